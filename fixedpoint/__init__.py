@@ -1,1 +1,46 @@
-"""Positron: fixedpoint."""
+"""The executable specification: Q-formats, integer operators, and quantized transformers in integers.
+
+Every circuit equals a function of this package bit for bit. Integer inference needs no float model; `calibrate` and
+`quantize_transformer`, which do, live in `fixedpoint.calibration` and `fixedpoint.quantize`.
+"""
+
+from .activation import TableActivation
+from .arithmetic import exact_matmul, requantize, shift_right_half_up
+from .attention import Attention
+from .embedding import Embedding, EmbeddingTable
+from .errors import QuantizationError
+from .exponential import Exponential
+from .export import load_export, save_export
+from .files import atomic_directory
+from .layer_norm import LayerNorm
+from .linear import Linear
+from .qformat import Overflow, QFormat, Rounding
+from .reciprocal import Reciprocal, ReciprocalSquareRoot, ScaledReciprocal
+from .softmax import Softmax
+from .transformer import Block, QuantizedTransformer
+
+__all__ = [
+    "Attention",
+    "Block",
+    "Embedding",
+    "EmbeddingTable",
+    "Exponential",
+    "LayerNorm",
+    "Linear",
+    "Overflow",
+    "QFormat",
+    "QuantizationError",
+    "QuantizedTransformer",
+    "Reciprocal",
+    "ReciprocalSquareRoot",
+    "Rounding",
+    "ScaledReciprocal",
+    "Softmax",
+    "TableActivation",
+    "atomic_directory",
+    "exact_matmul",
+    "load_export",
+    "requantize",
+    "save_export",
+    "shift_right_half_up",
+]

@@ -1,0 +1,52 @@
+"""Any pointwise function of an 8-bit number, as a table of 256 exactly rounded results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .arithmetic import Integers
+from .errors import QuantizationError
+from .qformat import FloatArray, IntegerArray, Overflow, QFormat, Rounding
+
+
+@dataclass(frozen=True, eq=False)
+class TableActivation:
+    """A pointwise function `y = table[x - minimum(x)]`.
+
+    Attributes:
+        input: Format of x, at most 8 bits.
+        output: Format of y.
+        table: Integers (2**input.bits,) of format `output`, in the order of x from smallest to largest.
+    """
+
+    input: QFormat
+    output: QFormat
+    table: IntegerArray
+
+    def __post_init__(self) -> None:
+        if self.input.bits > 8:
+            raise QuantizationError(f"a table activation reads at most 8 bits, not {self.input}")
+        if self.table.shape != (1 << self.input.bits,):
+            raise QuantizationError(
+                f"the table of a {self.input} input has {1 << self.input.bits} entries, not {self.table.shape}"
+            )
+        if not self.output.holds(self.table):
+            raise QuantizationError(f"a table entry does not fit {self.output}")
+
+    @classmethod
+    def from_function(
+        cls, function: Callable[[FloatArray], FloatArray], input_format: QFormat, output: QFormat
+    ) -> TableActivation:
+        """Tabulate a real function, each entry rounded half up and saturated."""
+        codes = np.arange(input_format.minimum_integer, input_format.maximum_integer + 1)
+        values = np.asarray(function(input_format.dequantize(codes)), dtype=np.float64)
+        return cls(input_format, output, output.quantize(values, Rounding.HALF_UP, Overflow.SATURATE))
+
+    def compute(self, x: Integers) -> IntegerArray:
+        """Return the function of integers (any shape) of format `input`, in format `output`."""
+        if not self.input.holds(x):
+            raise ValueError(f"an activation input does not fit {self.input}")
+        return self.table[np.asarray(x, dtype=np.int64) - self.input.minimum_integer]

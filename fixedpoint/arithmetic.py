@@ -1,0 +1,89 @@
+r"""The two operations under all integer inference: casting to fewer bits, and the exact matrix product.
+
+Requantization.  An accumulator with \(f_a\) fraction bits becomes an output with \(f_o\) by a shift of \(s = f_a - f_o\):
+\(y = \mathrm{sat}\left(\lfloor (x + 2^{s-1}) / 2^s \rfloor\right)\), that is half up, then saturate.  In hardware: one adder behind a
+shifter.  A negative \(s\) is an exact shift to the left.
+
+Exact products at BLAS speed.  NumPy multiplies integer matrices without BLAS, many times slower than floats.  A float32
+product of integers is exact while every partial sum stays below 2**24, a float64 one below 2**53, whatever the order of
+the additions, since every intermediate value is then a representable integer.  The bound is K · max|a| · max|b|.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .qformat import IntegerArray, QFormat
+
+Integers = NDArray[np.integer[Any]]
+
+FLOAT32_EXACT = 1 << 24
+FLOAT64_EXACT = 1 << 53
+
+
+def shift_right_half_up(values: Integers, shift: Integers | int) -> IntegerArray:
+    """Divide by `2**shift`, rounding half up (ties toward +infinity); negative shifts multiply exactly.
+
+    Args:
+        values: Integers of any shape, within ±2**61 after any shift to the left.
+        shift: One shift, or an array that broadcasts against `values`.
+
+    Returns:
+        int64 of the broadcast shape. Shifts beyond 62 give 0, as an infinitely wide shifter would.
+    """
+    wide = np.asarray(values, dtype=np.int64)
+    right = np.asarray(shift, dtype=np.int64)
+    if right.ndim == 0 and right >= 1:  # the common case, without the masks
+        amount = min(int(right), 62)
+        return (wide + (1 << (amount - 1))) >> amount
+    left = np.maximum(-right, 0)
+    amounts = np.clip(right, 0, 62)
+    # For a shift of 0 the half must be 0 as well: (1 << s) >> 1 is both.
+    half = np.left_shift(np.int64(1), amounts) >> 1
+    return ((wide << left) + half) >> amounts
+
+
+def requantize(values: Integers, shift: Integers | int, output: QFormat) -> IntegerArray:
+    """Cast accumulators to `output`: divide by `2**shift`, round half up, saturate.
+
+    Args:
+        values: Accumulators, any shape.
+        shift: Accumulator fraction minus output fraction; broadcasts against `values`.
+        output: The format whose range saturates.
+
+    Returns:
+        int64 integers of format `output`.
+    """
+    return np.clip(shift_right_half_up(values, shift), output.minimum_integer, output.maximum_integer)
+
+
+def exact_matmul(a: Integers, b: Integers, largest_a: int, largest_b: int) -> Integers:
+    """Multiply integer matrices exactly, by BLAS where a bound proves that floats are exact.
+
+    Args:
+        a: Integers (..., M, K).
+        b: Integers (..., K, N).
+        largest_a: Bound on |a|, from its format.
+        largest_b: Bound on |b|, from its format.
+
+    Returns:
+        (..., M, N): int32 where the float32 bound holds, int64 elsewhere.
+
+    Raises:
+        AssertionError: An operand breaks its bound.
+        OverflowError: Sums could exceed int64.
+    """
+    inner = a.shape[-1]
+    assert a.size == 0 or (int(a.max()) <= largest_a and int(a.min()) >= -largest_a), "left operand exceeds its bound"
+    assert b.size == 0 or (int(b.max()) <= largest_b and int(b.min()) >= -largest_b), "right operand exceeds its bound"
+    bound = inner * largest_a * largest_b
+    if bound < FLOAT32_EXACT:
+        return np.matmul(a.astype(np.float32), b.astype(np.float32)).astype(np.int32)
+    if bound < FLOAT64_EXACT:
+        return np.matmul(a.astype(np.float64), b.astype(np.float64)).astype(np.int64)
+    if bound >= 1 << 63:
+        raise OverflowError(f"a sum of {inner} products up to {largest_a} x {largest_b} can exceed 64 bits")
+    return np.matmul(a.astype(np.int64), b.astype(np.int64))

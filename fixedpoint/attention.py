@@ -1,0 +1,174 @@
+r"""Integer causal multi-head attention: the specification of the attention accelerator.
+
+For a token at position \(i\), head \(h\) of \(H\), head size \(d = C / H\):
+
+\[ q, k, v = \mathrm{linear}(x_i), \quad s_j = q_h \cdot k_{j,h}, \quad e_j = 2^{s_j - \max s}, \quad
+   c_h = \frac{\sum_{j \le i} e_j v_{j,h}}{\sum_{j \le i} e_j}, \quad y_i = \mathrm{linear}(c) \]
+
+\(\log_2 e / \sqrt d\) is folded into the query projection, so the scores arrive as base-2 logarithms.  The exponentials stay
+unnormalized; one reciprocal a head and token is applied at the end, to sums instead of to every weight.
+
+Reference: Vaswani et al., "Attention Is All You Need", arXiv:1706.03762; the order of operations follows FlashAttention's late
+normalization (Dao et al., arXiv:2205.14135).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from .arithmetic import Integers, exact_matmul, requantize
+from .errors import QuantizationError
+from .exponential import Exponential
+from .linear import Linear
+from .qformat import IntegerArray, QFormat, bits_for
+from .reciprocal import Reciprocal
+from .softmax import Softmax
+
+
+@dataclass(frozen=True, eq=False)
+class Attention:
+    """Quantized causal multi-head self-attention with a key-value cache.
+
+    Attributes:
+        query, key, value: Projections (C, C) from the normalized input to 8-bit vectors.
+        output: Projection (C, C) from the context to the residual format.
+        num_heads: Heads H; divides C.
+        context_length: Longest sequence; a circuit's cache has as many entries.
+        reciprocal: The reciprocal of the softmax denominators.
+    """
+
+    query: Linear
+    key: Linear
+    value: Linear
+    output: Linear
+    num_heads: int
+    context_length: int
+    reciprocal: Reciprocal = field(default_factory=Reciprocal)
+
+    def __post_init__(self) -> None:
+        channels = self.embed_dim
+        for name in ("query", "key", "value", "output"):
+            linear = getattr(self, name)
+            if linear.weight.shape != (channels, channels):
+                raise QuantizationError(f"attention {name} must be {channels} x {channels}, not {linear.weight.shape}")
+            if linear.weight_bits != self.query.weight_bits:
+                raise QuantizationError(
+                    f"attention {name} has {linear.weight_bits}-bit weights, query {self.query.weight_bits}-bit ones"
+                )
+        if not self.query.input == self.key.input == self.value.input:
+            raise QuantizationError("attention's query, key and value projections must read one format")
+        widths = {self.query.output.bits, self.key.output.bits, self.value.output.bits, self.output.input.bits}
+        if widths != {self.query.input.bits}:
+            raise QuantizationError(
+                f"attention's activations must all be {self.query.input.bits} bits wide, not {sorted(widths)}"
+            )
+        if self.num_heads < 1 or channels % self.num_heads:
+            raise QuantizationError(f"attention needs num_heads that divide {channels} channels, not {self.num_heads}")
+        if not 1 <= self.context_length <= 4096:
+            raise QuantizationError(f"attention context_length must be 1 to 4096, not {self.context_length}")
+
+    @property
+    def embed_dim(self) -> int:
+        """Channels C."""
+        return self.query.columns
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of a head d."""
+        return self.embed_dim // self.num_heads
+
+    @property
+    def score(self) -> QFormat:
+        """Format of a score: wide enough for any sum of d products."""
+        largest = self.head_dim << (self.query.output.bits + self.key.output.bits - 2)
+        return QFormat(bits_for(-largest, largest, True), self.query.output.fraction + self.key.output.fraction)
+
+    @property
+    def softmax(self) -> Softmax:
+        """The softmax of one head's scores."""
+        score = self.score
+        return Softmax(score, self.context_length, Exponential(score.fraction), self.reciprocal)
+
+    @property
+    def context(self) -> QFormat:
+        """Format of the normalized context, the input of the output projection."""
+        return self.output.input
+
+    @property
+    def weighted_sum_bits(self) -> int:
+        """Signed width of the sum of numerators times values."""
+        numerator = self.softmax.exponential.maximum
+        largest = self.context_length * numerator << (self.value.output.bits - 1)
+        return bits_for(-largest, largest, True)
+
+    def normalize(self, weighted: Integers, denominator: Integers) -> IntegerArray:
+        """Divide weighted sums by their denominators, to the format `context`.
+
+        Args:
+            weighted: Sums of numerator times value (...), value's fraction.
+            denominator: Sums of numerators, positive, broadcasting against `weighted`.
+        """
+        scale = self.reciprocal.compute(denominator)
+        shift = scale.exponent + (self.value.output.fraction - self.context.fraction)
+        return requantize(np.asarray(weighted, dtype=np.int64) * scale.mantissa, shift, self.context)
+
+    def compute(self, x: Integers) -> IntegerArray:
+        """Run whole sequences.
+
+        Args:
+            x: Integers (..., T, C) of the projections' input format, T <= context_length.
+
+        Returns:
+            int64 (..., T, C) of format `output.output`, before the residual is added.
+        """
+        length = x.shape[-2]
+        if not 1 <= length <= self.context_length:
+            raise ValueError(f"attention sequences have 1 to {self.context_length} tokens, not {length}")
+        query, key, value = (
+            self._split(linear.compute(x)) for linear in (self.query, self.key, self.value)
+        )  # (..., H, T, d)
+        limit = 1 << (self.query.output.bits - 1)
+        scores = exact_matmul(query, np.swapaxes(key, -1, -2), limit, limit)  # (..., H, T, T)
+        causal = np.tri(length, dtype=bool)
+        numerators = self.softmax.numerators(scores, causal)
+        weighted = exact_matmul(numerators, value, self.softmax.exponential.maximum, limit)  # (..., H, T, d)
+        context = self.normalize(weighted, numerators.sum(axis=-1, keepdims=True))
+        merged = np.swapaxes(context, -2, -3).reshape(x.shape)  # (..., T, C)
+        return self.output.compute(merged)
+
+    def compute_stream(self, x: Integers, restart: np.ndarray) -> IntegerArray:
+        """Run a stream of tokens as the accelerator does, sequence after sequence.
+
+        Args:
+            x: Integers (N, C), one token a row.
+            restart: Booleans (N,): the token starts a new sequence. The first token always does, and so does the one
+                after `context_length` tokens of a sequence.
+
+        Returns:
+            int64 (N, C) of format `output.output`.
+        """
+        results = np.empty(x.shape, dtype=np.int64)
+        start = 0
+        for index in range(1, len(x) + 1):
+            if index == len(x) or restart[index] or index - start == self.context_length:
+                results[start:index] = self.compute(x[start:index])
+                start = index
+        return results
+
+    @cached_property
+    def digest(self) -> bytes:
+        """The SHA-256 of everything that decides the results: weights, formats, sizes, tables."""
+        digest = hashlib.sha256(repr((self.num_heads, self.context_length, self.reciprocal)).encode())
+        for linear in (self.query, self.key, self.value, self.output):
+            digest.update(repr((linear.input, linear.output, linear.weight_bits)).encode())
+            for array in (linear.weight, linear.weight_fraction, linear.bias):
+                digest.update(array.astype("<i8").tobytes())
+        return digest.digest()
+
+    def _split(self, x: IntegerArray) -> IntegerArray:
+        """Split channels into heads: (..., T, C) to (..., H, T, d)."""
+        return np.swapaxes(x.reshape(*x.shape[:-1], self.num_heads, self.head_dim), -2, -3)

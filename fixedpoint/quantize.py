@@ -1,0 +1,128 @@
+"""From a trained float model to integers."""
+
+from __future__ import annotations
+
+import numpy as np
+from model.activations import activation_function
+
+from model import Transformer
+
+from .activation import TableActivation
+from .attention import Attention
+from .calibration import Calibration, QuantizationSettings, TensorFormat, query_scale, signal_to_noise
+from .embedding import Embedding, EmbeddingTable
+from .errors import QuantizationError
+from .layer_norm import LayerNorm
+from .linear import Linear
+from .qformat import QFormat
+from .transformer import Block, QuantizedTransformer
+
+
+def quantize_transformer(
+    model: Transformer, calibration: Calibration, settings: QuantizationSettings
+) -> QuantizedTransformer:
+    """Quantize a trained model with the activation formats of a calibration.
+
+    Raises:
+        QuantizationError: A weight is not finite, or an accumulator would need more than 32 bits.
+    """
+    config = model.config
+    formats = calibration.formats
+    residual = formats["residual"]
+    parameters = model.parameters
+    for name, values in parameters.items():
+        if not np.isfinite(values).all():
+            raise QuantizationError(f"weight {name} is NaN or infinite; the model cannot be quantized")
+
+    def linear(name: str, source: QFormat, output: QFormat, scale: float = 1.0) -> Linear:
+        weight, bias = parameters[f"{name}.weight"].astype(np.float64), parameters.get(f"{name}.bias")
+        scaled_bias = None if bias is None else bias.astype(np.float64) * scale
+        return Linear.from_float(weight * scale, scaled_bias, settings.weight_bits, source, output)
+
+    def norm(name: str) -> LayerNorm:
+        scale, shift = parameters[f"{name}.scale"], parameters[f"{name}.shift"]
+        return LayerNorm.from_float(
+            scale, shift, config.norm_epsilon, residual, formats[name], settings.activation_bits
+        )
+
+    blocks = []
+    for index in range(config.num_layers):
+        prefix = f"blocks.{index}"
+        normed, context = formats[f"{prefix}.attention_norm"], formats[f"{prefix}.attention.context"]
+        hidden, activated = formats[f"{prefix}.feed_forward.up"], formats[f"{prefix}.feed_forward.activation"]
+        query, key, value = (
+            linear(f"{prefix}.attention.{name}", normed, formats[f"{prefix}.attention.{name}"], scale)
+            for name, scale in (
+                ("query", query_scale(config.embed_dim // config.num_heads)),
+                ("key", 1.0),
+                ("value", 1.0),
+            )
+        )
+        blocks.append(
+            Block(
+                attention_norm=norm(f"{prefix}.attention_norm"),
+                attention=Attention(
+                    query=query,
+                    key=key,
+                    value=value,
+                    output=linear(f"{prefix}.attention.output", context, residual),
+                    num_heads=config.num_heads,
+                    context_length=config.max_seq_len,
+                ),
+                feed_forward_norm=norm(f"{prefix}.feed_forward_norm"),
+                up=linear(f"{prefix}.feed_forward.up", formats[f"{prefix}.feed_forward_norm"], hidden),
+                activation=TableActivation.from_function(activation_function(config.activation), hidden, activated),
+                down=linear(f"{prefix}.feed_forward.down", activated, residual),
+            )
+        )
+    head = parameters["token_embedding" if config.tie_embeddings else "output.weight"]
+    return QuantizedTransformer(
+        embedding=Embedding(
+            token=EmbeddingTable.from_float(parameters["token_embedding"], settings.embedding_bits),
+            position=EmbeddingTable.from_float(model.position_table(), settings.embedding_bits),
+            output=residual,
+        ),
+        blocks=tuple(blocks),
+        final_norm=norm("final_norm"),
+        logits=Linear.from_float(head, None, settings.weight_bits, formats["final_norm"], formats["logits"]),
+        residual=residual,
+    )
+
+
+def weight_table(model: Transformer, quantized: QuantizedTransformer) -> tuple[TensorFormat, ...]:
+    """Return what quantization did to each linear layer's weights, for reports."""
+    rows = []
+    head_dim = model.config.embed_dim // model.config.num_heads
+    for name, layer in named_linears(quantized).items():
+        if name == "logits":
+            exact = model.parameters["token_embedding" if model.config.tie_embeddings else "output.weight"]
+        else:
+            exact = model.parameters[f"{name}.weight"]
+        scale = query_scale(head_dim) if name.endswith("attention.query") else 1.0
+        reference = exact.astype(np.float64) * scale
+        fractions = sorted(set(layer.weight_fraction.tolist()))
+        ends = dict.fromkeys(str(QFormat(layer.weight_bits, fraction)) for fraction in (fractions[0], fractions[-1]))
+        limit = (1 << (layer.weight_bits - 1)) - 1
+        clipped = np.abs(np.ldexp(reference, layer.weight_fraction[:, None])) > limit + 0.5
+        rows.append(
+            TensorFormat(
+                f"{name}.weight",
+                layer.weight.shape,
+                " … ".join(ends),
+                signal_to_noise(reference, layer.dequantized_weight()),
+                float(clipped.mean()),
+            )
+        )
+    return tuple(rows)
+
+
+def named_linears(quantized: QuantizedTransformer) -> dict[str, Linear]:
+    """Return every linear layer by the float model's name for it."""
+    layers: dict[str, Linear] = {}
+    for index, block in enumerate(quantized.blocks):
+        for name in ("query", "key", "value", "output"):
+            layers[f"blocks.{index}.attention.{name}"] = getattr(block.attention, name)
+        layers[f"blocks.{index}.feed_forward.up"] = block.up
+        layers[f"blocks.{index}.feed_forward.down"] = block.down
+    layers["logits"] = quantized.logits
+    return layers

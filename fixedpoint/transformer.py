@@ -1,0 +1,114 @@
+"""The whole quantized decoder: integer tokens in, integer logits out, nothing in between but integers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .activation import TableActivation
+from .arithmetic import Integers
+from .attention import Attention
+from .embedding import Embedding
+from .errors import QuantizationError
+from .layer_norm import LayerNorm
+from .linear import Linear
+from .qformat import IntegerArray, Overflow, QFormat
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """One pre-norm decoder block: `x += attention(norm(x))`, `x += down(activation(up(norm(x))))`."""
+
+    attention_norm: LayerNorm
+    attention: Attention
+    feed_forward_norm: LayerNorm
+    up: Linear
+    activation: TableActivation
+    down: Linear
+
+    def compute(self, x: Integers, residual: QFormat) -> IntegerArray:
+        """Run the block on residuals (..., T, C) of format `residual`; each addition saturates."""
+        x = residual.fit(x + self.attention.compute(self.attention_norm.compute(x)), Overflow.SATURATE)
+        hidden = self.activation.compute(self.up.compute(self.feed_forward_norm.compute(x)))
+        return residual.fit(x + self.down.compute(hidden), Overflow.SATURATE)
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedTransformer:
+    """A decoder in integers. Build it with `quantize_transformer` or `load_export`.
+
+    Attributes:
+        embedding: Token and position embedding.
+        blocks: The decoder blocks.
+        final_norm: LayerNorm before the logits.
+        logits: Projection (V, C) to the vocabulary.
+        residual: The residual stream's format, one for the whole network.
+    """
+
+    embedding: Embedding
+    blocks: tuple[Block, ...]
+    final_norm: LayerNorm
+    logits: Linear
+    residual: QFormat
+
+    def __post_init__(self) -> None:
+        if not self.blocks:
+            raise QuantizationError("a transformer needs at least one block")
+        if self.embedding.output != self.residual:
+            raise QuantizationError(
+                f"the embedding produces {self.embedding.output}, the residual stream is {self.residual}"
+            )
+        for index, block in enumerate(self.blocks):
+            joints = (
+                ("residual", "attention_norm", self.residual, block.attention_norm.input),
+                ("attention_norm", "attention", block.attention_norm.output, block.attention.query.input),
+                ("attention", "residual", block.attention.output.output, self.residual),
+                ("residual", "feed_forward_norm", self.residual, block.feed_forward_norm.input),
+                ("feed_forward_norm", "up", block.feed_forward_norm.output, block.up.input),
+                ("up", "activation", block.up.output, block.activation.input),
+                ("activation", "down", block.activation.output, block.down.input),
+                ("down", "residual", block.down.output, self.residual),
+            )
+            for source, target, produced, expected in joints:
+                if produced != expected:
+                    raise QuantizationError(
+                        f"block {index}: {source} produces {produced}, but {target} expects {expected}"
+                    )
+        if self.final_norm.input != self.residual or self.final_norm.output != self.logits.input:
+            raise QuantizationError("the final norm's formats do not join the residual stream and the logits")
+
+    @property
+    def context_length(self) -> int:
+        """The longest sequence."""
+        return self.blocks[0].attention.context_length
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries of the vocabulary."""
+        return self.logits.rows
+
+    def forward(self, tokens: Integers) -> IntegerArray:
+        """Return logits, int64 (B, T, V) of format `logits.output`, for tokens (B, T), T <= context_length."""
+        x = self.embedding.compute(tokens)
+        for block in self.blocks:
+            x = block.compute(x, self.residual)
+        return self.logits.compute(self.final_norm.compute(x))
+
+    def loss(self, inputs: Integers, targets: Integers, batch_size: int = 32) -> float:
+        """Return the mean cross-entropy in nats over windows (N, T); the only floating-point step is on the final logits.
+
+        Raises:
+            ValueError: No window.
+        """
+        if len(inputs) == 0:
+            raise ValueError("the loss needs at least one window of tokens")
+        total = 0.0
+        for start in range(0, len(inputs), batch_size):
+            logits = self.logits.output.dequantize(self.forward(inputs[start : start + batch_size]))
+            logits -= logits.max(axis=-1, keepdims=True)
+            correct = np.take_along_axis(logits, np.asarray(targets)[start : start + batch_size, :, None], axis=-1)[
+                ..., 0
+            ]
+            total += float((np.log(np.exp(logits).sum(axis=-1)) - correct).sum())
+        return total / np.asarray(targets).size

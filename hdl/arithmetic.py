@@ -1,0 +1,44 @@
+"""Expressions that equal the casts of `fixedpoint.arithmetic`, for use inside cores."""
+
+from amaranth.hdl import Const, Mux, Shape, Value
+
+from fixedpoint import QFormat
+
+
+def shape_of(number_format: QFormat) -> Shape:
+    """Return the Amaranth shape of a format's integers."""
+    return Shape(number_format.bits, number_format.signed)
+
+
+def shift_right_half_up(value: Value, shift: int) -> Value:
+    """Return `value / 2**shift`, rounded half up; a negative shift multiplies exactly.
+
+    The result is wide enough for every argument.
+    """
+    if shift <= 0:
+        return value << -shift
+    return (value + Const(1 << (shift - 1))) >> shift
+
+
+def shift_right_half_up_by(value: Value, shift: Value) -> Value:
+    """Return `value / 2**shift`, rounded half up, for a shift known only when the circuit runs.
+
+    `floor((x + 2**(s-1)) / 2**s) = floor((floor(2x / 2**s) + 1) / 2)`: one shifter, then one incrementer, instead of a second
+    shifter for the half.  With s = 0 it returns x.  The circuit computes modulo nothing: no bit is lost on the left.
+    """
+    return (((value << 1) >> shift) + 1) >> 1
+
+
+def saturate(value: Value, number_format: QFormat) -> Value:
+    """Return `value` clipped to a format's range."""
+    value = Value.cast(value)
+    shape = value.shape()
+    result = value
+    if number_format.maximum_integer < (1 << (shape.width - shape.signed)) - 1:
+        result = Mux(value > number_format.maximum_integer, number_format.maximum_integer, result)
+    if shape.signed and number_format.minimum_integer > -(1 << (shape.width - 1)):
+        result = Mux(value < number_format.minimum_integer, number_format.minimum_integer, result)
+    if result.shape().width <= number_format.bits:
+        return result
+    kept = result[: number_format.bits]
+    return kept.as_signed() if number_format.signed else kept
