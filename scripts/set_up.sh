@@ -1,0 +1,69 @@
+#!/bin/sh
+# Create or complete .venv in the project: a virtual environment with everything that pyproject.toml names.
+# Called by make, which keeps the stamp .venv/installed. Needs no root and nothing but Python 3.11 or newer.
+# PYTHON=/path/to/python chooses the interpreter.
+set -eu
+cd "$(dirname "$0")/.."
+oldest="3.11"
+
+is_new_enough() {
+    "$1" -c 'import sys; sys.exit(sys.version_info < tuple(map(int, sys.argv[1].split("."))))' "$oldest" >/dev/null 2>&1
+}
+
+find_python() {
+    for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11 python}; do
+        if is_new_enough "$candidate"; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    found="$(python3 --version 2>&1 || true)"
+    {
+        if [ -n "${PYTHON:-}" ]; then
+            echo "error: PYTHON=$PYTHON is not Python $oldest or newer."
+        else
+            echo "error: Python $oldest or newer is needed; python3 here is: ${found:-not found}."
+            echo "Install it (Debian, Ubuntu: apt install python3.11 python3.11-venv; or https://docs.astral.sh/uv: uv python install)"
+            echo "or say which one to use: make PYTHON=/path/to/python3.11 …"
+        fi
+    } >&2
+    return 1
+}
+
+has_pip() {
+    .venv/bin/python -m pip --version >/dev/null 2>&1
+}
+
+make_environment() {
+    python="$(find_python)"
+    echo "Creating .venv with $("$python" --version)"
+    rm -rf .venv
+    # Debian packs ensurepip apart (python3-venv); an environment without pip can still be filled by the system's pip or uv.
+    if ! "$python" -m venv .venv >/dev/null 2>&1; then
+        rm -rf .venv
+        "$python" -m venv --without-pip .venv
+        "$python" -m pip --python .venv/bin/python install --quiet pip >/dev/null 2>&1 \
+            || uv pip install --quiet --python .venv/bin/python pip >/dev/null 2>&1 || true
+    fi
+    if ! has_pip; then
+        rm -rf .venv
+        {
+            echo "error: $python cannot create a virtual environment with pip."
+            echo "Install its venv module (Debian, Ubuntu: apt install python3-venv), or uv, or choose another: make PYTHON=…"
+        } >&2
+        return 1
+    fi
+}
+
+# An environment that is half made, or whose interpreter is gone or too old, is made anew.
+if ! is_new_enough .venv/bin/python || ! has_pip; then
+    make_environment
+fi
+rm -f .venv/installed
+echo "Installing packages into .venv (about 250 MB to download, once)"
+if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[fpga,dev]"; then
+    echo "error: pip could not install the packages (see above); run make again to go on." >&2
+    exit 1
+fi
+# The environment holds absolute paths; make compares this one to see that the project was moved.
+pwd -P >.venv/installed
