@@ -1,0 +1,125 @@
+"""Multipliers and adders side by side: the arithmetic shared by the matrix-vector core and the attention circuit.
+
+Nothing here has a handshake.  Every register moves only while `en` is high, so that the core around it can stall the whole pipeline with
+one signal, and results appear a fixed number of moves after their operands.
+"""
+
+from itertools import pairwise
+
+from amaranth.hdl import Module, Shape, Signal, signed
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
+
+from .errors import CircuitError
+
+
+class LaneProducts(wiring.Component):
+    """One signed multiplier a lane, with registers before and after it.
+
+    Equation: `o[l] = a[l] * b[l]`.  Latency: 2 moves.  Throughput: `lanes` products a move.
+    Resources: a hard multiplier a lane (ECP5: half a MULT18X18D pair, operands up to 18 bits).
+
+    Attributes:
+        lanes: Number of multipliers.
+        a_bits, b_bits: Signed operand widths, at most 18.
+        en: In, 1 bit. The pipeline moves.
+        a, b: In, arrays of `lanes` operands.
+        o: Out, array of `lanes` products.
+    """
+
+    latency = 2
+
+    def __init__(self, lanes: int, a_bits: int, b_bits: int):
+        if not isinstance(lanes, int) or lanes < 1:
+            raise CircuitError(f"lanes must be a whole number of at least 1, not {lanes!r}")
+        for name, bits in (("a_bits", a_bits), ("b_bits", b_bits)):
+            if not 1 <= bits <= 18:
+                raise CircuitError(f"{name} must be 1 to 18, the width of a hard multiplier, not {bits}")
+        self.lanes = lanes
+        super().__init__(
+            {
+                "en": In(1),
+                "a": In(data.ArrayLayout(signed(a_bits), lanes)),
+                "b": In(data.ArrayLayout(signed(b_bits), lanes)),
+                "o": Out(data.ArrayLayout(signed(a_bits + b_bits), lanes)),
+            }
+        )
+
+    def elaborate(self, platform):
+        """Build the circuit."""
+        m = Module()
+        a, b = Signal.like(self.a), Signal.like(self.b)
+        with m.If(self.en):
+            m.d.sync += [a.eq(self.a), b.eq(self.b)]
+            m.d.sync += [self.o[lane].eq(a[lane] * b[lane]) for lane in range(self.lanes)]
+        return m
+
+
+class AdderTree(wiring.Component):
+    """The sum of an array, by a tree with a register behind every level.
+
+    Equation: `o = sum(i)`.  Latency: `ceil(log2(count))` moves.  Throughput: one sum a move.
+    No overflow: the result is `ceil(log2(count))` bits wider than an element.
+
+    Attributes:
+        count: Number of summands.
+        latency: Moves from summands to sum.
+        en: In, 1 bit. The pipeline moves.
+        i: In, array of `count` signed elements.
+        o: Out, signed sum.
+    """
+
+    def __init__(self, count: int, bits: int):
+        if not isinstance(count, int) or count < 1:
+            raise CircuitError(f"an adder tree's count must be a whole number of at least 1, not {count!r}")
+        self.count = count
+        self.latency = ceil_log2(count)
+        super().__init__(
+            {
+                "en": In(1),
+                "i": In(data.ArrayLayout(signed(bits), count)),
+                "o": Out(signed(bits + self.latency)),
+            }
+        )
+
+    def elaborate(self, platform):
+        """Build the circuit."""
+        m = Module()
+        level = [self.i[index] for index in range(self.count)]
+        while len(level) > 1:
+            sums = []
+            for left in range(0, len(level), 2):
+                pair = level[left : left + 2]
+                total = sum(pair[1:], start=pair[0])
+                register = Signal(Shape.cast(total.shape()), name=f"sum_{len(level)}_{left}")
+                with m.If(self.en):
+                    m.d.sync += register.eq(total)
+                sums.append(register)
+            level = sums
+        m.d.comb += self.o.eq(level[0])
+        return m
+
+
+class Delay(wiring.Component):
+    """A value that arrives `moves` moves later, beside a pipeline of that latency.  Starts at zero.
+
+    Attributes:
+        moves: The delay.
+        en: In, 1 bit. The pipeline moves.
+        i, o: In and Out, of the given shape.
+        taps: The value after 0, 1, … `moves` moves; taps[0] is `i`.
+    """
+
+    def __init__(self, shape, moves: int):
+        self.moves = moves
+        super().__init__({"en": In(1), "i": In(shape), "o": Out(shape)})
+        self.taps = [self.i] + [Signal(shape, name=f"after_{move + 1}") for move in range(moves)]
+
+    def elaborate(self, platform):
+        """Build the circuit."""
+        m = Module()
+        with m.If(self.en):
+            m.d.sync += [later.eq(earlier) for earlier, later in pairwise(self.taps)]
+        m.d.comb += self.o.eq(self.taps[-1])
+        return m
