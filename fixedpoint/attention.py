@@ -116,6 +116,19 @@ class Attention:
         shift = scale.exponent + (self.value.output.fraction - self.context.fraction)
         return requantize(np.asarray(weighted, dtype=np.int64) * scale.mantissa, shift, self.context)
 
+    def scores(self, x: Integers) -> IntegerArray:
+        """Return every head's scores of all pairs of tokens, future ones included.
+
+        Args:
+            x: Integers (..., T, C) of the projections' input format.
+
+        Returns:
+            Integers (..., H, T, T) of format `score`: row i, column j is query i times key j.
+        """
+        query, key = self._split(self.query.compute(x)), self._split(self.key.compute(x))  # (..., H, T, d)
+        limit = 1 << (self.query.output.bits - 1)
+        return exact_matmul(query, np.swapaxes(key, -1, -2), limit, limit).astype(np.int64)
+
     def compute(self, x: Integers) -> IntegerArray:
         """Run whole sequences.
 
@@ -128,13 +141,10 @@ class Attention:
         length = x.shape[-2]
         if not 1 <= length <= self.context_length:
             raise ValueError(f"attention sequences have 1 to {self.context_length} tokens, not {length}")
-        query, key, value = (
-            self._split(linear.compute(x)) for linear in (self.query, self.key, self.value)
-        )  # (..., H, T, d)
-        limit = 1 << (self.query.output.bits - 1)
-        scores = exact_matmul(query, np.swapaxes(key, -1, -2), limit, limit)  # (..., H, T, T)
         causal = np.tri(length, dtype=bool)
-        numerators = self.softmax.numerators(scores, causal)
+        numerators = self.softmax.numerators(self.scores(x), causal)  # (..., H, T, T)
+        value = self._split(self.value.compute(x))  # (..., H, T, d)
+        limit = 1 << (self.value.output.bits - 1)
         weighted = exact_matmul(numerators, value, self.softmax.exponential.maximum, limit)  # (..., H, T, d)
         context = self.normalize(weighted, numerators.sum(axis=-1, keepdims=True))
         merged = np.swapaxes(context, -2, -3).reshape(x.shape)  # (..., T, C)

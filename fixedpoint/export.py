@@ -59,7 +59,7 @@ def save_export(quantized: QuantizedTransformer, directory: str | Path) -> dict[
             entry["memory_sha256"] = hashlib.sha256(text.encode()).hexdigest()
             (temporary / entry["memory"]).write_text(text, encoding="ascii")
         manifest["sha256"] = _self_digest(manifest)
-        np.savez(temporary / "weights.npz", **tensors)
+        np.savez(temporary / "weights.npz", **tensors)  # type: ignore[arg-type]  # a name could be a keyword of savez; ours have dots
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return manifest
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,12 @@ from .layer_norm import LayerNorm
 from .linear import Linear
 from .qformat import IntegerArray, Overflow, QFormat
 
+Observer = Callable[[str, IntegerArray], None]
+
+
+def ignore(name: str, values: IntegerArray) -> None:
+    """Observe nothing."""
+
 
 @dataclass(frozen=True, eq=False)
 class Block:
@@ -27,11 +34,21 @@ class Block:
     activation: TableActivation
     down: Linear
 
-    def compute(self, x: Integers, residual: QFormat) -> IntegerArray:
+    def compute(self, x: Integers, residual: QFormat, observe: Observer = ignore) -> IntegerArray:
         """Run the block on residuals (..., T, C) of format `residual`; each addition saturates."""
-        x = residual.fit(x + self.attention.compute(self.attention_norm.compute(x)), Overflow.SATURATE)
-        hidden = self.activation.compute(self.up.compute(self.feed_forward_norm.compute(x)))
-        return residual.fit(x + self.down.compute(hidden), Overflow.SATURATE)
+
+        def seen(name: str, values: IntegerArray) -> IntegerArray:
+            observe(name, values)
+            return values
+
+        normed = seen("attention_norm", self.attention_norm.compute(x))
+        attended = seen("attention.output", self.attention.compute(normed))
+        x = seen("attention_residual", residual.fit(x + attended, Overflow.SATURATE))
+        normed = seen("feed_forward_norm", self.feed_forward_norm.compute(x))
+        hidden = seen("feed_forward.up", self.up.compute(normed))
+        activated = seen("feed_forward.activation", self.activation.compute(hidden))
+        fed = seen("feed_forward.down", self.down.compute(activated))
+        return seen("feed_forward_residual", residual.fit(x + fed, Overflow.SATURATE))
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,12 +105,26 @@ class QuantizedTransformer:
         """Entries of the vocabulary."""
         return self.logits.rows
 
-    def forward(self, tokens: Integers) -> IntegerArray:
-        """Return logits, int64 (B, T, V) of format `logits.output`, for tokens (B, T), T <= context_length."""
+    def forward(self, tokens: Integers, observe: Observer = ignore) -> IntegerArray:
+        """Run whole sequences.
+
+        Args:
+            tokens: Integers (B, T), T <= context_length.
+            observe: Called with the name (the float model's) and integers (B, T, ·) of every tensor on the way.
+
+        Returns:
+            Logits, int64 (B, T, V) of format `logits.output`.
+        """
         x = self.embedding.compute(tokens)
-        for block in self.blocks:
-            x = block.compute(x, self.residual)
-        return self.logits.compute(self.final_norm.compute(x))
+        observe("embedding", x)
+        for index, block in enumerate(self.blocks):
+            prefix = f"blocks.{index}"
+            x = block.compute(x, self.residual, lambda name, values, prefix=prefix: observe(f"{prefix}.{name}", values))
+        normed = self.final_norm.compute(x)
+        observe("final_norm", normed)
+        logits = self.logits.compute(normed)
+        observe("logits", logits)
+        return logits
 
     def loss(self, inputs: Integers, targets: Integers, batch_size: int = 32) -> float:
         """Return the mean cross-entropy in nats over windows (N, T); the only floating-point step is on the final logits.
