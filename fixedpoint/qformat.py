@@ -10,6 +10,7 @@ its specification agree.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from enum import Enum
@@ -114,7 +115,7 @@ class QFormat:
         """Convert real values to this format's integers.
 
         Args:
-            values: Real numbers of any shape. Scaling by a power of two is exact in float64.
+            values: Real numbers of any shape. Scaling by a power of two is exact in float64 (of normal numbers).
             rounding: Which neighbour a value between two integers becomes.
             overflow: What a value out of range becomes. Infinities saturate; they are an error otherwise.
 
@@ -125,7 +126,8 @@ class QFormat:
             QuantizationError: A NaN anywhere; a value out of range where `overflow` is `ERROR`; an infinity or a value
                 beyond 2**62 units where `overflow` is `WRAP`.
         """
-        scaled = np.ldexp(np.asarray(values, dtype=np.float64), self.fraction)
+        with np.errstate(over="ignore"):  # beyond float64 is beyond any format, and handled as an infinity
+            scaled = np.ldexp(np.asarray(values, dtype=np.float64), self.fraction)
         if np.isnan(scaled).any():
             raise QuantizationError(f"cannot quantize NaN to {self}")
         # `+ 0.5` would itself round for values next to a tie; comparing the exact remainder does not.
@@ -151,9 +153,13 @@ class QFormat:
         """Bring integers that already count this format's units into its range.
 
         Raises:
+            TypeError: The values are not integers; `quantize` rounds real ones.
             QuantizationError: A value is out of range and `overflow` is `ERROR`.
         """
-        wide = np.asarray(integers, dtype=np.int64)
+        array = np.asarray(integers)
+        if array.size and not np.can_cast(array.dtype, np.int64):
+            raise TypeError(f"fit takes integers that int64 holds, not {array.dtype}; quantize() rounds real values")
+        wide = array.astype(np.int64)
         if overflow is Overflow.SATURATE:
             return np.clip(wide, self.minimum_integer, self.maximum_integer)
         if overflow is Overflow.WRAP:
@@ -201,7 +207,7 @@ def bits_for(lowest: int, highest: int, signed: bool) -> int:
         if lowest < 0:
             raise ValueError(f"an unsigned number cannot be {lowest}")
         return max(1, highest.bit_length())
-    return max(highest.bit_length(), (~lowest).bit_length() if lowest < 0 else 0) + 1
+    return max((end if end >= 0 else ~end).bit_length() for end in (lowest, highest)) + 1
 
 
 def covering_fraction(magnitude: float, bits: int, signed: bool = True) -> int:
@@ -215,10 +221,7 @@ def covering_fraction(magnitude: float, bits: int, signed: bool = True) -> int:
     largest = (1 << (bits - signed)) - 1
     if magnitude == 0 or largest == 0:
         return bits - signed
-    fraction = int(np.floor(np.log2(largest / magnitude)))
-    # log2 is rounded; the definition decides at exact powers of two.
-    while np.ldexp(magnitude, fraction + 1) <= largest:
-        fraction += 1
-    while np.ldexp(magnitude, fraction) > largest:
-        fraction -= 1
-    return fraction
+    # magnitude = mantissa · 2**exponent with 0.5 <= mantissa < 1, so this is the answer or one too many.
+    mantissa, exponent = math.frexp(magnitude)
+    fraction = largest.bit_length() - exponent
+    return fraction if math.ldexp(mantissa, largest.bit_length()) <= largest else fraction - 1
