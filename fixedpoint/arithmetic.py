@@ -22,13 +22,14 @@ Integers = NDArray[np.integer[Any]]
 
 FLOAT32_EXACT = 1 << 24
 FLOAT64_EXACT = 1 << 53
+LONGEST_SHIFT = 63  # of magnitudes below 2**62 nothing but 0 is left, and adding half of 2**63 still fits an int64
 
 
 def shift_right_half_up(values: Integers, shift: Integers | int) -> IntegerArray:
     """Divide by `2**shift`, rounding half up (ties toward +infinity); negative shifts multiply exactly.
 
     Args:
-        values: Integers of any shape, within ±2**61 after any shift to the left.
+        values: Integers of any shape, of magnitude below 2**62 before and after any shift to the left.
         shift: One shift, or an array that broadcasts against `values`.
 
     Returns:
@@ -37,10 +38,10 @@ def shift_right_half_up(values: Integers, shift: Integers | int) -> IntegerArray
     wide = np.asarray(values, dtype=np.int64)
     right = np.asarray(shift, dtype=np.int64)
     if right.ndim == 0 and right >= 1:  # the common case, without the masks
-        amount = min(int(right), 62)
+        amount = min(int(right), LONGEST_SHIFT)
         return (wide + (1 << (amount - 1))) >> amount
     left = np.maximum(-right, 0)
-    amounts = np.clip(right, 0, 62)
+    amounts = np.clip(right, 0, LONGEST_SHIFT)
     # For a shift of 0 the half must be 0 as well: (1 << s) >> 1 is both.
     half = np.left_shift(np.int64(1), amounts) >> 1
     return ((wide << left) + half) >> amounts
