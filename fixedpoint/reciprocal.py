@@ -38,7 +38,7 @@ def _floor_log2(values: Integers) -> IntegerArray:
         raise ValueError(f"a reciprocal needs a positive argument, not {int(wide.min())}")
     # float64 rounds beyond 53 bits, possibly up to the next power of two; the shift corrects that.
     position = np.frexp(wide.astype(np.float64))[1].astype(np.int64) - 1
-    return position - (wide >> np.minimum(position, 62) == 0)
+    return position - (wide >> position == 0)
 
 
 def _shift(values: Integers, right: IntegerArray) -> IntegerArray:
