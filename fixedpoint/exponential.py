@@ -26,7 +26,8 @@ class Exponential:
     Equation, with every division rounding half up: `u = t / 2**(fraction - table_bits)`,
     `e = table[u % 2**table_bits] / 2**(u >> table_bits)`.
 
-    Error: |e − (2**output_bits − 1)·2**−t| <= 1 + ln 2 · (2**output_bits − 1) / 2**(table_bits + 1) units; the second term (0.35
+    Error: |e − (2**output_bits − 1)·2**−t| <= 3/4 + ln 2 · (2**output_bits − 1) / 2**(table_bits + 1) units. Half a unit is the table's
+    rounding for t < 1; beyond that at most half of it is left, and the shift's own half unit comes on top. The last term (0.35
     units at 8 and 8 bits) is the rounding of `t` to the table's step and is absent where `fraction <= table_bits`.
 
     Attributes:
@@ -71,7 +72,15 @@ class Exponential:
 
         Returns:
             int64 of the same shape, 0 to `maximum`.
+
+        Raises:
+            ValueError: A distance is negative.
         """
-        index = shift_right_half_up(distance, self.shift)
-        whole = np.minimum(index >> self.table_bits, self.output_bits + 1)  # from here on the result is 0
+        wide = np.asarray(distance, dtype=np.int64)
+        if wide.size and int(wide.min()) < 0:
+            raise ValueError(f"an exponential's distance below the maximum cannot be negative: {int(wide.min())}")
+        # From t = output_bits + 1 on the result is 0. Clipped first: coarse distances are shifted left, by up to 42 bits.
+        nearest = np.minimum(wide, (self.output_bits + 1) << max(self.fraction, 0))
+        index = shift_right_half_up(nearest, self.shift)
+        whole = np.minimum(index >> self.table_bits, self.output_bits + 1)
         return shift_right_half_up(self.table[index & ((1 << self.table_bits) - 1)], whole)
