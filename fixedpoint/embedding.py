@@ -8,7 +8,7 @@ import numpy as np
 
 from .arithmetic import Integers, shift_right_half_up
 from .errors import QuantizationError
-from .linear import least_squares_fractions
+from .linear import FRACTION, LARGEST_LEFT_SHIFT, least_squares_fractions
 from .qformat import IntegerArray, Overflow, QFormat, Rounding
 
 
@@ -19,7 +19,7 @@ class EmbeddingTable:
     Attributes:
         weight: Integers (N, C), `weight_bits` wide.
         weight_bits: Width of an entry, 2 to 8.
-        weight_fraction: Fraction bits of each row (N,).
+        weight_fraction: Fraction bits of each row (N,), −128 to 127.
     """
 
     weight: IntegerArray
@@ -37,6 +37,10 @@ class EmbeddingTable:
             )
         if not 2 <= self.weight_bits <= 8 or not QFormat(self.weight_bits, 0).holds(self.weight):
             raise QuantizationError(f"an embedding entry does not fit {self.weight_bits} bits (2 to 8)")
+        if not FRACTION.holds(self.weight_fraction):
+            raise QuantizationError(
+                f"a weight_fraction is outside {FRACTION.minimum_integer} to {FRACTION.maximum_integer}"
+            )
 
     @classmethod
     def from_float(cls, table: np.ndarray, weight_bits: int) -> EmbeddingTable:
@@ -70,6 +74,11 @@ class Embedding:
             raise QuantizationError(
                 f"token and position embeddings differ in width: {self.token.weight.shape[1]} and {self.position.weight.shape[1]}"
             )
+        for table in (self.token, self.position):
+            if self.output.fraction - int(table.weight_fraction.min()) > LARGEST_LEFT_SHIFT:
+                raise QuantizationError(
+                    f"an embedding row is more than {LARGEST_LEFT_SHIFT} bits coarser than the output {self.output}"
+                )
 
     def compute(self, tokens: Integers, first_position: int = 0) -> IntegerArray:
         """Embed tokens (..., T) that stand at positions `first_position`, …; returns int64 (..., T, C).

@@ -15,6 +15,8 @@ from .errors import QuantizationError
 from .qformat import FloatArray, IntegerArray, Overflow, QFormat, Rounding, bits_for, covering_fraction
 
 MAXIMUM_ACCUMULATOR_BITS = 32
+LARGEST_LEFT_SHIFT = 28  # an accumulator shifted further could leave int64 before it saturates
+FRACTION = QFormat(8, 0)  # a row's fraction is stored in a signed byte
 FINER_CANDIDATES = 3  # the covering power of two and the next two below it
 
 
@@ -27,7 +29,7 @@ class Linear:
         output: Format of y.
         weight: Integers (R, K), `weight_bits` wide.
         weight_bits: Width of a weight, 2 to 8.
-        weight_fraction: Fraction bits of each row (R,).
+        weight_fraction: Fraction bits of each row (R,), −128 to 127.
         bias: Integers (R,) in accumulator units, |bias| <= `bias_limit`.
     """
 
@@ -50,6 +52,10 @@ class Linear:
             raise QuantizationError(f"Linear weight_bits must be 2 to 8, not {self.weight_bits}")
         if not QFormat(self.weight_bits, 0).holds(self.weight):
             raise QuantizationError(f"a weight does not fit {self.weight_bits} bits")
+        if not FRACTION.holds(self.weight_fraction):
+            raise QuantizationError(
+                f"a weight_fraction is outside {FRACTION.minimum_integer} to {FRACTION.maximum_integer}"
+            )
         if not self.input.signed or not self.output.signed:
             raise QuantizationError(f"Linear formats must be signed, not {self.input} and {self.output}")
         if np.abs(self.bias).max() > self.bias_limit:
@@ -59,6 +65,11 @@ class Linear:
                 f"an accumulator of {self.columns} products of {self.input.bits} x {self.weight_bits} bits needs "
                 f"{self.accumulator_bits} bits; at most {MAXIMUM_ACCUMULATOR_BITS} are supported"
             )
+        if self.shift.min() < -LARGEST_LEFT_SHIFT:
+            raise QuantizationError(
+                f"Linear output {self.output} is {-self.shift.min()} bits finer than an accumulator; "
+                f"at most {LARGEST_LEFT_SHIFT} are supported"
+            )
 
     @classmethod
     def from_float(
@@ -67,7 +78,7 @@ class Linear:
         """Quantize weights (R, K) and bias (R,), each row at the power-of-two scale of least squared error.
 
         Raises:
-            QuantizationError: A value is not finite.
+            QuantizationError: A value is not finite, or not of a size that the formats can hold.
         """
         matrix = np.asarray(weight, dtype=np.float64)
         offset = np.zeros(len(matrix)) if bias is None else np.asarray(bias, dtype=np.float64)
@@ -76,19 +87,22 @@ class Linear:
         fraction = least_squares_fractions(matrix, weight_bits)
         # A bias may take as much of the accumulator as the products; a row of tiny weights beside a large bias is scaled coarser.
         limit = matrix.shape[1] << (weight_bits + input_format.bits - 2)
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", over="ignore"):  # no bias, or next to none, limits nothing
             bias_fraction = np.floor(np.log2(limit / np.abs(offset))) - input_format.fraction
         fraction = np.minimum(fraction, bias_fraction).astype(np.int64)
         scaled = np.ldexp(matrix, fraction[:, None])
         integers = QFormat(weight_bits, 0).quantize(scaled, Rounding.HALF_UP, Overflow.SATURATE)
-        accumulator_units = np.floor(np.ldexp(offset, fraction + input_format.fraction) + 0.5)
+        accumulator = QFormat(bits_for(-limit, limit, True), 0)
+        units = accumulator.quantize(
+            np.ldexp(offset, fraction + input_format.fraction), Rounding.HALF_UP, Overflow.SATURATE
+        )
         return cls(
             input=input_format,
             output=output,
             weight=integers,
             weight_bits=weight_bits,
             weight_fraction=fraction,
-            bias=np.clip(accumulator_units, -limit, limit).astype(np.int64),
+            bias=np.clip(units, -limit, limit),
         )
 
     @property
@@ -134,10 +148,10 @@ def least_squares_fractions(matrix: np.ndarray, bits: int) -> IntegerArray:
     """Return each row's fraction (R,) of least squared rounding error, among the covering power of two and the next two below it.
 
     The finer candidates clip the row's largest weights to round the many small ones better. A row of zeros gets the
-    fraction of a row whose largest weight is 1.
+    fraction of a row whose largest weight is 1. No fraction exceeds what a byte stores: weights below 2**-120 may become 0.
     """
     covering = np.array([covering_fraction(float(np.abs(row).max()), bits) for row in matrix], dtype=np.int64)
-    candidates = covering[:, None] + np.arange(FINER_CANDIDATES)
+    candidates = np.minimum(covering[:, None] + np.arange(FINER_CANDIDATES), FRACTION.maximum_integer)
     integer = QFormat(bits, 0)
     errors = np.empty(candidates.shape)
     for column in range(FINER_CANDIDATES):
