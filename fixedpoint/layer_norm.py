@@ -19,6 +19,7 @@ import numpy as np
 
 from .arithmetic import Integers, requantize
 from .errors import QuantizationError
+from .linear import LARGEST_LEFT_SHIFT
 from .qformat import IntegerArray, Overflow, QFormat, Rounding, bits_for, covering_fraction
 from .reciprocal import ReciprocalSquareRoot
 
@@ -68,6 +69,11 @@ class LayerNorm:
             raise QuantizationError(
                 f"LayerNorm shift exceeds the product's range: {np.abs(self.shift).max()} > {self.shift_limit}"
             )
+        if self.output_shift < -LARGEST_LEFT_SHIFT:
+            raise QuantizationError(
+                f"LayerNorm output {self.output} is {-self.output_shift} bits finer than the product; "
+                f"at most {LARGEST_LEFT_SHIFT} are supported"
+            )
 
     @classmethod
     def from_float(
@@ -84,10 +90,15 @@ class LayerNorm:
         Raises:
             QuantizationError: A value is not finite.
         """
+        if not (np.isfinite(scale).all() and np.isfinite(shift).all() and math.isfinite(epsilon)):
+            raise QuantizationError("a LayerNorm scale, shift or epsilon is NaN or infinite")
         channels = len(scale)
-        scale_format = QFormat(scale_bits, covering_fraction(float(np.abs(scale).max()), scale_bits))
         normalized = cls.normalized_format(channels)
-        largest = 1 << (normalized.bits + scale_format.bits - 2)
+        largest = 1 << (normalized.bits + scale_bits - 2)
+        # A beta may take as much of the product's range as gamma; a small gamma beside a large beta is scaled coarser.
+        gamma_fraction = covering_fraction(float(np.abs(scale).max()), scale_bits)
+        beta_fraction = covering_fraction(float(np.abs(shift).max()), largest.bit_length()) - normalized.fraction
+        scale_format = QFormat(scale_bits, min(gamma_fraction, beta_fraction) if np.any(shift) else gamma_fraction)
         product = QFormat(bits_for(-largest, largest, True), normalized.fraction + scale_format.fraction)
         in_units = channels**2 * epsilon * math.ldexp(1, 2 * input_format.fraction)
         return cls(
