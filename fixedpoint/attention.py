@@ -70,6 +70,14 @@ class Attention:
             raise QuantizationError(f"attention needs num_heads that divide {channels} channels, not {self.num_heads}")
         if not 1 <= self.context_length <= 4096:
             raise QuantizationError(f"attention context_length must be 1 to 4096, not {self.context_length}")
+        try:
+            smallest = self.softmax.exponential.maximum.bit_length() - 1 + self.reciprocal.mantissa_bits
+        except ValueError as error:  # the softmax states what it wants in its own words
+            raise QuantizationError(f"attention scores of format {self.score} are not usable: {error}") from None
+        if smallest + self.value.output.fraction - self.context.fraction < 0:
+            raise QuantizationError(
+                f"attention context {self.context} is too fine for values of {self.value.output}: it would gain bits that no value has"
+            )
 
     @property
     def embed_dim(self) -> int:
