@@ -92,6 +92,35 @@ class QuantizedTransformer:
                     raise QuantizationError(
                         f"block {index}: {source} produces {produced}, but {target} expects {expected}"
                     )
+        channels, attention = self.embedding.token.weight.shape[1], self.blocks[0].attention
+        for index, block in enumerate(self.blocks):
+            shapes = (
+                ("attention_norm", (channels,), block.attention_norm.scale.shape),
+                ("attention", (channels, channels), block.attention.query.weight.shape),
+                ("feed_forward_norm", (channels,), block.feed_forward_norm.scale.shape),
+                ("up", (block.up.rows, channels), block.up.weight.shape),
+                ("down", (channels, block.up.rows), block.down.weight.shape),
+            )
+            for name, expected_shape, shape in shapes:
+                if shape != expected_shape:
+                    raise QuantizationError(f"block {index}: {name} must have shape {expected_shape}, not {shape}")
+            sizes = (block.attention.num_heads, block.attention.context_length)
+            if sizes != (attention.num_heads, attention.context_length):
+                raise QuantizationError(
+                    f"block {index} has (heads, context) {sizes}, block 0 {(attention.num_heads, attention.context_length)}"
+                )
+        if len(self.embedding.position.weight) < self.context_length:
+            raise QuantizationError(
+                f"{len(self.embedding.position.weight)} positions are embedded, but the context has {self.context_length}"
+            )
+        if self.final_norm.channels != channels or self.logits.weight.shape != (self.vocab_size, channels):
+            raise QuantizationError(
+                f"final norm and logits must have {channels} channels, not {self.final_norm.channels} and {self.logits.columns}"
+            )
+        if len(self.embedding.token.weight) != self.vocab_size:
+            raise QuantizationError(
+                f"{len(self.embedding.token.weight)} tokens are embedded, but there are logits for {self.vocab_size}"
+            )
         if self.final_norm.input != self.residual or self.final_norm.output != self.logits.input:
             raise QuantizationError("the final norm's formats do not join the residual stream and the logits")
 
