@@ -17,6 +17,8 @@ from .qformat import Overflow, QFormat, Rounding, covering_fraction
 # The residual stream saturates for good once it leaves its range, and 16 bits have precision to spare: a quarter of
 # headroom above the largest value that calibration saw.
 RESIDUAL_HEADROOM = 1.25
+# Activations below 2**-13 are next to nothing beside a LayerNorm's, and finer formats would cost the exponential range.
+MAXIMUM_FRACTION = 20
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def calibrate(model: Transformer, tokens: np.ndarray, settings: QuantizationSett
 
     def observe(name: str, values: np.ndarray) -> None:
         if not name.endswith("attention.weights"):
-            seen.setdefault(name, []).append(np.asarray(values, dtype=np.float64))
+            seen.setdefault(name, []).append(np.array(values, dtype=np.float64))  # a copy: buffers are reused
 
     for start in range(0, len(windows), 16):
         model.forward(windows[start : start + 16], observe=observe)
@@ -137,12 +139,12 @@ def query_scale(head_dim: int) -> float:
 def least_squares_format(values: np.ndarray, bits: int) -> QFormat:
     """Return the signed format of least squared rounding error, among the covering power of two and the next two below it."""
     best = _covering(float(np.abs(values).max()), bits)
-    candidates = [QFormat(bits, best.fraction + finer) for finer in range(FINER_CANDIDATES)]
+    candidates = [QFormat(bits, min(best.fraction + finer, MAXIMUM_FRACTION)) for finer in range(FINER_CANDIDATES)]
     return min(candidates, key=lambda candidate: _noise(values, candidate))
 
 
 def _covering(magnitude: float, bits: int) -> QFormat:
-    return QFormat(bits, covering_fraction(magnitude, bits))
+    return QFormat(bits, min(covering_fraction(magnitude, bits), MAXIMUM_FRACTION))
 
 
 def _round_trip(values: np.ndarray, target: QFormat) -> np.ndarray:

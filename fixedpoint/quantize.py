@@ -102,8 +102,9 @@ def weight_table(model: Transformer, quantized: QuantizedTransformer) -> tuple[T
         reference = exact.astype(np.float64) * scale
         fractions = sorted(set(layer.weight_fraction.tolist()))
         ends = dict.fromkeys(str(QFormat(layer.weight_bits, fraction)) for fraction in (fractions[0], fractions[-1]))
-        limit = (1 << (layer.weight_bits - 1)) - 1
-        clipped = np.abs(np.ldexp(reference, layer.weight_fraction[:, None])) > limit + 0.5
+        code = QFormat(layer.weight_bits, 0)
+        scaled = np.ldexp(reference, layer.weight_fraction[:, None])
+        clipped = (scaled < code.minimum_integer) | (scaled > code.maximum_integer)
         rows.append(
             TensorFormat(
                 f"{name}.weight",
