@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,26 +14,43 @@ from pathlib import Path
 def atomic_directory(path: str | Path) -> Iterator[Path]:
     """Fill a directory beside `path` and put it in `path`'s place when the block ends without an exception.
 
-    Whoever looks sees the old directory or the new one, never half of either; an exception or Ctrl-C leaves the old one
-    as it was. A killed process leaves at most a directory `.NAME.*.tmp`, which the next call for `path` removes.
+    Whoever opens `path` never finds half of a directory. An exception or Ctrl-C, whenever it comes, leaves the old one as it
+    was. No file system replaces a directory that is not empty in one step, so for the moment between two renames there is
+    none; a process killed in just that moment leaves the old one in `.NAME.XXXXXXXX.tmp/old`, and the next call puts it back.
+    Whatever else a killed process leaves, the next call for `path` removes. One process at a time may fill a `path`.
 
     Yields:
         The directory to fill, empty, on the same file system.
     """
     target = Path(path).absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in target.parent.glob(f".{target.name}.*.tmp"):
+    # mkdtemp's names have eight random characters; `*` would also match the directories of a target called NAME.something.
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}.????????.tmp"):
+        _restore(leftover / "old", target)
         shutil.rmtree(leftover, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    temporary = _temporary(target)
     try:
         yield temporary
         temporary.chmod(0o755)  # mkdtemp's 0700 would lock out whoever shares the project
-        if target.exists():
-            discarded = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+        if not target.exists():
+            temporary.replace(target)
+            return
+        discarded = _temporary(target)
+        try:
             target.replace(discarded / "old")
             temporary.replace(target)
-            shutil.rmtree(discarded)
-        else:
-            temporary.replace(target)
+        finally:
+            _restore(discarded / "old", target)
+            shutil.rmtree(discarded, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary(target: Path) -> Path:
+    return Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+
+
+def _restore(old: Path, target: Path) -> None:
+    """Put a directory that was moved away back, unless its place is taken."""
+    if old.exists() and not target.exists():
+        old.replace(target)
