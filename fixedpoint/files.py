@@ -16,7 +16,7 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
 
     Whoever opens `path` never finds half of a directory. An exception or Ctrl-C, whenever it comes, leaves the old one as it
     was. No file system replaces a directory that is not empty in one step, so for the moment between two renames there is
-    none; a process killed in just that moment leaves the old one in `.NAME.XXXXXXXX.tmp/old`, and the next call puts it back.
+    none; a process killed in just that moment leaves the old one in `.NAME.XXXXXXXX.old`, and the next call puts it back.
     Whatever else a killed process leaves, the next call for `path` removes. One process at a time may fill a `path`.
 
     Yields:
@@ -26,28 +26,30 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     # mkdtemp's names have eight random characters; `*` would also match the directories of a target called NAME.something.
     for leftover in target.parent.glob(f".{glob.escape(target.name)}.????????.tmp"):
-        _restore(leftover / "old", target)
         shutil.rmtree(leftover, ignore_errors=True)
-    temporary = _temporary(target)
+    for discarded in target.parent.glob(f".{glob.escape(target.name)}.????????.old"):
+        _restore(discarded / target.name, target)
+        shutil.rmtree(discarded, ignore_errors=True)
+    temporary = _beside(target, ".tmp")
     try:
         yield temporary
         temporary.chmod(0o755)  # mkdtemp's 0700 would lock out whoever shares the project
         if not target.exists():
             temporary.replace(target)
             return
-        discarded = _temporary(target)
+        discarded = _beside(target, ".old")
         try:
-            target.replace(discarded / "old")
+            target.replace(discarded / target.name)
             temporary.replace(target)
         finally:
-            _restore(discarded / "old", target)
+            _restore(discarded / target.name, target)
             shutil.rmtree(discarded, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _temporary(target: Path) -> Path:
-    return Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+def _beside(target: Path, suffix: str) -> Path:
+    return Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=suffix, dir=target.parent))
 
 
 def _restore(old: Path, target: Path) -> None:
