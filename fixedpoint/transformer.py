@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -21,6 +22,10 @@ Observer = Callable[[str, IntegerArray], None]
 
 def ignore(name: str, values: IntegerArray) -> None:
     """Observe nothing."""
+
+
+def _observe_in_block(observe: Observer, prefix: str, name: str, values: IntegerArray) -> None:
+    observe(f"{prefix}.{name}", values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +153,7 @@ class QuantizedTransformer:
         observe("embedding", x)
         for index, block in enumerate(self.blocks):
             prefix = f"blocks.{index}"
-            x = block.compute(x, self.residual, lambda name, values, prefix=prefix: observe(f"{prefix}.{name}", values))
+            x = block.compute(x, self.residual, partial(_observe_in_block, observe, prefix))
         normed = self.final_norm.compute(x)
         observe("final_norm", normed)
         logits = self.logits.compute(normed)
