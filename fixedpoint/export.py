@@ -14,8 +14,11 @@ Loading trusts none of it: everything is checked before a model is built.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import math
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ from .files import atomic_directory
 from .layer_norm import LayerNorm
 from .linear import Linear
 from .qformat import IntegerArray, QFormat
+from .reciprocal import Reciprocal, ReciprocalSquareRoot
 from .transformer import Block, QuantizedTransformer
 
 SCHEMA = "positron-quantized-transformer"
@@ -47,17 +51,23 @@ def save_export(quantized: QuantizedTransformer, directory: str | Path) -> dict[
 
     Args:
         quantized: The model.
-        directory: Where to; an earlier export there is replaced.
+        directory: Where to; an earlier export there is replaced, and so is an empty directory.
 
     Returns:
         The manifest.
+
+    Raises:
+        QuantizationError: The directory holds something else, which would be lost.
     """
+    path = Path(directory)
+    if path.exists() and not (path / "manifest.json").is_file() and not (path.is_dir() and not any(path.iterdir())):
+        raise QuantizationError(f"{path} exists and holds no export; choose another directory or remove it")
     manifest, tensors = describe(quantized)
     with atomic_directory(directory) as temporary:
         for name, entry in manifest["tensors"].items():
             text = memory_file(tensors[name], entry["bits"])
             entry["memory_sha256"] = hashlib.sha256(text.encode()).hexdigest()
-            (temporary / entry["memory"]).write_text(text, encoding="ascii")
+            (temporary / entry["memory"]).write_text(text, encoding="ascii", newline="\n")
         manifest["sha256"] = _self_digest(manifest)
         np.savez(temporary / "weights.npz", **tensors)  # type: ignore[arg-type]  # a name could be a keyword of savez; ours have dots
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
@@ -81,6 +91,7 @@ def describe(quantized: QuantizedTransformer) -> tuple[dict[str, Any], dict[str,
             "scale_format": str(norm.scale_format),
             "output": str(norm.output),
             "epsilon": norm.epsilon,
+            "reciprocal_square_root": asdict(norm.reciprocal_square_root),
         }
         tensors[f"{name}.scale"] = norm.scale, norm.scale_format.bits
         tensors[f"{name}.shift"] = norm.shift, norm.product_bits
@@ -94,6 +105,7 @@ def describe(quantized: QuantizedTransformer) -> tuple[dict[str, Any], dict[str,
         prefix = f"blocks.{index}"
         for name in NORM_NAMES:
             add_norm(f"{prefix}.{name}", getattr(block, name))
+        layers[f"{prefix}.attention"] = {"reciprocal": asdict(block.attention.reciprocal)}
         for name in PROJECTION_NAMES:
             add_linear(f"{prefix}.attention.{name}", getattr(block.attention, name))
         add_linear(f"{prefix}.up", block.up)
@@ -103,6 +115,9 @@ def describe(quantized: QuantizedTransformer) -> tuple[dict[str, Any], dict[str,
     add_norm("final_norm", quantized.final_norm)
     add_linear("logits", quantized.logits)
 
+    for name, (array, bits) in tensors.items():
+        if not QFormat(bits, 0).holds(array):
+            raise QuantizationError(f"tensor {name} does not fit its {bits} signed bits")
     stored = {name: array.astype(_storage_type(bits)) for name, (array, bits) in tensors.items()}
     manifest = {
         "schema": SCHEMA,
@@ -130,28 +145,31 @@ def describe(quantized: QuantizedTransformer) -> tuple[dict[str, Any], dict[str,
 def load_export(directory: str | Path) -> QuantizedTransformer:
     """Read a quantized model and check all of it: schema, digests, shapes, ranges, and that the layers' formats join.
 
+    The model that was read must describe itself by the very manifest it was read with, and its tensors by the very memory files.
+
     Raises:
         QuantizationError: Something is missing, edited, truncated or of another version; the message names it.
     """
     path = Path(directory)
     manifest = _read_manifest(path / "manifest.json")
-    tensors = _read_tensors(path / "weights.npz", manifest)
-    for name, entry in manifest["tensors"].items():
-        memory = path / entry["memory"]
-        try:
-            digest = hashlib.sha256(memory.read_bytes()).hexdigest()
-        except OSError as error:
-            raise QuantizationError(f"cannot read {memory}: {error.strerror}; quantize the model again") from None
-        if digest != entry["memory_sha256"]:
-            raise QuantizationError(
-                f"{memory} is not what the manifest describes (tensor {name}); quantize the model again"
-            )
     try:
-        return _build(manifest, tensors)
-    except (KeyError, TypeError, ValueError) as error:
+        tensors = _read_tensors(path / "weights.npz", manifest["tensors"])
+        quantized = _build(manifest, tensors)
+        described, stored = describe(quantized)
+        for name, entry in described["tensors"].items():
+            text = memory_file(stored[name], entry["bits"])
+            entry["memory_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+            _check_memory(path / entry["memory"], text)
+        described["sha256"] = _self_digest(described)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, QuantizationError):
             raise
-        raise QuantizationError(f"{path / 'manifest.json'} describes no usable model: {error}") from None
+        raise QuantizationError(
+            f"{path / 'manifest.json'} describes no usable model ({type(error).__name__}: {error}); quantize the model again"
+        ) from None
+    if described["sha256"] != manifest["sha256"]:
+        raise QuantizationError(f"{path / 'manifest.json'} says other things than its model; quantize the model again")
+    return quantized
 
 
 def memory_file(tensor: np.ndarray, bits: int) -> str:
@@ -198,24 +216,18 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _read_tensors(path: Path, manifest: dict[str, Any]) -> dict[str, IntegerArray]:
-    """Read and check the tensors; nothing larger than the manifest says is ever allocated."""
-    entries = manifest["tensors"]
+def _read_tensors(path: Path, entries: dict[str, Any]) -> dict[str, IntegerArray]:
+    """Read and check the tensors; nothing larger than the file itself is ever allocated."""
     tensors: dict[str, IntegerArray] = {}
     try:
         with zipfile.ZipFile(path) as archive:
-            sizes = {member.filename.removesuffix(".npy"): member.file_size for member in archive.infolist()}
-        if sizes.keys() != entries.keys():
-            raise QuantizationError(
-                f"{path} holds other tensors than the manifest: {sorted(sizes.keys() ^ entries.keys())[:3]}"
-            )
-        for name, entry in entries.items():
-            wanted = int(np.prod(entry["shape"])) * np.dtype(entry["type"]).itemsize
-            if not wanted <= sizes[name] <= wanted + 4096:  # the .npy header comes first
-                raise QuantizationError(f"{path}: tensor {name} takes {sizes[name]} bytes, expected {wanted}")
-        with np.load(path, allow_pickle=False) as archive_arrays:
+            members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+            if members.keys() != entries.keys() or len(members) != len(archive.infolist()):
+                raise QuantizationError(
+                    f"{path} holds other tensors than the manifest: {sorted(members.keys() ^ entries.keys())[:3]}"
+                )
             for name, entry in entries.items():
-                tensor = archive_arrays[name]
+                tensor = _read_tensor(archive, members[name])
                 if list(tensor.shape) != entry["shape"] or tensor.dtype.name != entry["type"]:
                     raise QuantizationError(
                         f"{path}: tensor {name} is {tensor.dtype}{list(tensor.shape)}, expected {entry['type']}{entry['shape']}"
@@ -227,11 +239,40 @@ def _read_tensors(path: Path, manifest: dict[str, Any]) -> dict[str, IntegerArra
                 tensors[name] = tensor.astype(np.int64)
     except OSError as error:
         raise QuantizationError(f"cannot read {path}: {error.strerror or error}; quantize the model again") from None
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, KeyError, TypeError, ValueError) as error:
+    except (zipfile.BadZipFile, EOFError, RuntimeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, QuantizationError):
             raise
         raise QuantizationError(f"{path} is damaged: {error}; quantize the model again") from None
     return tensors
+
+
+def _read_tensor(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """Read one `.npy` member, which must hold exactly the integers that its header claims.
+
+    Members are stored uncompressed, so that neither a header nor a compressor can claim more than the file holds.
+    """
+    if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
+        raise ValueError(f"{member.filename} is compressed")
+    with archive.open(member) as stream:
+        content = io.BytesIO(stream.read())
+    version = np.lib.format.read_magic(content)
+    if version != (1, 0):
+        raise ValueError(f"{member.filename} has .npy version {version}, expected (1, 0)")
+    shape, fortran_order, kind = np.lib.format.read_array_header_1_0(content)
+    values = content.read()
+    if kind.kind != "i" or fortran_order or len(values) != math.prod(shape) * kind.itemsize:
+        raise ValueError(f"{member.filename} does not hold the {shape} integers that it claims")
+    return np.frombuffer(values, dtype=kind).reshape(shape)
+
+
+def _check_memory(path: Path, text: str) -> None:
+    """Compare a memory file with the text that its tensor has."""
+    try:
+        same = path.stat().st_size == len(text) and path.read_bytes() == text.encode()
+    except OSError as error:
+        raise QuantizationError(f"cannot read {path}: {error.strerror}; quantize the model again") from None
+    if not same:
+        raise QuantizationError(f"{path} does not hold its tensor; quantize the model again")
 
 
 def _build(manifest: dict[str, Any], tensors: dict[str, IntegerArray]) -> QuantizedTransformer:
@@ -258,6 +299,7 @@ def _build(manifest: dict[str, Any], tensors: dict[str, IntegerArray]) -> Quanti
             shift=tensors[f"{name}.shift"],
             output=QFormat.parse(entry["output"]),
             epsilon=entry["epsilon"],
+            reciprocal_square_root=ReciprocalSquareRoot(**entry["reciprocal_square_root"]),
         )
 
     def table(name: str) -> EmbeddingTable:
@@ -269,7 +311,15 @@ def _build(manifest: dict[str, Any], tensors: dict[str, IntegerArray]) -> Quanti
         activation = layers[f"{prefix}.activation"]
         return Block(
             attention_norm=norm(f"{prefix}.attention_norm"),
-            attention=Attention(query, key, value, output, manifest["num_heads"], manifest["context_length"]),
+            attention=Attention(
+                query,
+                key,
+                value,
+                output,
+                manifest["num_heads"],
+                manifest["context_length"],
+                Reciprocal(**layers[f"{prefix}.attention"]["reciprocal"]),
+            ),
             feed_forward_norm=norm(f"{prefix}.feed_forward_norm"),
             up=linear(f"{prefix}.up"),
             activation=TableActivation(
