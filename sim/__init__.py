@@ -1,1 +1,4 @@
-"""Positron: sim."""
+"""Simulation: one bench, three simulators (Amaranth's own, cocotb on Verilator, cocotb on Icarus Verilog).
+
+Nothing is imported here: the part that runs inside a simulator (`sim.streams`, `sim.cocotb_bench`) must start quickly.
+"""
