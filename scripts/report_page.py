@@ -1,0 +1,272 @@
+"""The report's page: what a run holds, as one HTML file without scripts and without anything from elsewhere.
+
+Every function returns HTML. What comes from a run (text, names, file contents) is escaped where it enters the page.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+
+from scripts.charts import Series, bar, heat_map, line_chart
+from scripts.output import format_duration
+
+TEMPLATE = Path(__file__).with_name("report_template.html")
+# Signal-to-noise ratio that fills a bar: 8 bits of a uniform signal have 50 dB.
+FULL_BAR_DECIBELS = 60.0
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """What a run directory holds; None or empty where a step has not been run.
+
+    Attributes:
+        name: The run's directory.
+        model: Configuration of the model, and `parameters`, their number.
+        training: `training.json`.
+        loss_curves: Series for the loss chart.
+        prompt, sample: What was given, and all that the model wrote including it.
+        tokens: Tokens that the attention maps are about.
+        attention: Attention weights (L, H, T, T).
+        quantization, simulation, synthesis: The steps' JSON files.
+    """
+
+    name: str
+    model: Mapping[str, Any]
+    training: Mapping[str, Any]
+    loss_curves: Sequence[Series] = ()
+    prompt: str = ""
+    sample: str = ""
+    tokens: Sequence[str] = ()
+    attention: np.ndarray | None = None
+    quantization: Mapping[str, Any] | None = None
+    simulation: Mapping[str, Any] | None = None
+    synthesis: Mapping[str, Any] | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def page(data: ReportData) -> str:
+    """Return the whole page."""
+    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        title=escape(data.name),
+        lead=lead(data),
+        figures=figures(data),
+        training=training(data),
+        sample=sample(data),
+        attention=attention(data),
+        quantization=quantization(data),
+        simulation=simulation(data),
+        synthesis=synthesis(data),
+        footer=footer(data),
+    )
+
+
+def lead(data: ReportData) -> str:
+    """Return the sentence under the title."""
+    model = data.model
+    layers = "1 layer" if model["num_layers"] == 1 else f"{model['num_layers']} layers"
+    return (
+        f"A transformer of {model['parameters']:,} parameters ({layers}, {model['num_heads']} heads, {model['embed_dim']} wide, "
+        f"{model['max_seq_len']} tokens of context): trained in NumPy, quantized to integers, and built as a circuit that "
+        "computes the same integers."
+    )
+
+
+def figures(data: ReportData) -> str:
+    """Return the key figures in cards."""
+    cards: list[tuple[str, str]] = []
+    if data.quantization:
+        comparison = data.quantization["comparison"]
+        cards.append((f"{comparison['float_loss']:.3f}", "nats a token on held-out text, in floating point"))
+        cards.append(
+            (
+                f"{comparison['difference']:+.4f}",
+                f"nats lost with {data.quantization['settings']['weight_bits']}-bit weights",
+            )
+        )
+    if data.simulation:
+        compared = sum(bench["compared"] for bench in data.simulation["benches"])
+        cards.append((f"{compared:,}", "simulated values, each equal to the golden model's"))
+    if data.synthesis:
+        clock = slowest_clock(data.synthesis)
+        if clock:
+            cards.append(
+                (
+                    f"{clock['achieved']:.0f} MHz",
+                    f"reached on {data.synthesis['board']}; it runs at {clock['required']:.0f}",
+                )
+            )
+    return "\n".join(f"<li><strong>{escape(value)}</strong><span>{escape(what)}</span></li>" for value, what in cards)
+
+
+def training(data: ReportData) -> str:
+    """Return the loss chart and the facts of the training."""
+    parts = []
+    if data.loss_curves:
+        parts.append(f"<figure>{line_chart(data.loss_curves, 'training steps', 'loss, nats a token')}</figure>")
+    facts = {
+        "text": data.training.get("text"),
+        "characters": data.training.get("characters"),
+        "vocabulary": data.model["vocab_size"],
+        "positions": data.model["position"],
+        "feed-forward width": data.model["ff_dim"],
+        "activation": data.model["activation"],
+        "seed": data.training.get("seed"),
+        "training time": format_duration(data.training["seconds"]) if data.training.get("seconds") else None,
+    }
+    parts.append(fact_list(facts))
+    return "\n".join(parts)
+
+
+def sample(data: ReportData) -> str:
+    """Return the text that the model wrote."""
+    if not data.sample:
+        return missing("generate", data)
+    head, rest = data.sample[: len(data.prompt)], data.sample[len(data.prompt) :]
+    if head != data.prompt:
+        head, rest = "", data.sample
+    note = '<p class="note">The prompt is in colour; everything after it is the model’s.</p>' if head else ""
+    return f"{note}<blockquote><b>{escape(head)}</b>{escape(rest)}</blockquote>"
+
+
+def attention(data: ReportData) -> str:
+    """Return a heat map of each head."""
+    if data.attention is None:
+        return missing("train", data)
+    maps = [
+        heat_map(data.attention[layer, head], data.tokens, f"layer {layer + 1}, head {head + 1}")
+        for layer in range(data.attention.shape[0])
+        for head in range(data.attention.shape[1])
+    ]
+    intro = (
+        '<p class="note">Each row is a character, and its colours say how much it draws on the characters before it '
+        "(a stronger colour is a larger weight; the scale is the square root, so that small weights show).</p>"
+    )
+    return f'{intro}<div class="heads">{"".join(f"<figure>{one}</figure>" for one in maps)}</div>'
+
+
+def quantization(data: ReportData) -> str:
+    """Return the losses and the formats of all tensors."""
+    if not data.quantization:
+        return missing("quantize", data)
+    comparison, settings = data.quantization["comparison"], data.quantization["settings"]
+    losses = table(
+        ("held-out text", "loss, nats", "perplexity"),
+        [
+            ("floating point, 32 bits", f"{comparison['float_loss']:.4f}", f"{math.exp(comparison['float_loss']):.3f}"),
+            (
+                f"integers: {settings['weight_bits']}-bit weights, {settings['activation_bits']}-bit activations, "
+                f"{settings['residual_bits']}-bit residuals",
+                f"{comparison['fixed_loss']:.4f}",
+                f"{math.exp(comparison['fixed_loss']):.3f}",
+            ),
+            ("difference", f"{comparison['difference']:+.4f}", ""),
+        ],
+        numeric=(1, 2),
+    )
+    note = (
+        f"<p>Over {comparison['tokens']:,} held-out tokens, both models find the same token the likeliest at "
+        f"{comparison['same_choice']:.1%} of the positions. Every scale is a power of two, so that it is a shift in hardware. "
+        f"The weights take {data.quantization['weight_bytes']:,} bytes.</p>"
+    )
+    tensors = [
+        f"<h3>{title}</h3><div class='scroll'>{tensor_table(data.quantization[key])}</div>"
+        for title, key in (("Weights", "weights"), ("Activations", "activations"))
+    ]
+    return f"{losses}{note}<details><summary>Formats of all tensors</summary>{''.join(tensors)}</details>"
+
+
+def tensor_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the formats of tensors and how well they fit."""
+    cells = []
+    for row in rows:
+        decibels = row["signal_to_noise"]
+        ratio = "exact" if decibels is None else f"{decibels:.1f}"
+        filled = 1.0 if decibels is None else decibels / FULL_BAR_DECIBELS
+        cells.append(
+            "<tr>"
+            f'<td class="name">{escape(row["name"])}</td><td>{" × ".join(str(int(size)) for size in row["shape"])}</td>'
+            f'<td class="mono">{escape(row["format"])}</td><td class="number">{ratio}</td><td>{bar(filled)}</td>'
+            f'<td class="number">{row["saturated"]:.2%}</td></tr>'
+        )
+    return (
+        "<table><thead><tr><th>tensor</th><th>shape</th><th>format</th><th class='number'>SNR, dB</th><th></th>"
+        "<th class='number'>clipped</th></tr></thead><tbody>" + "".join(cells) + "</tbody></table>"
+    )
+
+
+def simulation(data: ReportData) -> str:
+    """Return the results of the benches."""
+    if not data.simulation:
+        return missing("simulate", data)
+    rows = [
+        (
+            bench["name"],
+            f"{bench['compared']:,}",
+            f"{bench['cycles']:,}",
+            "stalling at random" if bench["stalls"] else "full speed",
+            '<span class="good">all equal</span>' if bench["equal"] else '<span class="bad">different</span>',
+        )
+        for bench in data.simulation["benches"]
+    ]
+    intro = (
+        "<p>The circuits were fed with the weights and the activations of this model, and every value that they returned was "
+        f"compared with the integer model’s, bit for bit. Simulator: {escape(data.simulation['simulator'])}, "
+        f"seed {int(data.simulation['seed'])}.</p>"
+    )
+    return intro + table(("circuit", "values", "cycles", "streams", "result"), rows, numeric=(1, 2), safe=(4,))
+
+
+def synthesis(data: ReportData) -> str:
+    """Return resources, timing and the bitstream."""
+    return missing("synthesize", data)
+
+
+def slowest_clock(report: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the clock with the least reserve."""
+    return None
+
+
+def footer(data: ReportData) -> str:
+    """Return the versions that made the run."""
+    versions = ", ".join(f"{escape(name)} {escape(version)}" for name, version in data.versions.items())
+    return f"Made by <code>positron report {escape(data.name)}</code>. {versions}"
+
+
+def missing(command: str, data: ReportData) -> str:
+    """Return what stands where a step has not been run."""
+    return f'<p class="missing">Not there yet: <code>positron {command} {escape(data.name)}</code></p>'
+
+
+def fact_list(facts: Mapping[str, object]) -> str:
+    """Return names and values in a list; what is None is left out."""
+    rows = [
+        f"<div><dt>{escape(name)}</dt><dd>{escape(f'{value:,}' if isinstance(value, int) else str(value))}</dd></div>"
+        for name, value in facts.items()
+        if value is not None
+    ]
+    return f'<dl class="facts">{"".join(rows)}</dl>'
+
+
+def table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[int] = (), safe: Sequence[int] = ()
+) -> str:
+    """Return a table; columns in `numeric` stand to the right, those in `safe` are HTML already."""
+
+    def cell(tag: str, index: int, text: str) -> str:
+        style = ' class="number"' if index in numeric else ""
+        shown = text if tag == "td" and index in safe else escape(text)
+        return f"<{tag}{style}>{shown}</{tag}>"
+
+    def line(tag: str, texts: Sequence[str]) -> str:
+        return "<tr>" + "".join(cell(tag, index, text) for index, text in enumerate(texts)) + "</tr>"
+
+    body = "".join(line("td", row) for row in rows)
+    return f'<div class="scroll"><table><thead>{line("th", headings)}</thead><tbody>{body}</tbody></table></div>'
