@@ -1,0 +1,95 @@
+"""Base-2 exponentials as a circuit: a table for the fraction, a shifter for the whole part."""
+
+from amaranth.hdl import Module, Mux, Signal, unsigned
+from amaranth.lib import memory, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+import fixedpoint
+
+from .arithmetic import shift_right_half_up, shift_right_half_up_by
+from .dot_product import Delay
+from .errors import CircuitError
+
+LOGIC_TABLE_BITS = 8  # up to 256 entries cost some hundred LUTs; larger tables are worth a block RAM
+
+
+class Exponential(wiring.Component):
+    """`fixedpoint.Exponential` as a circuit: `2**-distance`, in units of `1 / (2**output_bits - 1)`.
+
+    Equation: `u = round(i / 2**(fraction - table_bits))`, `o = round(table[u % 2**table_bits] / 2**(u // 2**table_bits))`, both rounded half up.
+    Stages: round and split the distance; read the table; shift and round.
+
+    Latency: 3 cycles from a distance taken to its exponential offered.  Throughput: one a cycle; the whole pipeline
+    stands still while a result waits.
+    Resources: a table of `2**table_bits` entries of `output_bits` bits (logic up to 256 entries, else block RAM), a
+    shifter of `output_bits` bits, no multiplier.
+
+    Attributes:
+        parameters: Formats and table.
+        width: Bits of the distance.
+        latency: 3.
+        i: In, stream of unsigned distances with `parameters.fraction` fraction bits.
+        o: Out, stream of unsigned exponentials.
+    """
+
+    latency = 3
+
+    def __init__(self, parameters: fixedpoint.Exponential, width: int):
+        if not isinstance(parameters, fixedpoint.Exponential):
+            raise TypeError(f"parameters must be a fixedpoint.Exponential, not {type(parameters).__name__}")
+        if not isinstance(width, int) or not 1 <= width <= 32:
+            raise CircuitError(f"an exponential's distance must be 1 to 32 bits wide, not {width!r}")
+        self.parameters = parameters
+        self.width = width
+        super().__init__(
+            {
+                "i": In(stream.Signature(unsigned(width))),
+                "o": Out(stream.Signature(unsigned(parameters.output_bits))),
+            }
+        )
+
+    def elaborate(self, platform):
+        """Build the circuit."""
+        m = Module()
+        parameters = self.parameters
+        table_bits, output_bits = parameters.table_bits, parameters.output_bits
+
+        move = Signal()
+        m.submodules.valid = valid = Delay(unsigned(1), self.latency)
+        m.d.comb += [
+            move.eq(~self.o.valid | self.o.ready),
+            self.i.ready.eq(move),
+            valid.en.eq(move),
+            valid.i.eq(self.i.valid),
+            self.o.valid.eq(valid.o),
+        ]
+
+        # Round to the table's step; from `output_bits + 1` whole steps on, the result is 0.
+        steps = shift_right_half_up(self.i.payload, parameters.shift)
+        rounded = Signal(unsigned(max(len(steps), table_bits + 1)))
+        whole_in = rounded[table_bits:]
+        index = Signal(unsigned(table_bits))
+        whole = Signal(range(output_bits + 2))
+        m.d.comb += rounded.eq(steps)
+        with m.If(move):
+            m.d.sync += [
+                index.eq(rounded),
+                whole.eq(Mux(whole_in > output_bits, output_bits + 1, whole_in)),
+            ]
+
+        style = "logic" if table_bits <= LOGIC_TABLE_BITS else "block"
+        m.submodules.table = table = memory.Memory(
+            shape=unsigned(output_bits),
+            depth=1 << table_bits,
+            init=parameters.table.tolist(),
+            attrs={"ram_style": style},
+        )
+        port = table.read_port()
+        shift = Signal.like(whole)
+        m.d.comb += [port.en.eq(move), port.addr.eq(index)]
+        with m.If(move):
+            m.d.sync += shift.eq(whole)
+
+        with m.If(move):
+            m.d.sync += self.o.payload.eq(shift_right_half_up_by(port.data, shift))
+        return m

@@ -1,0 +1,153 @@
+"""Reciprocals and reciprocal square roots as circuits: shift the leading one to the top, then read a table."""
+
+from amaranth.hdl import Assert, Cat, Format, Module, Mux, Signal, unsigned
+from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
+
+import fixedpoint
+
+from .dot_product import Delay
+from .errors import CircuitError
+
+
+class _NormalizedTable(wiring.Component):
+    """A function of a positive integer by normalization and table; the circuit under both classes below.
+
+    The argument counts as `digits` digits of `digit_bits` bits.  Level k of the normalization shifts out 2**k digits if they are
+    all zero, largest k first, so that the leading digit ends up at the top whatever it was; what was shifted out is the exponent.
+
+    Attributes:
+        levels: Levels of the normalization, `ceil(log2(digits))`.
+        latency: Cycles from an argument taken to its result offered, `levels + 2`.
+    """
+
+    def __init__(self, width: int, digit_bits: int, index_bits: int, table: list[int], mantissa_bits: int):
+        if not isinstance(width, int) or not 1 <= width <= 62:
+            raise CircuitError(f"a reciprocal's argument must be 1 to 62 bits wide, not {width!r}")
+        self.width = width
+        self._digit_bits = digit_bits
+        self._digits = -(-width // digit_bits)
+        self._index_bits = index_bits
+        self._table = table
+        self._largest_exponent = self._digits - 1 + mantissa_bits
+        self.levels = ceil_log2(self._digits)
+        self.latency = self.levels + 2
+        result = data.StructLayout(
+            {"mantissa": unsigned(mantissa_bits), "exponent": unsigned(self._largest_exponent.bit_length())}
+        )
+        super().__init__({"i": In(stream.Signature(unsigned(width))), "o": Out(stream.Signature(result))})
+
+    def _index(self, normalized: Signal):
+        """Return the table's index for an argument whose leading digit stands at the top."""
+        raise NotImplementedError
+
+    def elaborate(self, platform):
+        """Build the circuit."""
+        m = Module()
+
+        move = Signal()
+        m.submodules.valid = valid = Delay(unsigned(1), self.latency)
+        m.d.comb += [
+            move.eq(~self.o.valid | self.o.ready),
+            self.i.ready.eq(move),
+            valid.en.eq(move),
+            valid.i.eq(self.i.valid),
+            self.o.valid.eq(valid.o),
+        ]
+        with m.If(self.i.valid & self.i.ready):
+            m.d.sync += Assert(self.i.payload != 0, Format("a reciprocal needs a positive argument, not 0"))
+
+        # A register behind every level; `skipped` collects the number of digits shifted out, most significant bit first.
+        normalized, skipped = Signal(unsigned(self._digits * self._digit_bits)), Cat()
+        m.d.comb += normalized.eq(self.i.payload)
+        for level in reversed(range(self.levels)):
+            bits = self._digit_bits << level
+            empty = normalized[-bits:] == 0
+            shifted = Signal.like(normalized, name=f"normalized_{level}")
+            flags = Signal(unsigned(self.levels - level), name=f"skipped_{level}")
+            with m.If(move):
+                m.d.sync += [shifted.eq(Mux(empty, normalized << bits, normalized)), flags.eq(Cat(empty, skipped))]
+            normalized, skipped = shifted, flags
+
+        # The table's block RAM is slow to answer: a register behind it.
+        m.submodules.table = table = memory.Memory(
+            shape=self.o.payload.shape()["mantissa"].shape,
+            depth=len(self._table),
+            init=self._table,
+            attrs={"ram_style": "block"},
+        )
+        port = table.read_port()
+        exponent = Signal(range(self._largest_exponent + 1))
+        m.d.comb += [port.en.eq(move), port.addr.eq(self._index(normalized))]
+        with m.If(move):
+            m.d.sync += [
+                exponent.eq(self._largest_exponent - skipped),
+                self.o.payload.mantissa.eq(port.data),
+                self.o.payload.exponent.eq(exponent),
+            ]
+        return m
+
+
+class Reciprocal(_NormalizedTable):
+    """`fixedpoint.Reciprocal` as a circuit: `1 / i`, i >= 1, as `mantissa * 2**-exponent`.
+
+    Equation: `e = floor(log2 i)`, `mantissa = table[the index_bits bits below the leading one]`, `exponent = e + mantissa_bits`.
+
+    Latency: `ceil(log2 width) + 2` cycles from an argument taken to its result offered.  Throughput: one a cycle; the whole
+    pipeline stands still while a result waits.
+    Resources: `ceil(log2 width)` rows of `width` multiplexers and registers, one table of `2**index_bits` entries in block RAM, no multiplier.
+    In simulation an argument of 0 is an assertion's failure; in hardware its result means nothing.
+
+    Attributes:
+        parameters: Index and mantissa widths, and the table.
+        width: Bits of the argument.
+        latency: The formula above.
+        i: In, stream of unsigned arguments.
+        o: Out, stream of {mantissa, exponent}, both unsigned.
+    """
+
+    def __init__(self, parameters: fixedpoint.Reciprocal, width: int):
+        if not isinstance(parameters, fixedpoint.Reciprocal):
+            raise TypeError(f"parameters must be a fixedpoint.Reciprocal, not {type(parameters).__name__}")
+        self.parameters = parameters
+        super().__init__(width, 1, parameters.index_bits, parameters.table.tolist(), parameters.mantissa_bits)
+
+    def _index(self, normalized):
+        """Return the bits below the leading one, zeros appended where there are too few."""
+        below = Cat(normalized[:-1])
+        missing = self._index_bits - len(below)
+        return below << missing if missing >= 0 else below[-missing:]
+
+
+class ReciprocalSquareRoot(_NormalizedTable):
+    """`fixedpoint.ReciprocalSquareRoot` as a circuit: `1 / sqrt(i)`, i >= 1, as `mantissa * 2**-exponent`.
+
+    Equation: `e = floor(log2 i)` with its lowest bit cleared, `mantissa = table[the leading index_bits bits of i / 2**e - start]`,
+    `exponent = e / 2 + mantissa_bits`.  Normalization moves pairs of bits, since a pair more halves the root once more.
+
+    Latency: `ceil(log2 ceil(width / 2)) + 2` cycles from an argument taken to its result offered.  Throughput: one a cycle; the
+    whole pipeline stands still while a result waits.
+    Resources: as `Reciprocal`, one level less.  The table has `2**index_bits` words, of which the first quarter never is read:
+    that saves the subtraction of `start`, and the block RAM is the same.
+    In simulation an argument of 0 is an assertion's failure; in hardware its result means nothing.
+
+    Attributes:
+        parameters: Index and mantissa widths, and the table.
+        width: Bits of the argument.
+        latency: The formula above.
+        i: In, stream of unsigned arguments.
+        o: Out, stream of {mantissa, exponent}, both unsigned.
+    """
+
+    def __init__(self, parameters: fixedpoint.ReciprocalSquareRoot, width: int):
+        if not isinstance(parameters, fixedpoint.ReciprocalSquareRoot):
+            raise TypeError(f"parameters must be a fixedpoint.ReciprocalSquareRoot, not {type(parameters).__name__}")
+        self.parameters = parameters
+        table = [0] * parameters.start + parameters.table.tolist()
+        super().__init__(width, 2, parameters.index_bits, table, parameters.mantissa_bits)
+
+    def _index(self, normalized):
+        """Return the leading bits, zeros appended where there are too few."""
+        missing = self._index_bits - len(normalized)
+        return normalized << missing if missing >= 0 else normalized[-self._index_bits :]
