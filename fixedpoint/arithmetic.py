@@ -42,8 +42,7 @@ def shift_right_half_up(values: Integers, shift: Integers | int) -> IntegerArray
         return (wide + (1 << (amount - 1))) >> amount
     left = np.maximum(-right, 0)
     amounts = np.clip(right, 0, LONGEST_SHIFT)
-    # For a shift of 0 the half must be 0 as well: (1 << s) >> 1 is both.
-    half = np.left_shift(np.int64(1), amounts) >> 1
+    half = np.where(amounts > 0, np.left_shift(np.int64(1), np.maximum(amounts - 1, 0)), 0)
     return ((wide << left) + half) >> amounts
 
 
