@@ -88,6 +88,8 @@ def build_parser(name: str | None, command: ModuleType | None) -> argparse.Argum
     )
     subparsers = parser.add_subparsers(metavar="COMMAND", title="commands", dest="command")
     for other in COMMANDS:
+        if not Path(__file__).with_name(f"{other}.py").exists():
+            continue
         text = help_text(other)
         subparser = subparsers.add_parser(
             other,
@@ -134,8 +136,8 @@ def user_errors() -> tuple[type[Exception], ...]:
 
 
 def fail(message: str) -> int:
-    """Print one line to stderr and return the exit status of a failure."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    """Print a message to stderr, one line unless it quotes a tool's log, and return the exit status of a failure."""
+    print(f"error: {message.strip()}", file=sys.stderr)
     return EXIT_FAILURE
 
 
