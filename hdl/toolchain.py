@@ -179,7 +179,8 @@ def run_tool(name: str, arguments: Sequence[str], directory: Path, tick=None) ->
         process = subprocess.Popen(
             command,
             cwd=directory,
-            env=tool_environment(),
+            # YoWASP's tools leave a scratch directory behind when they are killed; here it goes away with `directory`.
+            env={**tool_environment(), "TMPDIR": str(directory)},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

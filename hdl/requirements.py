@@ -1,0 +1,78 @@
+"""What a circuit needs at least, read from its RTLIL, so that what cannot fit is refused in a second and not after minutes of synthesis."""
+
+import re
+from dataclasses import dataclass
+
+from .board import Board
+from .errors import CircuitError
+
+# An ECP5 block RAM's shapes, (depth, width).
+BLOCK_RAM_SHAPES = ((16384, 1), (8192, 2), (4096, 4), (2048, 9), (1024, 18), (512, 36))
+MULTIPLIER_BITS = 18
+# Smaller memories may end up in lookup tables: Yosys prefers those when a block RAM would be mostly empty.
+SMALLEST_BLOCK_BITS = 4096
+
+_MEMORY = re.compile(r"^\s*memory\s+(.*?)\\\S+\s*$", re.MULTILINE)
+_CELL = re.compile(r"^\s*cell\s+(\S+)\s+\S+\s*$(.*?)^\s*end\s*$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """The least that a circuit needs of what cannot be made from lookup tables."""
+
+    block_rams: int
+    multipliers: int
+
+
+def block_rams(depth: int, width: int) -> int:
+    """Return the ECP5 block RAMs of a memory with one read and one write port."""
+    return min(-(-depth // rows) * -(-width // columns) for rows, columns in BLOCK_RAM_SHAPES)
+
+
+def requirements(rtlil: str) -> Requirements:
+    """Count the block RAMs and multipliers that an Amaranth design's RTLIL asks for.
+
+    Multiplications by constants and memories of less than 4,096 bits count nothing; they may become lookup tables.
+    """
+    rams = 0
+    for match in _MEMORY.finditer(rtlil):
+        words = match.group(1).split()
+        options = dict(zip(words[::2], map(int, words[1::2]), strict=True))
+        width, depth = options.get("width", 1), options.get("size", 0)
+        if width * depth >= SMALLEST_BLOCK_BITS:
+            rams += block_rams(depth, width)
+    multipliers = 0
+    for kind, body in _CELL.findall(rtlil):
+        if kind == "$mul":
+            multipliers += _multipliers(body)
+        multipliers += kind == "\\MULT18X18D"
+        rams += kind in ("\\DP16KD", "\\PDPW16KD")
+    return Requirements(rams, multipliers)
+
+
+def _multipliers(body: str) -> int:
+    if re.search(r"connect\s+\\[AB]\s+\d+'", body):
+        return 0
+    sides = [int(width) for width in re.findall(r"parameter\s+\\[AB]_WIDTH\s+(\d+)", body)]
+    if min(sides) < 2:
+        return 0
+    return (-(-sides[0] // MULTIPLIER_BITS)) * (-(-sides[1] // MULTIPLIER_BITS))
+
+
+def refuse_if_too_large(rtlil: str, board: Board) -> Requirements:
+    """Return what a circuit needs.
+
+    Raises:
+        CircuitError: The board has less.
+    """
+    needs = requirements(rtlil)
+    for words, needed, available in (
+        ("multipliers", needs.multipliers, board.multipliers),
+        ("block RAMs", needs.block_rams, board.block_rams),
+    ):
+        if needed > available:
+            raise CircuitError(
+                f"the design needs {needed} {words}, {board.name} has {available}; "
+                "train a model with a smaller embed_dim or choose a larger board"
+            )
+    return needs
