@@ -19,20 +19,18 @@ class Exponential(wiring.Component):
     Equation: `u = round(i / 2**(fraction - table_bits))`, `o = round(table[u % 2**table_bits] / 2**(u // 2**table_bits))`, both rounded half up.
     Stages: round and split the distance; read the table; shift and round.
 
-    Latency: 3 cycles from a distance taken to its exponential offered.  Throughput: one a cycle; the whole pipeline
-    stands still while a result waits.
+    Latency: `latency` = 3 cycles from a distance taken to its exponential offered, 4 with a table in block RAM, whose slow output
+    deserves a register of its own.  Throughput: one a cycle; the whole pipeline stands still while a result waits.
     Resources: a table of `2**table_bits` entries of `output_bits` bits (logic up to 256 entries, else block RAM), a
     shifter of `output_bits` bits, no multiplier.
 
     Attributes:
         parameters: Formats and table.
         width: Bits of the distance.
-        latency: 3.
+        latency: 3 or 4.
         i: In, stream of unsigned distances with `parameters.fraction` fraction bits.
         o: Out, stream of unsigned exponentials.
     """
-
-    latency = 3
 
     def __init__(self, parameters: fixedpoint.Exponential, width: int):
         if not isinstance(parameters, fixedpoint.Exponential):
@@ -41,6 +39,8 @@ class Exponential(wiring.Component):
             raise CircuitError(f"an exponential's distance must be 1 to 32 bits wide, not {width!r}")
         self.parameters = parameters
         self.width = width
+        self._block_table = parameters.table_bits > LOGIC_TABLE_BITS
+        self.latency = 4 if self._block_table else 3
         super().__init__(
             {
                 "i": In(stream.Signature(unsigned(width))),
@@ -77,19 +77,20 @@ class Exponential(wiring.Component):
                 whole.eq(Mux(whole_in > output_bits, output_bits + 1, whole_in)),
             ]
 
-        style = "logic" if table_bits <= LOGIC_TABLE_BITS else "block"
         m.submodules.table = table = memory.Memory(
             shape=unsigned(output_bits),
             depth=1 << table_bits,
             init=parameters.table.tolist(),
-            attrs={"ram_style": style},
+            attrs={"ram_style": "block" if self._block_table else "logic"},
         )
         port = table.read_port()
-        shift = Signal.like(whole)
+        entry, shift = port.data, Signal.like(whole)
         m.d.comb += [port.en.eq(move), port.addr.eq(index)]
         with m.If(move):
             m.d.sync += shift.eq(whole)
-
-        with m.If(move):
-            m.d.sync += self.o.payload.eq(shift_right_half_up_by(port.data, shift))
+            if self._block_table:
+                entry, late_shift = Signal.like(port.data), Signal.like(shift)
+                m.d.sync += [entry.eq(port.data), late_shift.eq(shift)]
+                shift = late_shift
+            m.d.sync += self.o.payload.eq(shift_right_half_up_by(entry, shift))
         return m

@@ -136,10 +136,10 @@ class LayerNorm(wiring.Component):
         )
 
     def cycles(self, rows: int = 1) -> int:
-        """Return the cycles from the first element taken to the last result given, both included, for rows offered without a pause."""
+        """Return the cycles from the first element taken to the last result given, for rows offered without a pause."""
         channels = self.parameters.channels
         period = 2 * channels + self._statistics.settle + self._root.latency
-        return (rows - 1) * period + 2 * channels - 1 + self.latency
+        return (rows - 1) * period + 2 * (channels - 1) + self.latency
 
     def elaborate(self, platform):
         """Build the circuit."""

@@ -13,6 +13,11 @@ from .exponential import Exponential
 from .reciprocal import Reciprocal
 
 
+def _check(parameters: fixedpoint.Softmax) -> None:
+    if not isinstance(parameters, fixedpoint.Softmax):
+        raise TypeError(f"parameters must be a fixedpoint.Softmax, not {type(parameters).__name__}")
+
+
 def _scores(parameters: fixedpoint.Softmax) -> stream.Signature:
     """Return the signature of a stream of rows of scores."""
     return stream.Signature(data.StructLayout({"score": shape_of(parameters.score), "last": 1}))
@@ -27,22 +32,22 @@ class SoftmaxNumerators(wiring.Component):
     cycle after its last numerator has been taken.  Until it is taken, the next row runs up to, not including, its last numerator:
     a consumer takes numerators first and the denominator afterwards, or both as they come.
 
-    Latency: `latency` = 6 cycles from a row's last score taken to its first numerator offered (address, buffer, subtraction, `Exponential`).
+    Latency: `latency` = 3 + E cycles from a row's last score taken to its first numerator offered: address, buffer,
+    subtraction, and E = 3 or 4 of `Exponential`; then one a cycle.
     Throughput: a row of N takes 2·N cycles: N to store, N to read; the next row's first score is taken N + 1 cycles after the last one of this row.
     Resources: a buffer of `length` scores, an `Exponential`, no multiplier.
     In simulation a row without `last` on its `length`-th score is an assertion's failure; in hardware it ends there.
 
     Attributes:
         parameters: Formats, the longest row, the exponential.
-        latency: 6.
+        latency: The formula above.
         i: In, stream of {score, last}: rows of 1 to `length` scores, `last` on the final one.
         o: Out, stream of {numerator, last}.
         o_denominator: Out, stream of unsigned sums, one a row.
     """
 
     def __init__(self, parameters: fixedpoint.Softmax):
-        if not isinstance(parameters, fixedpoint.Softmax):
-            raise TypeError(f"parameters must be a fixedpoint.Softmax, not {type(parameters).__name__}")
+        _check(parameters)
         self.parameters = parameters
         # A distance is at most the whole range of the scores: as many bits, without a sign.
         self._exponential = Exponential(parameters.exponential, parameters.score.bits)
@@ -142,9 +147,10 @@ class Softmax(wiring.Component):
 
     The numerators of a row wait in a queue for their reciprocal, which stays at the output of `Reciprocal` until the last of them has used it.
 
-    Latency: `latency(n)` = n + 10 + R cycles from the last score of a row of n taken to its first probability offered, with
-    R = ceil(log2 denominator_bits) + 2, the reciprocal's; then one a cycle.
-    Throughput: a row of N takes max(2·N, N + R + 2) cycles: reciprocal and multiplication of a row overlap the next one.
+    Latency: `latency(n)` = n + 7 + E + R cycles from the last score of a row of n taken to its first probability offered, with
+    E = 3 or 4, `Exponential`'s, and R = ceil(log2 denominator_bits) + 2, the reciprocal's; then one a cycle.
+    Throughput: a row of N takes 2·N cycles: reciprocal and multiplication of a row overlap the next one.  Rows of fewer than R + 1
+    elements may wait for a reciprocal, which takes R + 1 cycles a row more than its elements.
     Resources: `SoftmaxNumerators`, a queue of `length` numerators, a `Reciprocal`, one hard multiplier.
 
     Attributes:
@@ -154,8 +160,7 @@ class Softmax(wiring.Component):
     """
 
     def __init__(self, parameters: fixedpoint.Softmax):
-        self._numerators = SoftmaxNumerators(parameters)
-        self._reciprocal = Reciprocal(parameters.reciprocal, parameters.denominator_bits)
+        _check(parameters)
         self.parameters = parameters
         # No denominator is smaller than the full-scale numerator of the row's maximum.
         self._least_exponent = parameters.exponential.output_bits - 1 + parameters.reciprocal.mantissa_bits
@@ -164,12 +169,21 @@ class Softmax(wiring.Component):
                 f"the probability format {parameters.probability} is too fine: a numerator times a mantissa supports "
                 f"at most {self._least_exponent} bits"
             )
+        self._numerators = SoftmaxNumerators(parameters)
+        self._reciprocal = Reciprocal(parameters.reciprocal, parameters.denominator_bits)
         probability = data.StructLayout({"probability": shape_of(parameters.probability), "last": 1})
         super().__init__({"i": In(_scores(parameters)), "o": Out(stream.Signature(probability))})
 
     def latency(self, elements: int) -> int:
         """Return the cycles from the last score of a row of `elements` taken to its first probability offered."""
         return elements + self._numerators.latency + self._reciprocal.latency + 4
+
+    def cycles(self, elements: int, rows: int = 1) -> int:
+        """Return the cycles from the first score taken to the last probability given, for rows of `elements` offered without a pause.
+
+        Exact for one row, and for rows of at least R + 1 elements.
+        """
+        return (rows - 1) * 2 * elements + 2 * (elements - 1) + self.latency(elements)
 
     def elaborate(self, platform):
         """Build the circuit."""

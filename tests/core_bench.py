@@ -1,0 +1,70 @@
+"""What the tests of the stream cores share: rows, runs with and without stalls, and a reset in the middle."""
+
+import numpy as np
+from amaranth.hdl import Module, ResetInserter, Signal
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In
+
+from sim.bench import StreamBench
+from sim.payload import pack_all
+from sim.runner import simulate
+
+# Source and sink stall independently; full speed comes first because it also checks the cycle count.
+STALLS = ((0.0, 0.0), (0.4, 0.0), (0.0, 0.4), (0.3, 0.3))
+
+
+def run(bench, build_directory, source_stall=0.0, sink_stall=0.0, seed=0):
+    return simulate(
+        bench,
+        "amaranth",
+        build_directory=build_directory,
+        seed=seed,
+        source_stall=source_stall,
+        sink_stall=sink_stall,
+    )
+
+
+def run_with_stalls(bench, build_directory):
+    for seed, (source_stall, sink_stall) in enumerate(STALLS):
+        run(bench, build_directory, source_stall, sink_stall, seed)
+
+
+def pack_rows(port, field, rows):
+    """Raw words of rows for a stream of {field, last}."""
+    last = np.concatenate([np.arange(len(row)) == len(row) - 1 for row in rows])
+    return pack_all(port.payload.shape(), {field: np.concatenate(rows), "last": last.astype(int)})
+
+
+def bench(name, core, inputs, outputs, **settings):
+    return StreamBench(name, core, {"i": inputs}, outputs, watchdog_cycles=2000, **settings)
+
+
+class ResetOnce(wiring.Component):
+    """A core that is reset for one cycle, once it has taken `taken` words on `i` and given `given` on `o`; nothing is taken in between."""
+
+    def __init__(self, core, taken, given=0):
+        self.core, self.taken, self.given = core, taken, given
+        super().__init__(dict(core.signature.members))
+
+    def elaborate(self, platform):
+        m = Module()
+        reset, done = Signal(), Signal()
+        taken, given = Signal(range(self.taken + 1)), Signal(range(self.given + 1))
+        m.submodules.core = core = ResetInserter({"sync": reset})(self.core)
+        for name, member in self.signature.members.items():
+            if member.flow == In:
+                wiring.connect(m, wiring.flipped(getattr(self, name)), getattr(self.core, name))
+            else:
+                wiring.connect(m, wiring.flipped(getattr(self, name)), getattr(self.core, name))
+        assert core is not None
+        m.d.comb += reset.eq(~done & (taken == self.taken) & (given == self.given))
+        with m.If(reset):
+            m.d.sync += done.eq(1)
+            m.d.comb += self.o.valid.eq(0)
+        with m.If(~done & (taken == self.taken)):
+            m.d.comb += [self.i.ready.eq(0), self.core.i.valid.eq(0)]
+        with m.Elif(~done & self.i.valid & self.i.ready):
+            m.d.sync += taken.eq(taken + 1)
+        with m.If(~done & self.o.valid & self.o.ready):
+            m.d.sync += given.eq(given + 1)
+        return m
