@@ -35,17 +35,19 @@ async def run_plan(dut):
     inputs.value = last
     started = time.perf_counter()
     Clock(dut.clk, 10, unit="ns").start(start_high=False)
-    while not exchange.stopped:
-        await edge
-        text = str(outputs.value)
-        try:
-            word = exchange.edge(int(text, 2))
-        except ValueError:
-            word = exchange.edge(*_split_undefined(text))
-        if word != last:
-            inputs.value = last = word
-    record = exchange.record(time.perf_counter() - started)
-    path = Path(os.environ[RECORD_VARIABLE])
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(asdict(record)))
-    temporary.replace(path)
+    try:
+        while not exchange.stopped:
+            await edge
+            text = str(outputs.value)
+            try:
+                word = exchange.edge(int(text, 2))
+            except ValueError:
+                word = exchange.edge(*_split_undefined(text))
+            if word != last:
+                inputs.value = last = word
+    finally:  # an assertion of the circuit ends the simulation from outside
+        record = exchange.record(time.perf_counter() - started)
+        path = Path(os.environ[RECORD_VARIABLE])
+        temporary = path.with_suffix(".partial")
+        temporary.write_text(json.dumps(asdict(record)))
+        temporary.replace(path)

