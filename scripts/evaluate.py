@@ -1,0 +1,54 @@
+"""Compare the float and the integer model on held-out text, or on a text of yours.
+
+Example:
+  positron evaluate runs/demo
+  positron evaluate runs/demo --text another_story.txt --json figures.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from model.files import read_text
+from scripts.evaluation import compare
+from scripts.output import add_json_argument, format_table, write_json
+from scripts.runs import add_run_argument, load_model, load_quantized, load_run_tokenizer, load_tokens, open_run
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add_run_argument(parser)
+    parser.add_argument("--text", type=Path, metavar="FILE", help="a UTF-8 text (default: the run's held-out text)")
+    add_json_argument(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Evaluate, print, and keep the figures in the run directory."""
+    directory = open_run(arguments.run)
+    model, quantized = load_model(directory), load_quantized(directory)
+    if arguments.text is None:
+        name, tokens = "held-out text", load_tokens(directory.validation_tokens)
+    else:
+        name = arguments.text.name
+        tokens = np.asarray(load_run_tokenizer(directory).encode(read_text(arguments.text)))
+    comparison = compare(model, quantized, tokens)
+    print(format_table((name, "loss, nats", "perplexity"), comparison.rows()))
+    print(
+        f"difference {comparison.difference:+.4f} nats over {comparison.tokens:,} tokens; the likeliest token is the same "
+        f"at {comparison.same_choice:.1%}; logits differ by at most {comparison.largest_logit_error:.3f}"
+    )
+    figures = {"text": name, "comparison": comparison}
+    for path in filter(None, (directory.evaluation, arguments.json)):
+        write_json(path, figures)
+        print(f"figures: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    from scripts.cli import main
+
+    sys.exit(main(["evaluate", *sys.argv[1:]]))

@@ -1,0 +1,170 @@
+"""Hold the circuits against the golden model, fed with a run's own weights and activations.
+
+Each circuit is simulated at full speed and with streams that stall at random. Every value that it returns must equal the
+integer model's; the number of values, and at full speed the number of cycles, must be what was predicted.
+
+Example:
+  positron simulate runs/demo
+  positron simulate runs/demo --simulator icarus --vectors 100 --only softmax
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from model.errors import InputError
+from scripts.output import add_json_argument, format_duration, format_table, write_json
+from scripts.runs import add_run_argument, export_digest, load_quantized, load_tokens, open_run
+from sim.bench import BenchFailure, SimulationResult, StreamBench
+from sim.cases import benches_for_run
+from sim.runner import simulate
+from sim.tools import SIMULATORS, default_simulator
+
+STALL_PROBABILITY = 0.3
+DEFAULT_VECTORS = 1000
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a bench has shown.
+
+    Attributes:
+        name: The circuit.
+        compared: Output values compared with the golden model's.
+        cycles: Clock cycles from the first input to the last output.
+        stalls: Whether the streams stalled at random.
+        equal: Whether everything was as expected.
+        seconds: Wall time, building included.
+        message: Empty, or what was wrong.
+    """
+
+    name: str
+    compared: int
+    cycles: int
+    stalls: bool
+    equal: bool
+    seconds: float
+    message: str = ""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add_run_argument(parser)
+    parser.add_argument("--simulator", choices=SIMULATORS, help="default: verilator where it can run, else amaranth")
+    parser.add_argument(
+        "--vectors",
+        type=int,
+        default=DEFAULT_VECTORS,
+        metavar="N",
+        help="input vectors for each circuit (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the stalls and of the choice of text (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--only", action="append", metavar="CIRCUIT", help="simulate only this circuit; may be given more than once"
+    )
+    add_json_argument(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Simulate every circuit both ways and keep the results in the run directory."""
+    if arguments.vectors < 1:
+        raise InputError(f"--vectors must be at least 1, not {arguments.vectors}")
+    began = time.monotonic()
+    directory = open_run(arguments.run)
+    simulator, reason = (arguments.simulator, "") if arguments.simulator else default_simulator()
+    if reason:
+        print(reason)
+    tokens = load_tokens(directory.validation_tokens)
+    benches = chosen(
+        benches_for_run(
+            load_quantized(directory), tokens, num_vectors=arguments.vectors, seed=arguments.seed
+        ),
+        arguments.only,
+    )
+    verdicts = simulate_all(benches, simulator, arguments.seed, directory.simulation / "build")
+    print(
+        format_table(
+            ("circuit", "streams", "values", "cycles", "result", "seconds"),
+            [
+                (
+                    verdict.name,
+                    "stalling" if verdict.stalls else "full speed",
+                    verdict.compared,
+                    verdict.cycles,
+                    "all equal" if verdict.equal else "DIFFERENT",
+                    round(verdict.seconds, 1),
+                )
+                for verdict in verdicts
+            ],
+        )
+    )
+    figures = {
+        "simulator": simulator,
+        "seed": arguments.seed,
+        "vectors": arguments.vectors,
+        "manifest_sha256": export_digest(directory),
+        "seconds": time.monotonic() - began,
+        "benches": verdicts,
+    }
+    for path in filter(None, (directory.simulation / "results.json", arguments.json)):
+        write_json(path, figures)
+        print(f"figures: {path}")
+    failures = [verdict for verdict in verdicts if not verdict.equal]
+    for failure in failures:
+        print(f"error: {failure.message}", file=sys.stderr)
+    if not failures:
+        compared = sum(verdict.compared for verdict in verdicts)
+        print(f"{compared:,} values, every one equal to the golden model's, in {format_duration(time.monotonic() - began)}")
+    return 1 if failures else 0
+
+
+def chosen(benches: Sequence[StreamBench], names: Sequence[str] | None) -> list[StreamBench]:
+    """Return the benches that the user named, or all.
+
+    Raises:
+        InputError: There is no such bench.
+    """
+    known = [bench.name for bench in benches]
+    for name in names or ():
+        if name not in known:
+            raise InputError(f"there is no circuit {name!r} to simulate; there are {', '.join(known)}")
+    return [bench for bench in benches if not names or bench.name in names]
+
+
+def simulate_all(benches: Sequence[StreamBench], simulator: str, seed: int, build: Path) -> list[Verdict]:
+    """Run each bench at full speed and with stalls; a failure does not keep the others from running."""
+    work = [(bench, stall) for bench in benches for stall in (0.0, STALL_PROBABILITY)]
+    verdicts = []
+    with tqdm(work, unit="run", leave=False) as progress:
+        for bench, stall in progress:
+            progress.set_description(f"{bench.name}, {'stalling' if stall else 'full speed'}")
+            began = time.monotonic()
+            try:
+                result = simulate(
+                    bench, simulator, build_directory=build, seed=seed, source_stall=stall, sink_stall=stall
+                )
+                verdicts.append(passed(result, time.monotonic() - began))
+            except BenchFailure as failure:
+                verdicts.append(Verdict(bench.name, 0, 0, stall > 0, False, time.monotonic() - began, str(failure)))
+    return verdicts
+
+
+def passed(result: SimulationResult, seconds: float) -> Verdict:
+    """Return the verdict on a bench that has passed."""
+    stalls = result.source_stall > 0 or result.sink_stall > 0
+    return Verdict(result.name, sum(result.transfers.values()), result.cycles, stalls, True, seconds)
+
+
+if __name__ == "__main__":
+    from scripts.cli import main
+
+    sys.exit(main(["simulate", *sys.argv[1:]]))
