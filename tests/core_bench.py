@@ -3,7 +3,6 @@
 import numpy as np
 from amaranth.hdl import Module, ResetInserter, Signal
 from amaranth.lib import wiring
-from amaranth.lib.wiring import In
 
 from sim.bench import StreamBench
 from sim.payload import pack_all
@@ -40,7 +39,10 @@ def bench(name, core, inputs, outputs, **settings):
 
 
 class ResetOnce(wiring.Component):
-    """A core that is reset for one cycle, once it has taken `taken` words on `i` and given `given` on `o`; nothing is taken in between."""
+    """A core that is reset for one cycle, once it has taken `taken` words on `i` and given `given` on `o`.
+
+    It takes no further word before that, and gives none during the reset.
+    """
 
     def __init__(self, core, taken, given=0):
         self.core, self.taken, self.given = core, taken, given
@@ -48,23 +50,19 @@ class ResetOnce(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        reset, done = Signal(), Signal()
+        reset, done, full = Signal(), Signal(), Signal()
         taken, given = Signal(range(self.taken + 1)), Signal(range(self.given + 1))
-        m.submodules.core = core = ResetInserter({"sync": reset})(self.core)
-        for name, member in self.signature.members.items():
-            if member.flow == In:
-                wiring.connect(m, wiring.flipped(getattr(self, name)), getattr(self.core, name))
-            else:
-                wiring.connect(m, wiring.flipped(getattr(self, name)), getattr(self.core, name))
-        assert core is not None
-        m.d.comb += reset.eq(~done & (taken == self.taken) & (given == self.given))
+        m.submodules.core = ResetInserter({"sync": reset})(self.core)
+        for name in self.signature.members:
+            wiring.connect(m, wiring.flipped(getattr(self, name)), getattr(self.core, name))
+        m.d.comb += [full.eq(~done & (taken == self.taken)), reset.eq(full & (given == self.given))]
         with m.If(reset):
+            m.d.comb += [self.o.valid.eq(0), self.core.o.ready.eq(0)]
             m.d.sync += done.eq(1)
-            m.d.comb += self.o.valid.eq(0)
-        with m.If(~done & (taken == self.taken)):
+        with m.If(full):
             m.d.comb += [self.i.ready.eq(0), self.core.i.valid.eq(0)]
-        with m.Elif(~done & self.i.valid & self.i.ready):
+        with m.Elif(self.i.valid & self.i.ready):
             m.d.sync += taken.eq(taken + 1)
-        with m.If(~done & self.o.valid & self.o.ready):
+        with m.If(self.o.valid & self.o.ready):
             m.d.sync += given.eq(given + 1)
         return m
