@@ -149,8 +149,15 @@ def least_squares_fractions(matrix: np.ndarray, bits: int) -> IntegerArray:
 
     The finer candidates clip the row's largest weights to round the many small ones better. A row of zeros gets the
     fraction of a row whose largest weight is 1. No fraction exceeds what a byte stores: weights below 2**-120 may become 0.
+
+    Raises:
+        QuantizationError: A weight of some 2**127 or more, whose fraction a byte does not store.
     """
     covering = np.array([covering_fraction(float(np.abs(row).max()), bits) for row in matrix], dtype=np.int64)
+    if covering.min() < FRACTION.minimum_integer:
+        raise QuantizationError(
+            f"a weight of {np.abs(matrix).max():g} is too large for a fraction of {FRACTION.bits} bits"
+        )
     candidates = np.minimum(covering[:, None] + np.arange(FINER_CANDIDATES), FRACTION.maximum_integer)
     integer = QFormat(bits, 0)
     errors = np.empty(candidates.shape)
