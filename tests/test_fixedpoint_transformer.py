@@ -1,0 +1,191 @@
+import math
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from fixedpoint_builders import random_block, random_norm, random_transformer
+from test_fixedpoint_attention import python_attention, python_linear
+from test_fixedpoint_embedding import python_embedding
+from test_fixedpoint_layer_norm import intermediates
+
+from fixedpoint import QFormat, QuantizationError
+
+
+def python_norm(norm, x):
+    return intermediates(norm, x)["outputs"]
+
+
+def saturated_sum(a, b):
+    return [max(-32768, min(32767, x + y)) for x, y in zip(a, b, strict=True)]
+
+
+def python_transformer(model, tokens):
+    """One sequence of tokens to logits, layer by layer, in Python integers."""
+    rows = [python_embedding(model.embedding, token, position) for position, token in enumerate(tokens)]
+    for block in model.blocks:
+        attended = python_attention(block.attention, [python_norm(block.attention_norm, row) for row in rows])
+        rows = [saturated_sum(row, update) for row, update in zip(rows, attended, strict=True)]
+        for index, row in enumerate(rows):
+            hidden = python_linear(block.up, python_norm(block.feed_forward_norm, row))
+            activated = [int(block.activation.table[value - block.up.output.minimum_integer]) for value in hidden]
+            rows[index] = saturated_sum(row, python_linear(block.down, activated))
+    return [python_linear(model.logits, python_norm(model.final_norm, row)) for row in rows]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_scalar_python(seed):
+    model = random_transformer(seed)
+    tokens = np.random.default_rng(seed).integers(0, 11, size=(2, 7))
+    logits = model.forward(tokens)
+    assert logits.shape == (2, 7, 11)
+    assert logits.tolist() == [python_transformer(model, sequence) for sequence in tokens.tolist()]
+    assert len(np.unique(logits)) > 50
+
+
+def test_the_residual_saturates_at_each_addition():
+    model = random_transformer(1)
+    block = model.blocks[0]
+    loud = replace(
+        block.down, weight_fraction=block.down.weight_fraction - 6, bias=np.full(block.down.rows, block.down.bias_limit)
+    )
+    model = replace(model, blocks=(replace(block, down=loud), model.blocks[1]))
+    tokens = np.arange(7)[None, :]
+    seen = {}
+    logits = model.forward(tokens, observe=lambda name, values: seen.setdefault(name, values))
+    assert np.abs(seen["blocks.0.feed_forward_residual"]).max() >= 32767
+    assert logits.tolist() == [python_transformer(model, tokens[0].tolist())]
+
+
+def test_later_tokens_never_change_earlier_logits():
+    model = random_transformer(4)
+    generator = np.random.default_rng(4)
+    tokens = generator.integers(0, 11, size=(1, 7))
+    logits = model.forward(tokens)
+    for position in range(7):
+        changed = tokens.copy()
+        changed[0, position:] = (changed[0, position:] + generator.integers(1, 11)) % 11
+        other = model.forward(changed)
+        np.testing.assert_array_equal(other[:, :position], logits[:, :position])
+        assert (other[:, position] != logits[:, position]).any()
+        np.testing.assert_array_equal(model.forward(tokens[:, : position + 1]), logits[:, : position + 1])
+
+
+def test_every_tensor_on_the_way_can_be_observed():
+    model = random_transformer(0)
+    names = []
+    tokens = np.zeros((1, 3), dtype=np.int64)
+    tensors = {}
+
+    def observe(name, values):
+        names.append(name)
+        tensors[name] = values
+
+    logits = model.forward(tokens, observe)
+    parts = [
+        "attention_norm",
+        "attention.output",
+        "attention_residual",
+        "feed_forward_norm",
+        "feed_forward.up",
+        "feed_forward.activation",
+        "feed_forward.down",
+        "feed_forward_residual",
+    ]
+    expected = [
+        "embedding",
+        *(f"blocks.{index}.{part}" for index in range(2) for part in parts),
+        "final_norm",
+        "logits",
+    ]
+    assert names == expected
+    np.testing.assert_array_equal(tensors["logits"], logits)
+    total = tensors["blocks.0.feed_forward_residual"] + tensors["blocks.1.attention.output"]
+    np.testing.assert_array_equal(tensors["blocks.1.attention_residual"], np.clip(total, -32768, 32767))
+
+
+def test_the_loss_is_the_mean_cross_entropy():
+    model = random_transformer(2)
+    generator = np.random.default_rng(2)
+    inputs, targets = generator.integers(0, 11, size=(5, 7)), generator.integers(0, 11, size=(5, 7))
+    total = 0.0
+    for window, wanted in zip(inputs, targets, strict=True):
+        for row, target in zip(python_transformer(model, window.tolist()), wanted.tolist(), strict=True):
+            values = [Fraction(logit) / 2**9 for logit in row]
+            total += math.log(sum(math.exp(value) for value in values)) - float(values[target])
+    assert model.loss(inputs, targets, batch_size=2) == pytest.approx(total / 35, rel=1e-12)
+    assert model.loss(inputs, targets, batch_size=100) == pytest.approx(total / 35, rel=1e-12)
+
+
+def test_the_loss_needs_a_window():
+    with pytest.raises(ValueError, match="at least one window"):
+        random_transformer(0).loss(np.zeros((0, 7), dtype=np.int64), np.zeros((0, 7), dtype=np.int64))
+
+
+def test_sizes():
+    model = random_transformer(0)
+    assert (model.context_length, model.vocab_size) == (7, 11)
+    with pytest.raises(ValueError, match="context of 7"):
+        model.forward(np.zeros((1, 8), dtype=np.int64))
+
+
+def in_block(name, change):
+    """A model whose second block has one part replaced."""
+
+    def build(model):
+        block = model.blocks[1]
+        return {"blocks": (model.blocks[0], replace(block, **{name: change(getattr(block, name))}))}
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: {"blocks": ()}, "at least one block"),
+        (lambda m: {"residual": QFormat(16, 9)}, "residual stream is Q7.9"),
+        (in_block("attention_norm", lambda n: replace(n, input=QFormat(16, 9))), "block 1: residual produces"),
+        (in_block("attention_norm", lambda n: replace(n, output=QFormat(8, 4))), "attention expects"),
+        (
+            in_block("attention", lambda a: replace(a, output=replace(a.output, output=QFormat(16, 9)))),
+            "attention produces",
+        ),
+        (in_block("feed_forward_norm", lambda n: replace(n, output=QFormat(8, 4))), "up expects"),
+        (in_block("up", lambda layer: replace(layer, output=QFormat(8, 5))), "activation expects"),
+        (in_block("down", lambda layer: replace(layer, output=QFormat(16, 9))), "down produces"),
+        (in_block("down", lambda layer: replace(layer, input=QFormat(8, 4))), "down expects"),
+        (
+            in_block("attention_norm", lambda n: random_norm(np.random.default_rng(0), 11)),
+            "attention_norm must have shape",
+        ),
+        (
+            in_block("feed_forward_norm", lambda n: random_norm(np.random.default_rng(0), 13)),
+            "feed_forward_norm must have",
+        ),
+        (in_block("attention", lambda a: replace(a, num_heads=2)), "heads, context"),
+        (in_block("attention", lambda a: replace(a, context_length=6)), "heads, context"),
+        (
+            lambda m: {"blocks": (m.blocks[0], random_block(np.random.default_rng(0), channels=15))},
+            "block 1: attention_norm must have shape",
+        ),
+        (
+            lambda m: {
+                "blocks": (m.blocks[0], replace(m.blocks[1], up=random_block(np.random.default_rng(0), hidden=21).up))
+            },
+            "down must have shape",
+        ),
+        (lambda m: {"final_norm": random_norm(np.random.default_rng(0), 13)}, "final norm"),
+        (lambda m: {"final_norm": replace(m.final_norm, output=QFormat(8, 4))}, "final norm"),
+        (lambda m: {"logits": random_transformer(0, vocab_size=10).logits}, "11 tokens are embedded"),
+        (
+            lambda m: {
+                "embedding": replace(m.embedding, position=random_transformer(0, context_length=6).embedding.position)
+            },
+            "6 positions",
+        ),
+    ],
+)
+def test_layers_must_join(change, message):
+    model = random_transformer(0)
+    with pytest.raises(QuantizationError, match=message):
+        replace(model, **change(model))
