@@ -66,6 +66,9 @@ class Attention:
             raise QuantizationError(
                 f"attention's activations must all be {self.query.input.bits} bits wide, not {sorted(widths)}"
             )
+        for name in ("num_heads", "context_length"):
+            if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), int):
+                raise QuantizationError(f"attention {name} must be a whole number, not {getattr(self, name)!r}")
         if self.num_heads < 1 or channels % self.num_heads:
             raise QuantizationError(f"attention needs num_heads that divide {channels} channels, not {self.num_heads}")
         if not 1 <= self.context_length <= 4096:

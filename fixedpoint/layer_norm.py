@@ -61,6 +61,8 @@ class LayerNorm:
             raise QuantizationError(f"LayerNorm scale does not fit {self.scale_format} (signed, at most 16 bits)")
         if not self.output.signed or self.output.bits > 16:
             raise QuantizationError(f"LayerNorm output must be signed with at most 16 bits, not {self.output}")
+        if isinstance(self.epsilon, bool) or not isinstance(self.epsilon, int):
+            raise QuantizationError(f"LayerNorm epsilon must be a whole number, not {self.epsilon!r}")
         if not 1 <= self.epsilon < 1 << (self.variance_bits - 1):
             raise QuantizationError(
                 f"LayerNorm epsilon must be 1 to 2**{self.variance_bits - 1} - 1, not {self.epsilon}"
