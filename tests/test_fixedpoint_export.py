@@ -1,0 +1,460 @@
+import hashlib
+import io
+import json
+import shutil
+import zipfile
+from dataclasses import fields, is_dataclass, replace
+
+import numpy as np
+import pytest
+from fixedpoint_builders import random_transformer
+
+from fixedpoint import (
+    QFormat,
+    QuantizationError,
+    Reciprocal,
+    ReciprocalSquareRoot,
+    load_export,
+    save_export,
+)
+from fixedpoint.export import memory_file
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_transformer(0, num_layers=2, channels=6, num_heads=2, context_length=4, vocab_size=5)
+
+
+@pytest.fixture(scope="module")
+def original(model, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("exports") / "model"
+    save_export(model, directory)
+    return directory
+
+
+@pytest.fixture
+def export(original, tmp_path):
+    """A copy to damage."""
+    return shutil.copytree(original, tmp_path / "model")
+
+
+def assert_equal(a, b, where="model"):
+    assert type(a) is type(b), where
+    if is_dataclass(a):
+        for field in fields(a):
+            assert_equal(getattr(a, field.name), getattr(b, field.name), f"{where}.{field.name}")
+    elif isinstance(a, tuple):
+        assert len(a) == len(b), where
+        for index, pair in enumerate(zip(a, b, strict=True)):
+            assert_equal(*pair, f"{where}[{index}]")
+    elif isinstance(a, np.ndarray):
+        np.testing.assert_array_equal(a, b, err_msg=where)
+        assert a.dtype == b.dtype, where
+    else:
+        assert a == b, where
+
+
+def rewrite(export, change):
+    """Change the manifest and sign it again, as one who wants to deceive would."""
+    path = export / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    manifest.pop("sha256", None)
+    manifest["sha256"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(manifest))
+
+
+def rewrite_tensors(export, change, compression=zipfile.ZIP_STORED):
+    """Change weights.npz, given as a dictionary of .npy contents."""
+    path = export / "weights.npz"
+    with zipfile.ZipFile(path) as archive:
+        members = {member.filename: archive.read(member) for member in archive.infolist()}
+    change(members)
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def npy(array):
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, array, version=(1, 0))
+    return stream.getvalue()
+
+
+def refused(export, message=None):
+    with pytest.raises(QuantizationError, match=message):
+        load_export(export)
+
+
+# Round trip
+
+
+def test_what_is_loaded_is_what_was_saved(model, original):
+    loaded = load_export(original)
+    assert_equal(loaded, model)
+    tokens = np.random.default_rng(0).integers(0, 5, size=(3, 4))
+    np.testing.assert_array_equal(loaded.forward(tokens), model.forward(tokens))
+
+
+def test_saving_again_changes_nothing(original, tmp_path):
+    save_export(load_export(original), tmp_path / "again")
+    for path in original.iterdir():
+        if path.suffix != ".npz":  # whose members carry the time
+            assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_the_manifest_is_returned_and_written(model, tmp_path):
+    manifest = save_export(model, tmp_path / "model")
+    assert manifest == json.loads((tmp_path / "model" / "manifest.json").read_text())
+    assert manifest["layers"]["blocks.1.up"] == {"input": "Q3.5", "output": "Q4.4", "weight_bits": 8}
+
+
+def test_tables_of_another_size_survive(model, tmp_path):
+    block = model.blocks[1]
+    block = replace(
+        block,
+        attention=replace(block.attention, reciprocal=Reciprocal(7, 12)),
+        feed_forward_norm=replace(block.feed_forward_norm, reciprocal_square_root=ReciprocalSquareRoot(8, 11)),
+    )
+    other = replace(model, blocks=(model.blocks[0], block))
+    save_export(other, tmp_path / "model")
+    assert_equal(load_export(tmp_path / "model"), other)
+
+
+def test_an_export_replaces_an_export_and_nothing_else(model, original, tmp_path):
+    save_export(model, tmp_path / "model")
+    (tmp_path / "model" / "stale.mem").write_text("0")
+    save_export(model, tmp_path / "model")
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == sorted(
+        path.name for path in original.iterdir()
+    )
+    (tmp_path / "empty").mkdir()
+    save_export(model, tmp_path / "empty")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
+    (tmp_path / "file").write_text("also work")
+    for name in ("thesis", "file"):
+        with pytest.raises(QuantizationError, match="holds no export"):
+            save_export(model, tmp_path / name)
+    assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"
+    assert (tmp_path / "file").read_text() == "also work"
+
+
+def test_a_failed_export_leaves_the_old_one(model, original, tmp_path, monkeypatch):
+    export = shutil.copytree(original, tmp_path / "model")
+    monkeypatch.setattr(np, "savez", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        save_export(model, export)
+    assert_equal(load_export(export), model)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_does_not_fit_its_bits_is_not_written(model, tmp_path):
+    wide = replace(model.blocks[0].activation, output=QFormat(8, 5, signed=False), table=np.full(256, 255))
+    other = replace(model)
+    object.__setattr__(other, "blocks", (replace(model.blocks[0], activation=wide), model.blocks[1]))
+    with pytest.raises(QuantizationError, match="does not fit its 8 signed bits"):
+        save_export(other, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+# Memory files
+
+
+def read_memory(text, bits, columns):
+    """Parse `$readmemh` text: whitespace-separated hexadecimal words, element 0 in the least significant bits."""
+    rows = []
+    for word in text.split():
+        assert set(word) <= set("0123456789abcdef")
+        assert len(word) == -(-bits * columns // 4)
+        value = int(word, 16)
+        assert value < 1 << (bits * columns)
+        elements = [value >> (bits * column) & ((1 << bits) - 1) for column in range(columns)]
+        rows.append([element - (element >> (bits - 1) << bits) for element in elements])
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 8, 13, 16, 32])
+@pytest.mark.parametrize("columns", [1, 3, 8])
+def test_memory_text_is_the_tensor(bits, columns):
+    generator = np.random.default_rng(bits)
+    low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+    tensor = generator.integers(low, high, size=(9, columns), endpoint=True)
+    tensor[0], tensor[1], tensor[2] = low, high, -1
+    np.testing.assert_array_equal(read_memory(memory_file(tensor, bits), bits, columns), tensor)
+
+
+def test_every_memory_file_is_its_tensor(original):
+    manifest = json.loads((original / "manifest.json").read_text())
+    with np.load(original / "weights.npz") as archive:
+        assert set(archive.files) == set(manifest["tensors"])
+        for name, entry in manifest["tensors"].items():
+            tensor = archive[name]
+            columns = tensor.shape[1] if tensor.ndim == 2 else 1
+            text = (original / entry["memory"]).read_text(encoding="ascii")
+            np.testing.assert_array_equal(read_memory(text, entry["bits"], columns), tensor.reshape(-1, columns))
+    assert {path.name for path in original.iterdir()} == {
+        "manifest.json",
+        "weights.npz",
+        *(entry["memory"] for entry in manifest["tensors"].values()),
+    }
+
+
+def test_the_first_element_is_in_the_low_bits():
+    assert memory_file(np.array([[1, -2, 3]]), 4) == "3e1\n"
+    assert memory_file(np.array([5, -1]), 6) == "05\n3f\n"
+
+
+# Damage
+
+
+def test_every_byte_of_the_archive_matters_or_is_no_content(model, original, tmp_path):
+    """A flipped byte is refused, or it was none of the content (a time stamp, say) and the model is the same."""
+    content = (original / "weights.npz").read_bytes()
+    export = shutil.copytree(original, tmp_path / "model")
+    generator = np.random.default_rng(0)
+    with zipfile.ZipFile(original / "weights.npz") as archive:
+        first = archive.infolist()[1].header_offset
+        directory = archive.start_dir
+    positions = {
+        *range(first),  # one whole member
+        *range(directory, directory + 120),  # the central directory's beginning
+        *range(len(content) - 30, len(content)),  # and its end
+        *generator.integers(0, len(content), size=300).tolist(),
+    }
+    outcomes = {"refused": 0, "same": 0}
+    for position in sorted(positions):
+        damaged = bytearray(content)
+        damaged[position] ^= int(generator.integers(1, 256))
+        (export / "weights.npz").write_bytes(damaged)
+        try:
+            loaded = load_export(export)
+        except QuantizationError:
+            outcomes["refused"] += 1
+        else:
+            assert_equal(loaded, model)
+            outcomes["same"] += 1
+    assert outcomes["refused"] > outcomes["same"]
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, 0.3, 0.9, -1])
+@pytest.mark.parametrize("name", ["weights.npz", "manifest.json", "blocks.0.up.weight.mem"])
+def test_truncated_files_are_refused(export, name, kept):
+    content = (export / name).read_bytes()
+    length = (
+        kept if isinstance(kept, int) and kept >= 0 else len(content) - 1 if kept == -1 else int(kept * len(content))
+    )
+    if name == "manifest.json" and kept == -1:
+        length -= 2  # its last byte is a line feed after the closing brace
+    (export / name).write_bytes(content[: min(length, len(content) - 1)])
+    refused(export)
+
+
+@pytest.mark.parametrize("name", ["weights.npz", "manifest.json", "logits.bias.mem"])
+def test_missing_files_and_directories_in_their_place_are_named(export, name):
+    (export / name).unlink()
+    refused(export, rf"cannot read .*{name}")
+    (export / name).mkdir()
+    refused(export, rf"{name}")
+
+
+def test_an_absent_export_says_how_to_make_one(tmp_path):
+    refused(tmp_path / "nowhere", "positron quantize")
+
+
+@pytest.mark.parametrize("position", [0, 7, -2])
+def test_an_edited_memory_file_is_refused(export, position):
+    path = export / "blocks.1.attention.key.weight.mem"
+    text = list(path.read_text())
+    text[position] = "1" if text[position] != "1" else "2"
+    path.write_text("".join(text))
+    refused(export, "key.weight.mem does not hold its tensor")
+
+
+def test_every_byte_of_the_manifest_matters(model, original, tmp_path):
+    export = shutil.copytree(original, tmp_path / "model")
+    content = (original / "manifest.json").read_bytes()
+    generator = np.random.default_rng(1)
+    for position in generator.integers(0, len(content), size=400).tolist():
+        damaged = bytearray(content)
+        damaged[position] ^= int(generator.integers(1, 256))
+        (export / "manifest.json").write_bytes(damaged)
+        try:
+            loaded = load_export(export)
+        except QuantizationError:
+            continue
+        assert_equal(loaded, model)  # a space between two tokens became another
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "3", '"text"', "[" * 100_000, "{}", '{"schema": "other"}', "\xff"]
+)
+def test_other_text_is_no_manifest(export, text):
+    (export / "manifest.json").write_bytes(text.encode("latin-1"))
+    refused(export, "manifest")
+
+
+def test_an_edited_manifest_is_noticed(export):
+    path = export / "manifest.json"
+    path.write_text(path.read_text().replace('"num_heads": 2', '"num_heads": 3'))
+    refused(export, "changed after it was written")
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_other_versions_are_named(export, version):
+    rewrite(export, lambda manifest: manifest.update(version=version))
+    refused(export, f"version {version!r}.*reads 1")
+
+
+# Deception: the manifest's digest is right, its content is not
+
+
+def edit(*keys, value):
+    def change(manifest):
+        target = manifest
+        for key in keys[:-1]:
+            target = target[key]
+        target[keys[-1]] = value
+
+    return change
+
+
+def remove(*keys):
+    def change(manifest):
+        target = manifest
+        for key in keys[:-1]:
+            target = target[key]
+        del target[keys[-1]]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(
+            remove(key)
+            for key in ("arithmetic", "residual", "num_layers", "num_heads", "context_length", "layers", "tensors")
+        ),
+        *(edit(key, value=value) for key in ("layers", "tensors") for value in (None, [], {}, 3, "x")),
+        *(edit("num_layers", value=value) for value in (0, 1, 3, -1, 10**12, 2.0, "2", None, True)),
+        *(edit("num_heads", value=value) for value in (0, 4, 2.0, "2", None, -2)),
+        *(edit("context_length", value=value) for value in (0, 5, 10**9, 4.0, "4", None)),
+        *(edit("residual", value=value) for value in ("Q7.9", "", None, 16, "Q999.1")),
+        edit("arithmetic", "rounding", value="half even"),
+        edit("extra", value=1),
+        remove("layers", "logits"),
+        remove("layers", "logits", "weight_bits"),
+        edit("layers", "logits", value=None),
+        edit("layers", "logits", "weight_bits", value=4),
+        edit("layers", "logits", "weight_bits", value=8.0),
+        edit("layers", "logits", "weight_bits", value="8"),
+        edit("layers", "logits", "input", value="Q4.4"),
+        edit("layers", "logits", "output", value="Q7.9 "),
+        edit("layers", "final_norm", "epsilon", value=0),
+        edit("layers", "final_norm", "epsilon", value=3.5),
+        edit("layers", "final_norm", "epsilon", value=10**30),
+        edit("layers", "final_norm", "reciprocal_square_root", value={"index_bits": 40, "mantissa_bits": 50}),
+        edit("layers", "final_norm", "reciprocal_square_root", value={"what": 1}),
+        edit("layers", "blocks.0.attention", "reciprocal", value=[]),
+        edit("layers", "blocks.0.activation", "input", value="Q9.4"),
+        edit("layers", "unknown", value={}),
+        remove("tensors", "logits.bias"),
+        edit("tensors", "unknown", value={}),
+        edit("tensors", "logits.bias", value=None),
+        edit("tensors", "logits.bias", "shape", value=[2**40, 2**40]),
+        edit("tensors", "logits.bias", "shape", value=[-1]),
+        edit("tensors", "logits.bias", "shape", value="5"),
+        edit("tensors", "logits.bias", "type", value="object"),
+        edit("tensors", "logits.bias", "type", value="float64"),
+        edit("tensors", "logits.bias", "bits", value=7),
+        edit("tensors", "logits.bias", "memory", value="/etc/passwd"),
+        edit("tensors", "logits.bias", "memory", value="../../secret"),
+        edit("tensors", "logits.bias", "memory", value="logits.weight.mem"),
+        edit("tensors", "logits.bias", "sha256", value="0" * 64),
+        edit("tensors", "logits.bias", "memory_sha256", value="0" * 64),
+        remove("tensors", "logits.bias", "memory"),
+    ],
+)
+def test_a_signed_manifest_must_still_be_the_models_own(export, change):
+    rewrite(export, change)
+    refused(export)
+
+
+def swap(members):
+    a, b = "blocks.0.attention.key.weight.npy", "blocks.0.attention.value.weight.npy"
+    members[a], members[b] = members[b], members[a]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (swap, "does not match its digest"),
+        (lambda members: members.pop("logits.bias.npy"), "other tensors than the manifest.*logits.bias"),
+        (lambda members: members.update({"extra.npy": npy(np.zeros(1, dtype=np.int8))}), "other tensors.*extra"),
+        (lambda members: members.update({"logits.bias.npy": npy(np.zeros(5, dtype=np.float32))}), "does not hold"),
+        (lambda members: members.update({"logits.bias.npy": npy(np.zeros(6, dtype=np.int32))}), "expected int32"),
+        (lambda members: members.update({"logits.bias.npy": npy(np.zeros(5, dtype=np.int64))}), "expected int32"),
+        (
+            lambda members: members.update({"logits.bias.npy": npy(np.zeros(5, dtype=np.int32))}),
+            "does not match its digest",
+        ),
+        (lambda members: members.update({"logits.bias.npy": members["logits.bias.npy"] + b"more"}), "does not hold"),
+        (lambda members: members.update({"logits.bias.npy": members["logits.bias.npy"][:-1]}), "does not hold"),
+        (lambda members: members.update({"logits.bias.npy": b""}), "damaged"),
+        (lambda members: members.update({"logits.bias.npy": b"not an array"}), "damaged"),
+        (
+            lambda members: members.update(
+                {"logits.weight.npy": npy(np.asfortranarray(np.zeros((5, 6), dtype=np.int8)))}
+            ),
+            "does not hold",
+        ),
+    ],
+)
+def test_other_tensors_are_refused(export, change, message):
+    rewrite_tensors(export, change)
+    refused(export, message)
+
+
+def test_pickles_are_not_opened(export):
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, np.array([print], dtype=object), allow_pickle=True)
+    rewrite_tensors(export, lambda members: members.update({"logits.bias.npy": stream.getvalue()}))
+    refused(export, "damaged")
+
+
+def test_a_claimed_terabyte_is_not_allocated(export):
+    """A header may claim any shape; only the bytes that are there count."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<i4", "fortran_order": False, "shape": (2**20, 2**20)})
+    rewrite_tensors(export, lambda members: members.update({"logits.bias.npy": header.getvalue() + b"\0" * 20}))
+    rewrite(export, edit("tensors", "logits.bias", "shape", value=[2**20, 2**20]))
+    refused(export, "does not hold the")
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_compressed_members_which_could_be_bombs_are_refused(export, compression):
+    def inflate(members):
+        members["logits.bias.npy"] = npy(np.zeros(1 << 22, dtype=np.int32))
+
+    rewrite_tensors(export, inflate, compression)
+    assert (export / "weights.npz").stat().st_size < 1 << 20
+    refused(export, "is compressed")
+
+
+def test_duplicate_members_are_refused(export):
+    with (
+        pytest.warns(UserWarning, match="Duplicate name"),
+        zipfile.ZipFile(export / "weights.npz", "a") as archive,
+    ):
+        archive.writestr("logits.bias.npy", npy(np.zeros(5, dtype=np.int32)))
+    refused(export, "other tensors")
+
+
+def test_weights_out_of_their_bits_are_refused_even_when_signed(export):
+    """A 4-bit claim for 8-bit weights, with every digest right."""
+    with np.load(export / "weights.npz") as archive:
+        weights = archive["embedding.token.weight"]
+    assert np.abs(weights).max() > 8
+    rewrite(export, edit("layers", "embedding.token", "weight_bits", value=4))
+    refused(export, "does not fit 4 bits")
