@@ -92,10 +92,11 @@ def test_stalls_lose_and_repeat_nothing(tmp_path, channels):
     run_with_stalls(make("stalls", parameters, rows), tmp_path)
 
 
-def test_a_sink_that_hardly_takes_does_not_mix_rows(tmp_path):
-    """Rows of two: the next row's root is ready while this one still stands in the output pipeline."""
-    parameters = specification(2)
-    rows = random_rows(parameters, np.random.default_rng(3), 60)
+@pytest.mark.parametrize("channels", [7, 12])
+def test_a_sink_that_hardly_takes_does_not_mix_rows(tmp_path, channels):
+    """The next row's root is ready while this row still stands in the stages that use its own: 7 channels reach back to the last of these."""
+    parameters = specification(channels)
+    rows = random_rows(parameters, np.random.default_rng(3), 40)
     run(make("slow sink", parameters, rows), tmp_path, sink_stall=0.97, seed=8)
 
 
