@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from model.activations import activation_function
 
-from model import Transformer
+from model import ModelConfig, Transformer
+from model.activations import activation_function
 
 from .activation import TableActivation
 from .attention import Attention
@@ -24,9 +24,11 @@ def quantize_transformer(
     """Quantize a trained model with the activation formats of a calibration.
 
     Raises:
-        QuantizationError: A weight is not finite, or an accumulator would need more than 32 bits.
+        QuantizationError: A weight is not finite, an accumulator would need more than 32 bits, or the model has a part that
+            exists only in floats (RMSNorm, rotary positions, SwiGLU, grouped-query attention).
     """
     config = model.config
+    _check_supported(config)
     formats = calibration.formats
     residual = formats["residual"]
     parameters = model.parameters
@@ -87,6 +89,22 @@ def quantize_transformer(
         logits=Linear.from_float(head, None, settings.weight_bits, formats["final_norm"], formats["logits"]),
         residual=residual,
     )
+
+
+def _check_supported(config: ModelConfig) -> None:
+    """Refuse what the integer transformer has no operator for."""
+    unsupported = {
+        "norm": config.norm != "layer",
+        "position": config.position == "rotary",
+        "activation": config.activation == "swiglu",
+        "num_kv_heads": config.num_kv_heads not in (None, config.num_heads),
+    }
+    for name, wrong in unsupported.items():
+        if wrong:
+            raise QuantizationError(
+                f"a model with {name} {getattr(config, name)!r} cannot be quantized: integers exist for LayerNorm, learned or "
+                "sinusoidal positions, pointwise activations, and one key and value head a query head"
+            )
 
 
 def weight_table(model: Transformer, quantized: QuantizedTransformer) -> tuple[TensorFormat, ...]:
