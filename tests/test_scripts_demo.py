@@ -127,6 +127,10 @@ def test_interrupted_training_is_resumed_and_changed_training_starts_anew(comman
     assert not commands.words["train"].resume
     with pytest.raises(KeyboardInterrupt):
         demo.run(commands.arguments())
+    assert commands.words["train"].force, "it was interrupted before there was anything to resume"
+    RunDirectory(commands.out).training_state.write_text("state")
+    with pytest.raises(KeyboardInterrupt):
+        demo.run(commands.arguments())
     assert commands.words["train"].resume
     other = commands.arguments()
     other.steps = 7

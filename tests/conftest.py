@@ -1,0 +1,35 @@
+"""What several test modules share."""
+
+import os
+
+# Before anything imports NumPy: the test processes share the cores, and one thread each is faster than a quarrel about them.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_run_original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the directory of a tiny run, trained for a few steps and quantized. Not to be changed."""
+    from scripts import cli
+
+    directory = tmp_path_factory.mktemp("runs") / "tiny"
+    text = directory.with_name("text.txt")
+    text.write_text(
+        "The cat sat on the mat. The dogs ran to the old house, and the cat saw them.\n" * 60, encoding="utf-8"
+    )
+    sizes = "--embed-dim 32 --num-heads 4 --num-layers 2 --ff-dim 64 --max-seq-len 16 --batch-size 8"
+    training = f"train --text {text} --out {directory} --steps 60 --seed 3 --workers 1 {sizes}"
+    assert cli.main(training.split()) == 0
+    assert cli.main(["quantize", str(directory)]) == 0
+    return directory
+
+
+@pytest.fixture
+def tiny_run(tiny_run_original: Path, tmp_path: Path) -> Path:
+    """Return a copy of the tiny run that a test may change."""
+    return Path(shutil.copytree(tiny_run_original, tmp_path / "tiny"))
