@@ -123,7 +123,7 @@ def test_float64_would_not_be_exact_one_step_beyond_its_bound():
     a = np.array([[1 << 27, 1]])
     b = np.array([[1 << 26], [1]])
     assert int(np.matmul(a.astype(np.float64), b.astype(np.float64))[0, 0]) != (1 << 53) + 1
-    assert exact_matmul(a, b, 1 << 27, 1 << 27).tolist() == [[(1 << 53) + 1]]
+    assert exact_matmul(a, b, 1 << 27, 1 << 26).tolist() == [[(1 << 53) + 1]]
 
 
 def test_sums_beyond_64_bits_are_refused():
