@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
-from amaranth.hdl import C, ClockDomain, ClockSignal, Elaboratable, Instance, Module, ResetSignal, Signal
+from amaranth.hdl import C, ClockDomain, ClockSignal, Elaboratable, Instance, Module, Signal
 from amaranth.lib import io, wiring
 from amaranth.lib.cdc import FFSynchronizer
 from amaranth_boards.ulx3s import ULX3S_12F_Platform, ULX3S_25F_Platform, ULX3S_45F_Platform, ULX3S_85F_Platform
@@ -93,7 +93,7 @@ def pll_setting(input_frequency: float, output_frequency: float) -> PLLSetting:
     """Return the PLL dividers that come closest to a frequency, with the oscillator as near to 600 MHz as possible.
 
     Limits from Lattice's ECP5 family data sheet (FPGA-DS-02012), "sysCLOCK PLL Timing": input 8 to 400 MHz, phase detector 3.125 to 400 MHz, oscillator
-    400 to 800 MHz, dividers 1 to 128 (feedback 1 to 80).
+    400 to 800 MHz, output 3.125 to 400 MHz, dividers 1 to 128 (feedback 1 to 80).
 
     Args:
         input_frequency: Hz.
@@ -106,12 +106,16 @@ def pll_setting(input_frequency: float, output_frequency: float) -> PLLSetting:
         raise CircuitError(f"an ECP5 PLL takes 8 to 400 MHz, not {input_frequency / 1e6:g} MHz")
     source, target = Fraction(input_frequency), Fraction(output_frequency)
     best: tuple[tuple[Fraction, Fraction], PLLSetting] | None = None
+    reachable: set[Fraction] = set()
     for input_divider in range(1, 129):
         detector = source / input_divider
         if not 3_125_000 <= detector <= 400_000_000:
             continue
         for feedback_divider in range(1, 81):
             output = detector * feedback_divider
+            if not 3_125_000 <= output <= 400_000_000:
+                continue
+            reachable.add(output)
             if abs(output - target) * 100 > target:
                 continue
             for output_divider in range(1, 129):
@@ -122,27 +126,41 @@ def pll_setting(input_frequency: float, output_frequency: float) -> PLLSetting:
                 if best is None or distance < best[0]:
                     best = distance, PLLSetting(input_divider, feedback_divider, output_divider, float(output))
     if best is None:
+        near = sorted(reachable, key=lambda output: abs(output - target))[:2]
         raise CircuitError(
-            f"an ECP5 PLL cannot make {output_frequency / 1e6:g} MHz from {input_frequency / 1e6:g} MHz; it reaches 3.2 to 400 MHz"
+            f"an ECP5 PLL cannot make {output_frequency / 1e6:g} MHz from {input_frequency / 1e6:g} MHz; "
+            f"the nearest are {' and '.join(f'{float(output) / 1e6:.5g}' for output in sorted(near))} MHz"
         )
     return best[1]
 
 
-class ClockGenerator(Elaboratable):
-    """The domain `sync` from a board's clock: a PLL, and a reset that waits for it.
+def clock_frequency(input_frequency: float, frequency: float) -> float:
+    """Return the clock that a board gets when it asks for `frequency`, Hz: its own, or the nearest that a PLL makes.
 
-    `sync` is held in reset until the PLL has been locked for `RESET_CYCLES` cycles, so that no memory is read before it can be, and again whenever
+    Raises:
+        CircuitError: No PLL setting comes within 1 %.
+    """
+    return frequency if frequency == input_frequency else pll_setting(input_frequency, frequency).frequency
+
+
+class ClockGenerator(Elaboratable):
+    """A clock domain from a board's clock: a PLL, and a reset that waits for it. The module above adds `domain` to its own domains.
+
+    It is held in reset until the PLL has been locked for `RESET_CYCLES` cycles, so that no memory is read before it can be, and again whenever
     `reset` is high or the lock is lost. Without a PLL (same frequency) the count alone does it.
 
     Attributes:
-        frequency: Hz of `sync`, as near to what was asked as the PLL comes.
+        domain: The clock domain `sync`.
+        frequency: Its Hz, as near to what was asked as the PLL comes.
+        clock_in: The board's clock.
         reset: Asynchronous request to start over, active high.
     """
 
     def __init__(self, input_frequency: float, frequency: float):
         self.setting = None if frequency == input_frequency else pll_setting(input_frequency, frequency)
         self.input_frequency = input_frequency
-        self.frequency = frequency if self.setting is None else self.setting.frequency
+        self.frequency = clock_frequency(input_frequency, frequency)
+        self.domain = ClockDomain("sync")
         self.clock_in = Signal()
         self.reset = Signal()
 
@@ -150,9 +168,8 @@ class ClockGenerator(Elaboratable):
         """Build the circuit."""
         m = Module()
         clock, locked, stable, again = Signal(name="system_clock"), Signal(), Signal(), Signal()
-        m.domains.sync = ClockDomain()
         m.domains.power_up = ClockDomain(reset_less=True, local=True)
-        m.d.comb += [ClockSignal("sync").eq(clock), ClockSignal("power_up").eq(clock)]
+        m.d.comb += [self.domain.clk.eq(clock), ClockSignal("power_up").eq(clock)]
         if self.setting is None:
             m.d.comb += [clock.eq(self.clock_in), locked.eq(1)]
         else:
@@ -163,7 +180,7 @@ class ClockGenerator(Elaboratable):
         m.submodules.again = FFSynchronizer(self.reset, again, o_domain="power_up")
         count = Signal(range(RESET_CYCLES))
         in_reset = Signal(init=1)
-        m.d.comb += ResetSignal("sync").eq(in_reset)
+        m.d.comb += self.domain.rst.eq(in_reset)
         with m.If(~stable | again):
             m.d.power_up += [count.eq(0), in_reset.eq(1)]
         with m.Elif(count == RESET_CYCLES - 1):
@@ -290,6 +307,7 @@ class BoardTop(Elaboratable):
         """Build the circuit."""
         m = Module()
         m.submodules.clocks = clocks = self._clocks
+        m.domains += clocks.domain
         m.submodules.core = core = self._core
         uart, reset_button = platform.request("uart", 0), platform.request("button_fire", 0)
         m.submodules.clock_pin = clock_pin = io.Buffer("i", platform.request(platform.default_clk, dir="-"))
@@ -331,4 +349,7 @@ class AttentionTop(BoardTop):
             raise CircuitError(
                 f"the serial protocol carries 8-bit inputs and 16-bit results, not {bits[0]} and {bits[1]} bits"
             )
-        super().__init__(Attention(parameters), Identity.of(parameters), board, frequency, baud)
+        identity = Identity.of(parameters)
+        # What cannot be is refused before any circuit exists.
+        baud_divisor(clock_frequency(board.platform().default_clk_frequency, frequency), baud)
+        super().__init__(Attention(parameters), identity, board, frequency, baud)

@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-
-import numpy as np
-from tqdm import tqdm
 
 from hdl.board import DEFAULT_BAUD
 from hdl.errors import ToolError
-from hdl.link import ANSWER_SECONDS, Host, Identity
+from hdl.hardware_check import exercise
+from hdl.link import ANSWER_SECONDS, Host
 from scripts.output import add_json_argument, write_json
 from scripts.runs import add_run_argument, load_quantized, open_run
 from scripts.synthesize import attention_of
@@ -63,49 +60,6 @@ def open_port(name: str, baud: int):
     except (serial.SerialException, ValueError) as error:
         ports = ", ".join(sorted(port.device for port in comports())) or "none"
         raise ToolError(f"cannot open the serial port {name}: {error}; ports found: {ports}") from None
-
-
-def random_tokens(parameters, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return int8 tokens (count, C) and booleans (count,) that say which start a sequence.
-
-    Sequences have all lengths up to the whole context; some end by themselves, at the context's end.
-    """
-    generator = np.random.default_rng(seed)
-    tokens = generator.integers(-128, 128, (count, parameters.embed_dim), dtype=np.int8)
-    restart = generator.random(count) < 1 / (1 + parameters.context_length)
-    restart[:1] = True
-    return tokens, restart
-
-
-def exercise(host: Host, parameters, vectors: int, seed: int) -> dict:
-    """Compare a connected accelerator with the golden model on random tokens.
-
-    Raises:
-        ToolError: It is another model, it fell silent, or a value differs.
-    """
-    if vectors < 1:
-        raise ToolError(f"at least one vector must be sent, not {vectors}")
-    host.connect(Identity.of(parameters))
-    tokens, restart = random_tokens(parameters, vectors, seed)
-    expected = parameters.compute_stream(tokens.astype(np.int64), restart)
-    start = time.perf_counter()
-    for index in tqdm(range(vectors), unit="token", disable=None):
-        result = host.send(tokens[index], bool(restart[index]))
-        wrong = np.flatnonzero(result != expected[index])
-        if wrong.size:
-            element = wrong[0]
-            raise ToolError(
-                f"token {index}, element {element}: the board says {result[element]}, the golden model {expected[index, element]} "
-                f"({wrong.size} of {result.size} elements differ)"
-            )
-    seconds = time.perf_counter() - start
-    return {
-        "vectors": vectors,
-        "values": int(expected.size),
-        "seed": seed,
-        "seconds": seconds,
-        "tokens_per_second": vectors / seconds,
-    }
 
 
 if __name__ == "__main__":
