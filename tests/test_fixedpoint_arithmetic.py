@@ -3,7 +3,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fixedpoint import QFormat, exact_matmul, requantize, shift_right_half_up
@@ -31,6 +31,7 @@ def test_every_small_value_and_shift():
         assert shift_right_half_up(values, np.full(values.shape, shift)).tolist() == expected
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.integers(-(2**62) + 1, 2**62 - 1), st.integers(0, 200))
 def test_right_shifts_of_any_size(value, shift):
     expected = shifted(value, shift)
@@ -38,6 +39,7 @@ def test_right_shifts_of_any_size(value, shift):
     assert shift_right_half_up(np.array([value]), np.array([shift])).tolist() == [expected]
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.integers(0, 61), st.data())
 def test_left_shifts_are_exact(shift, data):
     value = data.draw(st.integers(-(2 ** (62 - shift)) + 1, 2 ** (62 - shift) - 1))
@@ -76,6 +78,7 @@ def test_requantize_saturates_after_rounding():
     assert requantize(np.array([-3, 3, 4]), -1, output).tolist() == [-6, 6, 7]
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.integers(-(2**40), 2**40), st.integers(-10, 50), st.integers(1, 20), st.booleans())
 def test_requantize_equals_rational_arithmetic(value, shift, bits, signed):
     output = QFormat(bits, 0, signed)

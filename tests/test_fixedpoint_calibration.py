@@ -105,6 +105,26 @@ def test_all_batches_count():
     assert calibrate(model, tokens, QuantizationSettings()).formats["residual"].fraction < quiet.fraction
 
 
+def test_observed_arrays_may_be_reused():
+    """The float model works in place: what it shows is only valid while it shows it."""
+
+    class InPlace:
+        config = small_model().config
+
+        def forward(self, tokens, observe):
+            x = np.full((*tokens.shape, 8), 3.0)
+            observe("embedding", x)
+            observe("blocks.0.attention.query", x)
+            x[...] = 0.01
+            observe("blocks.0.attention_residual", x)
+
+    calibration = calibrate(InPlace(), some_tokens(), QuantizationSettings())
+    assert calibration.formats["residual"] == QFormat(16, 13)  # 1.25 · 3.0 needs three bits before the point
+    query = calibration.formats["blocks.0.attention.query"]
+    assert query.minimum < 3.0 * math.log2(math.e) / 2 < 4 * query.maximum
+    assert query.maximum > 1
+
+
 @pytest.mark.parametrize("tokens", [np.zeros((0, 6)), np.zeros((3, 0)), np.zeros(6), np.zeros((1, 2, 3)), []])
 def test_too_little_text_is_refused(tokens):
     with pytest.raises(QuantizationError, match="longer text"):

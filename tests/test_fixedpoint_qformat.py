@@ -6,7 +6,7 @@ import apytypes
 import numpy as np
 import pytest
 from apytypes import APyFixedArray, OverflowMode, QuantizationMode
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fixedpoint import Overflow, QFormat, QuantizationError, Rounding
@@ -64,6 +64,7 @@ def test_text_is_read_and_written(text, expected):
     assert str(expected) == text
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(formats)
 def test_every_format_survives_text(target):
     assert QFormat.parse(str(target)) == target
@@ -120,6 +121,7 @@ def test_range(text, lowest, highest, resolution):
     assert (target.minimum, target.maximum, target.resolution) == (lowest, highest, resolution)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(formats)
 def test_the_ends_of_the_range_are_the_last_integers_that_fit(target):
     ends = np.array([target.minimum_integer, target.maximum_integer])
@@ -221,6 +223,7 @@ def test_wrapping_the_largest_int64_is_exact():
         assert target.fit(ends, Overflow.WRAP).tolist() == [wrap_exactly(value, target) for value in ends]
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(
     st.lists(st.floats(allow_nan=False, allow_infinity=False, allow_subnormal=False), min_size=1, max_size=8),
     formats,
@@ -260,6 +263,7 @@ def test_quantize_equals_apytypes_on_all_12_bit_inputs(target, rounding, overflo
     assert len(set(expected.tolist())) > 1
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(
     st.lists(st.integers(-(2**50), 2**50), min_size=1, max_size=20),
     st.integers(2, 40),
@@ -290,6 +294,7 @@ def test_the_oracle_is_the_one_we_think():
     assert apytypes.fx(0.5, int_bits=3, frac_bits=1).cast(3, 0, QuantizationMode.TIES_POS) == 1
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(formats, st.data())
 def test_dequantize_undoes_itself(target, data):
     narrow = QFormat(min(target.bits, 53), target.fraction, target.signed)
@@ -339,6 +344,7 @@ def test_bits_for_is_the_smallest_width():
         bits_for(-1, 1, False)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(
     st.floats(min_value=0, max_value=1e300, exclude_min=True) | st.integers(-300, 300).map(lambda e: 2.0**e),
     st.integers(1, 62),
