@@ -1,6 +1,8 @@
 # amaranth: UnusedElaboratable=no
 import numpy as np
 import pytest
+from amaranth.hdl import Module, Signal
+from amaranth.lib import wiring
 from core_bench import ResetOnce, bench, pack_rows, run, run_with_stalls
 
 import fixedpoint
@@ -113,6 +115,36 @@ def test_cycles_are_the_stated_ones(tmp_path, length, rows):
     # The last word is the denominator, a cycle after the last numerator.
     cycles = (rows - 1) * 2 * length + (length - 1) + core.latency + length
     run(numerators_bench("cycles", parameters, scores, core, expected_cycles=cycles), tmp_path)
+
+
+class LateDenominator(wiring.Component):
+    """A consumer's worst habit: it looks at a denominator only when no numerator has come for 30 cycles."""
+
+    def __init__(self, core):
+        self.core = core
+        super().__init__(dict(core.signature.members))
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.core = self.core
+        for name in self.signature.members:
+            wiring.connect(m, wiring.flipped(getattr(self, name)), getattr(self.core, name))
+        quiet = Signal(range(31))
+        with m.If(self.core.o.valid):
+            m.d.sync += quiet.eq(0)
+        with m.Elif(quiet < 30):
+            m.d.sync += quiet.eq(quiet + 1)
+        shown = Signal()  # once shown, a denominator stays until it is taken
+        m.d.sync += shown.eq(self.o_denominator.valid & ~self.o_denominator.ready)
+        with m.If((quiet < 30) & ~shown):
+            m.d.comb += [self.o_denominator.valid.eq(0), self.core.o_denominator.ready.eq(0)]
+        return m
+
+
+def test_a_late_denominator_neither_blocks_its_own_row_nor_is_overwritten(tmp_path):
+    parameters = specification(length=6)
+    rows = random_rows(parameters, np.random.default_rng(11), 40)
+    run(numerators_bench("late", parameters, rows, LateDenominator(SoftmaxNumerators(parameters))), tmp_path)
 
 
 @both
