@@ -309,13 +309,16 @@ class BoardTop(Elaboratable):
         m.submodules.clocks = clocks = self._clocks
         m.domains += clocks.domain
         m.submodules.core = core = self._core
-        uart, reset_button = platform.request("uart", 0), platform.request("button_fire", 0)
+        uart = platform.request("uart", 0, dir={"rx": "-", "tx": "-", "rts": "-", "dtr": "-"})
         m.submodules.clock_pin = clock_pin = io.Buffer("i", platform.request(platform.default_clk, dir="-"))
+        m.submodules.reset_pin = reset_pin = io.Buffer("i", platform.request("button_fire", 0, dir="-"))
+        m.submodules.rx_pin = rx_pin = io.Buffer("i", uart.rx)
+        m.submodules.tx_pin = tx_pin = io.Buffer("o", uart.tx)
         m.d.comb += [
             clocks.clock_in.eq(clock_pin.i),
-            clocks.reset.eq(reset_button.i),
-            core.rx.eq(uart.rx.i),
-            uart.tx.o.eq(core.tx),
+            clocks.reset.eq(reset_pin.i),
+            core.rx.eq(rx_pin.i),
+            tx_pin.o.eq(core.tx),
         ]
 
         blink = Signal(range(round(self.frequency)))
@@ -329,7 +332,8 @@ class BoardTop(Elaboratable):
         with m.If(core.fault):
             m.d.sync += faulty.eq(1)
         for number, light in enumerate((blink[-1], glow != 0, faulty)):
-            m.d.comb += platform.request("led", number).o.eq(light)
+            m.submodules[f"light_pin_{number}"] = pin = io.Buffer("o", platform.request("led", number, dir="-"))
+            m.d.comb += pin.o.eq(light)
         return m
 
 

@@ -181,7 +181,7 @@ def synthesize(
     # Sources' file names and line numbers are left out, so that the same circuit is the same file wherever it is made.
     plan = platform.prepare(top, name, emit_src=False)
     files = {suffix: plan.files[f"{name}.{suffix}"] for suffix in ("il", "lpf")}
-    arguments = ("--lpf", f"{name}.lpf")
+    arguments = ("--lpf", f"{name}.lpf", "--textcfg", f"{name}.config")
     return _build(files, board, Path(directory), name, arguments, seed, progress, out_of_context=False)
 
 
@@ -245,7 +245,7 @@ def _build(
     yosys = ("-q", "-l", "yosys.log", "-p", f"read_rtlil {name}.il; synth_ecp5 -top {name} -json {name}.json")
     nextpnr = (
         *board.device_arguments,
-        *("--json", f"{name}.json", "--textcfg", f"{name}.config", "--report", "nextpnr.json"),
+        *("--json", f"{name}.json", "--report", "nextpnr.json"),
         *("--log", "nextpnr.log", "--quiet", "--seed", str(seed)),
         "--timing-allow-fail",  # the report is wanted then too; who asked for a clock gets the error from here
         *arguments,
@@ -290,7 +290,7 @@ def _build(
             _keep(failure_log, work / "nextpnr.log")
             raise CircuitError(_timing_message(report, failure_log))
         for intermediate in (f"{name}.json", f"{name}.config"):
-            (work / intermediate).unlink()
+            (work / intermediate).unlink(missing_ok=True)  # large, and of no use to a reader
         (work / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
     failure_log.unlink(missing_ok=True)
     return report
