@@ -1,0 +1,68 @@
+"""Token and position embeddings.
+
+x[b, t] = token_table[tokens[b, t]] + position_table[t]. Backward: the gradient of a token's row is the sum over all places where the
+token stands, that of a position's row the sum over all sequences.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .parameters import Parameters
+from .workspace import Workspace
+
+# Up to this vocabulary the token gradient is a product with a one-hot matrix, at the speed of BLAS; beyond, rows are sorted by token.
+ONE_HOT_VOCAB_SIZE = 512
+
+
+def sinusoidal_positions(length: int, width: int, dtype: np.dtype) -> np.ndarray:
+    """Return the table (T, C) of Vaswani et al. 2017: sin and cos of t / 10000^(2i/C) in channels 2i and 2i+1."""
+    positions, channels = np.arange(length)[:, None], np.arange(width)
+    angles = positions * 10000.0 ** (-(channels - channels % 2) / width)
+    return np.where(channels % 2, np.cos(angles), np.sin(angles)).astype(dtype)
+
+
+class Embedding:
+    """The first layer.
+
+    Args:
+        parameters: Holds `token_embedding` (V, C) and, when positions are learned, `position_embedding` (T, C).
+        gradients: Where their gradients go.
+        positions: The table (T, C) that is added, or None for none (rotary positions act in the attention).
+    """
+
+    def __init__(self, parameters: Parameters, gradients: Parameters, positions: np.ndarray | None) -> None:
+        self.tokens, self.d_tokens = parameters["token_embedding"], gradients["token_embedding"]
+        self.positions = positions
+        self.d_positions = gradients.get("position_embedding")
+
+    def forward(self, tokens: np.ndarray, workspace: Workspace) -> np.ndarray:
+        """Return x (B·T, C) for tokens (B, T)."""
+        batch, length = tokens.shape
+        width = self.tokens.shape[1]
+        x = workspace.array("embedding", batch, length, width)
+        np.take(self.tokens, tokens, axis=0, out=x, mode="clip")  # indices were checked; "clip" writes without a buffer
+        if self.positions is not None:
+            x += self.positions[:length]
+        return x.reshape(batch * length, width)
+
+    def backward(self, d_x: np.ndarray, tokens: np.ndarray, workspace: Workspace, *, add: bool) -> None:
+        """Write the tables' gradients for dx (B·T, C); `add` adds to the token table's, which the tied output has written."""
+        batch, length = tokens.shape
+        if self.d_positions is not None:
+            self.d_positions[length:] = 0
+            np.sum(d_x.reshape(batch, length, -1), axis=0, out=self.d_positions[:length])
+        if not add:
+            self.d_tokens[...] = 0
+        places = tokens.reshape(-1)
+        vocab_size = len(self.d_tokens)
+        if vocab_size <= ONE_HOT_VOCAB_SIZE:
+            one_hot = workspace.array("one hot", len(places), vocab_size)
+            one_hot[...] = 0
+            one_hot[np.arange(len(places)), places] = 1
+            self.d_tokens += one_hot.T @ d_x
+        else:
+            order = np.argsort(places, kind="stable")
+            ordered = places[order]
+            starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
+            self.d_tokens[ordered[starts]] += np.add.reduceat(d_x[order], starts, axis=0)

@@ -1,0 +1,50 @@
+"""Linear layer y = x Wᵀ + b.
+
+Backward: dx = dy W,  dW = dyᵀ x,  db = Σ dy over all rows. Saved from the forward pass: x.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .parameters import Parameters
+from .workspace import Workspace
+
+
+class Linear:
+    """One or several linear layers of the same input, whose parameters lie side by side and act as one.
+
+    Args:
+        names: Prefixes of the parameters `NAME.weight` (outputs, inputs) and, if there are any, `NAME.bias` (outputs,).
+        parameters: Where they are.
+        gradients: Where their gradients go; each backward pass overwrites them.
+    """
+
+    def __init__(self, names: list[str], parameters: Parameters, gradients: Parameters) -> None:
+        self.name = "+".join(names)
+        # The same layer of every block shares the memory for dx, which is used up before the next block begins.
+        self.role = names[0].split(".", 2)[-1]
+        weights, biases = [f"{name}.weight" for name in names], [f"{name}.bias" for name in names]
+        self.weight, self.d_weight = parameters.stacked(weights), gradients.stacked(weights)
+        self.has_bias = biases[0] in parameters
+        if self.has_bias:
+            self.bias, self.d_bias = parameters.stacked(biases), gradients.stacked(biases)
+
+    def forward(self, x: np.ndarray, workspace: Workspace) -> np.ndarray:
+        """Return y (N, outputs) for x (N, inputs)."""
+        y = workspace.array((self.name, "y"), len(x), len(self.weight))
+        np.matmul(x, self.weight.T, out=y)
+        if self.has_bias:
+            y += self.bias
+        self.saved = x
+        return y
+
+    def backward(self, d_y: np.ndarray, workspace: Workspace) -> np.ndarray:
+        """Return dx (N, inputs) for dy (N, outputs), and write the gradients of weight and bias."""
+        x = self.saved
+        np.matmul(d_y.T, x, out=self.d_weight)
+        if self.has_bias:
+            np.matmul(workspace.ones(len(d_y)), d_y, out=self.d_bias)
+        d_x = workspace.array(("dx", self.role), *x.shape)
+        np.matmul(d_y, self.weight, out=d_x)
+        return d_x

@@ -1,0 +1,160 @@
+"""The files of a run directory, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .checkpoint import CheckpointManager, ModelBuilder
+from .data import load_tokens
+from .errors import InputError
+from .files import read_json
+from .tokenizer import Tokenizer, load_tokenizer
+from .transformer import Transformer
+
+MODEL_NAME = "model"
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths of a run, and loading what they hold."""
+
+    path: Path
+
+    def __init__(self, path: str | Path) -> None:
+        object.__setattr__(self, "path", Path(path))
+
+    @property
+    def model_config(self) -> Path:
+        """Configuration of the model."""
+        return self.path / f"{MODEL_NAME}_config.json"
+
+    @property
+    def model_weights(self) -> Path:
+        """Weights with the lowest held-out loss."""
+        return self.path / f"{MODEL_NAME}_weights.npz"
+
+    @property
+    def tokenizer(self) -> Path:
+        """Vocabulary."""
+        return self.path / "tokenizer.json"
+
+    @property
+    def training(self) -> Path:
+        """Training configuration, source of the text, results."""
+        return self.path / "training.json"
+
+    @property
+    def train_tokens(self) -> Path:
+        """Tokens trained on."""
+        return self.path / "train_tokens.npy"
+
+    @property
+    def validation_tokens(self) -> Path:
+        """Tokens held out."""
+        return self.path / "validation_tokens.npy"
+
+    @property
+    def training_state(self) -> Path:
+        """What resuming needs."""
+        return self.path / "training_state.npz"
+
+    @property
+    def log_csv(self) -> Path:
+        """Losses over the steps, as a table."""
+        return self.path / "log.csv"
+
+    @property
+    def log_json_lines(self) -> Path:
+        """The same as one JSON object a line."""
+        return self.path / "log.jsonl"
+
+    @property
+    def loss_plot(self) -> Path:
+        """Picture of the losses."""
+        return self.path / "loss.png"
+
+    @property
+    def sample(self) -> Path:
+        """Generated text."""
+        return self.path / "sample.txt"
+
+    @property
+    def attention_plot(self) -> Path:
+        """Picture of attention weights."""
+        return self.path / "attention.png"
+
+    @property
+    def quantized(self) -> Path:
+        """Directory of the quantized export."""
+        return self.path / "quantized"
+
+    @property
+    def quantized_manifest(self) -> Path:
+        """Manifest of the quantized export."""
+        return self.quantized / "manifest.json"
+
+    @property
+    def simulation(self) -> Path:
+        """Directory of simulation results."""
+        return self.path / "simulation"
+
+    @property
+    def synthesis(self) -> Path:
+        """Directory of synthesis results."""
+        return self.path / "synthesis"
+
+    @property
+    def evaluation(self) -> Path:
+        """Float and fixed-point losses."""
+        return self.path / "evaluation.json"
+
+    @property
+    def report(self) -> Path:
+        """The report of everything."""
+        return self.path / "report.html"
+
+    def load_model(self) -> Transformer:
+        """Return the trained model.
+
+        Raises:
+            InputError: The run has no model, or its files are damaged.
+        """
+        self._check_exists()
+        return ModelBuilder.from_checkpoint(self.path, MODEL_NAME)
+
+    def save_model(self, model: Transformer) -> None:
+        """Write the model's configuration and weights."""
+        CheckpointManager.save(model, self.path, MODEL_NAME)
+
+    def load_tokenizer(self) -> Tokenizer:
+        """Return the tokenizer.
+
+        Raises:
+            InputError: The file is missing or damaged.
+        """
+        self._check_exists()
+        return load_tokenizer(self.tokenizer)
+
+    def load_training_tokens(self, vocab_size: int | None = None) -> np.ndarray:
+        """Return the tokens trained on, memory-mapped."""
+        return load_tokens(self.train_tokens, vocab_size)
+
+    def load_validation_tokens(self, vocab_size: int | None = None) -> np.ndarray:
+        """Return the held-out tokens, memory-mapped."""
+        return load_tokens(self.validation_tokens, vocab_size)
+
+    def load_training_record(self) -> dict[str, Any]:
+        """Return training.json."""
+        return read_json(self.training)
+
+    def _check_exists(self) -> None:
+        if not self.path.is_dir():
+            raise InputError(
+                f"{self.path} is not a run directory: it does not exist; make it with `positron train --out {self.path}`"
+            )
+        if not self.model_config.exists():
+            raise InputError(f"{self.path} holds no trained model; make one with `positron train --out {self.path}`")

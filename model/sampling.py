@@ -1,0 +1,69 @@
+"""Choosing the next token from logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .errors import InputError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen.
+
+    Attributes:
+        temperature: Logits are divided by it; 0 takes the most likely token.
+        top_k: Only the k most likely tokens; None for all.
+        top_p: Only the fewest most likely tokens whose probabilities sum to at least this; None for all (Holtzman et al. 2020).
+        repetition_penalty: Logits of tokens that are in the context are divided by it if positive, multiplied if negative;
+            1 for none (Keskar et al. 2019).
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise InputError(
+                f"temperature must be 0 (most likely token) or a positive number, not {self.temperature!r}"
+            )
+        if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k < 1):
+            raise InputError(f"top_k must be a whole number of at least 1, not {self.top_k!r}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise InputError(f"top_p must be above 0 and at most 1, not {self.top_p!r}")
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise InputError(f"repetition_penalty must be a positive number, not {self.repetition_penalty!r}")
+
+    def choose(self, logits: np.ndarray, random: float, context: Sequence[int]) -> int:
+        """Return a token.
+
+        Args:
+            logits: (V,); not changed.
+            random: Uniform in [0, 1); the same logits and number give the same token.
+            context: Tokens so far, for the repetition penalty.
+        """
+        if self.repetition_penalty != 1:
+            logits = logits.copy()
+            seen = np.unique(np.asarray(context, dtype=np.intp))
+            values = logits[seen]
+            logits[seen] = np.where(values > 0, values / self.repetition_penalty, values * self.repetition_penalty)
+        if self.temperature == 0 or self.top_k == 1:
+            return int(logits.argmax())
+        scores = logits - logits.max()
+        if self.temperature != 1:
+            scores /= max(self.temperature, 1e-6)
+        weights = np.exp(scores)
+        if self.top_k is not None and self.top_k < len(weights):
+            weights[weights < np.partition(weights, -self.top_k)[-self.top_k]] = 0
+        if self.top_p is not None and self.top_p < 1:
+            order = np.argsort(-weights, kind="stable")
+            cumulative = np.cumsum(weights[order], dtype=np.float64)
+            num_kept = int(np.searchsorted(cumulative, self.top_p * cumulative[-1])) + 1
+            weights[order[num_kept:]] = 0
+        cumulative = np.cumsum(weights, dtype=np.float64)
+        return min(int(np.searchsorted(cumulative, random * cumulative[-1], side="right")), len(weights) - 1)

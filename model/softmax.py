@@ -1,0 +1,82 @@
+"""Softmax and cross-entropy.
+
+softmax(s)ᵢ = exp(sᵢ − m) / Σⱼ exp(sⱼ − m) for any m. The usual m is the row's maximum, which keeps exp from overflowing, but a maximum
+along a short last axis costs NumPy more than the exponential itself. So m = 0 is tried first; the row sums show whether that was
+in range, and only if it was not, the rows are done again with their maximum. The result is the same up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .workspace import Workspace
+
+# In between, no exponential that matters has overflowed or lost bits in float32: smallest normal number 1.2e-38, largest 3.4e38.
+SMALLEST_SUM = 1e-30
+LARGEST_SUM = 1e37
+
+IGNORED = -1  # a target that does not count: padding
+
+
+def exponentials(scores: np.ndarray, workspace: Workspace, restore: Callable[[], None]) -> np.ndarray:
+    """Replace scores (…, K) by exponentials proportional to their softmax, and return the row sums (…).
+
+    Args:
+        scores: Overwritten. −inf stands for a masked score; a row has at least one other.
+        workspace: Source of the vector of ones.
+        restore: Writes the original scores into `scores` again; called when the shifted form is needed.
+    """
+    ones = workspace.ones(scores.shape[-1])
+    np.exp(scores, out=scores)
+    sums = np.matmul(scores, ones)
+    if not (sums.min() > SMALLEST_SUM and sums.max() < LARGEST_SUM):
+        restore()
+        scores -= scores.max(axis=-1, keepdims=True)
+        np.exp(scores, out=scores)
+        sums = np.matmul(scores, ones)
+    return sums
+
+
+def cross_entropy(
+    logits: np.ndarray,
+    targets: np.ndarray,
+    workspace: Workspace,
+    d_logits: np.ndarray | None = None,
+    weight: float = 1.0,
+) -> float:
+    """Return the mean over counted rows of −log softmax(logits)[target], in nats.
+
+    Backward: dlogits = (softmax(logits) − onehot(target)) / number of counted rows; rows with an ignored target get 0.
+
+    Args:
+        logits: (N, V).
+        targets: Token of each row (N,), or `IGNORED`.
+        workspace: Where the exponentials live when there is no `d_logits`.
+        d_logits: Receives the gradient (N, V), unless None.
+        weight: Factor on the gradient.
+    """
+    num_rows, vocab_size = logits.shape
+    probabilities = workspace.array("probabilities", num_rows, vocab_size) if d_logits is None else d_logits
+    shift = np.zeros(num_rows)
+
+    def restore() -> None:
+        np.copyto(probabilities, logits)
+        shift[:] = logits.max(axis=-1)
+
+    np.copyto(probabilities, logits)
+    sums = exponentials(probabilities, workspace, restore)
+    rows = np.arange(num_rows)
+    counted = targets != IGNORED
+    num_counted = max(1, int(np.count_nonzero(counted)))
+    # Python's −1 indexes the last token; those rows are zeroed below.
+    losses = np.log(sums.astype(np.float64)) + shift - logits[rows, targets]
+    if num_counted < num_rows:
+        losses[~counted] = 0
+    if d_logits is not None:
+        d_logits *= (weight / (sums * num_counted))[:, None].astype(logits.dtype, copy=False)
+        d_logits[rows, targets] -= weight / num_counted
+        if num_counted < num_rows:
+            d_logits[~counted] = 0
+    return float(losses.sum() / num_counted)

@@ -1,0 +1,133 @@
+"""What the tokenizers share: the interface, the file format, and loading by class."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from .errors import InputError
+from .files import read_json, write_json
+
+FORMAT = "positron-tokenizer"
+VERSION = 1
+LARGEST_VOCABULARY = 1 << 24
+
+
+class Tokenizer(ABC):
+    """Text to token numbers and back. `train` fixes the vocabulary; before, nothing can be encoded."""
+
+    kind: ClassVar[str]
+    _kinds: ClassVar[dict[str, type[Tokenizer]]] = {}
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        Tokenizer._kinds[cls.kind] = cls
+
+    @abstractmethod
+    def train(self, texts: str | Iterable[str]) -> None:
+        """Build the vocabulary from one text or several."""
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of a text."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of tokens."""
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Number of tokens."""
+
+    @abstractmethod
+    def token_label(self, token: int) -> str:
+        """Return one token as printable text, for pictures and tables."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """Return what the file holds besides format, version and kind."""
+
+    @classmethod
+    @abstractmethod
+    def from_dict(cls, content: dict[str, Any]) -> Self:
+        """Rebuild from `to_dict`'s result; may raise anything for content that is wrong."""
+
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
+        """Return the tokens of several texts."""
+        return [self.encode(text) for text in texts]
+
+    def save(self, path: str | Path) -> None:
+        """Write a versioned JSON file."""
+        write_json(path, {"format": FORMAT, "version": VERSION, "kind": self.kind, **self.to_dict()})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a file of `save`.
+
+        Raises:
+            InputError: The file is missing, damaged, or of another kind of tokenizer.
+        """
+        tokenizer = load_tokenizer(path)
+        if not isinstance(tokenizer, cls):
+            raise InputError(f"{path} holds a {tokenizer.kind} tokenizer, not a {cls.kind} tokenizer")
+        return tokenizer
+
+    def _check_ids(self, ids: Sequence[int]) -> list[int]:
+        numbers = [int(token) for token in ids]
+        for token in numbers:
+            if not 0 <= token < self.vocab_size:
+                raise InputError(f"token {token} is outside the vocabulary of {self.vocab_size} tokens")
+        return numbers
+
+    def _check_trained(self) -> None:
+        if self.vocab_size == 0:
+            raise InputError("the tokenizer has no vocabulary yet; call train(texts) or load(path) first")
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Return the tokenizer in a file, of the class that wrote it.
+
+    Raises:
+        InputError: The file is missing, damaged, or of a newer version.
+    """
+    content = read_json(path)
+    if content.get("format") != FORMAT:
+        raise InputError(f"{path} is not a tokenizer file (its format is {content.get('format')!r}, not {FORMAT!r})")
+    if content.get("version") != VERSION:
+        raise InputError(f"{path} has version {content.get('version')!r}; this program reads version {VERSION}")
+    kind = content.get("kind")
+    if not isinstance(kind, str) or kind not in Tokenizer._kinds:
+        raise InputError(
+            f"{path} names an unknown kind of tokenizer, {kind!r}; known are {', '.join(Tokenizer._kinds)}"
+        )
+    try:
+        return Tokenizer._kinds[kind].from_dict(content)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError) as error:
+        raise InputError(f"{path} is damaged or was edited: {type(error).__name__}: {error}") from None
+
+
+def as_texts(texts: str | Iterable[str]) -> list[str]:
+    """Return one text or several as a list.
+
+    Raises:
+        InputError: There is no character in them.
+    """
+    result = [texts] if isinstance(texts, str) else list(texts)
+    if not any(result):
+        raise InputError("the text is empty; a tokenizer needs text to learn its vocabulary from")
+    return result
+
+
+def checked_vocabulary(content: dict[str, Any]) -> list[str]:
+    """Return the list of distinct strings in a tokenizer file."""
+    vocabulary = content["vocabulary"]
+    if not isinstance(vocabulary, list) or not all(isinstance(entry, str) for entry in vocabulary):
+        raise InputError("the vocabulary is not a list of strings")
+    if len(set(vocabulary)) != len(vocabulary) or not 0 < len(vocabulary) <= LARGEST_VOCABULARY:
+        raise InputError("the vocabulary is empty or has an entry twice")
+    return vocabulary

@@ -1,0 +1,306 @@
+"""The decoder-only transformer: embeddings, pre-norm blocks, final norm, logits; its loss and all gradients.
+
+For tokens (B, T), with x (B·T, C) the residual stream:
+    x = embedding(tokens)
+    each block:  x = x + attention(norm(x));  x = x + feed_forward(norm(x))
+    logits = norm(x) · output.weightᵀ
+Backward runs the same list from its end: a residual branch y = x + f(norm(x)) passes dx = dy + norm'(f'(dy)).
+
+Sizes: B sequences, T tokens, C embed_dim, V vocab_size, N = B·T rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .attention import Attention, Observer
+from .config import ModelConfig, model_config
+from .dropout import dropout_mask
+from .embedding import Embedding, sinusoidal_positions
+from .errors import InputError
+from .feed_forward import FeedForward
+from .normalization import Normalization
+from .parameters import Parameters, initialize, multiply_accumulate_counts, parameter_counts, parameter_shapes
+from .rotary import rotation_table
+from .softmax import IGNORED, cross_entropy
+from .workspace import Workspace
+
+
+class Block:
+    """One pre-norm block: attention and feed-forward, each on a normalised copy of the residual stream."""
+
+    def __init__(
+        self, name: str, config: ModelConfig, parameters: Parameters, gradients: Parameters, rotation: np.ndarray | None
+    ) -> None:
+        self.name = name
+        self.dropout = config.dropout
+        self.attention_norm = Normalization(f"{name}.attention_norm", parameters, gradients, config.norm_epsilon)
+        self.attention = Attention(f"{name}.attention", config, parameters, gradients, rotation)
+        self.feed_forward_norm = Normalization(f"{name}.feed_forward_norm", parameters, gradients, config.norm_epsilon)
+        self.feed_forward = FeedForward(f"{name}.feed_forward", config, parameters, gradients)
+
+    def forward(
+        self,
+        x: np.ndarray,
+        batch: int,
+        workspace: Workspace,
+        generator: np.random.Generator | None,
+        observe: Observer | None,
+        keep: bool,
+    ) -> None:
+        """Add both branches to the residual stream x (N, C), in place."""
+        observe_tensor = observe if observe is not None else _ignore
+        y = self.attention_norm.forward(x, workspace)
+        observe_tensor(f"{self.name}.attention_norm", y)
+        y = self.attention.forward(y, batch, workspace, generator, observe)
+        observe_tensor(f"{self.name}.attention.output", y)
+        x += self._drop("attention", y, generator, workspace)
+        observe_tensor(f"{self.name}.attention_residual", x)
+        y = self.feed_forward_norm.forward(x, workspace)
+        observe_tensor(f"{self.name}.feed_forward_norm", y)
+        y = self.feed_forward.forward(y, workspace, keep=keep, observe=observe)
+        observe_tensor(f"{self.name}.feed_forward.down", y)
+        x += self._drop("feed_forward", y, generator, workspace)
+        observe_tensor(f"{self.name}.feed_forward_residual", x)
+
+    def backward(self, d_x: np.ndarray, batch: int, workspace: Workspace) -> None:
+        """Turn the gradient after the block into the one before it, in place, and write the parameters' gradients."""
+        d_y = self.feed_forward.backward(self._drop_backward("feed_forward", d_x, workspace), workspace)
+        d_x += self.feed_forward_norm.backward(d_y, workspace)
+        d_y = self.attention.backward(self._drop_backward("attention", d_x, workspace), batch, workspace)
+        d_x += self.attention_norm.backward(d_y, workspace)
+
+    def _drop(
+        self, branch: str, y: np.ndarray, generator: np.random.Generator | None, workspace: Workspace
+    ) -> np.ndarray:
+        self.dropping = generator is not None and self.dropout > 0
+        if generator is not None and self.dropping:
+            y *= dropout_mask((self.name, branch, "mask"), y.shape, self.dropout, generator, workspace)
+        return y
+
+    def _drop_backward(self, branch: str, d_y: np.ndarray, workspace: Workspace) -> np.ndarray:
+        if not self.dropping:
+            return d_y
+        mask = workspace.array((self.name, branch, "mask"), *d_y.shape)
+        return np.multiply(d_y, mask, out=workspace.array("dropped gradient", *d_y.shape))
+
+
+class Transformer:
+    """A decoder-only transformer with random starting weights.
+
+    Args:
+        config: A `ModelConfig`, or a dictionary with some of its fields.
+        seed: Of the starting weights.
+        dtype: `float32`, or `float64` to check gradients.
+        parameters: Flat memory that holds the parameters, which are kept; None to allocate it and fill it with random values.
+        gradients: Flat memory for the gradients; None to allocate it.
+
+    Attributes:
+        config: The typed configuration.
+        parameters: All parameters by name; see `model.parameters`.
+        gradients: Their gradients after `loss_and_gradients`, the same names and shapes.
+
+    Raises:
+        InputError: An unknown field or an impossible value.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig | Mapping[str, Any],
+        *,
+        seed: int = 0,
+        dtype: np.typing.DTypeLike = np.float32,
+        parameters: np.ndarray | None = None,
+        gradients: np.ndarray | None = None,
+    ) -> None:
+        self.config = model_config(config)
+        self.dtype = np.dtype(dtype)
+        if self.dtype not in (np.float32, np.float64):
+            raise InputError(f"dtype must be float32 or float64, not {self.dtype}")
+        shapes = parameter_shapes(self.config)
+        size = parameter_counts(self.config)["total"]
+        self.parameters = Parameters(shapes, np.zeros(size, self.dtype) if parameters is None else parameters)
+        self.gradients = Parameters(shapes, np.zeros(size, self.dtype) if gradients is None else gradients)
+        if parameters is None:
+            initialize(self.parameters, self.config, seed)
+        self.training_workspace = Workspace(self.dtype)
+        self._build()
+
+    def _build(self) -> None:
+        config, parameters, gradients = self.config, self.parameters, self.gradients
+        self._positions = self._make_positions()
+        rotation = None
+        if config.position == "rotary":
+            rotation = rotation_table(config.max_seq_len, config.head_dim, config.rotary_base, self.dtype)
+        self.embedding = Embedding(parameters, gradients, self._positions)
+        self.blocks = [
+            Block(f"blocks.{index}", config, parameters, gradients, rotation) for index in range(config.num_layers)
+        ]
+        self.final_norm = Normalization("final_norm", parameters, gradients, config.norm_epsilon)
+        name = "token_embedding" if config.tie_embeddings else "output.weight"
+        self.output_weight, self.d_output_weight = parameters[name], gradients[name]
+
+    def _make_positions(self) -> np.ndarray | None:
+        config = self.config
+        if config.position == "learned":
+            return self.parameters["position_embedding"]
+        if config.position == "sinusoidal":
+            return sinusoidal_positions(config.max_seq_len, config.embed_dim, self.dtype)
+        return None
+
+    def position_table(self) -> np.ndarray:
+        """Return what is added to the token embeddings (T, C): learned, sinusoidal, or zeros for rotary positions."""
+        if self._positions is None:
+            return np.zeros((self.config.max_seq_len, self.config.embed_dim), self.dtype)
+        return self._positions
+
+    def get_num_parameters(self) -> int:
+        """Return the number of trainable values."""
+        return int(self.parameters.flat.size)
+
+    def count_parameters(self) -> dict[str, int]:
+        """Return the number of parameters by part."""
+        return parameter_counts(self.config)
+
+    def count_multiply_accumulates(self, context: int | None = None) -> dict[str, int]:
+        """Return multiply-accumulate operations a token by part, with `context` tokens attended (default: all)."""
+        return multiply_accumulate_counts(self.config, context)
+
+    def forward(self, tokens: np.ndarray, observe: Observer | None = None) -> np.ndarray:
+        """Return logits (B, T, V) for tokens (B, T).
+
+        Args:
+            tokens: Integers from 0 to V − 1; T from 1 to max_seq_len.
+            observe: Called as `observe(name, array)` with every intermediate tensor, (B, T, channels) or, for attention weights,
+                (B, H, T, T). It may keep the arrays.
+
+        Raises:
+            InputError: Tokens of another shape or type, out of range, or longer than the context.
+        """
+        tokens = self._check_tokens(tokens)
+        batch, length = tokens.shape
+        workspace = Workspace(self.dtype, reuse=observe is None)
+        watch = None
+        if observe is not None:
+            callback = observe
+
+            def watch(name: str, array: np.ndarray) -> None:
+                callback(name, array.reshape(batch, length, -1).copy() if array.ndim == 2 else array.copy())
+
+        with np.errstate(over="ignore", under="ignore"):
+            logits = self._forward(tokens, workspace, None, watch, keep=False)
+        return logits.reshape(batch, length, -1)
+
+    __call__ = forward
+
+    def loss(self, tokens: np.ndarray, targets: np.ndarray) -> float:
+        """Return the mean cross-entropy in nats of targets (B, T) after tokens (B, T); targets of −1 do not count."""
+        tokens, targets = self._check_tokens(tokens), self._check_targets(targets, tokens)
+        workspace = Workspace(self.dtype)
+        with np.errstate(over="ignore", under="ignore"):
+            logits = self._forward(tokens, workspace, None, None, keep=False)
+            return cross_entropy(logits, targets.reshape(-1), workspace)
+
+    def loss_and_gradients(
+        self,
+        tokens: np.ndarray,
+        targets: np.ndarray,
+        generator: np.random.Generator | None = None,
+        weight: float = 1.0,
+    ) -> tuple[float, Parameters]:
+        """Return the loss and its gradients by parameter name.
+
+        The gradients are `self.gradients`: the next call overwrites them.
+
+        Args:
+            tokens: (B, T).
+            targets: (B, T); −1 does not count.
+            generator: Source of dropout; None for no dropout.
+            weight: Factor on the gradients (not on the loss), for a batch that is part of a larger one.
+        """
+        tokens, targets = self._check_tokens(tokens), self._check_targets(targets, tokens)
+        batch = len(tokens)
+        workspace = self.training_workspace
+        with np.errstate(over="ignore", under="ignore"):
+            logits = self._forward(tokens, workspace, generator, None, keep=True)
+            d_logits = workspace.array("d logits", *logits.shape)
+            loss = cross_entropy(logits, targets.reshape(-1), workspace, d_logits, weight)
+            self._backward(d_logits, tokens, batch, workspace)
+        return loss, self.gradients
+
+    def _forward(
+        self,
+        tokens: np.ndarray,
+        workspace: Workspace,
+        generator: np.random.Generator | None,
+        observe: Observer | None,
+        *,
+        keep: bool,
+    ) -> np.ndarray:
+        """Return logits (N, V)."""
+        observe_tensor = observe if observe is not None else _ignore
+        batch = len(tokens)
+        x = self.embedding.forward(tokens, workspace)
+        if generator is not None and self.config.dropout > 0:
+            x *= dropout_mask("embedding mask", x.shape, self.config.dropout, generator, workspace)
+        self.embedding_dropped = generator is not None and self.config.dropout > 0
+        observe_tensor("embedding", x)
+        for block in self.blocks:
+            block.forward(x, batch, workspace, generator, observe, keep)
+        self.normalized = self.final_norm.forward(x, workspace)
+        observe_tensor("final_norm", self.normalized)
+        logits = workspace.array("logits", len(x), self.config.vocab_size)
+        np.matmul(self.normalized, self.output_weight.T, out=logits)
+        observe_tensor("logits", logits)
+        return logits
+
+    def _backward(self, d_logits: np.ndarray, tokens: np.ndarray, batch: int, workspace: Workspace) -> None:
+        np.matmul(d_logits.T, self.normalized, out=self.d_output_weight)
+        d_x = workspace.array("d residual", *self.normalized.shape)
+        np.matmul(d_logits, self.output_weight, out=d_x)
+        d_x = self.final_norm.backward(d_x, workspace)
+        for block in reversed(self.blocks):
+            block.backward(d_x, batch, workspace)
+        if self.embedding_dropped:
+            d_x *= workspace.array("embedding mask", *d_x.shape)
+        self.embedding.backward(d_x, tokens, workspace, add=self.config.tie_embeddings)
+
+    def _check_tokens(self, tokens: np.ndarray) -> np.ndarray:
+        array = np.asarray(tokens)
+        limit = self.config.max_seq_len
+        if array.ndim != 2 or not 1 <= array.shape[1] <= limit or len(array) == 0 or array.dtype.kind not in "iu":
+            raise InputError(
+                f"tokens must be whole numbers of shape (batch, length) with length from 1 to {limit} (max_seq_len); "
+                f"got {array.dtype} of shape {array.shape}"
+            )
+        self._check_range("token", array, 0)
+        return array.astype(np.intp, copy=False)
+
+    def _check_targets(self, targets: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        array = np.asarray(targets)
+        if array.shape != tokens.shape or array.dtype.kind not in "iu":
+            raise InputError(
+                f"targets must be whole numbers of the tokens' shape {tokens.shape}; got {array.dtype} of shape {array.shape}"
+            )
+        self._check_range("target", array, IGNORED)
+        return array.astype(np.intp, copy=False)
+
+    def _check_range(self, what: str, array: np.ndarray, lowest: int) -> None:
+        smallest, largest = int(array.min()), int(array.max())
+        if smallest < lowest or largest >= self.config.vocab_size:
+            raise InputError(
+                f"{what} {smallest if smallest < lowest else largest} is outside the vocabulary of {self.config.vocab_size} tokens"
+            )
+
+    def generate(self, prompt_tokens: list[int] | np.ndarray, num_tokens: int, **options: Any) -> list[int]:
+        """Return `num_tokens` tokens that continue a prompt; options as in `model.generation.generate`."""
+        from .generation import generate
+
+        return generate(self, prompt_tokens, num_tokens, **options)
+
+
+def _ignore(name: str, array: np.ndarray) -> None:
+    """Observe nothing."""
