@@ -15,7 +15,7 @@ import sys
 
 from scripts.cli import help_text
 
-BENCHMARKS = ("training", "generation", "tokenizer", "circuit")
+BENCHMARKS = ("circuit",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

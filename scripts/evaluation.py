@@ -36,11 +36,11 @@ class Comparison:
     same_choice: float
     largest_logit_error: float
 
-    def rows(self) -> list[tuple[str, float, float]]:
+    def rows(self) -> list[tuple[str, str, str]]:
         """Return rows for a table: model, loss in nats, perplexity."""
         return [
-            ("float", self.float_loss, math.exp(self.float_loss)),
-            ("fixed point", self.fixed_loss, math.exp(self.fixed_loss)),
+            (name, f"{loss:.4f}", f"{math.exp(loss):.3f}")
+            for name, loss in (("float", self.float_loss), ("fixed point", self.fixed_loss))
         ]
 
 
@@ -59,7 +59,7 @@ def compare(model: Transformer, quantized: QuantizedTransformer, tokens: np.ndar
     losses = np.zeros(2)
     same, largest = 0, 0.0
     starts = range(0, len(inputs), BATCH)
-    for start in tqdm(starts, desc="comparing", unit="batch", leave=False):
+    for start in tqdm(starts, desc="comparing", unit="batch", leave=False, disable=None):
         batch, wanted = inputs[start : start + BATCH], targets[start : start + BATCH]
         exact = model.forward(batch).astype(np.float64)
         fixed = quantized.logits.output.dequantize(quantized.forward(batch))

@@ -6,11 +6,14 @@ import argparse
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from model.files import atomic_write
+
+NUMBER = re.compile(r"[-+]?[\d,]+(\.\d+)?(e[-+]\d+)?%?|[-+]?inf|–")
 
 
 def add_json_argument(parser: argparse.ArgumentParser) -> None:
@@ -46,13 +49,10 @@ def to_json(value: Any) -> Any:
 
 
 def format_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return a text table: numbers (and their headings) to the right, everything else to the left."""
+    """Return a text table: columns of numbers (or of text that is a number) to the right, everything else to the left."""
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(len(text) for text in column) for column in zip(headings, *cells, strict=True)]
-    numeric = [
-        bool(rows) and all(isinstance(row[index], (int, float)) or row[index] is None for row in rows)
-        for index in range(len(headings))
-    ]
+    numeric = [bool(rows) and all(NUMBER.fullmatch(line[index]) for line in cells) for index in range(len(headings))]
 
     def line(texts: Sequence[str]) -> str:
         aligned = (
@@ -72,7 +72,7 @@ def _cell(value: object) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:.4g}" if math.isfinite(value) else str(value)
+        return f"{value:,.0f}" if 1000 <= abs(value) < math.inf else f"{value:.4g}"
     return str(value)
 
 

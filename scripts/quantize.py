@@ -54,6 +54,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Quantize, export, compare."""
     directory = open_run(arguments.run)
     settings = QuantizationSettings(weight_bits=arguments.weight_bits, activation_bits=arguments.activation_bits)
+    model_sha256 = file_digest(
+        directory.model_weights
+    )  # before loading: a model that changes meanwhile does not fit it
     model = directory.load_model()
     calibration = calibrate(
         model,
@@ -77,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         "residual": str(quantized.residual),
         "weights": weights,
         "activations": calibration.tensors,
-        "model_sha256": file_digest(directory.model_weights),
+        "model_sha256": model_sha256,
         "manifest_sha256": export_digest(directory),
     }
     write_json(quantization_file(directory), figures)

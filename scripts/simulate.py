@@ -144,7 +144,7 @@ def simulate_all(benches: Sequence[StreamBench], simulator: str, seed: int, buil
     """Run each bench at full speed and with stalls; a failure does not keep the others from running."""
     work = [(bench, stall) for bench in benches for stall in (0.0, STALL_PROBABILITY)]
     verdicts = []
-    with tqdm(work, unit="run", leave=False) as progress:
+    with tqdm(work, unit="run", leave=False, disable=None) as progress:
         for bench, stall in progress:
             progress.set_description(f"{bench.name}, {'stalling' if stall else 'full speed'}")
             began = time.monotonic()

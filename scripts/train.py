@@ -1,0 +1,230 @@
+"""Train a transformer on a text file, or on the bundled sample stories.
+
+The last tenth of the text is held out: its loss says how well the model does on text that it has not seen. A line is
+logged every 50 batches. Ctrl-C stops in good order and keeps what was learned; --resume goes on.
+
+Example:
+  positron train --text my_text.txt --out runs/mine
+  positron train --text my_text.txt --out runs/large --num-layers 4 --embed-dim 128 --minutes 5
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from model import (
+    BPETokenizer,
+    CharacterTokenizer,
+    InputError,
+    ModelConfig,
+    RunDirectory,
+    Tokenizer,
+    TrainingConfig,
+    TrainingResult,
+    Transformer,
+    WordTokenizer,
+    generate_stories,
+    train_model,
+)
+from model.config import ACTIVATIONS, POSITIONS
+from model.data import split_tokens
+from model.files import read_text
+from model.training import resume_model
+from scripts.cli import EXIT_INTERRUPTED
+from scripts.output import format_duration
+
+# The demonstration's model: its attention fits on the board, and two cores train it in a minute or two.
+DEFAULT_MODEL: dict[str, Any] = {"embed_dim": 64, "num_heads": 4, "num_layers": 2, "max_seq_len": 64}
+STORY_BYTES = 1_000_000
+STORY_SEED = 0
+TOKENIZERS = ("character", "word", "bpe")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("--text", type=Path, metavar="FILE", help="a UTF-8 text (default: the bundled sample stories)")
+    parser.add_argument(
+        "--out", type=Path, metavar="RUN", help="run directory to make (default: runs/ and the text's name)"
+    )
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument(
+        "--resume", action="store_true", help="go on with the interrupted training in --out; its settings are kept"
+    )
+    existing.add_argument(
+        "--force", action="store_true", help="train anew in a run directory that holds a model already"
+    )
+
+    shape = parser.add_argument_group("the model")
+    for name, text in (
+        ("num_layers", "blocks"),
+        ("num_heads", "attention heads in each block"),
+        ("embed_dim", "width of the residual stream; a multiple of the number of heads"),
+        ("max_seq_len", "context: how many tokens the model sees at once"),
+    ):
+        shape.add_argument(
+            option(name), type=int, metavar="N", default=DEFAULT_MODEL[name], help=f"{text} (default: %(default)s)"
+        )
+    shape.add_argument(
+        "--ff-dim", type=int, metavar="N", help="width of the feed-forward part (default: 4 x embed-dim)"
+    )
+    model, training = ModelConfig(), TrainingConfig()
+    shape.add_argument(
+        "--activation", choices=ACTIVATIONS, default=model.activation, help="nonlinearity (default: %(default)s)"
+    )
+    shape.add_argument(
+        "--position", choices=POSITIONS, default=model.position, help="how positions are encoded (default: %(default)s)"
+    )
+    shape.add_argument(
+        "--dropout", type=float, metavar="P", default=model.dropout, help="dropout in training (default: %(default)s)"
+    )
+    shape.add_argument(
+        "--tokenizer", choices=TOKENIZERS, default="character", help="what a token is (default: %(default)s)"
+    )
+    shape.add_argument(
+        "--vocab-size",
+        type=int,
+        metavar="N",
+        default=1000,
+        help="of the word and bpe tokenizers (default: %(default)s)",
+    )
+
+    learning = parser.add_argument_group("training")
+    learning.add_argument(
+        "--steps", type=int, metavar="N", default=training.num_steps, help="optimizer steps (default: %(default)s)"
+    )
+    learning.add_argument("--minutes", type=float, metavar="M", help="stop well after so many minutes")
+    learning.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        default=training.batch_size,
+        help="sequences a step (default: %(default)s)",
+    )
+    learning.add_argument(
+        "--learning-rate",
+        type=float,
+        metavar="X",
+        default=training.learning_rate,
+        help="the highest, after warm-up (default: %(default)s)",
+    )
+    learning.add_argument(
+        "--workers", type=int, metavar="N", help="processes; the same number gives the same bytes (default: one a core)"
+    )
+    learning.add_argument(
+        "--seed", type=int, metavar="N", default=training.seed, help="of weights and batches (default: %(default)s)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train, and write the run directory."""
+    directory = RunDirectory(arguments.out or default_directory(arguments.text))
+    result = resume(directory) if arguments.resume else start(directory, arguments)
+    timed_out = arguments.minutes is not None and result.seconds >= 60 * arguments.minutes
+    if result.interrupted and not timed_out:
+        print(
+            f"stopped at step {result.step:,} of {result.total_steps:,}; nothing is lost, go on with: "
+            f"positron train --resume --out {directory.path}",
+            file=sys.stderr,
+        )
+        return EXIT_INTERRUPTED
+    print(
+        f"held-out loss {result.validation_loss:.4f} nats a token after {result.step:,} steps in "
+        f"{format_duration(result.seconds)}\nrun: {directory.path}"
+    )
+    return 0
+
+
+def start(directory: RunDirectory, arguments: argparse.Namespace) -> TrainingResult:
+    """Train from random weights.
+
+    Raises:
+        InputError: The text or a setting cannot be used, or the directory holds a model already.
+    """
+    if directory.model_config.exists() and not arguments.force:
+        raise InputError(
+            f"{directory.path} holds a model already: go on with it (--resume), replace it (--force), or choose another --out"
+        )
+    text, source = load_text(arguments.text)
+    training = TrainingConfig(
+        learning_rate=arguments.learning_rate,
+        batch_size=arguments.batch_size,
+        num_steps=arguments.steps,
+        seed=arguments.seed,
+        time_limit=None if arguments.minutes is None else 60 * arguments.minutes,
+        num_workers=arguments.workers,
+    )
+    shape = model_shape(arguments)
+    ModelConfig(**shape)  # refuses impossible sizes before time is spent on the text
+    tokenizer = make_tokenizer(arguments)
+    tokenizer.train(text)
+    # Refuses a text that is too short before the directory is made.
+    split_tokens(tokenizer.encode(text), training.validation_split, arguments.max_seq_len)
+    model = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, **shape), seed=arguments.seed)
+    print(
+        f"{source['characters']:,} characters of {source['name']}, a vocabulary of {tokenizer.vocab_size}, "
+        f"{model.get_num_parameters():,} parameters"
+    )
+    return train_model(model, tokenizer, text, training, directory=directory.path, source=source)
+
+
+def resume(directory: RunDirectory) -> TrainingResult:
+    """Go on with an interrupted training.
+
+    Raises:
+        InputError: There is none, or its files are damaged.
+    """
+    model, tokenizer, training = resume_model(directory.path)
+    return train_model(model, tokenizer, None, training, directory=directory.path, resume=True)
+
+
+def load_text(path: Path | None) -> tuple[str, dict[str, Any]]:
+    """Return the text and what is recorded of it."""
+    if path is None:
+        text, name = generate_stories(STORY_BYTES, STORY_SEED), "the bundled stories"
+    else:
+        text, name = read_text(path), path.name
+    digest = hashlib.sha256(text.encode("utf-8")).hexdigest()
+    return text, {"name": name, "characters": len(text), "sha256": digest}
+
+
+def model_shape(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the model's configuration without the vocabulary."""
+    names = ("num_layers", "num_heads", "embed_dim", "ff_dim", "max_seq_len", "activation", "position", "dropout")
+    return {name: getattr(arguments, name) for name in names}
+
+
+def make_tokenizer(arguments: argparse.Namespace) -> Tokenizer:
+    """Return the tokenizer that was asked for, not yet trained."""
+    match arguments.tokenizer:
+        case "word":
+            return WordTokenizer(max_vocab_size=arguments.vocab_size)
+        case "bpe":
+            return BPETokenizer(vocab_size=arguments.vocab_size)
+        case _:
+            return CharacterTokenizer()
+
+
+def default_directory(text: Path | None) -> Path:
+    """Return runs/ and the text's name."""
+    return Path("runs") / ("stories" if text is None else text.stem)
+
+
+def option(name: str) -> str:
+    """Return a configuration field as a command-line option."""
+    return "--" + name.replace("_", "-")
+
+
+def how_to_go_on(arguments: argparse.Namespace) -> str:
+    """Return what to say after a second Ctrl-C, or one before the first step."""
+    directory = arguments.out or default_directory(arguments.text)
+    return f"go on from the last saved step with: positron train --resume --out {directory}"
+
+
+if __name__ == "__main__":
+    from scripts.cli import main
+
+    sys.exit(main(["train", *sys.argv[1:]]))
