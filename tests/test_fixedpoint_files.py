@@ -12,6 +12,7 @@ CHILD = """
 import os, signal, sys
 from pathlib import Path
 from fixedpoint import atomic_directory
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background inherits an ignored one
 with atomic_directory(sys.argv[1]) as directory:
     (directory / "new").write_text("half")
     {death}
