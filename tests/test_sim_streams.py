@@ -1,0 +1,163 @@
+"""The ends of streams without any circuit."""
+
+from collections import Counter
+
+import pytest
+
+from sim.streams import RESET_CYCLES, Exchange, Monitor, Port, ProtocolViolation, SinkDriver, SourceDriver
+
+WIDTH = 8
+# Source: valid at bit 1, payload from bit 3; ready at bit 0. Sink: ready at bit 2; valid at bit 1, payload from bit 2.
+SOURCE = Port("i", WIDTH, flag_out=1, flag_in=0, offset=3)
+SINK = Port("o", WIDTH, flag_out=2, flag_in=1, offset=2)
+
+
+def offers(driver):
+    return bool(driver.inputs() >> 1 & 1), driver.inputs() >> 3
+
+
+def test_source_without_stalls_offers_at_once_and_keeps_it():
+    driver = SourceDriver(SOURCE, [5, 6], 0.0, "seed")
+    driver.edge(0)
+    for _ in range(5):
+        assert offers(driver) == (True, 5)
+        assert not driver.edge(0)
+    assert driver.edge(1)
+    assert offers(driver) == (True, 6)
+    assert driver.edge(1)
+    assert driver.exhausted
+    assert not offers(driver)[0]
+    assert not driver.edge(1)
+
+
+def test_source_stalls_as_often_as_asked_with_rubbish_between():
+    driver = SourceDriver(SOURCE, [7] * 4000, 0.25, "seed")
+    rubbish = Counter()
+    cycles = 0
+    while not driver.exhausted:
+        driver.edge(1)
+        cycles += 1
+        valid, payload = offers(driver)
+        if valid:
+            assert payload == 7
+        else:
+            rubbish[payload] += 1
+    # 4000 transfers and, before each, 1/3 of a pause on average.
+    assert 4000 * 1.25 < cycles < 4000 * 1.42
+    assert len(rubbish) > 200
+
+
+def test_sink_without_stalls_is_always_ready():
+    sink = SinkDriver(SINK, 0.0, "seed")
+    for _ in range(10):
+        sink.edge(0)
+        assert sink.ready
+
+
+def test_sink_sometimes_waits_for_valid():
+    sink = SinkDriver(SINK, 0.5, "seed")
+    for _ in range(200):
+        sink.edge(0)
+    assert not sink.ready, "with no valid in sight, it ends up waiting for one"
+    seen = set()
+    for _ in range(50):
+        sink.edge(2)
+        seen.add(sink.ready)
+    assert seen == {False, True}
+
+
+def test_monitor_collects_transfers_only():
+    monitor = Monitor(SINK)
+    assert not monitor.edge(0 | 9 << 2, True)
+    assert not monitor.edge(2 | 9 << 2, False)
+    assert monitor.edge(2 | 9 << 2, True)
+    assert monitor.edge(2 | 10 << 2, True)
+    assert monitor.words == [9, 10]
+
+
+@pytest.mark.parametrize("later, seen", [(0, None), (2 | 8 << 2, 8)])
+def test_monitor_sees_what_does_not_stay(later, seen):
+    monitor = Monitor(SINK)
+    monitor.edge(2 | 9 << 2, False)
+    with pytest.raises(ProtocolViolation) as violation:
+        monitor.edge(later, True)
+    assert violation.value.args == ("o", 0, 9, seen)
+
+
+def make_exchange(words, expected, **changes):
+    plan = {
+        "seed": 1,
+        "source_stall": 0.0,
+        "sink_stall": 0.0,
+        "sources": [vars(SOURCE)],
+        "sinks": [vars(SINK)],
+        "inputs": {"i": words},
+        "expected_counts": {"o": expected},
+        "idle_cycles": 5,
+        "watchdog_cycles": 20,
+    }
+    return Exchange(plan | changes)
+
+
+def run(exchange, respond):
+    """Let `respond(inputs)` be the circuit."""
+    inputs = exchange.start()
+    for _ in range(1000):
+        inputs = exchange.edge(respond(inputs))
+        if exchange.stopped:
+            return exchange.record(0.0)
+    raise AssertionError("no end")
+
+
+def wire(inputs):
+    valid, ready, payload = inputs >> 1 & 1, inputs >> 2 & 1, inputs >> 3
+    return ready | valid << 1 | payload << 2
+
+
+def test_wire_gives_what_it_takes_in_no_time():
+    record = run(make_exchange([3, 4, 5], 3), wire)
+    assert record.stopped == "done"
+    assert record.received == {"o": [3, 4, 5]}
+    assert record.sent == {"i": 3}
+    assert record.cycles == 2
+    assert record.total_cycles == RESET_CYCLES + 3 + 5
+
+
+def test_reset_is_held_and_nothing_offered_meanwhile():
+    exchange = make_exchange([3], 1)
+    words = [exchange.start()]
+    for _ in range(RESET_CYCLES):
+        assert words[-1] & 0b111 == 1
+        words.append(exchange.edge(0))
+    assert words[-1] & 0b11 == 0b10
+
+
+@pytest.mark.parametrize(
+    "respond, expected, stopped",
+    [
+        (lambda inputs: 0, 1, "deadlock"),
+        (lambda inputs: 1, 1, "deadlock"),
+        (wire, 2, "surplus"),
+        (wire, 4, "deadlock"),
+    ],
+    ids=["takes nothing", "gives nothing", "gives too much", "gives too little"],
+)
+def test_ends_of_runs(respond, expected, stopped):
+    assert run(make_exchange([3, 4, 5], expected), respond).stopped == stopped
+
+
+@pytest.mark.parametrize("undefined, port", [(1, "i"), (2, "o"), (1 << 5, "o")])
+def test_undefined_bits_that_matter_end_the_run(undefined, port):
+    exchange = make_exchange([3, 4], 2)
+    for _ in range(RESET_CYCLES):
+        exchange.edge(0)
+    exchange.edge(2, undefined)
+    assert exchange.stopped == "undefined"
+    assert exchange.record(0.0).detail == [port]
+
+
+def test_undefined_payload_without_valid_does_not_matter():
+    exchange = make_exchange([3, 4], 2)
+    for _ in range(RESET_CYCLES + 3):
+        exchange.edge(0, 0xFF << 2)
+    assert not exchange.stopped
