@@ -22,7 +22,7 @@ from typing import Protocol
 
 import numpy as np
 from amaranth.hdl import Array, Const, Module, Signal, signed
-from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib import data, fifo, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from .errors import CircuitError, ToolError
@@ -129,9 +129,10 @@ class Identity:
 class HostLink(wiring.Component):
     """The accelerator's end of the protocol: bytes to tokens, results to bytes.
 
-    A token is handed on when all of it has arrived, one element a cycle. Results and identities leave through one sender, which never interleaves them.
+    A token is handed on when all of it has arrived, one element a cycle. The results of a token wait here, so that the wire's slowness does not stall the accelerator (nor
+    its ready signal run through it). Results and identities leave through one sender, which never interleaves them.
 
-    Resources: block or distributed RAM for one token.
+    Resources: distributed or block RAM for one token and one token's results.
 
     Attributes:
         identity: Sizes, and what `I` answers.
@@ -213,12 +214,20 @@ class HostLink(wiring.Component):
                         m.next = "COMMAND"
 
         # To the host.
+        word = self.i_result.payload.shape()
+        m.submodules.results = results = fifo.SyncFIFOBuffered(width=word.size, depth=channels)
+        result = data.View(word, results.r_data)
+        m.d.comb += [
+            results.w_data.eq(self.i_result.payload),
+            results.w_en.eq(self.i_result.valid),
+            self.i_result.ready.eq(results.w_rdy),
+        ]
         answer = Array(Const(byte, 8) for byte in self.identity.to_bytes())
         place = Signal(range(Identity.SIZE))
         high = Signal()
         with m.FSM(name="sender"):
             with m.State("CHOOSE"):
-                with m.If(self.i_result.valid):
+                with m.If(results.r_rdy):
                     m.next = "RESULT"
                 with m.Elif(identify):
                     m.d.comb += identity_sent.eq(1)
@@ -232,13 +241,13 @@ class HostLink(wiring.Component):
                         m.next = "CHOOSE"
             with m.State("RESULT"):
                 m.d.comb += [
-                    self.o_bytes.valid.eq(self.i_result.valid),
-                    self.o_bytes.payload.eq(self.i_result.payload.data.as_unsigned().word_select(high, 8)),
-                    self.i_result.ready.eq(self.o_bytes.ready & high),
+                    self.o_bytes.valid.eq(results.r_rdy),
+                    self.o_bytes.payload.eq(result.data.as_unsigned().word_select(high, 8)),
+                    results.r_en.eq(self.o_bytes.ready & high),
                 ]
                 with m.If(self.o_bytes.valid & self.o_bytes.ready):
                     m.d.sync += high.eq(~high)
-                    with m.If(high & self.i_result.payload.last):
+                    with m.If(high & result.last):
                         m.next = "CHOOSE"
         return m
 
