@@ -49,7 +49,8 @@ _complementary_error_function = np.frompyfunc(math.erfc, 1, 1)
 def normal_distribution(x: np.ndarray, out: np.ndarray, workspace: Workspace) -> None:
     """Write Φ(x), the probability that a standard normal variable is below x, to `out`."""
     if x.dtype != np.float32:
-        out[...] = 0.5 * _complementary_error_function(x * -math.sqrt(0.5)).astype(np.float64)
+        out[...] = _complementary_error_function(x * -math.sqrt(0.5))
+        out *= 0.5
         return
     square = workspace.array("square", *x.shape)
     np.multiply(x, x, out=square)

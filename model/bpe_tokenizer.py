@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Self
@@ -106,7 +107,7 @@ class BPETokenizer(Tokenizer):
         tokens = list(piece.encode("utf-8", "surrogatepass"))
         new_token = self._new_token
         while len(tokens) > 1:
-            merged = min([new_token.get(pair, LARGEST_VOCABULARY) for pair in zip(tokens, tokens[1:], strict=False)])
+            merged = min([new_token.get(pair, LARGEST_VOCABULARY) for pair in itertools.pairwise(tokens)])
             if merged == LARGEST_VOCABULARY:
                 break
             first, second = self.merges[merged - 256]

@@ -10,6 +10,7 @@ So a merge costs as much as the words it changes, not as much as the text.
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
@@ -35,7 +36,7 @@ def learn_merges(word_counts: Iterable[tuple[bytes, int]], num_merges: int) -> l
         index = len(words)
         words.append(list(word))
         counts.append(count)
-        for pair in zip(word, word[1:], strict=False):
+        for pair in itertools.pairwise(word):
             pair_counts[pair] += count
             pair_words[pair].append(index)
     heap = [(-count, pair) for pair, count in pair_counts.items()]

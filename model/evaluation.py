@@ -22,12 +22,23 @@ def evaluate_loss(
     Raises:
         InputError: Too few tokens, or one outside the vocabulary.
     """
-    inputs, targets = windows(tokens, model.config.max_seq_len)
+    inputs, targets = evaluation_windows(tokens, model.config.max_seq_len, max_windows)
+    return summed_loss(model, inputs, targets, batch_size) / len(inputs)
+
+
+def evaluation_windows(tokens: np.ndarray, length: int, max_windows: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return all windows (N, T) and their targets, or so many spread evenly."""
+    inputs, targets = windows(tokens, length)
     if max_windows is not None and len(inputs) > max_windows:
         chosen = np.linspace(0, len(inputs) - 1, max_windows).astype(np.intp)
         inputs, targets = inputs[chosen], targets[chosen]
+    return inputs, targets
+
+
+def summed_loss(model: Transformer, inputs: np.ndarray, targets: np.ndarray, batch_size: int = 32) -> float:
+    """Return the sum over windows (N, T) of their mean losses."""
     total = 0.0
     for start in range(0, len(inputs), batch_size):
         part = slice(start, start + batch_size)
         total += model.loss(inputs[part], targets[part]) * len(inputs[part])
-    return total / len(inputs)
+    return total

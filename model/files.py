@@ -18,14 +18,14 @@ LARGEST_JSON = 256 * 1024 * 1024
 
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Write a file beside `path` and put it in its place when the block ends without an exception.
+    r"""Write a file beside `path` and put it in its place when the block ends without an exception.
 
     Whoever opens `path` sees the old content or the new one. The data are on the disk before the rename, so this also holds
     across a power failure.
 
     Args:
         path: Where the file is to be; its directory must exist.
-        mode: `"w"` for UTF-8 text with `\\n` line ends, `"wb"` for bytes.
+        mode: `"w"` for UTF-8 text with `\n` line ends, `"wb"` for bytes.
 
     Yields:
         The open temporary file.
@@ -34,16 +34,17 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
         raise ValueError(f'mode must be "w" or "wb", not {mode!r}')
     target = Path(path)
     encoding, newline = ("utf-8", "\n") if mode == "w" else (None, None)
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    descriptor, path_text = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    temporary = Path(path_text)
     try:
-        with open(descriptor, mode, encoding=encoding, newline=newline) as file:
+        with os.fdopen(descriptor, mode, encoding=encoding, newline=newline) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, _permissions(target))
-        os.replace(name, target)
+        temporary.chmod(_permissions(target))
+        temporary.replace(target)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     _sync_directory(target.parent)
 

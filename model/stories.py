@@ -15,8 +15,50 @@ from .errors import InputError
 
 Option = TypeVar("Option")
 
-HEROINES = ["Anna", "Bella", "Clara", "Daisy", "Ella", "Fiona", "Greta", "Hanna", "Iris", "Julia", "Karla", "Lena", "Maria", "Nora", "Olivia", "Paula", "Rosa", "Sara", "Tina", "Vera"]
-HEROES = ["Adam", "Ben", "Carl", "David", "Emil", "Felix", "Georg", "Henry", "Ivan", "Jack", "Karl", "Leo", "Martin", "Noah", "Oscar", "Peter", "Robert", "Simon", "Tom", "Victor"]
+HEROINES = [
+    "Anna",
+    "Bella",
+    "Clara",
+    "Daisy",
+    "Ella",
+    "Fiona",
+    "Greta",
+    "Hanna",
+    "Iris",
+    "Julia",
+    "Karla",
+    "Lena",
+    "Maria",
+    "Nora",
+    "Olivia",
+    "Paula",
+    "Rosa",
+    "Sara",
+    "Tina",
+    "Vera",
+]
+HEROES = [
+    "Adam",
+    "Ben",
+    "Carl",
+    "David",
+    "Emil",
+    "Felix",
+    "Georg",
+    "Henry",
+    "Ivan",
+    "Jack",
+    "Karl",
+    "Leo",
+    "Martin",
+    "Noah",
+    "Oscar",
+    "Peter",
+    "Robert",
+    "Simon",
+    "Tom",
+    "Victor",
+]
 
 # Singular, plural.
 CREATURES = [
@@ -30,9 +72,103 @@ THINGS = [
     ("box", "boxes"), ("brush", "brushes"), ("dish", "dishes"), ("knife", "knives"), ("loaf", "loaves"), ("leaf", "leaves"),
     ("berry", "berries"), ("cherry", "cherries"), ("scarf", "scarves"),
 ]  # fmt: skip
-PLACES = ["garden", "forest", "village", "town", "valley", "library", "kitchen", "meadow", "camp", "bay", "harbor", "mill", "barn", "castle", "tower", "cabin", "market", "school", "kitchen", "cellar", "attic", "cave", "orchard", "field", "hill", "forge", "stable", "bakery", "church", "park", "pond", "street", "city", "yard"]
-LOOKS = ["old", "young", "small", "big", "little", "tall", "tiny", "heavy", "strange", "pretty", "ugly", "golden", "silver", "red", "blue", "green", "white", "black", "brown", "yellow", "round", "long", "short", "wooden", "broken", "shiny", "warm", "cold", "wet", "dry", "soft", "loud", "quiet", "empty", "dusty", "orange", "ancient", "enormous", "icy"]
-MOODS = ["happy", "sad", "angry", "tired", "hungry", "thirsty", "proud", "afraid", "brave", "curious", "lonely", "lucky", "busy", "sleepy", "sorry", "glad", "calm", "shy"]
+PLACES = [
+    "garden",
+    "forest",
+    "village",
+    "town",
+    "valley",
+    "library",
+    "kitchen",
+    "meadow",
+    "camp",
+    "bay",
+    "harbor",
+    "mill",
+    "barn",
+    "castle",
+    "tower",
+    "cabin",
+    "market",
+    "school",
+    "kitchen",
+    "cellar",
+    "attic",
+    "cave",
+    "orchard",
+    "field",
+    "hill",
+    "forge",
+    "stable",
+    "bakery",
+    "church",
+    "park",
+    "pond",
+    "street",
+    "city",
+    "yard",
+]
+LOOKS = [
+    "old",
+    "young",
+    "small",
+    "big",
+    "little",
+    "tall",
+    "tiny",
+    "heavy",
+    "strange",
+    "pretty",
+    "ugly",
+    "golden",
+    "silver",
+    "red",
+    "blue",
+    "green",
+    "white",
+    "black",
+    "brown",
+    "yellow",
+    "round",
+    "long",
+    "short",
+    "wooden",
+    "broken",
+    "shiny",
+    "warm",
+    "cold",
+    "wet",
+    "dry",
+    "soft",
+    "loud",
+    "quiet",
+    "empty",
+    "dusty",
+    "orange",
+    "ancient",
+    "enormous",
+    "icy",
+]
+MOODS = [
+    "happy",
+    "sad",
+    "angry",
+    "tired",
+    "hungry",
+    "thirsty",
+    "proud",
+    "afraid",
+    "brave",
+    "curious",
+    "lonely",
+    "lucky",
+    "busy",
+    "sleepy",
+    "sorry",
+    "glad",
+    "calm",
+    "shy",
+]
 WEATHER = ["sunny", "rainy", "windy", "cloudy", "foggy", "snowy", "stormy", "cool", "mild", "bright", "dark"]
 TIMES = ["One day", "One morning", "One evening", "In spring", "In summer", "In autumn", "In winter", "Last week",
          "Long ago", "At noon", "At night", "On Monday", "On Friday", "On Sunday", "After lunch", "Before dinner"]  # fmt: skip
@@ -53,9 +189,22 @@ DEEDS = [
     ("open", "opens", "opened"), ("share", "shares", "shared"), ("look for", "looks for", "looked for"),
     ("draw", "draws", "drew"), ("remember", "remembers", "remembered"), ("forget", "forgets", "forgot"),
 ]  # fmt: skip
-MANNERS = (
-    ["slowly", "quickly", "quietly", "happily", "sadly", "carefully", "bravely", "gently", "loudly", "alone", "together", "again", "today", "outside"]
-)
+MANNERS = [
+    "slowly",
+    "quickly",
+    "quietly",
+    "happily",
+    "sadly",
+    "carefully",
+    "bravely",
+    "gently",
+    "loudly",
+    "alone",
+    "together",
+    "again",
+    "today",
+    "outside",
+]
 COUNTS = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "some", "many"]
 ASKED = ["asked", "whispered", "called", "said"]
 ANSWERED = ["answered", "replied", "said", "whispered"]
@@ -81,7 +230,7 @@ class _Story:
         self.thing = self.pick(THINGS)
 
     def pick(self, options: Sequence[Option]) -> Option:
-        """Return one of several options. (`random.choice` may change between Python versions, `random.random` may not.)"""
+        """Return one of several options; `random.choice` may change between Python versions, `random.random` may not."""
         return options[int(self.uniform() * len(options))]
 
     def two(self, options: Sequence[str]) -> str:

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from .checkpoint import ModelBuilder, read_npz, write_npz
 from .config import TrainingConfig, training_config
 from .data import as_token_array, random_batch, save_tokens, split_tokens
 from .errors import DivergenceError, InputError
-from .evaluation import evaluate_loss
 from .files import atomic_write, write_json
 from .generation import generate_text
 from .optimizers import STATE_NAMES
@@ -177,16 +176,15 @@ class Trainer:
     def train(self, *, resume: bool) -> TrainingResult:
         """Train from the start or from the saved state to the end, or until something stops it."""
         saved = self._load_state() if resume else None
-        log_paths = (None, None) if self.run is None else (self.run.log_csv, self.run.log_json_lines)
-        self.log = TrainingLog(*log_paths, resume_step=self.progress.step)
-        tokens_path = None if self.run is None else self.run.train_tokens
+        csv_path, json_path = (None, None) if self.run is None else (self.run.log_csv, self.run.log_json_lines)
+        self.log = TrainingLog(csv_path, json_path, self.progress.step)
         stopped_early = False
         with open_engine(
             self.model.config,
             self.config,
             self.total_steps,
             self.training_tokens,
-            tokens_path,
+            self.validation_tokens,
             self.progress.num_workers,
         ) as engine:
             self.progress.num_workers = engine.num_workers
@@ -208,12 +206,8 @@ class Trainer:
             interrupted = self.stop_requested and self.progress.step < self.total_steps and not stopped_early
             self.progress.finished = int(not interrupted)
             self._save_state(engine)
-        self.model.parameters.flat[:] = self.best_parameters
-        loss = (
-            math.nan
-            if interrupted and math.isinf(self.progress.best_loss)
-            else evaluate_loss(self.model, self.validation_tokens)
-        )
+            self.model.parameters.flat[:] = engine.memory.parameters[:] = self.best_parameters
+            loss = math.nan if math.isinf(self.progress.best_loss) else engine.evaluate()
         return self._finish(loss, interrupted, stopped_early)
 
     def _fill(self, engine: TrainingEngine, saved: dict[str, np.ndarray] | None) -> None:
@@ -253,7 +247,7 @@ class Trainer:
         if evaluate:
             self.model.parameters.flat[:] = engine.memory.parameters
             max_windows = self.config.evaluation_batches * self.config.batch_size
-            validation_loss = evaluate_loss(self.model, self.validation_tokens, max_windows=max_windows)
+            validation_loss = engine.evaluate(max_windows)
             stop = self._judge(validation_loss)
         if evaluate or step % self.config.log_every == 0:
             self._log(last, validation_loss)

@@ -21,6 +21,7 @@ import numpy as np
 
 from .config import ModelConfig, TrainingConfig
 from .data import random_batch
+from .evaluation import evaluation_windows, summed_loss
 from .optimizers import STATE_NAMES, Optimizer, clip_scale
 from .parameters import parameter_counts
 from .schedules import learning_rate
@@ -83,6 +84,7 @@ class WorkerStep:
         config: How to train.
         total_steps: Length of the schedule.
         tokens: Training tokens (n,).
+        validation: Held-out tokens (m,).
         memory: Shared by all workers.
         worker: Number of this one, from 0.
         num_workers: W.
@@ -95,6 +97,7 @@ class WorkerStep:
         config: TrainingConfig,
         total_steps: int,
         tokens: np.ndarray,
+        validation: np.ndarray,
         memory: TrainingMemory,
         worker: int = 0,
         num_workers: int = 1,
@@ -103,8 +106,10 @@ class WorkerStep:
         self.config = config
         self.total_steps = total_steps
         self.tokens = tokens
+        self.validation = validation
         self.memory = memory
         self.worker = worker
+        self.num_workers = num_workers
         self.barrier = barrier
         self.length = config.seq_len or model_config.max_seq_len
         self.model = Transformer(model_config, parameters=memory.parameters, gradients=memory.gradients[worker])
@@ -132,6 +137,16 @@ class WorkerStep:
             self.optimizer.update(memory.parameters, memory.gradients[0], self.part, step, rate, scale)
         self.barrier()
         return StepResult(loss, norm)
+
+    def evaluate(self, max_windows: int | None) -> float:
+        """Return the held-out loss; each worker computes a part of the windows (see `evaluate_loss`)."""
+        inputs, targets = evaluation_windows(self.validation, self.model.config.max_seq_len, max_windows)
+        part = _share(len(inputs), self.worker, self.num_workers)
+        self.memory.messages[self.worker, 0] = summed_loss(self.model, inputs[part], targets[part])
+        self.barrier()
+        loss = float(self.memory.messages[:, 0].sum()) / len(inputs)
+        self.barrier()
+        return loss
 
     def _compute_gradients(self, step: int) -> float:
         """Leave the gradients of this worker's rows, weighted by their share of the batch, and return their share of the loss."""
