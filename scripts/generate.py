@@ -15,6 +15,7 @@ import sys
 from model.errors import InputError
 from model.files import atomic_write
 from model.generation import generate_text
+from model.tokenizer import Tokenizer
 from scripts.runs import add_run_argument, open_run
 
 DEFAULT_PROMPT = "One day"
@@ -23,7 +24,10 @@ DEFAULT_PROMPT = "One day"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_run_argument(parser)
-    parser.add_argument("--prompt", default=DEFAULT_PROMPT, help="text to continue (default: %(default)r)")
+    parser.add_argument(
+        "--prompt",
+        help=f"text to continue (default: {DEFAULT_PROMPT!r}, or a new line if the model lacks these letters)",
+    )
     parser.add_argument("--length", type=int, default=500, metavar="N", help="tokens to write (default: %(default)s)")
     parser.add_argument(
         "--temperature",
@@ -48,25 +52,40 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError(f"--length must be at least 1, not {arguments.length}")
     directory = open_run(arguments.run)
     model, tokenizer = directory.load_model(), directory.load_tokenizer()
-    tokenizer.encode(arguments.prompt)  # refuses unknown characters before anything is printed
-    print(arguments.prompt, end="", flush=True)
+    prompt = default_prompt(tokenizer) if arguments.prompt is None else arguments.prompt
+    waiting = prompt  # printed with the first piece of text: when nothing was refused
+
+    def show(text: str) -> None:
+        nonlocal waiting
+        print(waiting + text, end="", flush=True)
+        waiting = ""
+
     continuation = generate_text(
         model,
         tokenizer,
-        arguments.prompt,
+        prompt,
         num_tokens=arguments.length,
         temperature=arguments.temperature,
         top_k=arguments.top_k,
         top_p=arguments.top_p,
         seed=arguments.seed,
-        on_text=lambda text: print(text, end="", flush=True),
+        on_text=show,
     )
     print()
     with atomic_write(directory.sample, "w") as file:
-        file.write(f"{arguments.prompt}{continuation}\n")
+        file.write(f"{prompt}{continuation}\n")
     # Not on standard output, which is the text alone.
     print(f"text: {directory.sample}", file=sys.stderr)
     return 0
+
+
+def default_prompt(tokenizer: Tokenizer) -> str:
+    """Return a prompt that the model can read, whatever text it was trained on."""
+    try:
+        tokenizer.encode(DEFAULT_PROMPT)
+    except InputError:
+        return ""
+    return DEFAULT_PROMPT
 
 
 if __name__ == "__main__":

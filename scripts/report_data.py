@@ -34,8 +34,7 @@ def collect(directory: RunDirectory) -> ReportData:
     model, tokenizer = directory.load_model(), directory.load_tokenizer()
     training = read_optional(directory.training) or {}
     sample = read_text(directory.sample).rstrip("\n") if directory.sample.exists() else ""
-    shown = (sample or "\n")[: 4 * ATTENTION_TOKENS]
-    tokens = tokenizer.encode(shown)[:ATTENTION_TOKENS]
+    tokens = tokenizer.encode(sample)[: min(ATTENTION_TOKENS, model.config.max_seq_len)]
     return ReportData(
         name=str(directory.path),
         model={**model.config.to_dict(), "parameters": model.get_num_parameters()},

