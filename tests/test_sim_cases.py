@@ -1,0 +1,88 @@
+# amaranth: UnusedElaboratable=no
+"""The benches of a run: fed with the model's own activations, and red when a weight, a rounding or a result is wrong."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fixedpoint import load_export
+from hdl import CircuitError
+from model import RunDirectory
+from sim.bench import BenchFailure
+from sim.cases import activations, benches_for_run, windows
+from sim.payload import unpack
+from sim.runner import simulate
+
+NAMES = ["matrix-vector", "softmax", "layer-norm", "attention"]
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run_original: Path):
+    directory = RunDirectory(tiny_run_original)
+    return load_export(directory.quantized), directory.load_validation_tokens()
+
+
+def bench_of(run, name: str, **settings):
+    quantized, tokens = run
+    options = {"num_vectors": 20, "seed": 1, **settings}
+    return next(bench for bench in benches_for_run(quantized, tokens, **options) if bench.name == name)
+
+
+@pytest.mark.parametrize("stall", [0.0, 0.3])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_circuit_equals_the_golden_model(run, name: str, stall: float, tmp_path: Path) -> None:
+    bench = bench_of(run, name)
+    result = simulate(bench, "amaranth", build_directory=tmp_path, seed=2, source_stall=stall, sink_stall=stall)
+    assert sum(result.transfers.values()) >= 20
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_vectors_are_the_models_own(run, layer: int) -> None:
+    quantized, tokens = run
+    bench = bench_of(run, "attention", layer=layer)
+    length, block = quantized.context_length, quantized.blocks[layer]
+    seen = activations(quantized, windows(tokens, length, 20, np.random.default_rng(1)))
+    shape = bench.component.i.payload.shape()
+    fed = [unpack(shape, word) for word in bench.inputs["i"]]
+    channels = block.attention.embed_dim
+    np.testing.assert_array_equal(
+        np.array([payload["data"] for payload in fed]).reshape(-1, channels),
+        seen[f"blocks.{layer}.attention_norm"].reshape(-1, channels)[:20],
+    )
+    starts = [index for index, payload in enumerate(fed) if payload["restart"]]
+    assert starts == [0, length * channels]
+
+
+@pytest.mark.parametrize("count", [1, 16, 17, 50])
+def test_as_many_vectors_as_asked_for(run, count: int) -> None:
+    quantized, tokens = run
+    channels, hidden = quantized.blocks[0].up.columns, quantized.blocks[0].up.rows
+    matrix, softmax, norm, attention = benches_for_run(quantized, tokens, num_vectors=count, seed=0)
+    assert len(matrix.inputs["i"]) == len(norm.inputs["i"]) == len(attention.inputs["i"]) == count * channels
+    assert len(matrix.outputs["o"]) == count * hidden
+    shape = softmax.component.i.payload.shape()
+    assert sum(unpack(shape, word)["last"] for word in softmax.inputs["i"]) == count
+
+
+def test_seed_draws_other_windows(run) -> None:
+    same, again, other = (bench_of(run, "attention", seed=seed).inputs["i"] for seed in (1, 1, 2))
+    assert same == again != other
+
+
+def test_a_wrong_expectation_is_found(run, tmp_path: Path) -> None:
+    for name in NAMES:
+        bench = bench_of(run, name)
+        bench.outputs["o"][-1] ^= 1
+        with pytest.raises(BenchFailure) as failure:
+            simulate(bench, "amaranth", build_directory=tmp_path)
+        assert failure.value.kind == "value"
+        assert failure.value.index == len(bench.outputs["o"]) - 1
+
+
+def test_short_text_and_missing_layer_are_refused(run) -> None:
+    quantized, tokens = run
+    with pytest.raises(CircuitError, match="5 tokens; a bench needs one context of 16"):
+        benches_for_run(quantized, tokens[:5], num_vectors=1, seed=0)
+    with pytest.raises(CircuitError, match="no layer 2; the model has layers 0 to 1"):
+        benches_for_run(quantized, tokens, num_vectors=1, seed=0, layer=2)
