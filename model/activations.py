@@ -40,6 +40,8 @@ NORMAL_TANH_POLYNOMIAL = (
     1.8056217611276471e-09,
 )
 NORMAL_LIMIT = 5.6
+# exp(−x²/2) is 0 in this precision from here on; clipping keeps x² finite.
+VANISHING_SQUARE = {"f": 300.0, "d": 1500.0}
 TANH_SLOPE = math.sqrt(2 / math.pi)
 TANH_CUBIC = 0.044715
 
@@ -72,7 +74,7 @@ def _gelu(x: np.ndarray, y: np.ndarray, derivative: np.ndarray | None, workspace
     if derivative is not None:
         density = workspace.array("square", *x.shape)
         np.multiply(x, x, out=density)
-        np.minimum(density, 160.0, out=density)  # exp stays a normal number, and x·φ(x) is 0 there anyway
+        np.minimum(density, VANISHING_SQUARE[x.dtype.char], out=density)
         density *= -0.5
         np.exp(density, out=density)
         density *= 1 / math.sqrt(2 * math.pi)
@@ -160,8 +162,9 @@ def activate(name: str, x: np.ndarray, y: np.ndarray, derivative: np.ndarray | N
         workspace: Where intermediate blocks live.
     """
     function = POINTWISE[name]
-    for rows in row_blocks(*x.shape):
-        function(x[rows], y[rows], None if derivative is None else derivative[rows], workspace)
+    with np.errstate(over="ignore", under="ignore"):  # x² of a value that is clipped afterwards
+        for rows in row_blocks(*x.shape):
+            function(x[rows], y[rows], None if derivative is None else derivative[rows], workspace)
 
 
 def activation_function(name: str) -> Callable[[np.ndarray], np.ndarray]:
@@ -178,7 +181,8 @@ def activation_function(name: str) -> Callable[[np.ndarray], np.ndarray]:
         if array.dtype != np.float32:
             array = array.astype(np.float64)
         result = np.empty_like(array)
-        POINTWISE[name](array, result, None, Workspace(array.dtype, reuse=False))
+        with np.errstate(over="ignore", under="ignore"):
+            POINTWISE[name](array, result, None, Workspace(array.dtype, reuse=False))
         return result
 
     return function

@@ -41,26 +41,40 @@ class Normalization:
         num_rows, width = x.shape
         normalized = workspace.array((self.name, "normalized"), num_rows, width)
         y = workspace.array((self.name, "y"), num_rows, width)
-        if self.centred:
-            mean = np.matmul(x, workspace.ones(width))
-            mean *= 1 / width
-            np.subtract(x, mean[:, None], out=normalized)
-            inverse = np.vecdot(normalized, normalized)  # (N,)
+        inverse = self._standardize(x, normalized, self.epsilon, workspace)
+        if not np.isfinite(inverse).all() or not inverse.all():
+            # A sum overflowed. Scaling a row changes nothing but the weight of ε, so bring each row's largest value to 1.
+            peak = np.maximum(np.abs(x).max(axis=1), 1)
+            inverse = self._standardize(x / peak[:, None], normalized, self.epsilon / peak / peak, workspace)
+            normalized *= inverse[:, None]
+            inverse /= peak
         else:
-            normalized[...] = x
-            inverse = np.vecdot(x, x)
-        inverse *= 1 / width
-        inverse += self.epsilon
-        np.sqrt(inverse, out=inverse)
-        # A row of equal values with ε = 0: x̂ is 0 / tiny = 0, not NaN.
-        np.maximum(inverse, np.finfo(x.dtype).tiny, out=inverse)
-        np.divide(1, inverse, out=inverse)
-        normalized *= inverse[:, None]
+            normalized *= inverse[:, None]
         np.multiply(normalized, self.scale, out=y)
         if self.centred:
             y += self.shift
         self.saved = normalized, inverse
         return y
+
+    def _standardize(
+        self, x: np.ndarray, centred: np.ndarray, epsilon: float | np.ndarray, workspace: Workspace
+    ) -> np.ndarray:
+        """Write x − mean(x), or x for RMSNorm, to `centred` (N, C), and return 1 / sqrt(mean(centred²) + ε) (N,)."""
+        width = x.shape[1]
+        if self.centred:
+            mean = np.matmul(x, workspace.ones(width))
+            mean *= 1 / width
+            np.subtract(x, mean[:, None], out=centred)
+        else:
+            centred[...] = x
+        inverse = np.vecdot(centred, centred)
+        inverse *= 1 / width
+        inverse += epsilon
+        np.sqrt(inverse, out=inverse)
+        # A row of equal values with ε = 0: x̂ is 0 / tiny = 0, not NaN.
+        np.maximum(inverse, np.finfo(x.dtype).tiny, out=inverse)
+        np.divide(1, inverse, out=inverse)
+        return inverse
 
     def backward(self, d_y: np.ndarray, workspace: Workspace) -> np.ndarray:
         """Return dx (N, C) for dy (N, C), and write the gradients of scale and shift. `d_y` is overwritten."""

@@ -118,6 +118,10 @@ class Parameters(MutableMapping[str, np.ndarray]):
             end += self._arrays[name].size
         return self.flat[start:end].reshape(-1, *first.shape[1:])
 
+    def offset(self, name: str) -> int:
+        """Return where a parameter begins in the flat vector."""
+        return self._offsets[name]
+
     def name_at(self, index: int) -> str:
         """Return the name of the parameter that holds an element of the flat vector."""
         return next(name for name in self._arrays if index < self._offsets[name] + self._arrays[name].size)

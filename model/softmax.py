@@ -29,12 +29,14 @@ def exponentials(scores: np.ndarray, workspace: Workspace, restore: Callable[[],
         restore: Writes the original scores into `scores` again; called when the shifted form is needed.
     """
     ones = workspace.ones(scores.shape[-1])
-    np.exp(scores, out=scores)
-    sums = np.matmul(scores, ones)
+    with np.errstate(over="ignore", under="ignore"):
+        np.exp(scores, out=scores)
+        sums = np.matmul(scores, ones)
     if not (sums.min() > SMALLEST_SUM and sums.max() < LARGEST_SUM):
         restore()
-        scores -= scores.max(axis=-1, keepdims=True)
-        np.exp(scores, out=scores)
+        with np.errstate(over="ignore", under="ignore"):  # a difference beyond the range is −inf, whose exponential is right
+            scores -= scores.max(axis=-1, keepdims=True)
+            np.exp(scores, out=scores)
         sums = np.matmul(scores, ones)
     return sums
 

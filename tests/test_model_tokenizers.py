@@ -1,0 +1,205 @@
+"""The three tokenizers: round trips, files, errors."""
+
+import itertools
+import json
+import random
+from collections import Counter
+
+import pytest
+
+from model.bpe_tokenizer import PIECE, BPETokenizer
+from model.bpe_training import count_words, learn_merges
+from model.character_tokenizer import CharacterTokenizer
+from model.errors import InputError
+from model.stories import generate_stories
+from model.tokenizer import load_tokenizer
+from model.word_tokenizer import UNKNOWN, WordTokenizer
+
+TEXT = generate_stories(20_000, seed=3)
+STRANGE = "naïve café — 東京 👩‍🔬 \x00\t\r\n  a  b\u2028\ud83d don't 12.5% __init__ ½ ٣"
+MAKERS = [CharacterTokenizer, lambda: WordTokenizer(200), lambda: BPETokenizer(400, ["<|end|>"])]
+
+
+def trained(make):
+    tokenizer = make()
+    tokenizer.train(TEXT)
+    return tokenizer
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_round_trip_of_known_text(make):
+    tokenizer = trained(make)
+    tokens = tokenizer.encode(TEXT[:2000])
+    assert set(tokens) <= set(range(tokenizer.vocab_size))
+    if not isinstance(tokenizer, WordTokenizer):
+        assert tokenizer.decode(tokens) == TEXT[:2000]
+    assert tokenizer.encode_batch(["The", "sun"]) == [tokenizer.encode("The"), tokenizer.encode("sun")]
+    assert tokenizer.encode("") == []
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_file_round_trip(make, tmp_path):
+    tokenizer = trained(make)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    for loaded in (load_tokenizer(tmp_path / "tokenizer.json"), type(tokenizer).load(tmp_path / "tokenizer.json")):
+        assert type(loaded) is type(tokenizer)
+        assert loaded.vocab_size == tokenizer.vocab_size
+        assert loaded.encode(TEXT) == tokenizer.encode(TEXT)
+    content = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    assert content["version"] == 1
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_untrained_and_empty(make):
+    with pytest.raises(InputError, match="train"):
+        make().encode("a")
+    with pytest.raises(InputError, match="empty"):
+        make().train("")
+    with pytest.raises(InputError, match="empty"):
+        make().train([])
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_tokens_outside_the_vocabulary(make):
+    tokenizer = trained(make)
+    for token in (-1, tokenizer.vocab_size):
+        with pytest.raises(InputError, match=f"token {token} is outside"):
+            tokenizer.decode([token])
+
+
+def test_several_texts_are_one_corpus():
+    first, second = CharacterTokenizer(), CharacterTokenizer()
+    first.train(["ab", "bc"])
+    second.train("cab")
+    assert first.characters == second.characters == ["a", "b", "c"]
+
+
+def test_unknown_characters_are_named():
+    with pytest.raises(InputError, match=r"unknown characters: '\?' \(U\+003F\), 'é' \(U\+00E9\)"):
+        _abc().encode("aé?b")
+
+
+def _abc():
+    tokenizer = CharacterTokenizer()
+    tokenizer.train("abc")
+    return tokenizer
+
+
+def test_words_keep_the_most_frequent():
+    tokenizer = WordTokenizer(max_vocab_size=4)
+    tokenizer.train("the cat the cat the dog. the")
+    assert tokenizer.pieces == [UNKNOWN, " the", " cat", " dog"]
+    assert tokenizer.decode(tokenizer.encode(" the dog!")) == f" the dog{UNKNOWN}"
+
+
+def test_words_with_room_for_all_keep_every_text():
+    tokenizer = WordTokenizer()
+    tokenizer.train([STRANGE, TEXT])
+    assert tokenizer.decode(tokenizer.encode(STRANGE)) == STRANGE
+
+
+@pytest.mark.parametrize("vocab_size", [256, 300, 1000])
+def test_bpe_survives_any_text(vocab_size):
+    tokenizer = BPETokenizer(vocab_size)
+    tokenizer.train(TEXT)
+    text = STRANGE.replace("\ud83d", "")
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.vocab_size <= vocab_size
+    # half a character decodes to the replacement character, not to an error
+    assert tokenizer.decode(tokenizer.encode("東")[:1]) == "\ufffd"
+    tokenizer.encode(STRANGE)  # an unpaired surrogate has bytes, too
+
+
+def test_bpe_merges_equal_the_textbook_algorithm():
+    generator = random.Random(1)
+    words = ["".join(generator.choice("abcd") for _ in range(generator.randint(1, 9))) for _ in range(300)]
+    counts = count_words(words)
+    assert learn_merges(counts, 60) == _textbook_merges(counts, 60)
+
+
+def _textbook_merges(word_counts, num_merges):
+    words = {tuple(word): count for word, count in word_counts}
+    merges = []
+    for new in range(256, 256 + num_merges):
+        pairs = Counter()
+        for word, count in words.items():
+            for pair in itertools.pairwise(word):
+                pairs[pair] += count
+        pair, count = min(pairs.items(), key=lambda item: (-item[1], item[0]))
+        if count < 2:
+            break
+        merges.append(pair)
+        words = {tuple(_merge(list(word), pair, new)): count for word, count in words.items()}
+    return merges
+
+
+def _merge(word, pair, new):
+    position = 0
+    while position + 1 < len(word):
+        if (word[position], word[position + 1]) == pair:
+            word[position : position + 2] = [new]
+        position += 1
+    return word
+
+
+def test_bpe_encoding_applies_merges_in_order():
+    tokenizer = BPETokenizer(600)
+    tokenizer.train(TEXT)
+    fresh = BPETokenizer.from_dict(tokenizer.to_dict())  # nothing remembered
+    expected = []
+    for piece in PIECE.findall(TEXT):
+        word = list(piece.encode())
+        for index, pair in enumerate(tokenizer.merges):
+            word = _merge(word, pair, 256 + index)
+        expected += word
+    assert fresh.encode(TEXT) == expected
+
+
+def test_special_tokens():
+    tokenizer = BPETokenizer(300, ["<|end|>", "<|end|>more"])
+    tokenizer.train("low lower lowest<|end|>low low")
+    tokens = tokenizer.encode("low<|end|>more low<|end|>")
+    assert tokens.count(tokenizer.vocab_size - 1) == 1
+    assert tokens[-1] == tokenizer.vocab_size - 2
+    assert tokenizer.decode(tokens) == "low<|end|>more low<|end|>"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "other"}, "not a tokenizer file"),
+        ({"version": 2}, "version 2"),
+        ({"kind": "magic"}, "unknown kind"),
+        ({"kind": ["bpe"]}, "unknown kind"),
+        ({"merges": [[0, 256]]}, "merge 0"),
+        ({"merges": [[True, 1]]}, "merge 0"),
+        ({"merges": [[1, 2], [1, 2]]}, "twice"),
+        ({"merges": [[97, 97]] + [[256 + i, 256 + i] for i in range(40)]}, "bytes"),
+        ({"merges": 5}, "merges"),
+        ({"vocab_size": 3}, "vocab_size"),
+        ({"special_tokens": [""]}, "special"),
+        ({"special_tokens": None}, "damaged"),
+    ],
+)
+def test_edited_file_is_refused(change, message, tmp_path):
+    tokenizer = BPETokenizer(300)
+    tokenizer.train(TEXT)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    content = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content | change), encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        load_tokenizer(tmp_path / "tokenizer.json")
+
+
+def test_wrong_kind_is_named(tmp_path):
+    _abc().save(tmp_path / "tokenizer.json")
+    with pytest.raises(InputError, match="holds a character tokenizer, not a bpe"):
+        BPETokenizer.load(tmp_path / "tokenizer.json")
+
+
+@pytest.mark.parametrize("size", [0, 1, True, 2.5, 1 << 40])
+def test_impossible_vocabulary_sizes(size):
+    with pytest.raises(InputError, match="max_vocab_size"):
+        WordTokenizer(max_vocab_size=size)
+    with pytest.raises(InputError, match="vocab_size"):
+        BPETokenizer(vocab_size=size)
