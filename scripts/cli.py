@@ -40,6 +40,9 @@ EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 EPILOG = """\
+commands:
+{commands}
+
 A run lives in one directory. The steps in order:
   positron train --text story.txt --out runs/story
   positron generate runs/story --prompt "Once"
@@ -82,25 +85,27 @@ def build_parser(name: str | None, command: ModuleType | None) -> argparse.Argum
     parser = argparse.ArgumentParser(
         prog="positron",
         description="From a text file to a verified FPGA bitstream of a transformer.",
-        epilog=EPILOG,
+        epilog=EPILOG.format(commands=overview()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    subparsers = parser.add_subparsers(metavar="COMMAND", title="commands", dest="command")
+    subparsers = parser.add_subparsers(metavar="COMMAND", dest="command", help="one of those below; each has --help")
     for other in COMMANDS:
-        if not Path(__file__).with_name(f"{other}.py").exists():
-            continue
-        text = help_text(other)
         subparser = subparsers.add_parser(
             other,
-            help=text.partition("\n")[0].rstrip("."),
-            description=text,
+            description=help_text(other),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
         if other == name and command is not None:
             command.add_arguments(subparser)
     return parser
+
+
+def overview() -> str:
+    """Return a line for each command: its name and the first line of its help."""
+    width = max(map(len, COMMANDS))
+    return "\n".join(f"  {name:<{width}}  {help_text(name).partition('.')[0]}" for name in COMMANDS)
 
 
 def help_text(name: str) -> str:

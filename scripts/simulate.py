@@ -17,13 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sim.cases import benches_for_run
 from tqdm import tqdm
 
 from model.errors import InputError
 from scripts.output import add_json_argument, format_duration, format_table, write_json
 from scripts.runs import add_run_argument, export_digest, load_quantized, open_run, simulation_file
 from sim.bench import BenchFailure, SimulationResult, StreamBench
+from sim.cases import CIRCUITS, benches_for_run
 from sim.runner import simulate
 from sim.tools import SIMULATORS, default_simulator
 
@@ -69,7 +69,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", type=int, default=0, help="seed of the stalls and of the choice of text (default: %(default)s)"
     )
     parser.add_argument(
-        "--only", action="append", metavar="CIRCUIT", help="simulate only this circuit; may be given more than once"
+        "--only",
+        action="append",
+        choices=CIRCUITS,
+        metavar="CIRCUIT",
+        help=f"only this circuit, of {', '.join(CIRCUITS)}; may be given more than once",
     )
     add_json_argument(parser)
 
@@ -84,9 +88,12 @@ def run(arguments: argparse.Namespace) -> int:
     if reason:
         print(reason)
     tokens = directory.load_validation_tokens()
-    benches = chosen(
-        benches_for_run(load_quantized(directory), tokens, num_vectors=arguments.vectors, seed=arguments.seed),
-        arguments.only,
+    benches = benches_for_run(
+        load_quantized(directory),
+        tokens,
+        num_vectors=arguments.vectors,
+        seed=arguments.seed,
+        only=arguments.only or (),
     )
     verdicts = simulate_all(benches, simulator, arguments.seed, directory.simulation / "build")
     print(
@@ -125,19 +132,6 @@ def run(arguments: argparse.Namespace) -> int:
             f"{compared:,} values, every one equal to the golden model's, in {format_duration(time.monotonic() - began)}"
         )
     return 1 if failures else 0
-
-
-def chosen(benches: Sequence[StreamBench], names: Sequence[str] | None) -> list[StreamBench]:
-    """Return the benches that the user named, or all.
-
-    Raises:
-        InputError: There is no such bench.
-    """
-    known = [bench.name for bench in benches]
-    for name in names or ():
-        if name not in known:
-            raise InputError(f"there is no circuit {name!r} to simulate; there are {', '.join(known)}")
-    return [bench for bench in benches if not names or bench.name in names]
 
 
 def simulate_all(benches: Sequence[StreamBench], simulator: str, seed: int, build: Path) -> list[Verdict]:

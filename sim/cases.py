@@ -1,6 +1,6 @@
 """The benches of a run: every core with the weights of its model, fed with what its text makes of them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -17,8 +17,17 @@ from .payload import pack_all
 MATRIX_LANES = 64
 
 
+CIRCUITS = ("matrix-vector", "softmax", "layer-norm", "attention")
+
+
 def benches_for_run(
-    quantized: QuantizedTransformer, tokens: np.ndarray, *, num_vectors: int, seed: int, layer: int = 0
+    quantized: QuantizedTransformer,
+    tokens: np.ndarray,
+    *,
+    num_vectors: int,
+    seed: int,
+    layer: int = 0,
+    only: Collection[str] = (),
 ) -> list[StreamBench]:
     """Return a bench for each core: matrix-vector product, softmax, LayerNorm and the attention accelerator.
 
@@ -28,10 +37,14 @@ def benches_for_run(
         num_vectors: Input vectors of each core (rows of scores for softmax).
         seed: Of the windows drawn, and of the rows of scores.
         layer: The block.
+        only: Names of `CIRCUITS`; empty for all.
 
     Raises:
-        CircuitError: The text is too short, there is no such block, or a core cannot be built for it.
+        CircuitError: The text is too short, there is no such block or circuit, or a core cannot be built for it.
     """
+    unknown = [name for name in only if name not in CIRCUITS]
+    if unknown:
+        raise CircuitError(f"there is no circuit {unknown[0]!r} to simulate; there are {', '.join(CIRCUITS)}")
     if not 0 <= layer < len(quantized.blocks):
         raise CircuitError(f"there is no layer {layer}; the model has layers 0 to {len(quantized.blocks) - 1}")
     block, generator = quantized.blocks[layer], np.random.default_rng(seed)
@@ -39,12 +52,15 @@ def benches_for_run(
     previous = "embedding" if layer == 0 else f"blocks.{layer - 1}.feed_forward_residual"
     residual, normed = seen[previous], seen[f"blocks.{layer}.attention_norm"]
     hidden = flat(seen[f"blocks.{layer}.feed_forward_norm"])[:num_vectors]
-    return [
-        matrix_bench(block.up, hidden),
-        softmax_bench(block.attention, normed, num_vectors, generator),
-        norm_bench(block.attention_norm, flat(residual)[:num_vectors]),
-        attention_bench(block.attention, normed, num_vectors),
-    ]
+    # The rows of scores are drawn whether softmax is wanted or not: the same seed gives the same rows.
+    rows = score_rows(block.attention, normed, num_vectors, generator)
+    makers = {
+        "matrix-vector": lambda: matrix_bench(block.up, hidden),
+        "softmax": lambda: softmax_bench(block.attention.softmax, rows),
+        "layer-norm": lambda: norm_bench(block.attention_norm, flat(residual)[:num_vectors]),
+        "attention": lambda: attention_bench(block.attention, normed, num_vectors),
+    }
+    return [makers[name]() for name in CIRCUITS if not only or name in only]
 
 
 def windows(tokens: np.ndarray, length: int, num_vectors: int, generator: np.random.Generator) -> np.ndarray:
@@ -85,18 +101,21 @@ def matrix_bench(linear, vectors: np.ndarray) -> StreamBench:
     )
 
 
-def softmax_bench(attention, normed: np.ndarray, num_vectors: int, generator: np.random.Generator) -> StreamBench:
-    """Return the bench of softmax on rows of attention scores, as long as their causal context."""
+def score_rows(attention, normed: np.ndarray, num_vectors: int, generator: np.random.Generator) -> list[np.ndarray]:
+    """Return rows of attention scores, each as long as its causal context."""
     scores = attention.scores(normed)  # (B, H, T, T)
-    batch, heads, length, _ = scores.shape
-    drawn = zip(*(generator.integers(0, size, num_vectors) for size in (batch, heads, length)), strict=True)
-    rows = [scores[window, head, position, : position + 1] for window, head, position in drawn]
-    core = Softmax(attention.softmax)
+    drawn = zip(*(generator.integers(0, size, num_vectors) for size in scores.shape[:3]), strict=True)
+    return [scores[window, head, position, : position + 1] for window, head, position in drawn]
+
+
+def softmax_bench(softmax, rows: Sequence[np.ndarray]) -> StreamBench:
+    """Return the bench of softmax."""
+    core = Softmax(softmax)
     return StreamBench(
         "softmax",
         core,
         {"i": pack_rows(core.i, "score", rows)},
-        {"o": pack_rows(core.o, "probability", [attention.softmax.compute(row) for row in rows])},
+        {"o": pack_rows(core.o, "probability", [softmax.compute(row) for row in rows])},
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from model.run import RunDirectory
 from scripts import cli, demo
+from scripts import stages as stage_records
 from scripts.stages import Stage
 
 ORDER = ["train", "generate", "quantize", "simulate", "synthesize", "report"]
@@ -70,6 +71,7 @@ class StandIns:
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIns:
     stand_ins = StandIns(tmp_path / "run")
     monkeypatch.setattr(cli, "import_command", stand_ins.import_command)
+    monkeypatch.setattr(stage_records, "PROJECT", tmp_path)  # someone may be editing the real sources
     return stand_ins
 
 

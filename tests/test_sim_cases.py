@@ -1,20 +1,18 @@
-# amaranth: UnusedElaboratable=no
 """The benches of a run: fed with the model's own activations, and red when a weight, a rounding or a result is wrong."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
+from amaranth.hdl import Fragment
 
 from fixedpoint import load_export
 from hdl import CircuitError
 from model import RunDirectory
 from sim.bench import BenchFailure
-from sim.cases import activations, benches_for_run, windows
+from sim.cases import CIRCUITS, activations, benches_for_run, windows
 from sim.payload import unpack
 from sim.runner import simulate
-
-NAMES = ["matrix-vector", "softmax", "layer-norm", "attention"]
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +22,16 @@ def run(tiny_run_original: Path):
 
 
 def bench_of(run, name: str, **settings):
+    """Return one bench; its circuit counts as used, though a test may only look at the words."""
     quantized, tokens = run
-    options = {"num_vectors": 20, "seed": 1, **settings}
-    return next(bench for bench in benches_for_run(quantized, tokens, **options) if bench.name == name)
+    (bench,) = benches_for_run(quantized, tokens, **{"num_vectors": 20, "seed": 1, "only": (name,), **settings})
+    Fragment.get(bench.component, None)
+    assert bench.name == name
+    return bench
 
 
 @pytest.mark.parametrize("stall", [0.0, 0.3])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CIRCUITS)
 def test_every_circuit_equals_the_golden_model(run, name: str, stall: float, tmp_path: Path) -> None:
     bench = bench_of(run, name)
     result = simulate(bench, "amaranth", build_directory=tmp_path, seed=2, source_stall=stall, sink_stall=stall)
@@ -56,9 +57,8 @@ def test_vectors_are_the_models_own(run, layer: int) -> None:
 
 @pytest.mark.parametrize("count", [1, 16, 17, 50])
 def test_as_many_vectors_as_asked_for(run, count: int) -> None:
-    quantized, tokens = run
-    channels, hidden = quantized.blocks[0].up.columns, quantized.blocks[0].up.rows
-    matrix, softmax, norm, attention = benches_for_run(quantized, tokens, num_vectors=count, seed=0)
+    channels, hidden = run[0].blocks[0].up.columns, run[0].blocks[0].up.rows
+    matrix, softmax, norm, attention = (bench_of(run, name, num_vectors=count) for name in CIRCUITS)
     assert len(matrix.inputs["i"]) == len(norm.inputs["i"]) == len(attention.inputs["i"]) == count * channels
     assert len(matrix.outputs["o"]) == count * hidden
     shape = softmax.component.i.payload.shape()
@@ -71,7 +71,7 @@ def test_seed_draws_other_windows(run) -> None:
 
 
 def test_a_wrong_expectation_is_found(run, tmp_path: Path) -> None:
-    for name in NAMES:
+    for name in CIRCUITS:
         bench = bench_of(run, name)
         bench.outputs["o"][-1] ^= 1
         with pytest.raises(BenchFailure) as failure:
@@ -86,3 +86,14 @@ def test_short_text_and_missing_layer_are_refused(run) -> None:
         benches_for_run(quantized, tokens[:5], num_vectors=1, seed=0)
     with pytest.raises(CircuitError, match="no layer 2; the model has layers 0 to 1"):
         benches_for_run(quantized, tokens, num_vectors=1, seed=0, layer=2)
+    with pytest.raises(CircuitError, match="no circuit 'softmacs' to simulate; there are matrix-vector, softmax"):
+        benches_for_run(quantized, tokens, num_vectors=1, seed=0, only=["softmacs"])
+
+
+def test_one_circuit_alone_gets_the_same_vectors(run) -> None:
+    quantized, tokens = run
+    benches = benches_for_run(quantized, tokens, num_vectors=20, seed=1)
+    for bench in benches:
+        Fragment.get(bench.component, None)
+        assert bench.inputs == bench_of(run, bench.name).inputs
+        assert bench.outputs == bench_of(run, bench.name).outputs
