@@ -4,11 +4,13 @@ Most tools come from PyPI into the environment that runs this code; its `bin/` n
 environment variables, which `tool_environment` sets.
 """
 
+import ctypes
 import importlib.metadata
 import importlib.util
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -159,10 +161,24 @@ def is_known_bad_yosys(version: str) -> bool:
     return ".".join(version.split(".")[:2]).split("+")[0] in KNOWN_BAD_YOSYS
 
 
+def _load_prctl():
+    return getattr(ctypes.CDLL(None), "prctl", None) if sys.platform == "linux" else None
+
+
+_PRCTL = _load_prctl()  # before any fork: the child may not load libraries
+_PR_SET_PDEATHSIG = 1
+
+
+def _die_with_parent() -> None:
+    if _PRCTL is not None:
+        _PRCTL(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def run_tool(name: str, arguments: Sequence[str], directory: Path, tick=None) -> str:
     """Run a tool and return what it printed (stdout and stderr).
 
-    It runs in a process group of its own, which ends with this call whatever happens, Ctrl-C included.
+    It runs in a process group of its own, which ends with this call whatever happens, Ctrl-C included; on Linux it also ends when this process is
+    killed.
 
     Args:
         name: A key of `TOOLS`.
@@ -185,6 +201,7 @@ def run_tool(name: str, arguments: Sequence[str], directory: Path, tick=None) ->
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=_die_with_parent,
         )
         try:
             while True:
@@ -196,7 +213,7 @@ def run_tool(name: str, arguments: Sequence[str], directory: Path, tick=None) ->
                         tick()
         finally:
             if process.poll() is None:
-                os.killpg(process.pid, 9)
+                os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
     text = log.read_text(encoding="utf-8", errors="replace")
     log.unlink()

@@ -1,5 +1,6 @@
 import os
 import stat
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -99,4 +100,24 @@ def test_an_interrupt_ends_the_tool_and_its_children(nothing_installed, tmp_path
         run_tool("make", (), tmp_path, interrupt)
     assert time.perf_counter() - start < 5
     time.sleep(1.3)
+    assert not (tmp_path / "survived").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
+def test_a_tool_ends_when_this_program_is_killed(tmp_path):
+    program = make_program(tmp_path / "make", "touch started; sleep 1; touch survived")
+    code = f"""
+from pathlib import Path
+from hdl import toolchain
+toolchain.search_path = lambda: [Path({str(program.parent)!r})]
+toolchain.run_tool("make", (), Path({str(tmp_path)!r}))
+"""
+    victim = subprocess.Popen([sys.executable, "-c", code])
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "started").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    victim.kill()
+    victim.wait()
+    time.sleep(1.5)
+    assert (tmp_path / "started").exists()
     assert not (tmp_path / "survived").exists()
