@@ -34,7 +34,9 @@ def exponentials(scores: np.ndarray, workspace: Workspace, restore: Callable[[],
         sums = np.matmul(scores, ones)
     if not (sums.min() > SMALLEST_SUM and sums.max() < LARGEST_SUM):
         restore()
-        with np.errstate(over="ignore", under="ignore"):  # a difference beyond the range is −inf, whose exponential is right
+        with np.errstate(
+            over="ignore", under="ignore"
+        ):  # a difference beyond the range is −inf, whose exponential is right
             scores -= scores.max(axis=-1, keepdims=True)
             np.exp(scores, out=scores)
         sums = np.matmul(scores, ones)

@@ -47,7 +47,7 @@ class TrainingResult:
     Attributes:
         step: Steps done in all sessions.
         total_steps: Steps planned.
-        validation_loss: Of the best weights, over the whole held-out split, nats; NaN when interrupted before any.
+        validation_loss: Of the weights that are left in the model, over the whole held-out split, nats.
         seconds: Training time of all sessions.
         interrupted: Whether Ctrl-C or the time limit ended it; it can be resumed.
         stopped_early: Whether the held-out loss no longer improved.
@@ -177,6 +177,7 @@ class Trainer:
         """Train from the start or from the saved state to the end, or until something stops it."""
         saved = self._load_state() if resume else None
         csv_path, json_path = (None, None) if self.run is None else (self.run.log_csv, self.run.log_json_lines)
+        self.earlier_seconds, self.started = self.progress.seconds, time.monotonic()
         self.log = TrainingLog(csv_path, json_path, self.progress.step)
         stopped_early = False
         with open_engine(
@@ -193,21 +194,29 @@ class Trainer:
                 self._write_record()
                 if saved is None:
                     self._save_best()
+                    self._save_state(engine)  # so that a run killed from now on can be resumed
             with _first_interrupt(self._request_stop), self._bar() as bar:
                 self.started = self.last_line = time.monotonic()
                 self.last_line_step = self.progress.step
-                while self.progress.step < self.total_steps and not self.stop_requested and not stopped_early:
+                while (
+                    not (self.stop_requested or stopped_early or self.progress.finished)
+                    and self.progress.step < self.total_steps
+                ):
                     results = engine.run(self.progress.step, self._steps_to_next_event())
                     self._take(engine, results, bar)
                     stopped_early = self._events(engine, results[-1])
-                    if self.config.time_limit is not None and self._session_seconds() >= self.config.time_limit:
+                    if (
+                        self.config.time_limit is not None
+                        and self._elapsed() - self.earlier_seconds >= self.config.time_limit
+                    ):
                         self.stop_requested = True
-                self.progress.seconds += self._session_seconds()
             interrupted = self.stop_requested and self.progress.step < self.total_steps and not stopped_early
             self.progress.finished = int(not interrupted)
             self._save_state(engine)
-            self.model.parameters.flat[:] = engine.memory.parameters[:] = self.best_parameters
-            loss = math.nan if math.isinf(self.progress.best_loss) else engine.evaluate()
+            if math.isfinite(self.progress.best_loss):
+                engine.memory.parameters[:] = self.best_parameters
+            self.model.parameters.flat[:] = engine.memory.parameters
+            loss = engine.evaluate()
         return self._finish(loss, interrupted, stopped_early)
 
     def _fill(self, engine: TrainingEngine, saved: dict[str, np.ndarray] | None) -> None:
@@ -284,7 +293,7 @@ class Trainer:
             learning_rate=learning_rate(self.config, progress.step - 1, self.total_steps),
             gradient_norm=last.gradient_norm,
             tokens_per_second=tokens / max(1e-9, now - self.last_line),
-            seconds=progress.seconds + now - self.started,
+            seconds=self._elapsed(),
         )
         self.log.add(row)
         self.last_line, self.last_line_step = now, progress.step
@@ -311,8 +320,9 @@ class Trainer:
             dynamic_ncols=True,
         )
 
-    def _session_seconds(self) -> float:
-        return time.monotonic() - self.started
+    def _elapsed(self) -> float:
+        """Return the training time of all sessions in seconds."""
+        return self.earlier_seconds + time.monotonic() - self.started
 
     def _request_stop(self) -> None:
         self.stop_requested = True
@@ -325,12 +335,10 @@ class Trainer:
         """Write everything that resuming needs, in one file."""
         if self.run is None:
             return
-        progress = vars(self.progress) | {"seconds": self.progress.seconds}
-        if not self.progress.finished and hasattr(self, "started") and not self.stop_requested:
-            progress["seconds"] += self._session_seconds()
+        self.progress.seconds = self._elapsed()
         arrays = {"parameters": engine.memory.parameters, "best_parameters": self.best_parameters}
         arrays |= {f"state_{name}": array for name, array in engine.memory.state.items()}
-        arrays["progress"] = np.array(list(progress.values()), dtype=np.float64)
+        arrays["progress"] = np.array(list(vars(self.progress).values()), dtype=np.float64)
         write_npz(self.run.training_state, arrays)
 
     def _load_state(self) -> dict[str, np.ndarray]:
@@ -389,8 +397,8 @@ class Trainer:
             self.log.rows,
         )
         if self.run is not None:
+            self._save_best()
             if not interrupted:
-                self._save_best()
                 sample = generate_text(self.model, self.tokenizer, "", 500, seed=self.config.seed)
                 with atomic_write(self.run.sample) as file:
                     file.write(sample)
@@ -400,7 +408,7 @@ class Trainer:
                 "interrupted": interrupted,
                 "stopped_early": stopped_early,
             }
-            self._write_record(figures | {"validation_loss": None if math.isnan(loss) else loss})
+            self._write_record(figures | {"validation_loss": loss})
             if self.log.rows:
                 from .pictures import plot_losses
 

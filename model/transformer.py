@@ -28,6 +28,10 @@ from .rotary import rotation_table
 from .softmax import IGNORED, cross_entropy
 from .workspace import Workspace
 
+def quiet() -> np.errstate:
+    """Return a context without warnings: what leaves the range is handled in softmax and norms, and training looks at the loss."""
+    return np.errstate(over="ignore", under="ignore", invalid="ignore")
+
 
 class Block:
     """One pre-norm block: attention and feed-forward, each on a normalised copy of the residual stream."""
@@ -190,7 +194,7 @@ class Transformer:
             def watch(name: str, array: np.ndarray) -> None:
                 callback(name, array.reshape(batch, length, -1).copy() if array.ndim == 2 else array.copy())
 
-        with np.errstate(over="ignore", under="ignore"):
+        with quiet():
             logits = self._forward(tokens, workspace, None, watch, keep=False)
         return logits.reshape(batch, length, -1)
 
@@ -200,7 +204,7 @@ class Transformer:
         """Return the mean cross-entropy in nats of targets (B, T) after tokens (B, T); targets of −1 do not count."""
         tokens, targets = self._check_tokens(tokens), self._check_targets(targets, tokens)
         workspace = Workspace(self.dtype)
-        with np.errstate(over="ignore", under="ignore"):
+        with quiet():
             logits = self._forward(tokens, workspace, None, None, keep=False)
             return cross_entropy(logits, targets.reshape(-1), workspace)
 
@@ -224,7 +228,7 @@ class Transformer:
         tokens, targets = self._check_tokens(tokens), self._check_targets(targets, tokens)
         batch = len(tokens)
         workspace = self.training_workspace
-        with np.errstate(over="ignore", under="ignore"):
+        with quiet():
             logits = self._forward(tokens, workspace, generator, None, keep=True)
             d_logits = workspace.array("d logits", *logits.shape)
             loss = cross_entropy(logits, targets.reshape(-1), workspace, d_logits, weight)
