@@ -28,6 +28,7 @@ from .rotary import rotation_table
 from .softmax import IGNORED, cross_entropy
 from .workspace import Workspace
 
+
 def quiet() -> np.errstate:
     """Return a context without warnings: what leaves the range is handled in softmax and norms, and training looks at the loss."""
     return np.errstate(over="ignore", under="ignore", invalid="ignore")
