@@ -72,20 +72,23 @@ def line_chart(series: Sequence[Series], x_label: str, y_label: str, width: int 
     parts.append(
         f'<text class="axis" transform="translate(14 {middle:.1f}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
     )
-    label_ys: list[float] = []
+    labels = []
     for one, points in drawn:
         places = [place(x, y) for x, y in points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         parts.append(f'<polyline class="line {one.style}" points="{path}"/>')
         x, y = places[-1]
         parts.append(f'<circle class="end {one.style}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>')
-        label_y = y + 4
-        while any(abs(label_y - other) < 30 for other in label_ys):  # two lines of 14 units each
-            label_y -= 2
-        label_ys.append(label_y)
+        labels.append((y, x + 9, one, points[-1][1]))
+    lowest = (
+        height - bottom - 14.0
+    )  # a label is two lines of 14 units; they stack upwards from the axis without touching
+    for y, x, one, value in sorted(labels, key=lambda label: -label[0]):
+        label_y = min(y, lowest)
+        lowest = label_y - 30
         parts.append(
-            f'<text class="legend {one.style}" x="{x + 9:.1f}" y="{label_y:.1f}">{escape(one.name)}'
-            f'<tspan x="{x + 9:.1f}" dy="14">{points[-1][1]:.3f}</tspan></text>'
+            f'<text class="legend {one.style}" x="{x:.1f}" y="{label_y:.1f}">{escape(one.name)}'
+            f'<tspan x="{x:.1f}" dy="14">{value:.3f}</tspan></text>'
         )
     summary = escape(
         f"{y_label} over {x_label}: " + ", ".join(f"{one.name} ends at {points[-1][1]:.3f}" for one, points in drawn),

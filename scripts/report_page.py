@@ -92,8 +92,14 @@ def figures(data: ReportData) -> str:
             )
         )
     if data.simulation:
-        compared = sum(bench["compared"] for bench in data.simulation["benches"])
-        cards.append((f"{compared:,}", "simulated values, each equal to the golden model's"))
+        benches = data.simulation["benches"]
+        different = sum(not bench["equal"] for bench in benches)
+        compared = sum(bench["compared"] for bench in benches)
+        cards.append(
+            (f"{different} of {len(benches)}", "simulations differ from the golden model")
+            if different
+            else (f"{compared:,}", "simulated values, each equal to the golden model’s")
+        )
     if data.synthesis:
         clock = slowest_clock(data.synthesis)
         if clock:
@@ -221,6 +227,12 @@ def simulation(data: ReportData) -> str:
         f"compared with the integer model’s, bit for bit. Simulator: {escape(data.simulation['simulator'])}, "
         f"seed {int(data.simulation['seed'])}.</p>"
     )
+    made_from = (data.quantization or {}).get("manifest_sha256")
+    if data.simulation.get("manifest_sha256") != made_from:
+        intro += (
+            '<p class="missing">The model was quantized again since this simulation. Simulate it again: '
+            f"<code>positron simulate {escape(data.name)}</code></p>"
+        )
     return intro + table(("circuit", "values", "cycles", "streams", "result"), rows, numeric=(1, 2), safe=(4,))
 
 

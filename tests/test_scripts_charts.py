@@ -51,6 +51,15 @@ def test_line_chart_is_well_formed_scaled_and_escaped() -> None:
     assert "1.100" in "".join(root.itertext())
 
 
+def test_labels_of_lines_that_end_together_do_not_touch() -> None:
+    series = [Series(name, [(0, 3.0), (10, 1.0)], "faint") for name in "abc"]
+    root = ElementTree.fromstring(line_chart(series, "steps", "nats"))
+    heights = sorted(float(text.attrib["y"]) for text in root.findall("text") if "legend" in text.attrib["class"])
+    axis = max(float(line.attrib["y1"]) for line in root.findall("line"))
+    assert min(np.diff(heights)) >= 28
+    assert heights[-1] + 14 <= axis
+
+
 def test_line_chart_needs_a_point() -> None:
     with pytest.raises(ValueError, match="at least one finite point"):
         line_chart([Series("empty", [(1, float("nan"))], "faint")], "x", "y")

@@ -183,6 +183,21 @@ def test_prompt_is_marked_only_when_the_sample_starts_with_it() -> None:
     assert "<b></b>Once more" in page(data(sample="Once more", prompt="Two"))
 
 
+def test_a_different_value_is_not_hidden() -> None:
+    bench = {"name": "softmax", "compared": 0, "cycles": 0, "stalls": True, "equal": False}
+    text = " ".join(parsed(data(simulation={"simulator": "verilator", "seed": 0, "benches": [bench]})).text)
+    assert "1 of 1" in text
+    assert "each equal" not in text
+    assert "different" in text
+
+
+def test_simulation_of_an_earlier_model_is_marked() -> None:
+    current = {**data().quantization, "manifest_sha256": "new"}  # type: ignore[dict-item]
+    for digest, stale in (("old", True), ("new", False)):
+        report = data(quantization=current, simulation={**data().simulation, "manifest_sha256": digest})  # type: ignore[dict-item]
+        assert ("quantized again since" in page(report)) is stale
+
+
 def test_dollar_signs_in_a_sample_are_kept() -> None:
     assert "$title costs $5" in page(data(sample="$title costs $5"))
 
