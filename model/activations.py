@@ -29,7 +29,7 @@ from .workspace import Workspace, row_blocks
 PointwiseFunction = Callable[[np.ndarray, np.ndarray, np.ndarray | None, Workspace], None]
 
 # Φ(x) = (1 + tanh(x·P(x²)))/2 with this P (constant first) errs by at most 7e-8 in x·Φ(x), the rounding error of float32. Fitted by
-# iteratively reweighted least squares on |x| ≤ 5.6; beyond, x² is clipped there and tanh is 1 to the last bit.
+# iteratively reweighted least squares on |x| ≤ 5.6; beyond, P only grows, and tanh is ±1 to the last bit.
 NORMAL_TANH_POLYNOMIAL = (
     0.7978842164034246,
     0.036334282955416373,
@@ -39,9 +39,6 @@ NORMAL_TANH_POLYNOMIAL = (
     -1.3344676389294248e-07,
     1.8056217611276471e-09,
 )
-NORMAL_LIMIT = 5.6
-# exp(−x²/2) is 0 in this precision from here on; clipping keeps x² finite.
-VANISHING_SQUARE = {"f": 300.0, "d": 1500.0}
 TANH_SLOPE = math.sqrt(2 / math.pi)
 TANH_CUBIC = 0.044715
 
@@ -56,7 +53,6 @@ def normal_distribution(x: np.ndarray, out: np.ndarray, workspace: Workspace) ->
         return
     square = workspace.array("square", *x.shape)
     np.multiply(x, x, out=square)
-    np.minimum(square, np.float32(NORMAL_LIMIT**2), out=square)
     np.multiply(square, np.float32(NORMAL_TANH_POLYNOMIAL[-1]), out=out)
     for coefficient in NORMAL_TANH_POLYNOMIAL[-2:0:-1]:
         out += np.float32(coefficient)
@@ -74,7 +70,6 @@ def _gelu(x: np.ndarray, y: np.ndarray, derivative: np.ndarray | None, workspace
     if derivative is not None:
         density = workspace.array("square", *x.shape)
         np.multiply(x, x, out=density)
-        np.minimum(density, VANISHING_SQUARE[x.dtype.char], out=density)
         density *= -0.5
         np.exp(density, out=density)
         density *= 1 / math.sqrt(2 * math.pi)
@@ -130,12 +125,12 @@ def _silu(x: np.ndarray, y: np.ndarray, derivative: np.ndarray | None, workspace
 def _relu(x: np.ndarray, y: np.ndarray, derivative: np.ndarray | None, workspace: Workspace) -> None:
     if derivative is not None:
         np.greater(x, 0, out=derivative)
-    np.maximum(x, 0, out=y)
+    np.clip(x, 0, np.inf, out=y)  # a third of the time of np.maximum with a number
 
 
 def _relu_squared(x: np.ndarray, y: np.ndarray, derivative: np.ndarray | None, workspace: Workspace) -> None:
     positive = workspace.array("half", *x.shape)
-    np.maximum(x, 0, out=positive)
+    np.clip(x, 0, np.inf, out=positive)
     if derivative is not None:
         np.add(positive, positive, out=derivative)
     np.multiply(positive, positive, out=y)

@@ -33,7 +33,7 @@ from .workspace import Workspace
 
 Observer = Callable[[str, np.ndarray], None]
 
-QUERY_BLOCK = 32
+QUERY_BLOCK = 64
 
 
 class _Block(NamedTuple):
