@@ -79,16 +79,21 @@ class BPETokenizer(Tokenizer):
         """Return the tokens of a text."""
         self._check_trained()
         tokens: list[int] = []
-        cache = self._cache
-        extend = tokens.extend
         for part in self._split(text):
             if part in self._special:
                 tokens.append(self._special[part])
-                continue
-            for piece in PIECE.findall(part):
-                known = cache.get(piece)
-                extend(self._encode_piece(piece) if known is None else known)
+            else:
+                tokens.extend(self._encode_part(part))
         return tokens
+
+    def _encode_part(self, text: str) -> Iterable[int]:
+        """Return the tokens of a text without special tokens.
+
+        Each different piece is encoded once; the text is then put together without any more Python per piece.
+        """
+        pieces = PIECE.findall(text)
+        known = {piece: self._cache.get(piece) or self._encode_piece(piece) for piece in set(pieces)}
+        return itertools.chain.from_iterable(map(known.__getitem__, pieces))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of tokens; bytes that are not UTF-8, as in half a character, become U+FFFD."""

@@ -103,9 +103,12 @@ def stream_batch(
             start = first
         else:
             logits = decoder.step(np.array([sequence[position - 1] for sequence in sequences]))
-        for sequence, generator, row in zip(sequences, generators, logits, strict=True):
-            if len(sequence) == position:
-                sequence.append(sampling.choose(row, generator.random(), sequence[first:]))
+        open_rows = [index for index, sequence in enumerate(sequences) if len(sequence) == position]
+        random = np.array([generators[index].random() for index in open_rows])
+        contexts = [sequences[index][first:] for index in open_rows]
+        rows = logits if len(open_rows) == len(sequences) else logits[open_rows]
+        for index, token in zip(open_rows, sampling.choose_rows(rows, random, contexts), strict=True):
+            sequences[index].append(token)
         position += 1
         yield
 

@@ -78,7 +78,7 @@ def plot_attention(model: Transformer, tokenizer: Tokenizer, text: str, path: st
     The last max_seq_len tokens of the text are used.
     """
     tokens = tokenizer.encode(text)[-model.config.max_seq_len :]
-    labels = [tokenizer.token_label(token) for token in tokens]
+    labels = [_plain(tokenizer.token_label(token)) for token in tokens]
     layers = attention_weights(model, tokens)
     heads = len(layers[0])
     size = max(2.2, 0.16 * len(tokens))
@@ -92,3 +92,61 @@ def plot_attention(model: Transformer, tokenizer: Tokenizer, text: str, path: st
             axes.set_yticks(range(len(labels)), labels, fontsize=6, family="monospace")
             axes.tick_params(length=0, pad=1)
     save_figure(figure, path)
+
+
+def plot_embeddings(model: Transformer, tokenizer: Tokenizer, path: str | Path, most: int = 200) -> None:
+    """Draw the first tokens' embeddings in the plane of their two principal components."""
+    table = model.parameters["token_embedding"][:most].astype(np.float64)
+    centred = table - table.mean(axis=0)
+    _, strengths, directions = np.linalg.svd(centred, full_matrices=False)
+    places = centred @ directions[:2].T  # (tokens, 2), or fewer columns for a model one channel wide
+    places = np.pad(places, ((0, 0), (0, 2 - places.shape[1])))
+    share = strengths**2 / max(1e-30, (strengths**2).sum())
+    figure = new_figure(8, 8)
+    axes = figure.add_subplot()
+    axes.scatter(places[:, 0], places[:, 1], s=4, color="tab:blue")
+    for token, (x, y) in enumerate(places):
+        axes.annotate(_plain(tokenizer.token_label(token)), (x, y), fontsize=9, family="monospace")
+    names = [f"principal component {index + 1} ({part:.0%} of the variance)" for index, part in enumerate(share[:2])]
+    axes.set(title="token embeddings", xlabel=names[0], ylabel=names[-1])
+    save_figure(figure, path)
+
+
+def plot_statistics(
+    model: Transformer, inputs: np.ndarray, targets: np.ndarray, path: str | Path
+) -> dict[str, dict[str, float]]:
+    """Draw the root mean square of every activation and of every parameter's gradient on a batch, and return them.
+
+    Args:
+        model: The model.
+        inputs: Tokens (B, T).
+        targets: Their successors (B, T).
+        path: The picture.
+    """
+    activations: dict[str, float] = {}
+
+    def observe(name: str, array: np.ndarray) -> None:
+        activations[name] = root_mean_square(array)
+
+    model.forward(inputs, observe=observe)
+    _, gradients = model.loss_and_gradients(inputs, targets)
+    statistics = {"activations": activations, "gradients": {name: root_mean_square(g) for name, g in gradients.items()}}
+    figure = new_figure(14, 0.16 * max(map(len, statistics.values())) + 1)
+    for column, (title, values) in enumerate(statistics.items()):
+        axes = figure.add_subplot(1, 2, column + 1)
+        axes.barh(range(len(values)), [max(value, 1e-30) for value in values.values()], color="tab:blue")
+        axes.set_yticks(range(len(values)), list(values), fontsize=6)
+        axes.invert_yaxis()
+        axes.set(title=f"{title}: root mean square", xscale="log")
+    save_figure(figure, path)
+    return statistics
+
+
+def root_mean_square(array: np.ndarray) -> float:
+    """Return sqrt(mean(x²)) in double precision."""
+    return float(np.sqrt(np.mean(np.square(array, dtype=np.float64))))
+
+
+def _plain(label: str) -> str:
+    """Return a label in which matplotlib sees no formula."""
+    return label.replace("$", r"\$")

@@ -9,6 +9,8 @@ import numpy as np
 
 from .errors import InputError
 
+COLDEST = 1e-6  # temperatures closer to 0 would overflow, and choose the same token
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -39,6 +41,18 @@ class Sampling:
         if not 0 < self.repetition_penalty < float("inf"):
             raise InputError(f"repetition_penalty must be a positive number, not {self.repetition_penalty!r}")
 
+    def choose_rows(self, logits: np.ndarray, random: np.ndarray, contexts: Sequence[Sequence[int]]) -> list[int]:
+        """Return a token for each row of logits (B, V): what `choose` returns for it, all at once where that is possible."""
+        plain = self.temperature > 0 and self.top_k is None and self.top_p is None and self.repetition_penalty == 1
+        if not plain or len(logits) == 1:
+            return [self.choose(*row) for row in zip(logits, random.tolist(), contexts, strict=True)]
+        scores = logits - logits.max(axis=1, keepdims=True)
+        if self.temperature != 1:
+            scores /= max(self.temperature, COLDEST)
+        cumulative = np.cumsum(np.exp(scores, out=scores), axis=1, dtype=np.float64)
+        below = cumulative <= (random * cumulative[:, -1])[:, None]
+        return np.minimum(np.count_nonzero(below, axis=1), logits.shape[1] - 1).tolist()
+
     def choose(self, logits: np.ndarray, random: float, context: Sequence[int]) -> int:
         """Return a token.
 
@@ -56,7 +70,7 @@ class Sampling:
             return int(logits.argmax())
         scores = logits - logits.max()
         if self.temperature != 1:
-            scores /= max(self.temperature, 1e-6)
+            scores /= max(self.temperature, COLDEST)
         weights = np.exp(scores)
         if self.top_k is not None and self.top_k < len(weights):
             weights[weights < np.partition(weights, -self.top_k)[-self.top_k]] = 0

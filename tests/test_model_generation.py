@@ -94,6 +94,14 @@ def test_sampling_follows_the_probabilities():
     np.testing.assert_allclose(frequencies(Sampling(temperature=2), logits), hot / hot.sum(), atol=1e-3)
 
 
+def test_rows_are_sampled_like_single_ones():
+    generator = np.random.default_rng(0)
+    logits, random = generator.normal(0, 3, (200, 13)).astype(np.float32), generator.random(200)
+    for sampling in (Sampling(0.7), Sampling(), Sampling(top_k=3), Sampling(0)):
+        expected = [sampling.choose(row, number, ()) for row, number in zip(logits, random, strict=True)]
+        assert sampling.choose_rows(logits, random, [()] * 200) == expected
+
+
 def test_repetition_penalty():
     logits = np.array([2.0, -1.0, 0.5], np.float32)
     expected = np.exp([1.0, -2.0, 0.5])
