@@ -13,22 +13,21 @@ import argparse
 import importlib
 import sys
 
-from scripts.cli import help_text
+from scripts.cli import help_text, overview
 
-BENCHMARKS = ("circuit",)
+BENCHMARKS = ("training", "generation", "tokenizer", "circuit")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add a subcommand for each benchmark."""
+    parser.epilog = f"benchmarks:\n{overview(BENCHMARKS, 'benchmark_')}"
     subparsers = parser.add_subparsers(
-        metavar="BENCHMARK", title="benchmarks", dest="benchmark", required=True, help="what to measure"
+        metavar="BENCHMARK", dest="benchmark", required=True, help="one of those below; each has --help"
     )
     for name in BENCHMARKS:
-        text = help_text(f"benchmark_{name}")
         subparser = subparsers.add_parser(
             name,
-            help=text.partition("\n")[0].rstrip("."),
-            description=text,
+            description=help_text(f"benchmark_{name}"),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )

@@ -102,10 +102,10 @@ def build_parser(name: str | None, command: ModuleType | None) -> argparse.Argum
     return parser
 
 
-def overview() -> str:
-    """Return a line for each command: its name and the first line of its help."""
-    width = max(map(len, COMMANDS))
-    return "\n".join(f"  {name:<{width}}  {help_text(name).partition('.')[0]}" for name in COMMANDS)
+def overview(names: Sequence[str] = COMMANDS, prefix: str = "") -> str:
+    """Return a line for each command: its name and the first sentence of its help, the docstring of module `prefix` + name."""
+    width = max(map(len, names))
+    return "\n".join(f"  {name:<{width}}  {help_text(prefix + name).partition('.')[0]}" for name in names)
 
 
 def help_text(name: str) -> str:

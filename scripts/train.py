@@ -39,6 +39,7 @@ from scripts.output import format_duration
 
 # The demonstration's model: its attention fits on the board, and two cores train it in a minute or two.
 DEFAULT_MODEL: dict[str, Any] = {"embed_dim": 64, "num_heads": 4, "num_layers": 2, "max_seq_len": 64}
+DEFAULT_STEPS = 4000
 STORY_BYTES = 1_000_000
 STORY_SEED = 0
 TOKENIZERS = ("character", "word", "bpe")
@@ -94,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     learning = parser.add_argument_group("training")
     learning.add_argument(
-        "--steps", type=int, metavar="N", default=training.num_steps, help="optimizer steps (default: %(default)s)"
+        "--steps", type=int, metavar="N", default=DEFAULT_STEPS, help="optimizer steps (default: %(default)s)"
     )
     learning.add_argument("--minutes", type=float, metavar="M", help="stop well after so many minutes")
     learning.add_argument(

@@ -10,9 +10,11 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from model.errors import InputError
-from scripts import cli
+from scripts import benchmark, cli
 
 ROOT = Path(__file__).resolve().parent.parent
+
+BENCHMARKS = [f"benchmark_{name}" for name in benchmark.BENCHMARKS]
 
 
 def command(run) -> ModuleType:
@@ -55,11 +57,21 @@ def test_every_option_is_explained() -> None:
             assert action.help, f"positron {name} {action.option_strings or action.dest} has no help text"
 
 
-@pytest.mark.parametrize("name", ["evaluate", "simulate", "synthesize", "benchmark_circuit", "quantize", "doctor"])
+@pytest.mark.parametrize("name", ["evaluate", "simulate", "synthesize", "quantize", "doctor", *BENCHMARKS])
 def test_measuring_commands_take_json(name: str) -> None:
     parser = argparse.ArgumentParser()
     cli.import_command(name).add_arguments(parser)
     assert any("--json" in action.option_strings for action in parser._actions)
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_benchmarks_explain_themselves(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["benchmark", name.removeprefix("benchmark_"), "--help"])
+    assert cli.help_text(name).partition("\n")[0] in capsys.readouterr().out
+    parser = argparse.ArgumentParser()
+    cli.import_command(name).add_arguments(parser)
+    assert all(action.help for action in parser._actions)
 
 
 def test_overview_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
