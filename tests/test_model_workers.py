@@ -1,0 +1,70 @@
+"""Worker processes: what they share, and what happens when one dies."""
+
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from model.config import ModelConfig, TrainingConfig
+from model.data import save_tokens
+from model.evaluation import evaluate_loss
+from model.transformer import Transformer
+from model.workers import ProcessEngine, available_workers, open_engine
+
+MODEL = ModelConfig(vocab_size=11, embed_dim=8, num_heads=2, num_layers=1, max_seq_len=6)
+TRAINING = TrainingConfig(batch_size=5, num_workers=3)
+TOKENS = np.random.default_rng(0).integers(0, 11, 500).astype(np.uint16)
+
+
+def engine(training=TRAINING, tokens=TOKENS):
+    return open_engine(MODEL, training, 100, tokens, TOKENS[:100])
+
+
+def test_shared_evaluation_equals_the_whole():
+    model = Transformer(MODEL, seed=3)
+    with engine() as workers:
+        assert isinstance(workers, ProcessEngine)
+        workers.memory.parameters[:] = model.parameters.flat
+        assert workers.evaluate() == pytest.approx(evaluate_loss(model, TOKENS[:100]), rel=1e-6)
+        assert workers.evaluate(4) == pytest.approx(evaluate_loss(model, TOKENS[:100], max_windows=4), rel=1e-6)
+        before = workers.memory.parameters.copy()
+        first, second = workers.run(0, 2)
+        assert first.loss == pytest.approx(np.log(11), rel=0.2)
+        assert first.gradient_norm > 0
+        assert second.loss != first.loss
+        assert (workers.memory.parameters != before).any()
+
+
+def test_tokens_from_a_file_give_the_same_steps(tmp_path):
+    save_tokens(tmp_path / "tokens.npy", TOKENS)
+    mapped = np.load(tmp_path / "tokens.npy", mmap_mode="r")
+    results = []
+    for tokens in (TOKENS, mapped):
+        with engine(tokens=tokens) as workers:
+            workers.memory.parameters[:] = Transformer(MODEL, seed=3).parameters.flat
+            results.append(workers.run(0, 3))
+    assert results[0] == results[1]
+
+
+def test_death_of_a_worker_is_an_error_not_a_hang():
+    with pytest.raises(RuntimeError, match="worker ended unexpectedly"), engine() as workers:
+        workers.run(0, 1)
+        processes = workers._processes
+        os.kill(processes[1].pid, signal.SIGKILL)
+        processes[1].wait()
+        workers.run(1, 50)
+    deadline = time.monotonic() + 10
+    while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert all(process.poll() is not None for process in processes)
+
+
+def test_number_of_workers():
+    assert available_workers(1) == 1
+    assert 1 <= available_workers(100) <= 4
+    with engine(TrainingConfig(batch_size=2, num_workers=8)) as workers:
+        assert workers.num_workers == 2  # no more than sequences
+    with engine(TrainingConfig(batch_size=1)) as workers:
+        assert workers.num_workers == 1
