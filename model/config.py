@@ -192,7 +192,7 @@ class TrainingConfig(_Config):
 
     learning_rate: float = 3e-3
     batch_size: int = 16
-    num_steps: int | None = 2000
+    num_steps: int | None = 5000
     num_epochs: float = 1.0
     seq_len: int | None = None
     seed: int = 1

@@ -2,17 +2,53 @@
 
 from __future__ import annotations
 
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from .errors import InputError
 from .files import atomic_write
+from .tokenizer import Tokenizer
+
+# A place where a text can be cut without changing its tokens: a single line end between two characters that are not white space.
+CUT = re.compile(r"(?<=\S\n)(?=\S)")
+PART_LENGTH = 1 << 20
 
 
-def as_token_array(tokens: list[int] | np.ndarray, vocab_size: int) -> np.ndarray:
-    """Return tokens (n,) as the smallest of uint16 and uint32 that holds the vocabulary."""
-    return np.asarray(tokens, dtype=np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+def encode_texts(tokenizer: Tokenizer, texts: Iterable[str], directory: str | Path | None = None) -> np.ndarray:
+    """Return the tokens of all texts (n,), memory-mapped, in the smaller of uint16 and uint32 that holds the vocabulary.
+
+    Texts are encoded a part at a time and go to an unnamed temporary file, so that a corpus larger than the memory is no trouble when
+    `texts` yields it piece by piece.
+
+    Args:
+        tokenizer: Trained.
+        texts: Any number of texts.
+        directory: Where the temporary file is to be; None for the system's place.
+    """
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+    with tempfile.TemporaryFile(dir=directory) as file:
+        for text in texts:
+            for part in text_parts(text):
+                np.asarray(tokenizer.encode(part), dtype=dtype).tofile(file)
+        file.flush()
+        size = file.tell() // dtype.itemsize
+        return np.memmap(file, dtype, mode="r", shape=(size,)) if size else np.empty(0, dtype)
+
+
+def text_parts(text: str, length: int = PART_LENGTH) -> Iterator[str]:
+    """Cut a text into parts of about this length whose tokens, one after the other, are the whole text's."""
+    start = 0
+    while len(text) - start > length:
+        cut = CUT.search(text, start + length)
+        if cut is None:
+            break
+        yield text[start : cut.start()]
+        start = cut.start()
+    yield text[start:]
 
 
 def split_tokens(tokens: np.ndarray, validation_split: float, length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -19,14 +19,14 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from .checkpoint import ModelBuilder, read_npz, write_npz
 from .config import TrainingConfig, training_config
-from .data import as_token_array, random_batch, save_tokens, split_tokens
+from .data import encode_texts, random_batch, save_tokens, split_tokens
 from .errors import DivergenceError, InputError
 from .files import atomic_write, write_json
 from .generation import generate_text
 from .optimizers import STATE_NAMES
 from .run import RunDirectory
 from .schedules import learning_rate
-from .tokenizer import Tokenizer, as_texts
+from .tokenizer import Tokenizer
 from .training_log import LogRow, TrainingLog
 from .training_step import StepResult
 from .transformer import Transformer
@@ -125,8 +125,10 @@ def train_model(
     else:
         if texts is None:
             raise InputError("training needs a text")
-        tokens = np.concatenate(
-            [as_token_array(tokenizer.encode(text), tokenizer.vocab_size) for text in as_texts(texts)]
+        if run is not None:
+            run.path.mkdir(parents=True, exist_ok=True)
+        tokens = encode_texts(
+            tokenizer, [texts] if isinstance(texts, str) else texts, None if run is None else run.path
         )
         training_tokens, validation_tokens = split_tokens(tokens, settings.validation_split, model.config.max_seq_len)
         if run is not None:
@@ -139,7 +141,6 @@ def _store(
     run: RunDirectory, tokenizer: Tokenizer, training: np.ndarray, validation: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Begin a run directory, and return its tokens memory-mapped."""
-    run.path.mkdir(parents=True, exist_ok=True)
     run.training_state.unlink(missing_ok=True)  # of an earlier run: it does not belong to these tokens
     tokenizer.save(run.tokenizer)
     save_tokens(run.train_tokens, training)

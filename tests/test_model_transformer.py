@@ -4,13 +4,17 @@ import numpy as np
 import pytest
 
 from model import MODEL_CONFIG, TRAINING_CONFIG, ModelConfig, TrainingConfig
-from model.data import load_tokens, random_batch, save_tokens, split_tokens, windows
+from model.bpe_tokenizer import BPETokenizer
+from model.character_tokenizer import CharacterTokenizer
+from model.data import encode_texts, load_tokens, random_batch, save_tokens, split_tokens, text_parts, windows
 from model.embedding import sinusoidal_positions
 from model.errors import InputError
 from model.evaluation import evaluate_loss
 from model.parameters import parameter_shapes
 from model.rotary import rotate, rotation_table
+from model.stories import generate_stories
 from model.transformer import Transformer
+from model.word_tokenizer import WordTokenizer
 
 SIZES = {"vocab_size": 11, "embed_dim": 8, "num_heads": 2, "num_layers": 2, "ff_dim": 20, "max_seq_len": 6}
 
@@ -231,3 +235,24 @@ def test_token_files(tmp_path):
 def test_split_is_at_the_end():
     training, validation = split_tokens(np.arange(1000), 0.1, 20)
     assert (len(training), validation[0]) == (900, 900)
+
+
+def test_text_is_cut_without_changing_its_tokens():
+    text = generate_stories(40_000, seed=2).replace(". ", ".\n") + "\n\n  end"
+    for tokenizer in (CharacterTokenizer(), WordTokenizer(300), BPETokenizer(400)):
+        tokenizer.train(text)
+        parts = list(text_parts(text, 3000))
+        assert len(parts) > 8
+        assert "".join(parts) == text
+        assert [token for part in parts for token in tokenizer.encode(part)] == tokenizer.encode(text)
+    assert list(text_parts("no line end " * 1000, 100)) == ["no line end " * 1000]
+
+
+def test_texts_are_encoded_to_a_file(tmp_path):
+    tokenizer = CharacterTokenizer()
+    tokenizer.train("abc")
+    tokens = encode_texts(tokenizer, (text for text in ["ab", "", "ca"]), tmp_path)
+    assert isinstance(tokens, np.memmap)
+    assert (tokens.dtype, tokens.tolist()) == (np.uint16, [0, 1, 2, 0])
+    assert list(tmp_path.iterdir()) == []
+    assert len(encode_texts(tokenizer, [])) == 0
