@@ -1,3 +1,5 @@
+# amaranth: UnusedElaboratable=no
+# (a core may be built only to ask for its schedule)
 """The attention accelerator: causal multi-head self-attention with its key-value cache, one token at a time.
 
 One row of C multipliers does all the work in two modes.  *Dot product*: C activations against one row of weights, or of C query elements
@@ -11,8 +13,11 @@ against one cached key row, whose adder trees are tapped at the head size so tha
        weights, keys, values: block RAM words of C elements
 """
 
-from amaranth.hdl import Assert, Cat, Format, Module, Signal, signed, unsigned
+from collections.abc import Iterable
+
+from amaranth.hdl import Array, Assert, Cat, Format, Module, Signal, signed, unsigned
 from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
@@ -33,9 +38,10 @@ class Attention(wiring.Component):
     Equation: `fixedpoint.Attention.compute_stream`.  A token starts a new sequence when `restart` is set on its first element, after reset,
     and after `context_length` tokens of a sequence.
 
-    Latency and throughput: `schedule.cycles(n)` cycles for the n-th token of a sequence, from the first element taken to the
-    last result given; the next token is taken from the following cycle on.
-    Resources: C + 4 hard multipliers; block RAM for 4·C words of weights and 2·context_length words of keys and values, each word C elements wide.
+    Throughput: `schedule.cycles(n)` cycles for the n-th token of a sequence, from its first element taken to the next token's.
+    Latency: `output_latency` clock edges more to its last result.  Results wait in a FIFO of one token; the next token is worked on
+    meanwhile, and stops before its own results only if some of these have not been taken.  So nothing else ever has to stall.
+    Resources: C + 2 hard multipliers; block RAM for 4·C words of weights and 2·context_length words of keys and values, each word C elements wide.
 
     Attributes:
         parameters: Weights, formats and sizes.
@@ -70,6 +76,17 @@ class Attention(wiring.Component):
             }
         )
 
+    # Clock edges from a token's last scheduled cycle to the transfer of its last result out of the FIFO.
+    output_latency = 1
+
+    def cycles(self, positions: Iterable[int]) -> int:
+        """Return the clock edges from the first element taken to the last result given, without stalls.
+
+        Args:
+            positions: Each token's place in its sequence, 0 for the first.
+        """
+        return sum(self.schedule.cycles(position + 1) for position in positions) + self.output_latency
+
     @property
     def score_moves(self) -> int:
         """Moves from a key's address to its scores: memory, multipliers, trees of d lanes."""
@@ -81,7 +98,7 @@ class Attention(wiring.Component):
         return self.score_moves + self._tree.latency + self._requantize.latency
 
     def _make_schedule(self) -> Schedule:
-        channels, heads, head_dim = self.parameters.embed_dim, self.parameters.num_heads, self.parameters.head_dim
+        channels = self.parameters.embed_dim
         weigh_moves = 1 + self._products.latency  # memory, multipliers; the lane sums are there one cycle later
         vector = {"operand": Operand.VECTOR, "source": Source.WEIGHTS, "count": channels}
         return Schedule(
@@ -97,11 +114,19 @@ class Attention(wiring.Component):
                     Source.VALUES,
                     Result.CONTEXT,
                     None,
-                    wait=self.score_moves + self._numerators[0].latency,
+                    wait=self.score_moves + self._numerators[0].latency - 1,
                     drain=weigh_moves,
                 ),
                 Step(
-                    "normalize", Operand.NONE, Source.NONE, Result.NONE, heads * head_dim, drain=self._normalize.latency
+                    "normalize",
+                    Operand.NONE,
+                    Source.NONE,
+                    Result.NONE,
+                    channels,
+                    # The first denominator is there one cycle after the last numerator was taken, its reciprocal is computed while the lane
+                    # sums drain, and one more cycle sets it before the multiplier.
+                    wait=max(0, 1 + self._reciprocal.latency - weigh_moves),
+                    drain=1 + self._normalize.latency,
                 ),
                 Step("project output", result=Result.OUTPUT, drain=self.row_moves, **vector),
             )
@@ -147,6 +172,8 @@ class Attention(wiring.Component):
         m.submodules.requantize = requantize = self._requantize
         m.submodules.reciprocal = reciprocal = self._reciprocal
         m.submodules.normalize = normalize = self._normalize
+        # Results wait here, so that a consumer that stalls never stalls the pipeline.
+        m.submodules.results = results = SyncFIFOBuffered(width=len(self.o.payload.as_value()), depth=channels + 1)
 
         # Registers of vectors.
         vector = [Signal(element, name=f"vector_{place}") for place in range(channels)]
@@ -180,34 +207,36 @@ class Attention(wiring.Component):
         taking = (step == names.index("take the token")) & ~draining
         normalizing = (step == names.index("normalize")) & ~draining
 
-        move = Signal()  # the pipeline stands still while a result waits
-        available = Signal()  # the step's own operands are there
+        available = Signal()  # the step's own operands, or the room for its results, are there
         issue = Signal()
-        numerators_valid = Cat(unit.o.valid for unit in self._numerators).all()
         scale_valid = Signal()
         m.d.comb += [
-            move.eq(~self.o.valid | self.o.ready),
             available.eq(1),
-            issue.eq(move & available & ~draining),
-            self.i.ready.eq(taking & move),
+            issue.eq(available & ~draining),
+            self.i.ready.eq(taking),
         ]
         with m.If(taking):
             m.d.comb += available.eq(self.i.valid)
         with m.Elif(operand == Operand.NUMERATORS):
-            m.d.comb += available.eq(numerators_valid)
+            # All units work in lock step.
+            m.d.comb += available.eq(self._numerators[0].o.valid)
+            for unit in self._numerators[1:]:
+                m.d.sync += Assert(unit.o.valid == self._numerators[0].o.valid, "softmax units lost their step")
         with m.Elif(normalizing):
             m.d.comb += available.eq(scale_valid)
+        with m.Elif(result == Result.OUTPUT):
+            m.d.comb += available.eq((index != 0) | (results.level == 0))
 
         last_issue = index == final_index
         next_step = Signal()
-        m.d.comb += next_step.eq((issue & last_issue & (drain_cycles == 0)) | (move & draining & (drain == 1)))
+        m.d.comb += next_step.eq((issue & last_issue & (drain_cycles == 0)) | (draining & (drain == 1)))
         with m.If(issue):
             m.d.sync += index.eq(index + 1)
             with m.If(last_issue):
                 m.d.sync += [index.eq(0), drain.eq(drain_cycles), draining.eq(drain_cycles != 0)]
             with m.If(source == Source.WEIGHTS):
                 m.d.sync += row.eq(row + 1)
-        with m.If(move & draining):
+        with m.If(draining):
             m.d.sync += drain.eq(drain - 1)
         with m.If(next_step):
             m.d.sync += [draining.eq(0), step.eq(step + 1)]
@@ -227,7 +256,7 @@ class Attention(wiring.Component):
         # What is in the pipeline, beside the numbers.
         tag = data.StructLayout({"result": Result, "first": 1, "last": 1, "source": Source, "row": row.shape()})
         m.submodules.tags = tags = Delay(tag, self.row_moves)
-        m.d.comb += [tags.en.eq(move), tags.i.first.eq(index == 0), tags.i.last.eq(last_issue), tags.i.row.eq(row)]
+        m.d.comb += [tags.en.eq(1), tags.i.first.eq(index == 0), tags.i.last.eq(last_issue), tags.i.row.eq(row)]
         with m.If(issue):
             m.d.comb += [tags.i.result.eq(result), tags.i.source.eq(source)]
         read = tags.taps[1]
@@ -237,7 +266,7 @@ class Attention(wiring.Component):
 
         # Multiply.
         operands = Signal(data.ArrayLayout(products.a.shape().elem_shape, channels))
-        with m.If(move), m.Switch(operand):
+        with m.Switch(operand):
             with m.Case(Operand.VECTOR):
                 m.d.sync += [operands[lane].eq(vector[lane]) for lane in range(channels)]
             with m.Case(Operand.QUERY):
@@ -246,11 +275,11 @@ class Attention(wiring.Component):
                 for lane in range(channels):
                     m.d.sync += operands[lane].eq(self._numerators[lane // head_dim].o.payload.numerator)
         m.d.comb += [
-            weight_port.en.eq(move),
+            weight_port.en.eq(1),
             weight_port.addr.eq(row),
-            cache_port.en.eq(move),
+            cache_port.en.eq(1),
             cache_port.addr.eq(Cat(index[:token_bits], source == Source.VALUES)),
-            products.en.eq(move),
+            products.en.eq(1),
             products.a.eq(operands),
         ]
         for lane in range(channels):
@@ -262,45 +291,45 @@ class Attention(wiring.Component):
 
         # Dot product: trees of a head's lanes, then a tree of heads.
         for head, unit in enumerate(self._head_trees):
-            m.d.comb += unit.en.eq(move)
+            m.d.comb += unit.en.eq(1)
             m.d.comb += [unit.i[lane].eq(products.o[head * head_dim + lane]) for lane in range(head_dim)]
             m.d.comb += tree.i[head].eq(unit.o)
-        m.d.comb += tree.en.eq(move)
+        m.d.comb += tree.en.eq(1)
 
         # Scores go to the softmax units, which keep up by construction.
         for head, unit in enumerate(self._numerators):
             m.d.comb += [
-                unit.i.valid.eq(move & (scored.result == Result.SCORES)),
+                unit.i.valid.eq(scored.result == Result.SCORES),
                 unit.i.payload.score.eq(self._head_trees[head].o),
                 unit.i.payload.last.eq(scored.last),
             ]
             m.d.sync += Assert(~unit.i.valid | unit.i.ready, Format("softmax unit {} refused a score", head))
 
-        # Accumulate: each lane keeps its own sum.
-        with m.If(move & (multiplied.result == Result.CONTEXT)):
-            for lane in range(channels):
-                with m.If(multiplied.first):
-                    m.d.sync += sums[lane].eq(products.o[lane])
-                with m.Else():
-                    m.d.sync += sums[lane].eq(sums[lane] + products.o[lane])
+        # Accumulate: each lane keeps its own sum, cleared while the next token arrives.
+        with m.If(taking):
+            m.d.sync += [lane_sum.eq(0) for lane_sum in sums]
+        with m.Elif(multiplied.result == Result.CONTEXT):
+            m.d.sync += [lane_sum.eq(lane_sum + products.o[lane]) for lane, lane_sum in enumerate(sums)]
 
         # Projections: bias, scale, saturate; then to the cache, the query, or out.
-        m.d.comb += [requantize.en.eq(move), requantize.i.eq(tree.o), requantize.row.eq(summed.row)]
+        m.d.comb += [requantize.en.eq(1), requantize.i.eq(tree.o), requantize.row.eq(summed.row)]
         projected = (tags.o.result == Result.KEY) | (tags.o.result == Result.VALUE) | (tags.o.result == Result.QUERY)
-        with m.If(move & projected):
+        with m.If(projected):
             m.d.sync += [
                 here.eq(after) for here, after in zip(assembly, [*assembly[1:], requantize.o[:bits]], strict=True)
             ]
         # One cycle later the assembly is whole; the next vector's first element may be shifting in as it is written.
         m.d.sync += [
-            cache_write.en.eq(move & tags.o.last & ((tags.o.result == Result.KEY) | (tags.o.result == Result.VALUE))),
+            cache_write.en.eq(tags.o.last & ((tags.o.result == Result.KEY) | (tags.o.result == Result.VALUE))),
             cache_write.addr.eq(Cat(position[:token_bits], tags.o.result == Result.VALUE)),
         ]
         m.d.comb += [cache_write.data[lane].eq(assembly[lane]) for lane in range(channels)]
         m.d.comb += [
-            self.o.valid.eq(tags.o.result == Result.OUTPUT),
-            self.o.payload.data.eq(requantize.o),
-            self.o.payload.last.eq(tags.o.last),
+            results.w_en.eq(tags.o.result == Result.OUTPUT),
+            results.w_data.eq(Cat(requantize.o, tags.o.last)),
+            self.o.valid.eq(results.r_rdy),
+            self.o.payload.eq(results.r_data),
+            results.r_en.eq(self.o.ready),
         ]
 
         # Normalize: one reciprocal a head, then its lanes; the next head's reciprocal is computed meanwhile.
@@ -325,17 +354,26 @@ class Attention(wiring.Component):
             m.d.sync += asked.eq(asked + 1)
         with m.If(taking):
             m.d.sync += asked.eq(0)
+        # The lane is picked in two steps, with a register between: inside every head, then the head.
+        head = Signal(range(heads))
+        picked = [Signal(signed(parameters.weighted_sum_bits), name=f"picked_{number}") for number in range(heads)]
+        picked_head = Signal.like(head)
+        picked_scale = Signal.like(scale)
+        for number, register in enumerate(picked):
+            m.d.sync += register.eq(Array(sums[number * head_dim : (number + 1) * head_dim])[in_head])
+        m.d.sync += [picked_head.eq(head), picked_scale.eq(scale)]
         m.d.comb += [
-            normalize.weighted.eq(sums[0]),
-            normalize.mantissa.eq(scale.mantissa),
-            normalize.exponent.eq(scale.exponent),
+            normalize.weighted.eq(Array(picked)[picked_head]),
+            normalize.mantissa.eq(picked_scale.mantissa),
+            normalize.exponent.eq(picked_scale.exponent),
         ]
         with m.If(normalizing & issue):
-            m.d.sync += [here.eq(after) for here, after in zip(sums, [*sums[1:], sums[0]], strict=True)]
             m.d.sync += in_head.eq(in_head + 1)
             with m.If(head_done):
-                m.d.sync += in_head.eq(0)
-        m.submodules.normalized = normalized = Delay(unsigned(1), normalize.latency)
+                m.d.sync += [in_head.eq(0), head.eq(head + 1)]
+        with m.If(taking):
+            m.d.sync += head.eq(0)
+        m.submodules.normalized = normalized = Delay(unsigned(1), 1 + normalize.latency)
         m.d.comb += [normalized.en.eq(1), normalized.i.eq(normalizing & issue)]
         with m.If(normalized.o):
             m.d.sync += [here.eq(after) for here, after in zip(vector, [*vector[1:], normalize.o], strict=True)]

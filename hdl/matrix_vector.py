@@ -1,3 +1,5 @@
+# amaranth: UnusedElaboratable=no
+# (a core may be built only to ask for its schedule)
 """Matrix-vector product: a quantized linear layer as a stream core."""
 
 from itertools import pairwise
@@ -22,7 +24,7 @@ class MatrixVector(wiring.Component):
     A memory word holds `lanes` weights; a row is read in S = ceil(K / lanes) words. The vector stands in a ring of registers that turns by
     `lanes` elements a cycle, so that the multipliers always read the same place.
 
-    Latency from the first element taken to the last result given, without stalls: K + R·S + `pipeline` cycles, where
+    Latency from the first element taken to the last result given, without stalls: K + R·S + `pipeline` − 1 clock edges, where
     `pipeline = 8 + ceil(log2 lanes)`.  The next vector is taken from R·S + 1 cycles after the last element of the one before it.
     Resources: `lanes` hard multipliers; R·S words of `lanes` weights in block RAM.
 
@@ -55,9 +57,9 @@ class MatrixVector(wiring.Component):
         return 1 + self._products.latency + self._tree.latency + 1 + self._requantize.latency
 
     def cycles(self, vectors: int = 1) -> int:
-        """Return the cycles from the first element taken to the last result given, for vectors offered without a pause."""
+        """Return the clock edges from the first element taken to the last result given, for vectors offered without a pause."""
         period = self.parameters.columns + self.parameters.rows * self.slices
-        return vectors * period + self.pipeline
+        return vectors * period + self.pipeline - 1
 
     def weight_words(self) -> list[int]:
         """Return the weight memory: row by row, slice by slice, element 0 in the least significant bits.
