@@ -155,7 +155,7 @@ class Attention:
         size = rows.stop - rows.start
         scores = workspace.array((self.name, "scores", rows.start), *query.shape[:-2], size, keys.stop)
         diagonal = scores[..., rows.start : rows.stop]
-        later = np.triu(np.full((size, size), -np.inf, scores.dtype), 1)
+        later = workspace.later_keys(size)
 
         def compute() -> None:
             np.matmul(query[..., rows, :], key[..., keys, :].swapaxes(-1, -2), out=scores)

@@ -42,6 +42,13 @@ class Workspace:
             array = self._arrays["ones", length] = np.ones(length, self.dtype)
         return array
 
+    def later_keys(self, size: int) -> np.ndarray:
+        """Return the causal mask (size, size) that is added to scores: −inf above the diagonal, where the key comes later."""
+        array = self._arrays.get(("later keys", size))
+        if array is None:
+            array = self._arrays["later keys", size] = np.triu(np.full((size, size), -np.inf, self.dtype), 1)
+        return array
+
 
 def row_blocks(num_rows: int, width: int) -> Iterator[slice]:
     """Yield slices that cut rows of `width` values into blocks that fit the cache."""
