@@ -1,3 +1,5 @@
+# amaranth: UnusedElaboratable=no
+# (the circuit is built only to ask for its schedule)
 """Compare the attention circuit's speed with this machine's on the same layer.
 
 The circuit's cycles a token follow from its schedule (benches hold it to that, cycle for cycle); its clock is what

@@ -276,9 +276,10 @@ def _run_cocotb(name: str, harness: Harness, settings: dict, simulator: str, bui
         log = run_directory / "run.log"
         status = _run_job(job, log, run_directory)
         kept = build_directory / f"{''.join(c if c.isalnum() else '_' for c in name)}-{simulator}.log"
+        output = log.read_text(encoding="utf-8", errors="replace")  # before another run of this name may replace it
         shutil.move(log, kept)
         record = Record(**json.loads(record_file.read_text())) if record_file.exists() else None
-    failed = ASSERTION.search(kept.read_text(encoding="utf-8", errors="replace"))
+    failed = ASSERTION.search(output)
     if failed:
         if record is None:
             record = Record({port.name: [] for port in harness.sinks}, {port.name: 0 for port in harness.sources})
