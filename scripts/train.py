@@ -39,7 +39,7 @@ from scripts.output import format_duration
 
 # The demonstration's model: its attention fits on the board, and two cores train it in a minute or two.
 DEFAULT_MODEL: dict[str, Any] = {"embed_dim": 64, "num_heads": 4, "num_layers": 2, "max_seq_len": 64}
-DEFAULT_STEPS = 4000
+DEFAULT_STEPS = 8000
 STORY_BYTES = 1_000_000
 STORY_SEED = 0
 TOKENIZERS = ("character", "word", "bpe")
