@@ -67,23 +67,45 @@ def generate_batch(
     sampling: Sampling | None = None,
     seed: int = 0,
     use_cache: bool = True,
+    decoder: CachedDecoder | None = None,
 ) -> list[list[int]]:
     """Return `num_tokens` tokens for each of several prompts, computed together.
 
     Sequence i draws its random numbers from (seed, i), so its tokens do not depend on the others.
+
+    Args:
+        model: The model.
+        prompts: At least one, each of at least one token.
+        num_tokens: How many to make for each.
+        sampling: How tokens are chosen; None for `Sampling()`.
+        seed: The same seed gives the same tokens.
+        use_cache: False computes each token from the whole context; slow, the same result.
+        decoder: A decoder of this model for as many sequences, to rearrange the weights once for many calls.
+
+    Raises:
+        InputError: No prompt, an empty one, or a token outside the vocabulary.
     """
+    if not prompts:
+        raise InputError("there is no prompt; generation needs at least one")
+    if decoder is not None and (decoder.model is not model or decoder.batch != len(prompts)):
+        raise InputError(f"the decoder is of another model or for {decoder.batch} sequences, not {len(prompts)}")
     sequences = [_check_prompt(prompt, model) for prompt in prompts]
     if num_tokens < 0:
         raise InputError(f"the number of tokens must be 0 or more, not {num_tokens}")
     lengths = [len(sequence) for sequence in sequences]
-    iterators = stream_batch(model, sequences, sampling or Sampling(), seed, use_cache)
+    iterators = stream_batch(model, sequences, sampling or Sampling(), seed, use_cache, decoder)
     for _ in range(max(lengths) - min(lengths) + num_tokens if num_tokens else 0):
         next(iterators)
     return [sequence[length : length + num_tokens] for sequence, length in zip(sequences, lengths, strict=True)]
 
 
 def stream_batch(
-    model: Transformer, sequences: list[list[int]], sampling: Sampling, seed: int, use_cache: bool = True
+    model: Transformer,
+    sequences: list[list[int]],
+    sampling: Sampling,
+    seed: int,
+    use_cache: bool = True,
+    decoder: CachedDecoder | None = None,
 ) -> Iterator[None]:
     """Lengthen token sequences in place, for ever; each `next` works out one position.
 
@@ -92,7 +114,10 @@ def stream_batch(
     """
     generators = [np.random.default_rng((seed, index)) for index in range(len(sequences))]
     limit = model.config.max_seq_len
-    decoder = CachedDecoder(model, len(sequences)) if use_cache else None
+    if not use_cache:
+        decoder = None
+    elif decoder is None:
+        decoder = CachedDecoder(model, len(sequences))
     position = min(map(len, sequences))  # tokens before it are known in all sequences
     start = -1
     while True:

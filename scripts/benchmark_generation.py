@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from model.config import ModelConfig
+from model.decoder import CachedDecoder
 from model.generation import generate_batch
 from model.sampling import Sampling
 from model.transformer import Transformer
@@ -57,8 +58,11 @@ def _measure_batch(batch: int, seconds: float, compare: bool) -> dict[str, Any]:
     model = Transformer(CONFIG, seed=1)
     num_tokens = CONFIG.max_seq_len - 1
     sampling = Sampling(temperature=TEMPERATURE)
+    decoder = CachedDecoder(model, batch)
     contestants: dict[str, Callable[[int], object]] = {
-        "numpy": lambda seed: generate_batch(model, [[1]] * batch, num_tokens, sampling=sampling, seed=seed)
+        "numpy": lambda seed: generate_batch(
+            model, [[1]] * batch, num_tokens, sampling=sampling, seed=seed, decoder=decoder
+        )
     }
     if compare:
         contestants["pytorch"] = _pytorch_generation(model, batch, num_tokens)

@@ -61,6 +61,18 @@ def test_sequences_of_a_batch_do_not_depend_on_each_other():
     assert together[0] == generate(model, prompts[0], 30, seed=9)
 
 
+def test_decoder_can_be_used_again():
+    model = make()
+    decoder = CachedDecoder(model, 2)
+    expected = generate_batch(model, [[1], [2, 3]], 20, seed=5)
+    for _ in range(2):
+        assert generate_batch(model, [[1], [2, 3]], 20, seed=5, decoder=decoder) == expected
+    with pytest.raises(InputError, match="for 2 sequences, not 1"):
+        generate_batch(model, [[1]], 20, decoder=decoder)
+    with pytest.raises(InputError, match="no prompt"):
+        generate_batch(model, [], 20)
+
+
 def test_context_never_exceeds_the_model():
     for limit in (1, 2, 3, 8):
         for length in range(1, 40):
