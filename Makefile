@@ -13,7 +13,7 @@ RUN ?= runs/demo
 DEMO_OPTIONS ?=
 PYTEST := OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: help demo test quick lint format doctor setup clean distclean
+.PHONY: help demo test quick campaign lint format doctor setup clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */make \1\t/' | expand -t 16
@@ -26,6 +26,9 @@ test: lint ## style, types and all tests: under 10 minutes
 
 quick: $(ENVIRONMENT) ## the tests without the slow ones
 	$(PYTEST) -m "not slow and not campaign"
+
+campaign: $(ENVIRONMENT) ## the long campaigns: training killed at 50 random moments resumes to the same bytes
+	$(PYTEST) -m campaign
 
 lint: $(ENVIRONMENT) ## style (ruff) and types (mypy)
 	$(BIN)/python -m ruff check

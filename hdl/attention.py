@@ -176,11 +176,14 @@ class Attention(wiring.Component):
         m.submodules.results = results = SyncFIFOBuffered(width=len(self.o.payload.as_value()), depth=channels + 1)
 
         # Registers of vectors.
-        vector = [Signal(element, name=f"vector_{place}") for place in range(channels)]
+        vector = [Signal(element, name=f"vector_{place}", reset_less=True) for place in range(channels)]
         assembly = [
-            Signal(element, name=f"assembly_{place}") for place in range(channels)
+            Signal(element, name=f"assembly_{place}", reset_less=True) for place in range(channels)
         ]  # a key, a value, then the query
-        sums = [Signal(signed(parameters.weighted_sum_bits), name=f"sum_{place}") for place in range(channels)]
+        sums = [
+            Signal(signed(parameters.weighted_sum_bits), name=f"sum_{place}", reset_less=True)
+            for place in range(channels)
+        ]
         position = Signal(range(context_length))
         next_position = Signal(range(context_length))
 
@@ -265,7 +268,7 @@ class Attention(wiring.Component):
         summed = tags.taps[self.score_moves + tree.latency]
 
         # Multiply.
-        operands = Signal(data.ArrayLayout(products.a.shape().elem_shape, channels))
+        operands = Signal(data.ArrayLayout(products.a.shape().elem_shape, channels), reset_less=True)
         with m.Switch(operand):
             with m.Case(Operand.VECTOR):
                 m.d.sync += [operands[lane].eq(vector[lane]) for lane in range(channels)]
@@ -356,7 +359,10 @@ class Attention(wiring.Component):
             m.d.sync += asked.eq(0)
         # The lane is picked in two steps, with a register between: inside every head, then the head.
         head = Signal(range(heads))
-        picked = [Signal(signed(parameters.weighted_sum_bits), name=f"picked_{number}") for number in range(heads)]
+        picked = [
+            Signal(signed(parameters.weighted_sum_bits), name=f"picked_{number}", reset_less=True)
+            for number in range(heads)
+        ]
         picked_head = Signal.like(head)
         picked_scale = Signal.like(scale)
         for number, register in enumerate(picked):

@@ -2,6 +2,9 @@
 
 Nothing here has a handshake.  Every register moves only while `en` is high, so that the core around it can stall the whole pipeline with
 one signal, and results appear a fixed number of moves after their operands.
+
+Registers of data have no reset: what they hold counts only when the core's own control says so, and a reset net to thousands of
+flip-flops costs routing that the data needs.
 """
 
 from itertools import pairwise
@@ -49,10 +52,11 @@ class LaneProducts(wiring.Component):
     def elaborate(self, platform):
         """Build the circuit."""
         m = Module()
-        a, b = Signal.like(self.a), Signal.like(self.b)
+        a, b, o = (Signal.like(port, reset_less=True) for port in (self.a, self.b, self.o))
         with m.If(self.en):
             m.d.sync += [a.eq(self.a), b.eq(self.b)]
-            m.d.sync += [self.o[lane].eq(a[lane] * b[lane]) for lane in range(self.lanes)]
+            m.d.sync += [o[lane].eq(a[lane] * b[lane]) for lane in range(self.lanes)]
+        m.d.comb += self.o.eq(o)
         return m
 
 
@@ -92,7 +96,7 @@ class AdderTree(wiring.Component):
             for left in range(0, len(level), 2):
                 pair = level[left : left + 2]
                 total = sum(pair[1:], start=pair[0])
-                register = Signal(Shape.cast(total.shape()), name=f"sum_{len(level)}_{left}")
+                register = Signal(Shape.cast(total.shape()), name=f"sum_{len(level)}_{left}", reset_less=True)
                 with m.If(self.en):
                     m.d.sync += register.eq(total)
                 sums.append(register)

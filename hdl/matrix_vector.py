@@ -105,7 +105,7 @@ class MatrixVector(wiring.Component):
         address = Signal(range(rows * slices))
         row = Signal(range(rows))
         part = Signal(range(slices))
-        ring = [Signal(shape_of(parameters.input), name=f"ring_{place}") for place in range(places)]
+        ring = [Signal(shape_of(parameters.input), name=f"ring_{place}", reset_less=True) for place in range(places)]
         last_part, last_word = part == slices - 1, address == rows * slices - 1
         m.d.comb += self.i.ready.eq(loading)
         with m.If(loading):
@@ -140,7 +140,7 @@ class MatrixVector(wiring.Component):
         ]
 
         # Multiply one slice a move.
-        operands = Signal(data.ArrayLayout(shape_of(parameters.input), lanes))
+        operands = Signal(data.ArrayLayout(shape_of(parameters.input), lanes), reset_less=True)
         with m.If(move):  # keeps the ring's elements beside the weights, which take a move to be read
             m.d.sync += [operands[lane].eq(ring[lane]) for lane in range(lanes)]
         m.d.comb += [
@@ -155,7 +155,7 @@ class MatrixVector(wiring.Component):
 
         # Add up a row's slices.
         sliced = tags.taps[1 + products.latency + tree.latency]
-        total = Signal(signed(parameters.accumulator_bits))
+        total = Signal(signed(parameters.accumulator_bits), reset_less=True)
         with m.If(move & sliced.valid):
             with m.If(sliced.first):
                 m.d.sync += total.eq(tree.o)

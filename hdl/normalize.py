@@ -54,14 +54,14 @@ class Normalize(wiring.Component):
         """Build the circuit."""
         m = Module()
         parameters = self.parameters
-        weighted = Signal.like(self.weighted)
-        mantissa = Signal.like(self.mantissa)
+        weighted = Signal.like(self.weighted, reset_less=True)
+        mantissa = Signal.like(self.mantissa, reset_less=True)
         m.d.sync += [weighted.eq(self.weighted), mantissa.eq(self.mantissa)]
 
         split = min(LOW_BITS, len(weighted) - 1)
-        low = Signal(unsigned(split + len(mantissa)))
-        high = Signal(signed(len(weighted) - split + len(mantissa)))
-        product = Signal(signed(len(weighted) + len(mantissa)))
+        low = Signal(unsigned(split + len(mantissa)), reset_less=True)
+        high = Signal(signed(len(weighted) - split + len(mantissa)), reset_less=True)
+        product = Signal(signed(len(weighted) + len(mantissa)), reset_less=True)
         m.d.sync += [
             low.eq(weighted[:split] * mantissa),
             high.eq(weighted[split:].as_signed() * mantissa),
@@ -76,7 +76,7 @@ class Normalize(wiring.Component):
             shifts[0].eq(shift),
             shifts[1].eq(shifts[0]),
         ]
-        doubled = Signal(Shape(len(product) + 1, signed=True))
+        doubled = Signal(Shape(len(product) + 1, signed=True), reset_less=True)
         m.d.sync += doubled.eq((product << 1) >> shifts[1])
         m.d.sync += self.o.eq(saturate((doubled + 1) >> 1, parameters.context))
         return m

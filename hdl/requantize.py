@@ -66,11 +66,14 @@ class RowRequantize(wiring.Component):
         port = rows.read_port()
         m.d.comb += [port.addr.eq(self.row), port.en.eq(self.en)]
 
-        products = Signal(signed(self.sum_bits))
-        total = Signal(signed(self.sum_bits))  # cannot overflow: accumulator_bits covers products and bias
-        late = Signal(self.entry)
-        doubled = Signal(Shape(self.sum_bits + self.left_shift + 1, signed=True))
-        select = Signal(self.entry["width"].shape)
+        products = Signal(signed(self.sum_bits), reset_less=True)
+        total = Signal(
+            signed(self.sum_bits), reset_less=True
+        )  # cannot overflow: accumulator_bits covers products and bias
+        late = Signal(self.entry, reset_less=True)
+        doubled = Signal(Shape(self.sum_bits + self.left_shift + 1, signed=True), reset_less=True)
+        select = Signal(self.entry["width"].shape, reset_less=True)
+        result = Signal.like(self.o, reset_less=True)
         with m.If(self.en):
             m.d.sync += [
                 products.eq(self.i),
@@ -84,5 +87,6 @@ class RowRequantize(wiring.Component):
         with m.If(self.en), m.Switch(select):
             for index, bits in enumerate(self.widths):
                 with m.Case(index):
-                    m.d.sync += self.o.eq(saturate(rounded, QFormat(bits, 0)))
+                    m.d.sync += result.eq(saturate(rounded, QFormat(bits, 0)))
+        m.d.comb += self.o.eq(result)
         return m

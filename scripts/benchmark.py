@@ -4,7 +4,7 @@ Each benchmark is a subcommand of its own with its own options.
 
 Example:
   positron benchmark circuit runs/demo
-  positron benchmark training --help
+  positron benchmark train --help
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 
 from scripts.cli import help_text, overview
 
-BENCHMARKS = ("training", "generation", "tokenizer", "circuit")
+BENCHMARKS = ("train", "generate", "tokenize", "circuit")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
