@@ -88,6 +88,7 @@ def _measure_shape(name: str, seconds: float, activation: str, compare: bool) ->
         step, end = TURN, time.monotonic() + seconds
         while time.monotonic() < end or len(times["numpy"]) < 5:
             for key, contestant in contestants.items():
+                time.sleep(SETTLE_SECONDS)
                 start = time.perf_counter()
                 contestant(step)
                 times[key].append((time.perf_counter() - start) / TURN)
@@ -111,6 +112,8 @@ def _measure_shape(name: str, seconds: float, activation: str, compare: bool) ->
     }
 
 
+# The threads of BLAS and of PyTorch spin for a while after their last work, and would take a core from whoever comes next.
+SETTLE_SECONDS = 0.1
 PEAK_SIZE = 768
 _LEFT, _RIGHT, _PRODUCT = (np.ones((PEAK_SIZE, PEAK_SIZE), np.float32) for _ in range(3))
 
