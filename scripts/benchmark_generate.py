@@ -18,6 +18,7 @@ from model.decoder import CachedDecoder
 from model.generation import generate_batch
 from model.sampling import Sampling
 from model.transformer import Transformer
+from scripts.benchmark_train import SETTLE_SECONDS
 from scripts.output import add_json_argument, format_table, write_json
 
 CONFIG = ModelConfig(vocab_size=65, num_layers=4, num_heads=4, embed_dim=128, max_seq_len=64)
@@ -73,6 +74,7 @@ def _measure_batch(batch: int, seconds: float, compare: bool) -> dict[str, Any]:
     while time.monotonic() < end or turn < 5:
         turn += 1
         for name, contestant in contestants.items():
+            time.sleep(SETTLE_SECONDS)
             start = time.perf_counter()
             contestant(turn)
             rates[name].append(batch * num_tokens / (time.perf_counter() - start))
