@@ -21,7 +21,7 @@ class LaneProducts(wiring.Component):
     """One signed multiplier a lane, with registers before and after it.
 
     Equation: `o[l] = a[l] * b[l]`.  Latency: 2 moves.  Throughput: `lanes` products a move.
-    Resources: a hard multiplier a lane (ECP5: half a MULT18X18D pair, operands up to 18 bits).
+    Resources: a hard multiplier a lane (ECP5: one MULT18X18D, operands up to 18 bits).
 
     Attributes:
         lanes: Number of multipliers.
