@@ -3,7 +3,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from core_bench import bench, pack_rows, run, run_with_stalls
+from core_bench import ResetOnce, bench, pack_rows, run, run_with_stalls
 
 import fixedpoint
 import hdl.requantize
@@ -84,6 +84,17 @@ def test_equal_and_extreme_tokens(tmp_path):
     parameters = attention(8, 2, 8)
     vectors = np.repeat([[0] * 8, [-128] * 8, [127] * 8], 8, axis=0)
     run(attention_bench(parameters, vectors, np.arange(24) % 8 == 0), tmp_path)
+
+
+@pytest.mark.parametrize(("taken", "given"), [(3, 0), (8, 0), (8, 3), (19, 16)])
+def test_a_reset_in_the_middle_starts_a_new_sequence(taken, given, tmp_path):
+    parameters = attention()
+    vectors, _ = tokens(parameters, 6)
+    none = np.zeros(3, dtype=bool)
+    before, after = (attention_bench(parameters, part, none) for part in (vectors[:3], vectors[3:]))
+    core = ResetOnce(Attention(parameters), taken, given)
+    inputs = before.inputs["i"][:taken] + after.inputs["i"]
+    run(bench("attention", core, inputs, {"o": before.outputs["o"][:given] + after.outputs["o"]}), tmp_path)
 
 
 def flipped_weight(parameters):
