@@ -16,6 +16,7 @@ from .layer_norm import LayerNorm
 from .linear import Linear
 from .qformat import Overflow, QFormat, Rounding
 from .reciprocal import Reciprocal, ReciprocalSquareRoot, ScaledReciprocal
+from .sampling import Sampler, XorShift32, argmax
 from .softmax import Softmax
 from .transformer import Block, QuantizedTransformer
 
@@ -34,9 +35,12 @@ __all__ = [
     "Reciprocal",
     "ReciprocalSquareRoot",
     "Rounding",
+    "Sampler",
     "ScaledReciprocal",
     "Softmax",
     "TableActivation",
+    "XorShift32",
+    "argmax",
     "atomic_directory",
     "exact_matmul",
     "load_export",
