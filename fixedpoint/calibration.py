@@ -11,8 +11,10 @@ import numpy as np
 from model import Transformer
 
 from .errors import QuantizationError
-from .linear import FINER_CANDIDATES
 from .qformat import Overflow, QFormat, Rounding, covering_fraction
+from .row_scales import WeightBits, storage_bits
+
+FINER_CANDIDATES = 3  # the covering power of two and the next two below it
 
 # The residual stream saturates for good once it leaves its range, and 16 bits have precision to spare: a quarter of
 # headroom above the largest value that calibration saw.
@@ -26,20 +28,20 @@ class QuantizationSettings:
     """Widths of the quantized model.
 
     Attributes:
-        weight_bits: Linear weights, 2 to 8.
+        weight_bits: Linear weights, 2 to 8, or "ternary": −1, 0 and 1, stored in two bits.
         activation_bits: Activations between layers, 4 to 8.
         residual_bits: The residual stream and the logits, 8 to 16.
         embedding_bits: Token and position tables, 2 to 8.
     """
 
-    weight_bits: int = 8
+    weight_bits: WeightBits = 8
     activation_bits: int = 8
     residual_bits: int = 16
     embedding_bits: int = 8
 
     def __post_init__(self) -> None:
+        storage_bits(self.weight_bits)
         for name, lowest, highest in (
-            ("weight_bits", 2, 8),
             ("activation_bits", 4, 8),
             ("residual_bits", 8, 16),
             ("embedding_bits", 2, 8),

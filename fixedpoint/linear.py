@@ -12,12 +12,13 @@ import numpy as np
 
 from .arithmetic import Integers, exact_matmul, requantize
 from .errors import QuantizationError
-from .qformat import FloatArray, IntegerArray, Overflow, QFormat, Rounding, bits_for, covering_fraction
+from .qformat import FloatArray, IntegerArray, Overflow, QFormat, Rounding, bits_for
+from .row_scales import FRACTION, WeightBits, least_squares_fractions, quantize_rows, storage_bits
+
+__all__ = ["FRACTION", "LARGEST_LEFT_SHIFT", "Linear", "least_squares_fractions"]
 
 MAXIMUM_ACCUMULATOR_BITS = 32
 LARGEST_LEFT_SHIFT = 28  # an accumulator shifted further could leave int64 before it saturates
-FRACTION = QFormat(8, 0)  # a row's fraction is stored in a signed byte
-FINER_CANDIDATES = 3  # the covering power of two and the next two below it
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,9 +74,24 @@ class Linear:
 
     @classmethod
     def from_float(
-        cls, weight: np.ndarray, bias: np.ndarray | None, weight_bits: int, input_format: QFormat, output: QFormat
+        cls,
+        weight: np.ndarray,
+        bias: np.ndarray | None,
+        weight_bits: WeightBits,
+        input_format: QFormat,
+        output: QFormat,
+        fraction: Integers | None = None,
     ) -> Linear:
-        """Quantize weights (R, K) and bias (R,), each row at the power-of-two scale of least squared error.
+        """Quantize weights (R, K) and bias (R,), each row at a power-of-two scale, rounding half up.
+
+        Args:
+            weight: Real weights (R, K).
+            bias: Real biases (R,), or None.
+            weight_bits: Width of a weight, 2 to 8, or "ternary": −1, 0 and 1, stored in two bits.
+            input_format: Format of x.
+            output: Format of y.
+            fraction: Fraction of each row (R,), −128 to 127; None for the scales of least squared error. A row whose bias does not
+                fit beside it gets a coarser one.
 
         Raises:
             QuantizationError: A value is not finite, or not of a size that the formats can hold.
@@ -84,24 +100,24 @@ class Linear:
         offset = np.zeros(len(matrix)) if bias is None else np.asarray(bias, dtype=np.float64)
         if not (np.isfinite(matrix).all() and np.isfinite(offset).all()):
             raise QuantizationError("a weight or bias is NaN or infinite")
-        fraction = least_squares_fractions(matrix, weight_bits)
-        # A bias may take as much of the accumulator as the products; a row of tiny weights beside a large bias is scaled coarser.
-        limit = matrix.shape[1] << (weight_bits + input_format.bits - 2)
-        with np.errstate(divide="ignore", over="ignore"):  # no bias, or next to none, limits nothing
-            bias_fraction = np.floor(np.log2(limit / np.abs(offset))) - input_format.fraction
-        fraction = np.minimum(fraction, bias_fraction).astype(np.int64)
-        scaled = np.ldexp(matrix, fraction[:, None])
-        integers = QFormat(weight_bits, 0).quantize(scaled, Rounding.HALF_UP, Overflow.SATURATE)
+        chosen = least_squares_fractions(matrix, weight_bits) if fraction is None else np.asarray(fraction)
+        if chosen.shape != (len(matrix),) or not FRACTION.holds(chosen):
+            raise QuantizationError(
+                f"a Linear of {len(matrix)} rows needs as many fractions of {FRACTION.minimum_integer} to {FRACTION.maximum_integer}"
+            )
+        bits = storage_bits(weight_bits)
+        chosen = np.minimum(chosen, largest_fractions(offset, matrix.shape[1], bits, input_format)).astype(np.int64)
+        limit = matrix.shape[1] << (bits + input_format.bits - 2)
         accumulator = QFormat(bits_for(-limit, limit, True), 0)
         units = accumulator.quantize(
-            np.ldexp(offset, fraction + input_format.fraction), Rounding.HALF_UP, Overflow.SATURATE
+            np.ldexp(offset, chosen + input_format.fraction), Rounding.HALF_UP, Overflow.SATURATE
         )
         return cls(
             input=input_format,
             output=output,
-            weight=integers,
-            weight_bits=weight_bits,
-            weight_fraction=fraction,
+            weight=quantize_rows(matrix, chosen, weight_bits),
+            weight_bits=bits,
+            weight_fraction=chosen,
             bias=np.clip(units, -limit, limit),
         )
 
@@ -144,25 +160,11 @@ class Linear:
         return np.ldexp(self.weight.astype(np.float64), -self.weight_fraction[:, None])
 
 
-def least_squares_fractions(matrix: np.ndarray, bits: int) -> IntegerArray:
-    """Return each row's fraction (R,) of least squared rounding error, among the covering power of two and the next two below it.
+def largest_fractions(bias: np.ndarray, columns: int, weight_bits: int, input_format: QFormat) -> FloatArray:
+    """Return the largest fraction of each row (R,) at which its bias (R,) fits the accumulator; infinite where nothing limits it.
 
-    The finer candidates clip the row's largest weights to round the many small ones better. A row of zeros gets the
-    fraction of a row whose largest weight is 1. No fraction exceeds what a byte stores: weights below 2**-120 may become 0.
-
-    Raises:
-        QuantizationError: A weight of some 2**127 or more, whose fraction a byte does not store.
+    A bias may take as much of the accumulator as the products; a row of tiny weights beside a large bias is scaled coarser.
     """
-    covering = np.array([covering_fraction(float(np.abs(row).max()), bits) for row in matrix], dtype=np.int64)
-    if covering.min() < FRACTION.minimum_integer:
-        raise QuantizationError(
-            f"a weight of {np.abs(matrix).max():g} is too large for a fraction of {FRACTION.bits} bits"
-        )
-    candidates = np.minimum(covering[:, None] + np.arange(FINER_CANDIDATES), FRACTION.maximum_integer)
-    integer = QFormat(bits, 0)
-    errors = np.empty(candidates.shape)
-    for column in range(FINER_CANDIDATES):
-        exponent = candidates[:, column, None]
-        rounded = integer.quantize(np.ldexp(matrix, exponent), Rounding.HALF_UP, Overflow.SATURATE)
-        errors[:, column] = ((np.ldexp(rounded.astype(np.float64), -exponent) - matrix) ** 2).sum(axis=1)
-    return np.take_along_axis(candidates, errors.argmin(axis=1)[:, None], axis=1)[:, 0]
+    limit = columns << (weight_bits + input_format.bits - 2)
+    with np.errstate(divide="ignore", over="ignore"):  # no bias, or next to none, limits nothing
+        return np.asarray(np.floor(np.log2(limit / np.abs(bias))) - input_format.fraction)

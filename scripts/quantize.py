@@ -19,6 +19,7 @@ import numpy as np
 from fixedpoint import load_export, save_export
 from fixedpoint.calibration import QuantizationSettings, calibrate
 from fixedpoint.quantize import quantize_transformer, weight_table
+from fixedpoint.row_scales import WeightBits, storage_bits
 from model.data import windows
 from model.errors import InputError
 from scripts.evaluation import compare
@@ -31,7 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_argument(parser)
     defaults = QuantizationSettings()
     parser.add_argument(
-        "--weight-bits", type=int, default=defaults.weight_bits, metavar="N", help="2 to 8 (default: %(default)s)"
+        "--weight-bits",
+        type=weight_bits,
+        default=defaults.weight_bits,
+        metavar="N",
+        help="2 to 8, or ternary: −1, 0 and 1 (default: %(default)s)",
     )
     parser.add_argument(
         "--activation-bits",
@@ -48,6 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="contexts of training text that choose the activations' formats (default: %(default)s)",
     )
     add_json_argument(parser)
+
+
+def weight_bits(text: str) -> WeightBits:
+    """Read the width of weights: a number, or `ternary`."""
+    return "ternary" if text == "ternary" else int(text)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -72,11 +82,12 @@ def run(arguments: argparse.Namespace) -> int:
         model, load_export(directory.quantized), directory.load_validation_tokens(model.config.vocab_size)
     )
     weights = weight_table(model, quantized)
+    weight_width = storage_bits(settings.weight_bits)
     figures = {
         "settings": asdict(settings),
         "calibration_windows": arguments.calibration_windows,
         "comparison": comparison,
-        "weight_bytes": sum(int(np.prod(row.shape)) for row in weights) * settings.weight_bits // 8,
+        "weight_bytes": sum(int(np.prod(row.shape)) for row in weights) * weight_width // 8,
         "residual": str(quantized.residual),
         "weights": weights,
         "activations": calibration.tensors,

@@ -146,6 +146,7 @@ def test_activations_that_are_not_finite_are_named():
         ("weight_bits", 8.0),
         ("weight_bits", True),
         ("weight_bits", "8"),
+        ("weight_bits", "binary"),
         ("activation_bits", 3),
         ("activation_bits", 9),
         ("residual_bits", 7),

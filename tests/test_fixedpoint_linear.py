@@ -67,23 +67,6 @@ def test_real_results_are_near_the_float_layer(weight_bits):
 # Scales
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_the_scale_is_the_best_of_its_candidates(bits):
-    generator = np.random.default_rng(bits)
-    matrix = scaled_rows(40, 30, generator) * generator.standard_t(3, size=(40, 30))
-    chosen = least_squares_fractions(matrix, bits)
-    lowest, highest = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
-    for row, fraction in zip(matrix, chosen.tolist(), strict=True):
-        covering = max(f for f in range(-40, 40) if np.abs(row).max() * 2.0**f <= highest)
-
-        def error(candidate, row=row):
-            return ((np.clip(np.floor(row * 2.0**candidate + 0.5), lowest, highest) / 2.0**candidate - row) ** 2).sum()
-
-        assert covering <= fraction <= covering + 2
-        assert error(fraction) == min(error(covering + finer) for finer in range(3))
-    assert len({int(fraction) for fraction in chosen}) > 3
-
-
 def test_clipping_is_chosen_where_it_pays():
     row = np.array([[1.01, *[0.1, -0.13, 0.11, 0.07] * 50]])
     assert least_squares_fractions(row, 4)[0] > 2  # covering would be 2

@@ -66,6 +66,15 @@ def test_the_loss_barely_changes(trained, held_out, weight_bits, allowed):
     assert abs(integer_loss - float_loss) < allowed
 
 
+def test_ternary_weights_are_ternary(trained, held_out):
+    inputs, targets = held_out
+    model = quantized(trained, inputs[:16], weight_bits="ternary")
+    for name, layer in named_linears(model).items():
+        assert set(np.unique(layer.weight)) == {-1, 0, 1}, name
+        assert layer.weight_bits == 2
+    assert model.loss(inputs, targets) < math.log(12)
+
+
 def test_every_tensor_on_the_way_is_near_the_float_one(trained, held_out):
     inputs, _ = held_out
     floats, integers = {}, {}
