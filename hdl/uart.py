@@ -150,3 +150,35 @@ class UARTReceiver(wiring.Component):
             with m.State("RECOVER"), m.If(rx):
                 m.next = "IDLE"
         return m
+
+
+class UART(wiring.Component):
+    """Both directions of a serial port.
+
+    Attributes:
+        divisor: Clock cycles of one bit.
+        i: In, stream of bytes to send.
+        tx: Out, the wire that they leave on.
+        rx: In, the other wire, asynchronous to the clock.
+        o: Out, stream of bytes received; whoever lets one wait for longer than a byte takes loses the next.
+        framing_error, overrun: Out, as `UARTReceiver`'s.
+    """
+
+    def __init__(self, divisor: int):
+        self._transmitter, self._receiver = UARTTransmitter(divisor), UARTReceiver(divisor)
+        self.divisor = divisor
+        members = dict(self._transmitter.signature.members)
+        super().__init__({**members, **dict(self._receiver.signature.members)})
+
+    def elaborate(self, platform):
+        """Build the circuit."""
+        m = Module()
+        for part in (self._transmitter, self._receiver):
+            m.submodules += part
+            for name, member in part.signature.members.items():
+                inner, outer = getattr(part, name), getattr(self, name)
+                if member.is_signature:
+                    wiring.connect(m, wiring.flipped(outer), inner)
+                else:
+                    m.d.comb += inner.eq(outer) if member.flow == In else outer.eq(inner)
+        return m

@@ -1,0 +1,158 @@
+# amaranth: UnusedElaboratable=no
+# (a core may be built only to ask for its latency)
+"""Every core by name: the one list from which synthesis, Verilog export, netlist simulation, campaigns and the table of cores take them.
+
+A new core is one `CoreEntry` in `_ENTRIES`: how it is made from a quantized model, and what it must give for random inputs.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from amaranth.lib import wiring
+
+from fixedpoint import QuantizedTransformer
+
+from . import vectors as make
+from .attention import Attention
+from .errors import CircuitError
+from .example_model import SMALL, TYPICAL, ModelShape, example_model
+from .exponential import Exponential
+from .layer_norm import LayerNorm
+from .matrix_vector import MatrixVector
+from .reciprocal import Reciprocal, ReciprocalSquareRoot
+from .softmax import Softmax, SoftmaxNumerators
+from .uart import UART
+
+MATRIX_LANES = 64
+UART_DIVISOR = 4
+
+
+@dataclass(frozen=True)
+class CoreEntry:
+    """A core of the library.
+
+    Attributes:
+        name: As on the command line.
+        build: Makes the component from a quantized model and the number of one of its blocks.
+        vectors: Makes stimuli and golden results for a component that `build` made.
+        latency, throughput: The formulas of the component's docstring, in a few words, for the table.
+        wires: Plain inputs that a bench connects to plain outputs: input → output.
+        constants: Values of the other plain inputs in a bench.
+    """
+
+    name: str
+    build: Callable[[QuantizedTransformer, int], wiring.Component]
+    vectors: make.Maker
+    latency: str
+    throughput: str
+    wires: Mapping[str, str] = field(default_factory=dict)
+    constants: Mapping[str, int] = field(default_factory=dict)
+
+    def example(self, shape: ModelShape = SMALL) -> wiring.Component:
+        """Return the core for a model of a given shape with random weights, the same ones each time."""
+        return self.build(example_model(shape), 0)
+
+    def for_model(self, quantized: QuantizedTransformer, layer: int = 0) -> wiring.Component:
+        """Return the core for one block of a quantized model.
+
+        Raises:
+            CircuitError: There is no such block, or the model makes no such core.
+        """
+        if not 0 <= layer < len(quantized.blocks):
+            raise CircuitError(f"there is no layer {layer}; the model has layers 0 to {len(quantized.blocks) - 1}")
+        return self.build(quantized, layer)
+
+    @property
+    def summary(self) -> str:
+        """The first sentence of the component's docstring."""
+        return (inspect.getdoc(type(self.example())) or "").partition("\n")[0].rstrip(".")
+
+
+def _softmax(build: Callable) -> Callable:
+    return lambda model, layer: build(model.blocks[layer].attention.softmax)
+
+
+def _reciprocal(model: QuantizedTransformer, layer: int) -> Reciprocal:
+    attention = model.blocks[layer].attention
+    return Reciprocal(attention.reciprocal, attention.softmax.denominator_bits)
+
+
+def _root(model: QuantizedTransformer, layer: int) -> ReciprocalSquareRoot:
+    norm = model.blocks[layer].attention_norm
+    return ReciprocalSquareRoot(norm.reciprocal_square_root, norm.variance_bits)
+
+
+def _exponential(model: QuantizedTransformer, layer: int) -> Exponential:
+    softmax = model.blocks[layer].attention.softmax
+    return Exponential(softmax.exponential, softmax.score.bits)
+
+
+def _matrix_vector(model: QuantizedTransformer, layer: int) -> MatrixVector:
+    up = model.blocks[layer].up
+    return MatrixVector(up, min(MATRIX_LANES, up.columns))
+
+
+_ENTRIES = (
+    CoreEntry(
+        "matrix-vector",
+        _matrix_vector,
+        make.row_vectors("data", "data"),
+        "K + R·ceil(K / lanes) + 7 + ceil(log2 lanes)",
+        "a vector in K + R·ceil(K / lanes)",
+    ),
+    CoreEntry(
+        "softmax",
+        _softmax(Softmax),
+        make.row_vectors("score", "probability", shortest=lambda core: 1),
+        "N + 7 + E + R from a row's last score",
+        "a row in 2·N",
+    ),
+    CoreEntry(
+        "softmax-numerators",
+        _softmax(SoftmaxNumerators),
+        make.numerators_vectors,
+        "3 + E from a row's last score",
+        "a row in 2·N",
+    ),
+    CoreEntry(
+        "layer-norm",
+        lambda model, layer: LayerNorm(model.blocks[layer].attention_norm),
+        make.row_vectors("data", "data"),
+        "13 + K + R from a row's last element",
+        "a row in 2·C + K + R",
+    ),
+    CoreEntry("exponential", _exponential, make.exponential_vectors, "3 (4 with a block RAM)", "1 a cycle"),
+    CoreEntry("reciprocal", _reciprocal, make.reciprocal_vectors, "ceil(log2 width) + 2", "1 a cycle"),
+    CoreEntry("reciprocal-square-root", _root, make.reciprocal_vectors, "ceil(log2 ceil(width / 2)) + 2", "1 a cycle"),
+    CoreEntry(
+        "attention",
+        lambda model, layer: Attention(model.blocks[layer].attention),
+        make.attention_vectors,
+        "the schedule's",
+        "the schedule's",
+    ),
+    CoreEntry(
+        "uart",
+        lambda model, layer: UART(UART_DIVISOR),
+        make.byte_vectors,
+        "9.5·divisor + 4 from the start bit's edge",
+        "a byte in 10·divisor",
+        wires={"rx": "tx"},
+    ),
+)
+CORES: dict[str, CoreEntry] = {entry.name: entry for entry in _ENTRIES}
+
+
+def find_core(name: str) -> CoreEntry:
+    """Return a core's entry.
+
+    Raises:
+        CircuitError: There is none of this name; the message lists them.
+    """
+    if name not in CORES:
+        raise CircuitError(f"there is no core {name!r}; choose one of {', '.join(sorted(CORES))}")
+    return CORES[name]
+
+
+__all__ = ["CORES", "SMALL", "TYPICAL", "CoreEntry", "find_core"]

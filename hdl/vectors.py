@@ -1,0 +1,142 @@
+"""What a core is fed with and what it must then give: random vectors, their limits first, and the specification's answers.
+
+Values come by columns, as numbers: one array for each field of a stream's payload.  `sim` and the Verilog export turn them into words.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from amaranth.lib import wiring
+
+from fixedpoint import QFormat
+
+# The values of a stream: integers, or for a struct payload a mapping from field to its values.
+Columns = Sequence[int] | np.ndarray | Mapping[str, object]
+
+
+@dataclass(frozen=True, eq=False)
+class Vectors:
+    """Stimuli and golden results of a core.
+
+    Attributes:
+        inputs: For each stream input, its values.
+        outputs: For each stream output, all values that must come.
+        cycles: Clock edges from the first input taken to the last output given, without stalls; None where no formula says.
+    """
+
+    inputs: Mapping[str, Columns]
+    outputs: Mapping[str, Columns]
+    cycles: int | None = None
+
+
+# From a core, a generator and a number of rows, tokens or single values (as fits the core) to its vectors.
+Maker = Callable[[wiring.Component, np.random.Generator, int], Vectors]
+
+
+def row_columns(field: str, rows: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Return rows as the columns of a stream of {field, last}."""
+    last = np.concatenate([np.arange(len(row)) == len(row) - 1 for row in rows])
+    return {field: np.concatenate(rows), "last": last.astype(np.int64)}
+
+
+def random_rows(
+    number_format: QFormat, shortest: int, longest: int, generator: np.random.Generator, count: int
+) -> list[np.ndarray]:
+    """Return `count` rows: both rails, all equal, one-hot, rising; then random ones of all lengths and spreads."""
+    low, high = number_format.minimum_integer, number_format.maximum_integer
+    place = np.arange(longest)
+    rows = [
+        np.full(longest, high),
+        np.full(longest, low),
+        np.zeros(shortest, dtype=np.int64),
+        np.where(place == longest // 2, high, low),
+        np.where(place % 2, low, high),
+        np.linspace(low, high, longest).astype(np.int64),
+    ]
+    while len(rows) < count:
+        spread = int(generator.integers(1, number_format.bits + 1))
+        row = generator.integers(low, high + 1, generator.integers(shortest, longest + 1))
+        rows.append(row >> (number_format.bits - spread))
+    return rows[:count]
+
+
+def row_vectors(field_in: str, field_out: str, shortest: Callable[[wiring.Component], int] | None = None) -> Maker:
+    """Return the maker for a core that turns rows into rows by `parameters.compute`.
+
+    Args:
+        field_in: The input payload's field beside `last`.
+        field_out: The output payload's.
+        shortest: The shortest row; None where all rows have one length.
+    """
+
+    def make(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
+        parameters = core.parameters
+        longest = next(
+            getattr(parameters, name) for name in ("columns", "channels", "length") if hasattr(parameters, name)
+        )
+        number_format = parameters.score if hasattr(parameters, "score") else parameters.input
+        rows = random_rows(number_format, shortest(core) if shortest else longest, longest, generator, count)
+        results = [parameters.compute(row) for row in rows]
+        cycles = None if shortest else core.cycles(len(rows))
+        return Vectors({"i": row_columns(field_in, rows)}, {"o": row_columns(field_out, results)}, cycles)
+
+    return make
+
+
+def numerators_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
+    """Return rows of scores, their numerators and the rows' sums."""
+    parameters = core.parameters
+    rows = random_rows(parameters.score, 1, parameters.length, generator, count)
+    results = [parameters.numerators(row) for row in rows]
+    outputs = {"o": row_columns("numerator", results), "o_denominator": [int(row.sum()) for row in results]}
+    return Vectors({"i": row_columns("score", rows)}, outputs)
+
+
+def random_magnitudes(width: int, smallest: int, generator: np.random.Generator, count: int) -> np.ndarray:
+    """Return `count` unsigned integers of up to `width` bits: both limits, the powers of two, then random ones of all lengths."""
+    limits = [smallest, (1 << width) - 1, *(1 << bit for bit in range(width))]
+    lengths = generator.integers(1, width + 1, max(0, count - len(limits)))
+    random = [max(smallest, int(generator.integers(0, 1 << int(length)))) for length in lengths]
+    return np.array((limits + random)[:count], dtype=np.int64)
+
+
+def exponential_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
+    """Return distances and their exponentials."""
+    distances = random_magnitudes(core.width, 0, generator, count)
+    return Vectors({"i": distances}, {"o": core.parameters.compute(distances)}, count - 1 + core.latency)
+
+
+def reciprocal_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
+    """Return positive arguments and their reciprocals, or reciprocal square roots, as mantissa and exponent."""
+    arguments = random_magnitudes(core.width, 1, generator, count)
+    result = core.parameters.compute(arguments)
+    outputs = {"o": {"mantissa": result.mantissa, "exponent": result.exponent}}
+    return Vectors({"i": arguments}, outputs, count - 1 + core.latency)
+
+
+def attention_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
+    """Return normalized tokens of sequences of all lengths, some longer than the context, and attention's results."""
+    parameters = core.parameters
+    rows = random_rows(parameters.query.input, parameters.embed_dim, parameters.embed_dim, generator, count)
+    tokens = np.array(rows)
+    starts = generator.random(count) < 0.5 / parameters.context_length
+    starts[0] = True
+    places, place = [], 0
+    for index, start in enumerate(starts):
+        place = 0 if index == 0 or start or place == parameters.context_length - 1 else place + 1
+        places.append(place)
+    restart = np.zeros_like(tokens)
+    restart[:, 0] = starts
+    results = parameters.compute_stream(tokens, starts)
+    return Vectors(
+        {"i": {"data": tokens.reshape(-1), "restart": restart.reshape(-1)}},
+        {"o": row_columns("data", list(results))},
+        core.cycles(places),
+    )
+
+
+def byte_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
+    """Return bytes that arrive as they were sent."""
+    values = np.concatenate([[0x00, 0xFF, 0x55, 0xAA, 0x01, 0x80], generator.integers(0, 256, count)])[:count]
+    return Vectors({"i": values}, {"o": values})
