@@ -16,6 +16,7 @@ from .layer_norm import LayerNorm
 from .linear import Linear
 from .qformat import Overflow, QFormat, Rounding
 from .reciprocal import Reciprocal, ReciprocalSquareRoot, ScaledReciprocal
+from .rms_norm import RMSNorm
 from .sampling import Sampler, XorShift32, argmax
 from .softmax import Softmax
 from .transformer import Block, QuantizedTransformer
@@ -32,6 +33,7 @@ __all__ = [
     "QFormat",
     "QuantizationError",
     "QuantizedTransformer",
+    "RMSNorm",
     "Reciprocal",
     "ReciprocalSquareRoot",
     "Rounding",

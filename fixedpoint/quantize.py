@@ -15,7 +15,8 @@ from .errors import QuantizationError
 from .layer_norm import LayerNorm
 from .linear import Linear
 from .qformat import QFormat
-from .transformer import Block, QuantizedTransformer
+from .rms_norm import RMSNorm
+from .transformer import Block, Norm, QuantizedTransformer
 
 
 def quantize_transformer(
@@ -25,7 +26,7 @@ def quantize_transformer(
 
     Raises:
         QuantizationError: A weight is not finite, an accumulator would need more than 32 bits, or the model has a part that
-            exists only in floats (RMSNorm, rotary positions, SwiGLU, grouped-query attention).
+            exists only in floats (rotary positions, SwiGLU, grouped-query attention).
     """
     config = model.config
     _check_supported(config)
@@ -41,11 +42,11 @@ def quantize_transformer(
         scaled_bias = None if bias is None else bias.astype(np.float64) * scale
         return Linear.from_float(weight * scale, scaled_bias, settings.weight_bits, source, output)
 
-    def norm(name: str) -> LayerNorm:
-        scale, shift = parameters[f"{name}.scale"], parameters[f"{name}.shift"]
-        return LayerNorm.from_float(
-            scale, shift, config.norm_epsilon, residual, formats[name], settings.activation_bits
-        )
+    def norm(name: str) -> Norm:
+        scale, joints = parameters[f"{name}.scale"], (config.norm_epsilon, residual, formats[name])
+        if config.norm == "rms":
+            return RMSNorm.from_float(scale, *joints, settings.activation_bits)
+        return LayerNorm.from_float(scale, parameters[f"{name}.shift"], *joints, settings.activation_bits)
 
     blocks = []
     for index in range(config.num_layers):
@@ -94,7 +95,6 @@ def quantize_transformer(
 def _check_supported(config: ModelConfig) -> None:
     """Refuse what the integer transformer has no operator for."""
     unsupported = {
-        "norm": config.norm != "layer",
         "position": config.position == "rotary",
         "activation": config.activation == "swiglu",
         "num_kv_heads": config.num_kv_heads not in (None, config.num_heads),
@@ -102,7 +102,7 @@ def _check_supported(config: ModelConfig) -> None:
     for name, wrong in unsupported.items():
         if wrong:
             raise QuantizationError(
-                f"a model with {name} {getattr(config, name)!r} cannot be quantized: integers exist for LayerNorm, learned or "
+                f"a model with {name} {getattr(config, name)!r} cannot be quantized: integers exist for learned or "
                 "sinusoidal positions, pointwise activations, and one key and value head a query head"
             )
 

@@ -16,7 +16,9 @@ from .errors import QuantizationError
 from .layer_norm import LayerNorm
 from .linear import Linear
 from .qformat import IntegerArray, Overflow, QFormat
+from .rms_norm import RMSNorm
 
+Norm = LayerNorm | RMSNorm
 Observer = Callable[[str, IntegerArray], None]
 
 
@@ -32,9 +34,9 @@ def _observe_in_block(observe: Observer, prefix: str, name: str, values: Integer
 class Block:
     """One pre-norm decoder block: `x += attention(norm(x))`, `x += down(activation(up(norm(x))))`."""
 
-    attention_norm: LayerNorm
+    attention_norm: Norm
     attention: Attention
-    feed_forward_norm: LayerNorm
+    feed_forward_norm: Norm
     up: Linear
     activation: TableActivation
     down: Linear
@@ -63,14 +65,14 @@ class QuantizedTransformer:
     Attributes:
         embedding: Token and position embedding.
         blocks: The decoder blocks.
-        final_norm: LayerNorm before the logits.
+        final_norm: LayerNorm or RMSNorm before the logits.
         logits: Projection (V, C) to the vocabulary.
         residual: The residual stream's format, one for the whole network.
     """
 
     embedding: Embedding
     blocks: tuple[Block, ...]
-    final_norm: LayerNorm
+    final_norm: Norm
     logits: Linear
     residual: QFormat
 

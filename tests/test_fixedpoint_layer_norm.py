@@ -230,7 +230,7 @@ def test_inputs_are_checked():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scale": np.zeros((2, 2), dtype=np.int64)}, "vectors of one length"),
+        ({"scale": np.zeros((2, 2), dtype=np.int64)}, "must be a vector"),
         ({"scale": np.zeros(0, dtype=np.int64), "shift": np.zeros(0, dtype=np.int64)}, "1 to 4096"),
         ({"shift": np.zeros(3, dtype=np.int64)}, "vectors of one length"),
         ({"input": QFormat(17, 0)}, "at most 16 bits"),
