@@ -28,7 +28,7 @@ def test_names_and_versions() -> None:
 
 
 def test_base_installation_is_small() -> None:
-    assert distribution_names(PROJECT["dependencies"]) == {"numpy", "matplotlib", "tqdm"}
+    assert distribution_names(PROJECT["dependencies"]) == {"numpy", "matplotlib", "tqdm", "safetensors"}
 
 
 def test_extras() -> None:
