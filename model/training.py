@@ -21,11 +21,13 @@ from .checkpoint import ModelBuilder, read_npz, write_npz
 from .config import TrainingConfig, training_config
 from .data import encode_texts, random_batch, save_tokens, split_tokens
 from .errors import DivergenceError, InputError
+from .evaluation import evaluation_windows
 from .files import atomic_write, write_json
 from .generation import generate_text
 from .optimizers import STATE_NAMES
 from .run import RunDirectory
 from .schedules import learning_rate
+from .straight_through import StraightThrough
 from .tokenizer import Tokenizer
 from .training_log import LogRow, TrainingLog
 from .training_step import StepResult
@@ -89,6 +91,7 @@ def train_model(
     resume: bool = False,
     progress: bool = True,
     source: Mapping[str, Any] | None = None,
+    straight_through: StraightThrough | None = None,
 ) -> TrainingResult:
     """Train a model, and leave the weights with the lowest held-out loss in it.
 
@@ -103,6 +106,8 @@ def train_model(
         resume: Go on where the run in `directory` stopped, to the same bytes as a run that never did.
         progress: Show a progress bar and log lines on the terminal; without, they go to `logging`.
         source: What `training.json` is to say about the text.
+        straight_through: A number format to train the model for, or None. Held-out losses are then those in this format, and the weights
+            that are left in the model are rounded to it.
 
     Raises:
         InputError: The text is too short, an option is impossible, or there is nothing to resume.
@@ -133,7 +138,9 @@ def train_model(
         training_tokens, validation_tokens = split_tokens(tokens, settings.validation_split, model.config.max_seq_len)
         if run is not None:
             training_tokens, validation_tokens = _store(run, tokenizer, training_tokens, validation_tokens)
-    trainer = Trainer(model, tokenizer, settings, training_tokens, validation_tokens, run, progress, source)
+    trainer = Trainer(
+        model, tokenizer, settings, training_tokens, validation_tokens, run, progress, source, straight_through
+    )
     return trainer.train(resume=resume)
 
 
@@ -161,10 +168,12 @@ class Trainer:
         run: RunDirectory | None,
         progress: bool,
         source: Mapping[str, Any] | None,
+        straight_through: StraightThrough | None = None,
     ) -> None:
         self.model, self.tokenizer, self.config = model, tokenizer, config
         self.training_tokens, self.validation_tokens = training_tokens, validation_tokens
         self.run, self.show, self.source = run, progress, dict(source or {})
+        self.straight_through = straight_through
         self.length = config.seq_len or model.config.max_seq_len
         self.tokens_per_step = config.batch_size * self.length
         steps = config.num_steps or math.ceil(config.num_epochs * len(training_tokens) / self.tokens_per_step)
@@ -188,12 +197,14 @@ class Trainer:
             self.training_tokens,
             self.validation_tokens,
             self.progress.num_workers,
+            self.straight_through,
         ) as engine:
             self.progress.num_workers = engine.num_workers
             self._fill(engine, saved)
             if self.run is not None:
                 self._write_record()
                 if saved is None:
+                    self._take_parameters(engine)
                     self._save_best()
                     self._save_state(engine)  # so that a run killed from now on can be resumed
             with _first_interrupt(self._request_stop), self._bar() as bar:
@@ -214,10 +225,10 @@ class Trainer:
             interrupted = self.stop_requested and self.progress.step < self.total_steps and not stopped_early
             self.progress.finished = int(not interrupted)
             self._save_state(engine)
+            self._take_parameters(engine)
             if math.isfinite(self.progress.best_loss):
-                engine.memory.parameters[:] = self.best_parameters
-            self.model.parameters.flat[:] = engine.memory.parameters
-            loss = engine.evaluate()
+                engine.memory.rounded[:] = self.model.parameters.flat[:] = self.best_parameters
+            loss = self._evaluate(engine)
         return self._finish(loss, interrupted, stopped_early)
 
     def _fill(self, engine: TrainingEngine, saved: dict[str, np.ndarray] | None) -> None:
@@ -239,7 +250,7 @@ class Trainer:
         """Count steps that were done; stop if one diverged."""
         for result in results:
             if not (math.isfinite(result.loss) and math.isfinite(result.gradient_norm)):
-                self.model.parameters.flat[:] = engine.memory.parameters
+                self.model.parameters.flat[:] = engine.memory.rounded
                 raise DivergenceError(self._explain_divergence(result))
             self.progress.step += 1
             self.progress.loss_sum += result.loss
@@ -255,18 +266,29 @@ class Trainer:
             return False
         validation_loss, stop = None, False
         if evaluate:
-            self.model.parameters.flat[:] = engine.memory.parameters
-            max_windows = self.config.evaluation_batches * self.config.batch_size
-            validation_loss = engine.evaluate(max_windows)
+            self._take_parameters(engine)
+            validation_loss = self._evaluate(engine, self.config.evaluation_batches * self.config.batch_size)
             stop = self._judge(validation_loss)
         if evaluate or step % self.config.log_every == 0:
             self._log(last, validation_loss)
         if self._due(self.config.sample_every):
-            self.model.parameters.flat[:] = engine.memory.parameters
+            self._take_parameters(engine)
             self._say(generate_text(self.model, self.tokenizer, "", 100, seed=step))
         if evaluate:
             self._save_state(engine)
         return stop
+
+    def _take_parameters(self, engine: TrainingEngine) -> None:
+        """Put the parameters that the last step left into the model."""
+        engine.round()
+        self.model.parameters.flat[:] = engine.memory.rounded
+
+    def _evaluate(self, engine: TrainingEngine, max_windows: int | None = None) -> float:
+        """Return the held-out loss of the model's parameters, which the engine's memory has too."""
+        if self.straight_through is None:
+            return engine.evaluate(max_windows)
+        inputs, targets = evaluation_windows(self.validation_tokens, self.model.config.max_seq_len, max_windows)
+        return self.straight_through.loss(self.model, inputs, targets)
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.progress.step % every == 0

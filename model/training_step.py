@@ -25,6 +25,7 @@ from .evaluation import evaluation_windows, summed_loss
 from .optimizers import STATE_NAMES, Optimizer, clip_scale
 from .parameters import parameter_counts
 from .schedules import learning_rate
+from .straight_through import StraightThrough
 from .transformer import Transformer
 
 # Values that a worker tells the others in each step: its loss, and the square of its share's gradient norm.
@@ -48,31 +49,39 @@ class TrainingMemory:
     """All arrays of training as views of one buffer, which may be shared memory.
 
     Attributes:
-        parameters: Flat (n,).
+        parameters: Flat (n,), what the optimizer updates.
+        rounded: Flat (n,), what the model computes with: a copy that straight-through training has rounded, or else `parameters` itself.
         state: The optimizer's running means by name, each (n,).
         gradients: For each worker (n,).
         messages: (W, 2), float64.
     """
 
     def __init__(
-        self, model: ModelConfig, training: TrainingConfig, num_workers: int, buffer: np.ndarray | None = None
+        self,
+        model: ModelConfig,
+        training: TrainingConfig,
+        num_workers: int,
+        buffer: np.ndarray | None = None,
+        *,
+        rounding: bool = False,
     ) -> None:
         size = parameter_counts(model)["total"]
         names = STATE_NAMES[training.optimizer]
-        length = self.required_size(model, training, num_workers)
+        length = self.required_size(model, training, num_workers, rounding=rounding)
         memory = np.zeros(length, np.float32) if buffer is None else buffer
         if memory.shape != (length,):
             raise ValueError(f"the buffer has shape {memory.shape}, not ({length},)")
         self.messages = memory[: 2 * NUM_MESSAGES * num_workers].view(np.float64).reshape(num_workers, NUM_MESSAGES)
-        vectors = memory[2 * NUM_MESSAGES * num_workers :].reshape(1 + len(names) + num_workers, size)
+        vectors = memory[2 * NUM_MESSAGES * num_workers :].reshape(-1, size)
         self.parameters = vectors[0]
         self.state = {name: vectors[1 + index] for index, name in enumerate(names)}
-        self.gradients = vectors[1 + len(names) :]
+        self.gradients = vectors[1 + len(names) : 1 + len(names) + num_workers]
+        self.rounded = vectors[-1] if rounding else self.parameters
 
     @staticmethod
-    def required_size(model: ModelConfig, training: TrainingConfig, num_workers: int) -> int:
+    def required_size(model: ModelConfig, training: TrainingConfig, num_workers: int, *, rounding: bool = False) -> int:
         """Return how many float32 values the buffer has."""
-        vectors = 1 + len(STATE_NAMES[training.optimizer]) + num_workers
+        vectors = 1 + len(STATE_NAMES[training.optimizer]) + num_workers + rounding
         return 2 * NUM_MESSAGES * num_workers + vectors * parameter_counts(model)["total"]
 
 
@@ -89,6 +98,7 @@ class WorkerStep:
         worker: Number of this one, from 0.
         num_workers: W.
         barrier: Returns when all workers have called it.
+        straight_through: Rounds parameters and activations, unless None.
     """
 
     def __init__(
@@ -102,6 +112,7 @@ class WorkerStep:
         worker: int = 0,
         num_workers: int = 1,
         barrier: Callable[[], None] = lambda: None,
+        straight_through: StraightThrough | None = None,
     ) -> None:
         self.config = config
         self.total_steps = total_steps
@@ -111,8 +122,9 @@ class WorkerStep:
         self.worker = worker
         self.num_workers = num_workers
         self.barrier = barrier
+        self.straight_through = straight_through
         self.length = config.seq_len or model_config.max_seq_len
-        self.model = Transformer(model_config, parameters=memory.parameters, gradients=memory.gradients[worker])
+        self.model = Transformer(model_config, parameters=memory.rounded, gradients=memory.gradients[worker])
         self.optimizer = Optimizer(config, self.model.parameters.num_decayed, memory.state)
         self.rows = _share(config.batch_size, worker, num_workers)
         self.part = _share(memory.parameters.size, worker, num_workers)
@@ -120,6 +132,7 @@ class WorkerStep:
     def run(self, step: int) -> StepResult:
         """Do one step, counted from 0."""
         memory, config = self.memory, self.config
+        self.round()
         memory.messages[self.worker, 0] = self._compute_gradients(step)
         self.barrier()
         total = memory.gradients[0, self.part]
@@ -137,6 +150,14 @@ class WorkerStep:
             self.optimizer.update(memory.parameters, memory.gradients[0], self.part, step, rate, scale)
         self.barrier()
         return StepResult(loss, norm)
+
+    def round(self) -> None:
+        """Bring the rounded parameters up to date, each worker a share of them."""
+        if self.straight_through is not None:
+            self.straight_through.round_parameters(
+                self.memory.parameters, self.memory.rounded, self.worker, self.num_workers
+            )
+            self.barrier()
 
     def evaluate(self, max_windows: int | None) -> float:
         """Return the held-out loss; each worker computes a part of the windows (see `evaluate_loss`)."""
@@ -157,12 +178,13 @@ class WorkerStep:
         num_rows = self.rows.stop - self.rows.start
         pieces = min(config.accumulation_steps, num_rows)
         accumulated = np.zeros_like(gradients) if pieces > 1 else gradients
+        transform = None if self.straight_through is None else self.straight_through.round_tensor
         loss = 0.0
         for piece in range(pieces):
             part = _share(num_rows, piece, pieces)
             rows = slice(self.rows.start + part.start, self.rows.start + part.stop)
             weight = (rows.stop - rows.start) / config.batch_size
-            piece_loss, _ = model.loss_and_gradients(inputs[rows], targets[rows], generator, weight)
+            piece_loss, _ = model.loss_and_gradients(inputs[rows], targets[rows], generator, weight, transform)
             loss += piece_loss * weight
             if pieces > 1:
                 accumulated += gradients

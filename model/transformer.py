@@ -215,6 +215,7 @@ class Transformer:
         targets: np.ndarray,
         generator: np.random.Generator | None = None,
         weight: float = 1.0,
+        transform: Observer | None = None,
     ) -> tuple[float, Parameters]:
         """Return the loss and its gradients by parameter name.
 
@@ -225,12 +226,15 @@ class Transformer:
             targets: (B, T); −1 does not count.
             generator: Source of dropout; None for no dropout.
             weight: Factor on the gradients (not on the loss), for a batch that is part of a larger one.
+            transform: Called as `transform(name, array)` with the tensors that `forward` shows to `observe`, (N, channels) each. What
+                it writes into them is what the model goes on with; gradients pass as if it had not been there. Attention weights
+                are only shown.
         """
         tokens, targets = self._check_tokens(tokens), self._check_targets(targets, tokens)
         batch = len(tokens)
         workspace = self.training_workspace
         with quiet():
-            logits = self._forward(tokens, workspace, generator, None, keep=True)
+            logits = self._forward(tokens, workspace, generator, transform, keep=True)
             d_logits = workspace.array("d logits", *logits.shape)
             loss = cross_entropy(logits, targets.reshape(-1), workspace, d_logits, weight)
             self._backward(d_logits, tokens, batch, workspace)

@@ -7,11 +7,13 @@ import mmap
 import os
 import socket
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from .config import ModelConfig, TrainingConfig
+from .straight_through import StraightThrough
 from .training_step import TrainingMemory, WorkerStep
 
 
@@ -44,36 +46,48 @@ def open_tokens(place: dict[str, Any]) -> np.ndarray:
     return np.frombuffer(memory, place["dtype"], place["length"])
 
 
-def main() -> None:
-    """Work until the input ends."""
+def main(build_straight_through: Callable[[dict[str, Any]], StraightThrough] | None = None) -> None:
+    """Work until the input ends.
+
+    Args:
+        build_straight_through: Returns what `to_dict()` described; for jobs that round.
+    """
     job = json.loads(sys.stdin.readline())
     model, training = ModelConfig.from_dict(job["model"]), TrainingConfig.from_dict(job["training"])
     buffer = np.frombuffer(mmap.mmap(job["memory"]["descriptor"], job["memory"]["size"]), np.float32)
+    rounding = None if build_straight_through is None else build_straight_through(job["straight_through"])
     worker = WorkerStep(
         model,
         training,
         job["total_steps"],
         open_tokens(job["tokens"]),
         open_tokens(job["validation"]),
-        TrainingMemory(model, training, job["num_workers"], buffer),
+        TrainingMemory(model, training, job["num_workers"], buffer, rounding=rounding is not None),
         job["worker"],
         job["num_workers"],
         Barrier([socket.socket(fileno=descriptor) for descriptor in job["links"]]),
+        rounding,
     )
     for line in sys.stdin:
         command = json.loads(line)
         answer: Any
         if command["command"] == "evaluate":
             answer = worker.evaluate(command["max_windows"])
+        elif command["command"] == "round":
+            answer = worker.round()
         else:
             steps = range(command["first"], command["first"] + command["count"])
             answer = [(result.loss, result.gradient_norm) for result in map(worker.run, steps)]
         print(json.dumps(answer), flush=True)
 
 
-if __name__ == "__main__":
+def run(build_straight_through: Callable[[dict[str, Any]], StraightThrough] | None = None) -> None:
+    """Be a worker process: `main`, and a quiet end when the parent or a partner was killed, because nobody is left to work for."""
     try:
-        main()
+        main(build_straight_through)
     except (BrokenPipeError, ConnectionError):
-        # The parent or a partner was killed: nobody is left to work for.
         os._exit(1)
+
+
+if __name__ == "__main__":
+    run()

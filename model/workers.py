@@ -26,6 +26,7 @@ from typing import IO, Any
 import numpy as np
 
 from .config import ModelConfig, TrainingConfig
+from .straight_through import StraightThrough
 from .training_step import StepResult, TrainingMemory, WorkerStep
 
 MOST_WORKERS = 4
@@ -45,6 +46,10 @@ class TrainingEngine(ABC):
         """Do `count` steps beginning with number `first`."""
 
     @abstractmethod
+    def round(self) -> None:
+        """Bring `memory.rounded` up to date with `memory.parameters`."""
+
+    @abstractmethod
     def evaluate(self, max_windows: int | None = None) -> float:
         """Return the held-out loss of the parameters in memory, over all windows or so many of them."""
 
@@ -53,15 +58,27 @@ class LocalEngine(TrainingEngine):
     """One worker: this process."""
 
     def __init__(
-        self, model: ModelConfig, training: TrainingConfig, total_steps: int, tokens: np.ndarray, validation: np.ndarray
+        self,
+        model: ModelConfig,
+        training: TrainingConfig,
+        total_steps: int,
+        tokens: np.ndarray,
+        validation: np.ndarray,
+        straight_through: StraightThrough | None = None,
     ) -> None:
         self.num_workers = 1
-        self.memory = TrainingMemory(model, training, 1)
-        self._worker = WorkerStep(model, training, total_steps, tokens, validation, self.memory)
+        self.memory = TrainingMemory(model, training, 1, rounding=straight_through is not None)
+        self._worker = WorkerStep(
+            model, training, total_steps, tokens, validation, self.memory, straight_through=straight_through
+        )
 
     def run(self, first: int, count: int) -> list[StepResult]:
         """Do the steps here."""
         return [self._worker.run(step) for step in range(first, first + count)]
+
+    def round(self) -> None:
+        """Round here."""
+        self._worker.round()
 
     def evaluate(self, max_windows: int | None = None) -> float:
         """Evaluate here."""
@@ -79,6 +96,7 @@ class ProcessEngine(TrainingEngine):
         validation: Held-out tokens, likewise.
         num_workers: At least 2.
         resources: Closes files and ends processes.
+        straight_through: Rounds parameters and activations, unless None; its `worker_module` is what the processes then run.
     """
 
     def __init__(
@@ -90,12 +108,15 @@ class ProcessEngine(TrainingEngine):
         validation: np.ndarray,
         num_workers: int,
         resources: ExitStack,
+        straight_through: StraightThrough | None = None,
     ) -> None:
         self.num_workers = num_workers
-        size = 4 * TrainingMemory.required_size(model, training, num_workers)
+        self._worker_module = "model.worker_process" if straight_through is None else straight_through.worker_module
+        rounding = straight_through is not None
+        size = 4 * TrainingMemory.required_size(model, training, num_workers, rounding=rounding)
         shared = _unnamed_file(resources)
         shared.truncate(size)
-        self.memory = TrainingMemory(model, training, num_workers, _map(shared.fileno(), size))
+        self.memory = TrainingMemory(model, training, num_workers, _map(shared.fileno(), size), rounding=rounding)
         job = {
             "model": model.to_dict(),
             "training": training.to_dict(),
@@ -104,6 +125,7 @@ class ProcessEngine(TrainingEngine):
             "memory": {"descriptor": shared.fileno(), "size": size},
             "tokens": _describe(tokens, resources),
             "validation": _describe(validation, resources),
+            "straight_through": None if straight_through is None else straight_through.to_dict(),
         }
         # links[worker][other] is this worker's end of the socket between the two
         links: list[dict[int, socket.socket]] = [{} for _ in range(num_workers)]
@@ -126,7 +148,7 @@ class ProcessEngine(TrainingEngine):
         ]
         search_path = os.pathsep.join([str(Path(__file__).resolve().parent.parent), *filter(None, sys.path)])
         process = subprocess.Popen(
-            [sys.executable, "-m", "model.worker_process"],
+            [sys.executable, "-m", self._worker_module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **ONE_BLAS_THREAD, "PYTHONPATH": search_path},
@@ -141,6 +163,10 @@ class ProcessEngine(TrainingEngine):
         """Have the workers do the steps."""
         answers = self._ask({"command": "run", "first": first, "count": count})
         return [StepResult(*result) for result in answers[0]]
+
+    def round(self) -> None:
+        """Have each worker round a part of the parameters."""
+        self._ask({"command": "round"})
 
     def evaluate(self, max_windows: int | None = None) -> float:
         """Have each worker evaluate a part of the windows."""
@@ -180,15 +206,16 @@ def open_engine(
     tokens: np.ndarray,
     validation: np.ndarray,
     num_workers: int | None = None,
+    straight_through: StraightThrough | None = None,
 ) -> Iterator[TrainingEngine]:
     """Yield an engine with `num_workers` workers, or as many as the configuration and the machine suggest."""
     count = num_workers or training.num_workers or available_workers(training.batch_size)
     count = min(count, training.batch_size)
     if count == 1:
-        yield LocalEngine(model, training, total_steps, tokens, validation)
+        yield LocalEngine(model, training, total_steps, tokens, validation, straight_through)
         return
     with ExitStack() as resources:
-        yield ProcessEngine(model, training, total_steps, tokens, validation, count, resources)
+        yield ProcessEngine(model, training, total_steps, tokens, validation, count, resources, straight_through)
 
 
 def available_workers(batch_size: int) -> int:
