@@ -1,0 +1,137 @@
+"""The sums of a row that LayerNorm and RMSNorm divide by, gathered while the row passes, a row right behind another."""
+
+from amaranth.hdl import Cat, Module, Mux, Signal, signed, unsigned
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+import fixedpoint
+
+from .arithmetic import shape_of
+from .dot_product import AdderTree, Delay
+
+
+def later(m: Module, value, cycles: int):
+    """Return a value as it was some clock cycles ago, by registers without a reset."""
+    for _ in range(cycles):
+        register = Signal.like(value, name=f"{value.name}_later", reset_less=True)
+        m.d.sync += register.eq(value)
+        value = register
+    return value
+
+
+class RowStatistics(wiring.Component):
+    """The sum S of a row of C elements, and `v = C·Q − S² + epsilon` with Q its sum of squares; for RMSNorm, which has no S, `v = C·Q + epsilon`.
+
+    Elements arrive `lanes` a cycle.  Everything is a pipeline without a handshake that never stops; it may give results every C / lanes cycles.
+    S² is made of three products of half its width.  C·Q costs an addition for each bit of C's odd factor below the leading one: nothing
+    for a power of two, one addition for 192 or 384.
+
+    Latency: `settle` = T + max(6, 4 + B) cycles from a row's last word to `variance`, T + 3 + B for RMSNorm, with T = ceil(log2 lanes) and B the bits
+    of C's odd factor.
+    Resources: hard multipliers: one a lane, and 3 for S².
+
+    Attributes:
+        parameters: A `fixedpoint.LayerNorm` or `fixedpoint.RMSNorm`.
+        lanes: Elements a cycle.
+        settle: The formula above.
+        valid: In, 1 bit. A word arrives.
+        first, last: In, 1 bit. It is a row's first, its last.
+        elements: In, array of `lanes` elements.
+        total_valid: Out, 1 bit, LayerNorm only. A row's S is there, for this cycle.
+        total: Out, signed S, LayerNorm only.
+        variance_valid: Out, 1 bit. A row's v is there, for this cycle.
+        variance: Out, unsigned v.
+    """
+
+    def __init__(self, parameters: "fixedpoint.LayerNorm | fixedpoint.RMSNorm", lanes: int):
+        self.parameters = parameters
+        self.lanes = lanes
+        self._centered = isinstance(parameters, fixedpoint.LayerNorm)
+        self._trailing_zeros = (parameters.channels & -parameters.channels).bit_length() - 1
+        self._odd_factor = parameters.channels >> self._trailing_zeros
+        bits = parameters.input.bits
+        self._square_tree = AdderTree(lanes, 2 * bits)  # (-2**(bits-1))² fits a signed number of twice the bits
+        odd_bits = self._odd_factor.bit_length()
+        self._variance_moves = max(6, 4 + odd_bits) if self._centered else 3 + odd_bits
+        self.settle = self._square_tree.latency + self._variance_moves
+        ports = {
+            "valid": In(1),
+            "first": In(1),
+            "last": In(1),
+            "elements": In(data.ArrayLayout(shape_of(parameters.input), lanes)),
+            "variance_valid": Out(1),
+            "variance": Out(unsigned(parameters.variance_bits)),
+        }
+        if self._centered:
+            ports |= {"total_valid": Out(1), "total": Out(signed(parameters.sum_bits))}
+        super().__init__(ports)
+
+    def elaborate(self, platform):
+        """Build the circuit."""
+        m = Module()
+        parameters = self.parameters
+        tree_moves, odd_bits = self._square_tree.latency, self._odd_factor.bit_length()
+        m.submodules.square_tree = square_tree = self._square_tree
+
+        # What arrives, and where it stands: a register, the trees, the sums.  A square has one register more than its element.
+        summed = tree_moves + 2
+        tag = data.StructLayout({"valid": 1, "first": 1, "last": 1})
+        m.submodules.tags = tags = Delay(tag, self.settle)
+        m.d.comb += [
+            tags.en.eq(1),
+            tags.i.valid.eq(self.valid),
+            tags.i.first.eq(self.first),
+            tags.i.last.eq(self.last),
+            self.variance_valid.eq(tags.o.valid & tags.o.last),
+            square_tree.en.eq(1),
+        ]
+        elements = Signal.like(self.elements, reset_less=True)
+        m.d.sync += elements.eq(self.elements)
+        for lane in range(self.lanes):
+            square = Signal(signed(2 * parameters.input.bits), name=f"square_{lane}", reset_less=True)
+            m.d.sync += square.eq(elements[lane] * elements[lane])
+            m.d.comb += square_tree.i[lane].eq(square)
+        squares = Signal(unsigned(parameters.square_sum_bits), reset_less=True)
+        with m.If(tags.taps[summed].valid):
+            m.d.sync += squares.eq(square_tree.o + Mux(tags.taps[summed].first, 0, squares))
+
+        # C·Q + epsilon, by Horner's scheme: each bit of the odd factor below the leading one doubles, and adds Q if it is set.
+        multiple = squares
+        for position in reversed(range(odd_bits - 1)):
+            further = Signal(unsigned(parameters.variance_bits), name=f"multiple_{position}", reset_less=True)
+            m.d.sync += further.eq((multiple << 1) + (squares if self._odd_factor >> position & 1 else 0))
+            multiple, squares = further, later(m, squares, min(position, 1))
+        scaled = Signal(unsigned(parameters.variance_bits), reset_less=True)
+        m.d.sync += scaled.eq((multiple << self._trailing_zeros) + parameters.epsilon)
+        if not self._centered:
+            m.d.comb += self.variance.eq(scaled)
+            return m
+
+        m.submodules.element_tree = element_tree = AdderTree(self.lanes, parameters.input.bits)
+        m.d.comb += [element_tree.en.eq(1)] + [element_tree.i[lane].eq(elements[lane]) for lane in range(self.lanes)]
+        total = Signal.like(self.total, reset_less=True)
+        with m.If(tags.taps[summed - 1].valid):
+            m.d.sync += total.eq(element_tree.o + Mux(tags.taps[summed - 1].first, 0, total))
+        m.d.comb += [self.total.eq(total), self.total_valid.eq(tags.taps[summed].valid & tags.taps[summed].last)]
+
+        # S²: |S| in two halves; the outer two products do not overlap, so one addition joins all three.
+        half = (parameters.sum_bits + 1) // 2
+        magnitude = Signal(unsigned(2 * half), reset_less=True)
+        low, high = magnitude[:half], magnitude[half:]
+        outer = Signal(unsigned(4 * half), reset_less=True)
+        cross = Signal(unsigned(2 * half), reset_less=True)
+        total_squared = Signal(unsigned(4 * half), reset_less=True)
+        variance = Signal.like(self.variance, reset_less=True)
+        m.d.sync += [
+            magnitude.eq(Mux(total < 0, -total, total)),
+            outer.eq(Cat(low * low, high * high)),
+            cross.eq(low * high),
+            total_squared.eq(outer + (cross << (half + 1))),
+            # Whichever is there first waits for the other.
+            variance.eq(
+                later(m, scaled, self._variance_moves - 4 - odd_bits)
+                - later(m, total_squared, self._variance_moves - 6)
+            ),
+        ]
+        m.d.comb += self.variance.eq(variance)
+        return m
