@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from model import ModelConfig, Transformer
@@ -14,15 +16,24 @@ from .embedding import Embedding, EmbeddingTable
 from .errors import QuantizationError
 from .layer_norm import LayerNorm
 from .linear import Linear
-from .qformat import QFormat
+from .qformat import IntegerArray, QFormat
 from .rms_norm import RMSNorm
 from .transformer import Block, Norm, QuantizedTransformer
 
 
 def quantize_transformer(
-    model: Transformer, calibration: Calibration, settings: QuantizationSettings
+    model: Transformer,
+    calibration: Calibration,
+    settings: QuantizationSettings,
+    fractions: Mapping[str, IntegerArray] | None = None,
 ) -> QuantizedTransformer:
     """Quantize a trained model with the activation formats of a calibration.
+
+    Args:
+        model: The model.
+        calibration: Formats of its activations.
+        settings: Widths.
+        fractions: Fraction of each row (R,) of a linear layer, by the name of its float weights; least squares where there is none.
 
     Raises:
         QuantizationError: A weight is not finite, an accumulator would need more than 32 bits, or the model has a part that
@@ -40,7 +51,8 @@ def quantize_transformer(
     def linear(name: str, source: QFormat, output: QFormat, scale: float = 1.0) -> Linear:
         weight, bias = parameters[f"{name}.weight"].astype(np.float64), parameters.get(f"{name}.bias")
         scaled_bias = None if bias is None else bias.astype(np.float64) * scale
-        return Linear.from_float(weight * scale, scaled_bias, settings.weight_bits, source, output)
+        fraction = None if fractions is None else fractions.get(f"{name}.weight")
+        return Linear.from_float(weight * scale, scaled_bias, settings.weight_bits, source, output, fraction)
 
     def norm(name: str) -> Norm:
         scale, joints = parameters[f"{name}.scale"], (config.norm_epsilon, residual, formats[name])
@@ -78,7 +90,8 @@ def quantize_transformer(
                 down=linear(f"{prefix}.feed_forward.down", activated, residual),
             )
         )
-    head = parameters["token_embedding" if config.tie_embeddings else "output.weight"]
+    head_name = "token_embedding" if config.tie_embeddings else "output.weight"
+    head, head_fraction = parameters[head_name], None if fractions is None else fractions.get(head_name)
     return QuantizedTransformer(
         embedding=Embedding(
             token=EmbeddingTable.from_float(parameters["token_embedding"], settings.embedding_bits),
@@ -87,7 +100,9 @@ def quantize_transformer(
         ),
         blocks=tuple(blocks),
         final_norm=norm("final_norm"),
-        logits=Linear.from_float(head, None, settings.weight_bits, formats["final_norm"], formats["logits"]),
+        logits=Linear.from_float(
+            head, None, settings.weight_bits, formats["final_norm"], formats["logits"], head_fraction
+        ),
         residual=residual,
     )
 

@@ -9,7 +9,13 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ORDER = ("scripts", "sim", "hdl", "fixedpoint", "model")
 # `fixedpoint` meets the float model only where one becomes the other; integer inference runs without it.
-READS_MODEL = {"fixedpoint/quantize.py", "fixedpoint/calibration.py", "fixedpoint/export.py"}
+READS_MODEL = {
+    "fixedpoint/quantize.py",
+    "fixedpoint/calibration.py",
+    "fixedpoint/export.py",
+    "fixedpoint/quantization_aware.py",
+    "fixedpoint/quantization_aware_worker.py",
+}
 MODEL_NEEDS = {"numpy", "matplotlib", "tqdm"}
 # Runs inside a simulator's process, where seconds of imports would be paid for every bench.
 LIGHT = ("sim/__init__.py", "sim/streams.py", "sim/cocotb_bench.py")

@@ -1,0 +1,188 @@
+r"""Quantization-aware training: the float model computes with the numbers that the integer model will have.
+
+Before each step the weights are rounded as `quantize_transformer` rounds them, and in the forward pass the activations are rounded
+to their formats. Gradients go straight through (see `model.straight_through`). What is too fine to matter is left to floats: the roundings of
+biases, exponentials, reciprocals and of the residual stream. The held-out loss has no such gaps: it is that of the integer model, built from the
+rounded weights of the moment.
+
+Rounding to whole numbers in two additions.  A float32 has a 24-bit mantissa, so between \(2^{23}\) and \(2^{24}\) its values are the whole
+numbers: for \(|x| < 2^{22}\), \((x + 1.5 \cdot 2^{23}) - 1.5 \cdot 2^{23}\) is \(x\) rounded to the nearest whole number. Ties go to
+the even one where integers round half up, which a latent weight hardly ever meets.
+
+References: Jacob et al. 2018, arXiv:1712.05877; Bengio et al. 2013, arXiv:1308.3432. Derived in docs/fixedpoint/quantization_aware.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from model import ModelConfig, Transformer
+from model.parameters import Parameters, parameter_shapes
+from model.workspace import row_blocks
+
+from .calibration import Calibration, QuantizationSettings, calibrate, query_scale
+from .errors import QuantizationError
+from .qformat import IntegerArray, QFormat, covering_fraction
+from .quantize import quantize_transformer
+from .row_scales import WeightBits, least_squares_fractions, weight_range
+from .transformer import QuantizedTransformer
+
+ROUNDING_CONSTANT = np.float32(1.5 * 2**23)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Where a matrix or vector may be: `step` times the whole numbers from `lowest` to `highest`, a step a row."""
+
+    parameter: str
+    step: np.ndarray  # (rows, 1), float32
+    inverse: np.ndarray
+    lowest: int
+    highest: int
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizationAware:
+    """The number format that a model is trained for: a `model.straight_through.StraightThrough`.
+
+    Attributes:
+        model: Shape of the model.
+        settings: Widths.
+        formats: Formats of the activations, as in `Calibration`.
+        fractions: Fraction of each row (R,) of every matrix and table, by parameter name.
+    """
+
+    model: ModelConfig
+    settings: QuantizationSettings
+    formats: Mapping[str, QFormat]
+    fractions: Mapping[str, IntegerArray]
+
+    worker_module = "fixedpoint.quantization_aware_worker"
+
+    @classmethod
+    def from_model(cls, model: Transformer, tokens: np.ndarray, settings: QuantizationSettings) -> QuantizationAware:
+        """Choose all formats for a trained float model.
+
+        Args:
+            model: The model that training starts from.
+            tokens: Calibration windows (N, T).
+            settings: Widths.
+
+        Raises:
+            QuantizationError: The model cannot be quantized.
+        """
+        formats = calibrate(model, tokens, settings).formats
+        fractions = {}
+        for name, (scale, bits) in _matrices(model.config, settings).items():
+            fractions[name] = least_squares_fractions(model.parameters[name].astype(np.float64) * scale, bits)
+        return cls(model.config, settings, formats, fractions)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON holds it."""
+        return {
+            "model": self.model.to_dict(),
+            "settings": asdict(self.settings),
+            "formats": {name: str(target) for name, target in self.formats.items()},
+            "fractions": {name: fractions.tolist() for name, fractions in self.fractions.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> QuantizationAware:
+        """Return what `to_dict` described."""
+        return cls(
+            ModelConfig.from_dict(content["model"]),
+            QuantizationSettings(**content["settings"]),
+            {name: QFormat.parse(text) for name, text in content["formats"].items()},
+            {name: np.array(fractions, dtype=np.int64) for name, fractions in content["fractions"].items()},
+        )
+
+    def quantize(self, model: Transformer) -> QuantizedTransformer:
+        """Return the integer model of rounded parameters: nothing is rounded a second time, but for biases and shifts."""
+        return quantize_transformer(model, Calibration(self.formats, ()), self.settings, self.fractions)
+
+    def loss(self, model: Transformer, inputs: np.ndarray, targets: np.ndarray) -> float:
+        """Return the integer model's mean loss in nats over windows (N, T)."""
+        return self.quantize(model).loss(inputs, targets)
+
+    def round_parameters(self, latent: np.ndarray, rounded: np.ndarray, share: int, num_shares: int) -> None:
+        """Write one share of the rounded parameters (n,): a share of the rows of each matrix; vectors go to the first share."""
+        shapes = parameter_shapes(self.model)
+        source, target = Parameters(shapes, latent), Parameters(shapes, rounded)
+        for grid in self._grids:
+            part = slice(len(grid.step) * share // num_shares, len(grid.step) * (share + 1) // num_shares)
+            out = target[grid.parameter][part]
+            np.multiply(source[grid.parameter][part], grid.inverse[part], out=out)
+            _round(out, grid.lowest, grid.highest)
+            out *= grid.step[part]
+        if share == 0:
+            rounded[target.num_decayed :] = latent[target.num_decayed :]
+            for name in self._norm_scales:
+                scale = target[name]
+                fraction = covering_fraction(float(np.abs(scale).max()), self.settings.activation_bits)
+                scale *= np.float32(2.0**fraction)
+                _round(scale, -np.inf, np.inf)
+                scale *= np.float32(2.0**-fraction)
+
+    def round_tensor(self, name: str, values: np.ndarray) -> None:
+        """Round a tensor (N, channels) of the float model's forward pass in place."""
+        if name not in self._steps:
+            return
+        step, inverse, lowest, highest = self._steps[name]
+        for rows in row_blocks(*values.shape):
+            part = values[rows]
+            part *= inverse
+            _round(part, lowest, highest)
+            part *= step
+
+    @cached_property
+    def _steps(self) -> dict[str, tuple[np.float32, np.float32, int, int]]:
+        """For every activation that is rounded: step, 1 / step, and the range in steps."""
+        steps = {}
+        for name, target in self.formats.items():
+            if name not in ("residual", "logits"):
+                scale = _query_factor(name, self.model)
+                step, inverse = np.float32(target.resolution / scale), np.float32(scale / target.resolution)
+                steps[name] = step, inverse, target.minimum_integer, target.maximum_integer
+        return steps
+
+    @cached_property
+    def _grids(self) -> tuple[_Grid, ...]:
+        grids = []
+        for name, (scale, bits) in _matrices(self.model, self.settings).items():
+            exponent = self.fractions[name][:, None]
+            step, inverse = (np.ldexp(1.0, -exponent) / scale), (np.ldexp(scale, exponent))
+            grids.append(_Grid(name, step.astype(np.float32), inverse.astype(np.float32), *weight_range(bits)))
+        return tuple(grids)
+
+    @cached_property
+    def _norm_scales(self) -> tuple[str, ...]:
+        return tuple(name for name in parameter_shapes(self.model) if name.endswith(".scale"))
+
+
+def _query_factor(name: str, config: ModelConfig) -> float:
+    """Return what the integer model multiplies a tensor or its weights by."""
+    is_query = name.endswith(("attention.query", "attention.query.weight"))
+    return query_scale(config.embed_dim // config.num_heads) if is_query else 1.0
+
+
+def _matrices(config: ModelConfig, settings: QuantizationSettings) -> dict[str, tuple[float, WeightBits]]:
+    """Return the factor and the bits of every matrix and table."""
+    matrices: dict[str, tuple[float, WeightBits]] = {}
+    for name, shape in parameter_shapes(config).items():
+        if len(shape) == 2:
+            # A tied table is rounded as the coarser of its two uses.
+            table = name == "position_embedding" or (name == "token_embedding" and not config.tie_embeddings)
+            matrices[name] = _query_factor(name, config), settings.embedding_bits if table else settings.weight_bits
+    return matrices
+
+
+def _round(values: np.ndarray, lowest: float, highest: float) -> None:
+    """Round float32 values to whole numbers and saturate, in place."""
+    np.clip(values, lowest, highest, out=values)
+    values += ROUNDING_CONSTANT
+    values -= ROUNDING_CONSTANT
