@@ -76,3 +76,18 @@ def random_transformer(seed=0, num_layers=2, channels=12, num_heads=3, context_l
         logits=random_linear(generator, vocab_size, channels, NORMED, QFormat(16, 9)),
         residual=RESIDUAL,
     )
+
+
+def adversarial_rows(channels, input_format):
+    """Rows for a norm, that reach the largest sums, differences and variances, and the smallest."""
+    low, high = input_format.minimum_integer, input_format.maximum_integer
+    rows = [np.full(channels, value) for value in (low, high, 0, -1)]
+    for ones in {1, channels // 2, channels - 1} - {0, channels}:
+        for a, b in ((low, high), (high, low), (0, 1), (-1, 0), (low, low + 1), (high, high - 1)):
+            row = np.full(channels, a)
+            row[:ones] = b
+            rows.append(row)
+    generator = np.random.default_rng(channels)
+    rows.extend(generator.integers(low, high, size=(8, channels), endpoint=True))
+    rows.extend(np.clip(np.rint(generator.normal(size=(8, channels)) * 300), low, high).astype(np.int64))
+    return np.array(rows)

@@ -3,6 +3,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from fixedpoint_builders import adversarial_rows
 
 from fixedpoint import LayerNorm, QFormat, QuantizationError, ReciprocalSquareRoot
 from fixedpoint.qformat import bits_for
@@ -24,21 +25,6 @@ def identity(channels, input_format=INPUT, output=WIDE, epsilon=1):
         output,
         epsilon,
     )
-
-
-def adversarial_rows(channels, input_format):
-    """Rows that reach the largest sums, differences and variances, and the smallest."""
-    low, high = input_format.minimum_integer, input_format.maximum_integer
-    rows = [np.full(channels, value) for value in (low, high, 0, -1)]
-    for ones in {1, channels // 2, channels - 1} - {0, channels}:
-        for a, b in ((low, high), (high, low), (0, 1), (-1, 0), (low, low + 1), (high, high - 1)):
-            row = np.full(channels, a)
-            row[:ones] = b
-            rows.append(row)
-    generator = np.random.default_rng(channels)
-    rows.extend(generator.integers(low, high, size=(8, channels), endpoint=True))
-    rows.extend(np.clip(np.rint(generator.normal(size=(8, channels)) * 300), low, high).astype(np.int64))
-    return np.array(rows)
 
 
 def intermediates(norm, row):
