@@ -15,31 +15,30 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from .errors import CircuitError
+from .multiplier import Multiplier
 
 
 class LaneProducts(wiring.Component):
-    """One signed multiplier a lane, with registers before and after it.
+    """One signed multiplier a lane, with all of its registers on.
 
-    Equation: `o[l] = a[l] * b[l]`.  Latency: 2 moves.  Throughput: `lanes` products a move.
+    Equation: `o[l] = a[l] * b[l]`.  Latency: 3 moves, `Multiplier`'s.  Throughput: `lanes` products a move.
     Resources: a hard multiplier a lane (ECP5: one MULT18X18D, operands up to 18 bits).
 
     Attributes:
         lanes: Number of multipliers.
-        a_bits, b_bits: Signed operand widths, at most 18.
+        latency: 3.
         en: In, 1 bit. The pipeline moves.
         a, b: In, arrays of `lanes` operands.
         o: Out, array of `lanes` products.
     """
 
-    latency = 2
+    latency = Multiplier.latency
 
     def __init__(self, lanes: int, a_bits: int, b_bits: int):
         if not isinstance(lanes, int) or lanes < 1:
             raise CircuitError(f"lanes must be a whole number of at least 1, not {lanes!r}")
-        for name, bits in (("a_bits", a_bits), ("b_bits", b_bits)):
-            if not 1 <= bits <= 18:
-                raise CircuitError(f"{name} must be 1 to 18, the width of a hard multiplier, not {bits}")
         self.lanes = lanes
+        self._multipliers = [Multiplier(a_bits, b_bits) for _ in range(lanes)]
         super().__init__(
             {
                 "en": In(1),
@@ -52,11 +51,14 @@ class LaneProducts(wiring.Component):
     def elaborate(self, platform):
         """Build the circuit."""
         m = Module()
-        a, b, o = (Signal.like(port, reset_less=True) for port in (self.a, self.b, self.o))
-        with m.If(self.en):
-            m.d.sync += [a.eq(self.a), b.eq(self.b)]
-            m.d.sync += [o[lane].eq(a[lane] * b[lane]) for lane in range(self.lanes)]
-        m.d.comb += self.o.eq(o)
+        for lane, multiplier in enumerate(self._multipliers):
+            m.submodules[f"lane_{lane}"] = multiplier
+            m.d.comb += [
+                multiplier.en.eq(self.en),
+                multiplier.a.eq(self.a[lane]),
+                multiplier.b.eq(self.b[lane]),
+                self.o[lane].eq(multiplier.o),
+            ]
         return m
 
 

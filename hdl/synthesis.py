@@ -212,7 +212,7 @@ def synthesize_core(
         CircuitError: The core does not fit.
         ToolError: A tool is missing or failed.
     """
-    files = {"il": rtlil.convert(core, name=name, emit_src=False)}
+    files = {"il": rtlil.convert(core, name=name, platform=board.platform(), emit_src=False)}
     arguments = ("--out-of-context", "--freq", f"{frequency / 1e6:g}")
     return _build(files, board, Path(directory), name, arguments, seed, progress, out_of_context=True)
 
