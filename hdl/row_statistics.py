@@ -85,11 +85,12 @@ class RowStatistics(wiring.Component):
             self.variance_valid.eq(tags.o.valid & tags.o.last),
             square_tree.en.eq(1),
         ]
-        elements = Signal.like(self.elements, reset_less=True)
-        m.d.sync += elements.eq(self.elements)
+        # Not called `elements`: Amaranth would name the two signals' elements alike, which nextpnr takes for one net.
+        arrived = Signal.like(self.elements, reset_less=True)
+        m.d.sync += arrived.eq(self.elements)
         for lane in range(self.lanes):
             square = Signal(signed(2 * parameters.input.bits), name=f"square_{lane}", reset_less=True)
-            m.d.sync += square.eq(elements[lane] * elements[lane])
+            m.d.sync += square.eq(arrived[lane] * arrived[lane])
             m.d.comb += square_tree.i[lane].eq(square)
         squares = Signal(unsigned(parameters.square_sum_bits), reset_less=True)
         with m.If(tags.taps[summed].valid):
@@ -108,7 +109,8 @@ class RowStatistics(wiring.Component):
             return m
 
         m.submodules.element_tree = element_tree = AdderTree(self.lanes, parameters.input.bits)
-        m.d.comb += [element_tree.en.eq(1)] + [element_tree.i[lane].eq(elements[lane]) for lane in range(self.lanes)]
+        m.d.comb += element_tree.en.eq(1)
+        m.d.comb += [element_tree.i[lane].eq(arrived[lane]) for lane in range(self.lanes)]
         total = Signal.like(self.total, reset_less=True)
         with m.If(tags.taps[summed - 1].valid):
             m.d.sync += total.eq(element_tree.o + Mux(tags.taps[summed - 1].first, 0, total))

@@ -3,16 +3,14 @@ import dataclasses
 
 import numpy as np
 import pytest
-from core_bench import ResetOnce, bench, pack_rows, run, run_with_stalls
+from core_bench import ResetOnce, bench, run, run_with_stalls
+from norm_cases import NORMED, RESIDUAL, norm_bench, random_rows, special_rows
 
 import fixedpoint
 from fixedpoint import QFormat
 from hdl import CircuitError
 from hdl.layer_norm import LayerNorm
 from sim.bench import BenchFailure
-
-RESIDUAL = QFormat(16, 10)
-NORMED = QFormat(8, 5)
 
 
 def specification(channels, scale_bits=8, input_format=RESIDUAL, output=NORMED, seed=0):
@@ -22,37 +20,8 @@ def specification(channels, scale_bits=8, input_format=RESIDUAL, output=NORMED, 
     )
 
 
-def special_rows(parameters):
-    """Rows at the rails, rows without variance, and the extremes of difference and of variance."""
-    lowest, highest, channels = parameters.input.minimum_integer, parameters.input.maximum_integer, parameters.channels
-    place = np.arange(channels)
-    return [
-        np.full(channels, lowest),
-        np.full(channels, highest),
-        np.zeros(channels, dtype=int),
-        np.where(place == 0, highest, lowest),  # one-hot: the largest normalized value
-        np.where(place == channels - 1, lowest, highest),
-        np.where(place % 2, lowest, highest),  # the largest variance
-        np.where(place == 0, 1, 0),  # the smallest variance above none
-        place % 2 - 1,
-        np.linspace(lowest, highest, channels).astype(int),
-    ]
-
-
-def random_rows(parameters, generator, count):
-    rows = []
-    for _ in range(count):
-        spread = generator.choice([2, 30, 1000, parameters.input.maximum_integer + 1])
-        spread = min(int(spread), parameters.input.maximum_integer + 1)
-        row = generator.integers(-spread, spread, parameters.channels) + generator.integers(-spread, spread)
-        rows.append(np.clip(row, parameters.input.minimum_integer, parameters.input.maximum_integer))
-    return rows
-
-
-def make(name, parameters, rows, core=None, **settings):
-    core = core or LayerNorm(parameters)
-    expected = {"o": pack_rows(core.o, "data", [parameters.compute(row) for row in rows])}
-    return bench(name, core, pack_rows(core.i, "data", rows), expected, **settings)
+def make(name, parameters, rows, component=None, lanes=1, **settings):
+    return norm_bench(name, LayerNorm(parameters, lanes), rows, component, **settings)
 
 
 SHAPES = {
@@ -82,22 +51,31 @@ SHAPES = {
 def test_rails_ties_and_random_rows_back_to_back(tmp_path, parameters):
     rows = special_rows(parameters) + random_rows(parameters, np.random.default_rng(1), 12)
     core = LayerNorm(parameters)
-    run(make("rows", parameters, rows, core, expected_cycles=core.cycles(len(rows))), tmp_path)
+    run(norm_bench("rows", core, rows, expected_cycles=core.cycles(len(rows))), tmp_path)
 
 
-@pytest.mark.parametrize("channels", [1, 2, 12, 64])
-def test_stalls_lose_and_repeat_nothing(tmp_path, channels):
+@pytest.mark.parametrize(("channels", "lanes"), [(64, 8), (128, 16), (12, 12), (100, 5), (24, 3), (2, 2)])
+def test_several_elements_a_cycle(tmp_path, channels, lanes):
+    parameters = specification(channels)
+    rows = special_rows(parameters) + random_rows(parameters, np.random.default_rng(1), 20)
+    core = LayerNorm(parameters, lanes)
+    assert core.cycles(3) - core.cycles(2) == channels // lanes
+    run(norm_bench("lanes", core, rows, expected_cycles=core.cycles(len(rows))), tmp_path)
+
+
+@pytest.mark.parametrize(("channels", "lanes"), [(1, 1), (12, 1), (16, 8), (12, 4)])
+def test_stalls_lose_and_repeat_nothing(tmp_path, channels, lanes):
     parameters = specification(channels)
     rows = special_rows(parameters) + random_rows(parameters, np.random.default_rng(2), 12)
-    run_with_stalls(make("stalls", parameters, rows), tmp_path)
+    run_with_stalls(make("stalls", parameters, rows, lanes=lanes), tmp_path)
 
 
-@pytest.mark.parametrize("channels", [7, 12])
-def test_a_sink_that_hardly_takes_does_not_mix_rows(tmp_path, channels):
-    """The next row's root is ready while this row still stands in the stages that use its own: 7 channels reach back to the last of these."""
+@pytest.mark.parametrize(("channels", "lanes"), [(1, 1), (7, 1), (8, 8)])
+def test_a_sink_that_hardly_takes_does_not_mix_rows(tmp_path, channels, lanes):
+    """Many rows wait in the FIFO, each with its own root and sum; several stand in the pipeline."""
     parameters = specification(channels)
-    rows = random_rows(parameters, np.random.default_rng(3), 40)
-    run(make("slow sink", parameters, rows), tmp_path, sink_stall=0.97, seed=8)
+    rows = random_rows(parameters, np.random.default_rng(3), 80 if channels == lanes else 20)
+    run(make("slow sink", parameters, rows, lanes=lanes), tmp_path, sink_stall=0.97, seed=8)
 
 
 def test_every_row_of_two_5_bit_elements(tmp_path):
@@ -111,7 +89,7 @@ def test_latency_is_the_stated_one(tmp_path, channels, latency):
     core = LayerNorm(parameters := specification(channels))
     assert core.latency == latency
     rows = random_rows(parameters, np.random.default_rng(9), 1)
-    run(make("latency", parameters, rows, core, expected_cycles=2 * (channels - 1) + latency), tmp_path)
+    run(norm_bench("latency", core, rows, expected_cycles=2 * (channels - 1) + latency), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -139,5 +117,8 @@ def test_impossible_parameters_are_refused_by_name():
     with pytest.raises(TypeError, match=r"must be a fixedpoint\.LayerNorm, not int"):
         LayerNorm(64)
     coarse = dataclasses.replace(specification(4), reciprocal_square_root=fixedpoint.ReciprocalSquareRoot(8, 12))
+    for lanes in (0, 3, 8, 2.0):
+        with pytest.raises(CircuitError, match=f"lanes must divide the row's 4 channels, not be {lanes}"):
+            LayerNorm(specification(4), lanes)
     with pytest.raises(CircuitError, match=r"of 4 channels needs .* at least 14 mantissa bits, not 12"):
         LayerNorm(coarse)
