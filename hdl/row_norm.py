@@ -16,6 +16,7 @@ from .dot_product import Delay
 from .errors import CircuitError
 from .reciprocal import ReciprocalSquareRoot
 from .row_statistics import RowStatistics
+from .stream_parts import word_shape
 
 LOW_BITS = 16  # of a difference: an unsigned part that fits a hard multiplier beside the root's mantissa
 OUTPUT_MOVES = 11  # stages from a word's turn to its result
@@ -63,8 +64,7 @@ class RowNorm(wiring.Component):
         )
 
     def _stream(self, element) -> stream.Signature:
-        word = element if self.lanes == 1 else data.ArrayLayout(element, self.lanes)
-        return stream.Signature(data.StructLayout({"data": word, "last": 1}))
+        return stream.Signature(data.StructLayout({"data": word_shape(element, self.lanes), "last": 1}))
 
     def _lane(self, word, lane: int):
         return word if self.lanes == 1 else word[lane]

@@ -1,0 +1,131 @@
+"""What joins streams and Amaranth's library lacks: a register that cuts every path, and a converter between words of different numbers of elements."""
+
+from amaranth.hdl import Assert, Cat, Format, Module, Mux, Shape, ShapeLike, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from .errors import CircuitError
+
+
+class StreamRegister(wiring.Component):
+    """A register slice: no path leads through it, neither from `i` to `o` nor from `o.ready` to `i.ready`.
+
+    Equation: `o = i`.  It holds up to two payloads: the one that is offered, and one that arrived in the cycle in which the consumer first
+    refused, of which the producer could not know yet.
+
+    Latency: 1 cycle from a payload taken to it offered.  Throughput: one a cycle.
+    Resources: two registers of the payload and a multiplexer.
+
+    Attributes:
+        i: In, stream of the given shape.
+        o: Out, stream of the same shape.
+    """
+
+    def __init__(self, shape: ShapeLike):
+        Shape.cast(shape)  # what is no shape is refused here
+        super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
+
+    def elaborate(self, platform):
+        """Build the circuit."""
+        m = Module()
+        offered = Signal.like(self.o.payload, reset_less=True)
+        spare = Signal.like(self.o.payload, reset_less=True)
+        spare_valid = Signal()
+        m.d.comb += [self.i.ready.eq(~spare_valid), self.o.payload.eq(offered)]
+        with m.If(~self.o.valid | self.o.ready):
+            m.d.sync += [
+                offered.eq(Mux(spare_valid, spare, self.i.payload)),
+                self.o.valid.eq(spare_valid | self.i.valid),
+                spare_valid.eq(0),
+            ]
+        with m.Else():
+            m.d.sync += spare_valid.eq(spare_valid | self.i.valid)
+            with m.If(~spare_valid):
+                m.d.sync += spare.eq(self.i.payload)
+        return m
+
+
+class WidthConverter(wiring.Component):
+    """Rows in words of `i_lanes` elements become rows in words of `o_lanes` elements; one of the two divides the other.
+
+    Equation: the elements of `o`, word after word and lane after lane, are those of `i`.  `last` stays on a row's final element.
+
+    Latency: 1 cycle, from a word that completes one of `o` taken to that one offered.  Throughput: a word of the narrower side each cycle, so that n of
+    them pass in n cycles from the first one taken to the last one given.
+    Resources: one register of the wider word.
+    In simulation a row that ends inside a word of `o` is an assertion's failure; in hardware its end is lost.
+
+    Attributes:
+        element: Shape of an element.
+        i_lanes, o_lanes: Elements a word.
+        i: In, stream of {data: element, last}; with several lanes `data` is an array.
+        o: Out, stream of {data, last}, of the same form.
+    """
+
+    def __init__(self, element: ShapeLike, i_lanes: int, o_lanes: int):
+        for name, lanes in (("i_lanes", i_lanes), ("o_lanes", o_lanes)):
+            if not isinstance(lanes, int) or lanes < 1:
+                raise CircuitError(f"a width converter's {name} must be a whole number of at least 1, not {lanes!r}")
+        if i_lanes == o_lanes or max(i_lanes, o_lanes) % min(i_lanes, o_lanes):
+            raise CircuitError(
+                f"a width converter's lanes must differ, and one number divide the other, not be {i_lanes} and {o_lanes}"
+            )
+        Shape.cast(element)
+        self.element = element
+        self.i_lanes, self.o_lanes = i_lanes, o_lanes
+        super().__init__(
+            {
+                side: direction(stream.Signature(data.StructLayout({"data": word_shape(element, lanes), "last": 1})))
+                for side, direction, lanes in (("i", In, i_lanes), ("o", Out, o_lanes))
+            }
+        )
+
+    def elaborate(self, platform):
+        """Build the circuit."""
+        m = Module()
+        widen = self.o_lanes > self.i_lanes
+        ratio = self.o_lanes // self.i_lanes if widen else self.i_lanes // self.o_lanes
+        narrow = Shape.cast(self.element).width * min(self.i_lanes, self.o_lanes)
+        word, last = Signal(narrow * ratio, reset_less=True), Signal(reset_less=True)
+        part = Signal(range(ratio))  # that arrives or leaves
+        final = part == ratio - 1
+        free, taken, given = Signal(), Signal(), Signal()
+        m.d.comb += [
+            taken.eq(self.i.valid & self.i.ready),
+            given.eq(self.o.valid & self.o.ready),
+            free.eq(~self.o.valid | self.o.ready),
+        ]
+        # The elements shift by a narrow word, so that the first one ends up, or begins, in the lowest bits.
+        if widen:
+            m.d.comb += [self.i.ready.eq(free), self.o.payload.data.eq(word), self.o.payload.last.eq(last)]
+            with m.If(given):
+                m.d.sync += self.o.valid.eq(0)
+            with m.If(taken):
+                m.d.sync += [
+                    word.eq(Cat(word[narrow:], self.i.payload.data)),
+                    last.eq(self.i.payload.last),
+                    part.eq(Mux(final, 0, part + 1)),
+                    self.o.valid.eq(final),
+                    Assert(
+                        final | ~self.i.payload.last,
+                        Format("width converter: a row ends after {} of {} parts of a word", part + 1, ratio),
+                    ),
+                ]
+        else:
+            m.d.comb += [
+                self.i.ready.eq(~self.o.valid | (self.o.ready & final)),
+                self.o.payload.data.eq(word),
+                self.o.payload.last.eq(last & final),
+            ]
+            with m.If(given):
+                m.d.sync += [word.eq(word[narrow:]), part.eq(Mux(final, 0, part + 1))]
+                with m.If(final):
+                    m.d.sync += self.o.valid.eq(0)
+            with m.If(taken):
+                m.d.sync += [word.eq(self.i.payload.data), last.eq(self.i.payload.last), self.o.valid.eq(1)]
+        return m
+
+
+def word_shape(element: ShapeLike, lanes: int) -> ShapeLike:
+    """Return the shape of a word of `lanes` elements: the element itself for one lane, else an array."""
+    return element if lanes == 1 else data.ArrayLayout(element, lanes)

@@ -1,0 +1,87 @@
+# amaranth: UnusedElaboratable=no
+import numpy as np
+import pytest
+from amaranth.hdl import signed, unsigned
+from amaranth.lib import data
+from core_bench import ResetOnce, bench, run, run_with_stalls
+
+from hdl import CircuitError
+from hdl.stream_parts import StreamRegister, WidthConverter
+from sim.bench import BenchFailure
+from sim.payload import pack_all
+
+PAYLOAD = data.StructLayout({"data": signed(6), "last": 1})
+
+
+def register_bench(count, component=None, **settings):
+    words = np.random.default_rng(1).integers(0, 128, count).tolist()
+    return bench("register", component or StreamRegister(PAYLOAD), words, {"o": words}, **settings)
+
+
+def test_a_register_passes_everything_a_word_a_cycle(tmp_path):
+    run_with_stalls(register_bench(200, expected_cycles=200), tmp_path)
+
+
+@pytest.mark.parametrize("given", [0, 2])
+def test_a_reset_empties_the_register(tmp_path, given):
+    whole = register_bench(20, ResetOnce(StreamRegister(PAYLOAD), given + 1, given))
+    words = whole.inputs["i"]
+    run(bench("reset", whole.component, words, {"o": words[:given] + words[given + 1 :]}), tmp_path)
+
+
+def pack(port, lanes, elements, row):
+    """Raw words of `elements` in rows of `row`."""
+    words = elements.reshape(-1, lanes)
+    last = np.arange(len(words)) % (row // lanes) == row // lanes - 1
+    return pack_all(
+        port.payload.shape(), {"data": words[:, 0] if lanes == 1 else list(words.T), "last": last.astype(int)}
+    )
+
+
+def converter_bench(i_lanes, o_lanes, rows=15, row_words=3, component=None, **settings):
+    core = WidthConverter(signed(5), i_lanes, o_lanes)
+    row = max(i_lanes, o_lanes) * row_words
+    elements = np.random.default_rng(2).integers(-16, 16, rows * row)
+    inputs, outputs = (pack(port, lanes, elements, row) for port, lanes in ((core.i, i_lanes), (core.o, o_lanes)))
+    return bench(
+        "width converter",
+        component(core) if component else core,
+        inputs,
+        {"o": outputs},
+        expected_cycles=None if component else max(len(inputs), len(outputs)),
+        **settings,
+    )
+
+
+@pytest.mark.parametrize(("i_lanes", "o_lanes"), [(1, 2), (2, 1), (1, 5), (5, 1), (2, 8), (9, 3)])
+def test_elements_keep_their_order_and_rows_their_ends(tmp_path, i_lanes, o_lanes):
+    run_with_stalls(converter_bench(i_lanes, o_lanes), tmp_path)
+
+
+@pytest.mark.parametrize(("i_lanes", "o_lanes", "taken", "given"), [(1, 4, 2, 0), (4, 1, 1, 3)])
+def test_a_reset_in_the_middle_of_a_word_forgets_it(tmp_path, i_lanes, o_lanes, taken, given):
+    whole = converter_bench(i_lanes, o_lanes, component=lambda core: ResetOnce(core, taken, given))
+    inputs, outputs = whole.inputs["i"], whole.outputs["o"]
+    # The word that was being gathered, or given, is lost; the next one follows.
+    inputs, outputs = (
+        (inputs[:taken] + inputs, outputs) if i_lanes < o_lanes else (inputs, outputs[:given] + outputs[4:])
+    )
+    run(bench("reset", whole.component, inputs, {"o": outputs}), tmp_path)
+
+
+def test_a_row_that_ends_inside_a_word_fails_in_simulation(tmp_path):
+    core = WidthConverter(unsigned(4), 1, 3)
+    words = pack_all(core.i.payload.shape(), {"data": [1, 2, 3], "last": [0, 1, 0]})
+    with pytest.raises(BenchFailure, match="a row ends after 2 of 3 parts of a word"):
+        run(bench("torn", core, words, {"o": [0]}), tmp_path)
+
+
+def test_impossible_lanes_are_refused_by_name():
+    for lanes in (0, -1, 2.0, "2"):
+        with pytest.raises(CircuitError, match=f"i_lanes must be a whole number of at least 1, not {lanes!r}"):
+            WidthConverter(signed(8), lanes, 4)
+    for pair in ((4, 4), (4, 6), (1, 1)):
+        with pytest.raises(CircuitError, match=f"must differ, .* not be {pair[0]} and {pair[1]}"):
+            WidthConverter(signed(8), *pair)
+    with pytest.raises(TypeError):
+        StreamRegister("eight bits")
