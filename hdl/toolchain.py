@@ -73,6 +73,7 @@ TOOLS = {
         Tool(
             "iverilog", ("iverilog",), "simulation with Icarus", "apt-get install iverilog", version_arguments=("-V",)
         ),
+        Tool("vvp", ("vvp",), "simulation with Icarus", "apt-get install iverilog", version_arguments=("-V",)),
         Tool(
             "openFPGALoader",
             ("openFPGALoader",),

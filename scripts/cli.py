@@ -22,6 +22,7 @@ COMMANDS = (
     "evaluate",
     "simulate",
     "synthesize",
+    "export-verilog",
     "report",
     "demo",
     "benchmark",
@@ -77,7 +78,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def import_command(name: str) -> ModuleType:
     """Import the module of a subcommand."""
-    return importlib.import_module(f"scripts.{name}")
+    return importlib.import_module(f"scripts.{name.replace('-', '_')}")
 
 
 def build_parser(name: str | None, command: ModuleType | None) -> argparse.ArgumentParser:
@@ -110,7 +111,7 @@ def overview(names: Sequence[str] = COMMANDS, prefix: str = "") -> str:
 
 def help_text(name: str) -> str:
     """Return the docstring of a subcommand's module without importing it."""
-    source = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
+    source = Path(__file__).with_name(f"{name.replace('-', '_')}.py").read_text(encoding="utf-8")
     return ast.get_docstring(ast.parse(source)) or ""
 
 

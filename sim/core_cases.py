@@ -1,6 +1,7 @@
 """Benches of the registry's cores: random vectors and the specification's answers, as words."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from amaranth.hdl import Module
@@ -49,14 +50,29 @@ class Wired(wiring.Component):
         return m
 
 
-def core_bench(entry: CoreEntry, core: wiring.Component, count: int, seed: int) -> StreamBench:
-    """Return a bench of a registered core.
+@dataclass(frozen=True)
+class CoreWords:
+    """Stimuli and golden results of a core as raw words.
+
+    Attributes:
+        inputs: For each stream input, its words.
+        outputs: For each stream output, all words that must come.
+        cycles: As `hdl.vectors.Vectors`'s.
+    """
+
+    inputs: dict[str, list[int]]
+    outputs: dict[str, list[int]]
+    cycles: int | None
+
+
+def core_words(entry: CoreEntry, core: wiring.Component, count: int, seed: int) -> CoreWords:
+    """Return random vectors of a registered core.
 
     Args:
         entry: The core's entry.
-        core: A component that the entry built; fresh, because a component is elaborated once.
+        core: A component that the entry built.
         count: Rows, tokens or values, as fits the core.
-        seed: Of the random vectors.
+        seed: Of the random ones among them.
 
     Raises:
         CircuitError: `count` is not positive.
@@ -68,12 +84,18 @@ def core_bench(entry: CoreEntry, core: wiring.Component, count: int, seed: int) 
     def words(columns: Mapping[str, object]) -> dict[str, list[int]]:
         return {port: pack_all(getattr(core, port).payload.shape(), values) for port, values in columns.items()}
 
+    return CoreWords(words(vectors.inputs), words(vectors.outputs), vectors.cycles)
+
+
+def core_bench(entry: CoreEntry, core: wiring.Component, count: int, seed: int) -> StreamBench:
+    """Return a bench of a registered core; arguments as for `core_words`, the component fresh, since it is elaborated once."""
+    words = core_words(entry, core, count, seed)
     plain = any(not member.is_signature for member in core.signature.members.values())
     return StreamBench(
         entry.name,
         Wired(core, entry.wires) if plain else core,
-        words(vectors.inputs),
-        words(vectors.outputs),
+        words.inputs,
+        words.outputs,
         constants=entry.constants,
-        expected_cycles=vectors.cycles,
+        expected_cycles=words.cycles,
     )

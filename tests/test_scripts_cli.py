@@ -186,7 +186,7 @@ def test_closed_pipe_is_no_error() -> None:
 def test_a_command_works_as_a_file(name: str, tmp_path: Path) -> None:
     # From another directory, as `python …/scripts/train.py`.
     result = subprocess.run(
-        [sys.executable, ROOT / "scripts" / f"{name}.py", "--help"],
+        [sys.executable, ROOT / "scripts" / f"{name.replace('-', '_')}.py", "--help"],
         capture_output=True,
         text=True,
         cwd=tmp_path,

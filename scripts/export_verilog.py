@@ -1,0 +1,76 @@
+"""Write a core as plain Verilog, with its interface described and a test bench with golden vectors.
+
+The core takes weights, tables and formats from a quantized run; without --run they are an example's, of a layer 128 wide. The
+directory then holds MODULE.v, MODULE.md (ports, packing, formats, timing), MODULE_testbench.v and the bench's vectors.
+
+Example:
+  positron export-verilog softmax
+  positron export-verilog matrix-vector --run runs/demo --out my_project/matrix_vector --simulate
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from hdl.registry import CORES, TYPICAL, CoreEntry, find_core
+from model.errors import InputError
+from scripts.runs import load_quantized, open_run
+from sim.verilog_export import export_core, module_name, run_icarus
+
+DEFAULT_VECTORS = 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("core", metavar="CORE", help=f"one of {', '.join(CORES)}")
+    add_model_arguments(parser)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where the files go (default: verilog/CORE)")
+    parser.add_argument(
+        "--vectors",
+        type=int,
+        default=DEFAULT_VECTORS,
+        metavar="N",
+        help="rows, tokens or values for the test bench, as fits the core (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random ones (default: %(default)s)")
+    parser.add_argument("--simulate", action="store_true", help="also run the test bench, with Icarus Verilog")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--run` and `--layer`, which say what a core is made from."""
+    parser.add_argument(
+        "--run", dest="core_run", type=Path, metavar="RUN", help="a quantized run whose weights and tables are used"
+    )
+    parser.add_argument("--layer", type=int, default=0, help="the transformer block (default: %(default)s)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the files, and run the bench where that is asked for."""
+    if arguments.vectors < 1:
+        raise InputError(f"--vectors must be at least 1, not {arguments.vectors}")
+    entry = find_core(arguments.core)
+    core = make_core(entry, arguments)
+    directory = arguments.out or Path("verilog") / entry.name
+    for name in export_core(entry, core, directory, arguments.vectors, arguments.seed):
+        print(directory / name)
+    if arguments.simulate:
+        module = module_name(entry)
+        print(run_icarus(directory, module, [f"{module}.v"]))
+    return 0
+
+
+def make_core(entry: CoreEntry, arguments: argparse.Namespace):
+    """Return the core that the arguments describe."""
+    if arguments.core_run is None:
+        if arguments.layer:
+            raise InputError("--layer chooses a block of a run: it needs --run")
+        return entry.example(TYPICAL)
+    return entry.for_model(load_quantized(open_run(arguments.core_run)), arguments.layer)
+
+
+if __name__ == "__main__":
+    from scripts.cli import main
+
+    sys.exit(main(["export-verilog", *sys.argv[1:]]))

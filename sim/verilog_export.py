@@ -1,0 +1,90 @@
+"""Writing a core with its interface and test bench for other people's projects, and running such a bench with Icarus Verilog."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from amaranth.lib import wiring
+
+from fixedpoint import atomic_directory
+from hdl import ToolError
+from hdl.registry import CoreEntry
+from hdl.toolchain import run_tool
+from hdl.verilog import VerilogPort, interface_text, memory_text, stream_ports, testbench, to_plain_verilog
+
+from .core_cases import CoreWords, core_words
+
+BENCH_PROGRAM = "bench"
+
+
+def module_name(entry: CoreEntry) -> str:
+    """Return a core's name as a Verilog identifier."""
+    return entry.name.replace("-", "_")
+
+
+def bench_files(
+    entry: CoreEntry, core: wiring.Component, ports: Sequence[VerilogPort], words: CoreWords
+) -> dict[str, str]:
+    """Return the files of a core's Verilog test bench, name → text: the bench itself and the words of each stream."""
+    streams = {**words.inputs, **words.outputs}
+    files = {f"{port.name}.mem": memory_text(streams[port.name], port.width) for port in stream_ports(core)}
+    counts = {name: len(values) for name, values in streams.items()}
+    module = module_name(entry)
+    text = testbench(module, core, ports, counts, wires=entry.wires, constants=entry.constants)
+    return {**files, f"{module}_testbench.v": text}
+
+
+def export_core(entry: CoreEntry, core: wiring.Component, directory: Path, count: int, seed: int) -> list[str]:
+    """Write MODULE.v, MODULE.md, MODULE_testbench.v and the bench's words into a directory, replaced as a whole.
+
+    Args:
+        entry: The core's entry.
+        core: A fresh component that the entry built.
+        directory: Where the files go.
+        count: Rows, tokens or values for the bench.
+        seed: Of the random ones among them.
+
+    Returns:
+        The names of the files.
+
+    Raises:
+        ToolError: Yosys is missing or failed.
+    """
+    words = core_words(entry, core, count, seed)
+    module = module_name(entry)
+    text, ports = to_plain_verilog(core, module)
+    files = {
+        f"{module}.v": text,
+        f"{module}.md": interface_text(module, core, ports),
+        **bench_files(entry, core, ports, words),
+    }
+    with atomic_directory(Path(directory)) as work:
+        for name, content in files.items():
+            (work / name).write_text(content, encoding="utf-8")
+    return list(files)
+
+
+def run_icarus(
+    directory: Path, module: str, sources: Sequence[str], *, stall: int = 25, options: Sequence[str] = ()
+) -> str:
+    """Compile a test bench and its module in a directory, run it, and return its verdict, the line after PASS.
+
+    Args:
+        directory: Where the bench and its vectors are.
+        module: The module under test.
+        sources: The other Verilog files, relative to `directory` or absolute.
+        stall: Percent of the cycles in which sources and sinks pause.
+        options: More options for iverilog.
+
+    Raises:
+        ToolError: Icarus is missing or failed, or the bench says FAIL or nothing.
+    """
+    directory, bench = Path(directory).resolve(), f"{module}_testbench"
+    # The bench is the only root; libraries of cells hold many modules that nobody uses.
+    arguments = ("-g2012", "-o", BENCH_PROGRAM, "-s", bench, f"-P{bench}.STALL={stall}", *options)
+    run_tool("iverilog", (*arguments, f"{bench}.v", *sources), directory)
+    output = run_tool("vvp", ("-n", BENCH_PROGRAM), directory)
+    (directory / BENCH_PROGRAM).unlink()
+    lines = sorted(line for line in output.splitlines() if line.startswith(("PASS", "FAIL")))  # FAIL comes first
+    if not lines or not lines[0].startswith("PASS"):
+        raise ToolError(f"the test bench of {module} says: {lines[0] if lines else output.strip()[-500:] or 'nothing'}")
+    return lines[0]

@@ -1,0 +1,104 @@
+# amaranth: UnusedElaboratable=no
+import re
+
+import pytest
+
+from hdl import ToolError, toolchain
+from hdl.registry import CORES
+from hdl.verilog import ports_of, stream_ports
+from sim.verilog_export import export_core, module_name, run_icarus
+
+COUNT = 12
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Cores exported once: name → directory."""
+    directory = tmp_path_factory.mktemp("verilog")
+    for name in ("matrix-vector", "softmax-numerators", "uart"):
+        export_core(CORES[name], CORES[name].example(), directory / name, COUNT, seed=1)
+    return directory
+
+
+@pytest.mark.parametrize(("name", "stall"), [("matrix-vector", 0), ("softmax-numerators", 30), ("uart", 20)])
+def test_an_exported_core_gives_golden_results_under_icarus(exported, name, stall):
+    module = module_name(CORES[name])
+    verdict = run_icarus(exported / name, module, [f"{module}.v"], stall=stall, options=["-g2001"])
+    assert re.match(r"PASS: i (\d+) of \1, o (\d+) of \2", verdict)
+
+
+def with_one_change(directory, tmp_path, file, old, new):
+    (tmp_path / "changed").mkdir()
+    for source in directory.iterdir():
+        text = source.read_text()
+        if source.name == file:
+            assert old in text
+            text = text.replace(old, new, 1)
+        (tmp_path / "changed" / source.name).write_text(text)
+    return tmp_path / "changed"
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "old", "new", "message"),
+    [
+        ("softmax-numerators", "softmax_numerators.v", " + ", " - ", r"FAIL: o.*expected"),
+        ("matrix-vector", "matrix_vector.v", " + ", " - ", r"FAIL: "),
+        ("uart", "i.mem", "\n", "\n55\n", r"FAIL: o\[1\]: expected ff, got 55"),
+        ("uart", "uart_testbench.v", "(o__valid)", "()", r"FAIL: o\[0\]: nothing expected, got .. \(valid z\)"),
+        ("uart", "uart_testbench.v", "assign rx = tx", "assign rx = 1", r"FAIL: nothing moves: i 12 of 12, o 0 of 12"),
+    ],
+)
+def test_the_exported_bench_can_fail(exported, tmp_path, name, file, old, new, message):
+    directory = with_one_change(exported / name, tmp_path, file, old, new)
+    module = module_name(CORES[name])
+    with pytest.raises(ToolError, match=f"the test bench of {module} says: {message}"):
+        run_icarus(directory, module, [f"{module}.v"])
+
+
+def test_a_surplus_result_fails(exported, tmp_path):
+    """One more byte goes in than the bench expects to come out."""
+    directory = with_one_change(exported / "uart", tmp_path, "uart_testbench.v", "i_offered < 12", "i_offered < 13")
+    text = (directory / "uart_testbench.v").read_text().replace("i_done == 12", "i_done >= 12")
+    (directory / "uart_testbench.v").write_text(text)
+    with pytest.raises(ToolError, match=r"FAIL: o\[12\]: nothing expected|FAIL: o"):
+        run_icarus(directory, "uart", ["uart.v"])
+
+
+def test_the_export_is_plain_verilog_with_its_interface(exported):
+    text = (exported / "matrix-vector" / "matrix_vector.v").read_text()
+    assert text.startswith("// Made from Amaranth by Positron.\n")
+    assert "assert" not in text
+    assert "always @*" not in text
+    assert "module matrix_vector(" in text
+    interface = (exported / "matrix-vector" / "matrix_vector.md").read_text()
+    assert "| data | 7:0 | signed, 8 bits |" in interface
+    assert "| last | 8 | flag |" in interface
+    assert "| input | Q3.5 |" in interface
+    assert "Latency from the first element taken" in interface
+    assert "| `rst` | in | 1 | reset, synchronous, high-active |" in interface
+    assert "| `rx` | in | 1 |" in (exported / "uart" / "uart.md").read_text()
+
+
+def test_ports_are_read_with_their_widths():
+    text = (
+        "module \\top\n  wire width 3 signed input 0 \\a\n  wire input 1 \\clk\n  wire width 9 output 2  \\o__b\nend\n"
+    )
+    ports = ports_of(text, "top")
+    assert [(port.name, port.width, port.is_input) for port in ports] == [
+        ("a", 3, True),
+        ("clk", 1, True),
+        ("o__b", 9, False),
+    ]
+
+
+def test_streams_are_found_in_order():
+    assert [(port.name, port.is_input, port.width) for port in stream_ports(CORES["uart"].example())] == [
+        ("i", True, 8),
+        ("o", False, 8),
+    ]
+
+
+def test_a_missing_icarus_is_named(exported, monkeypatch):
+    monkeypatch.setattr(toolchain, "find_tool", lambda name: None)
+    with pytest.raises(ToolError, match=r"iverilog is missing .* apt-get install iverilog"):
+        run_icarus(exported / "uart", "uart", ["uart.v"])

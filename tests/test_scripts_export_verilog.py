@@ -1,0 +1,36 @@
+import json
+
+import pytest
+
+from scripts import cli
+
+
+def test_a_core_of_a_run_is_exported_and_simulated(tiny_run_original, tmp_path, capsys):
+    out = tmp_path / "softmax"
+    words = ["export-verilog", "softmax", "--run", str(tiny_run_original), "--layer", "1", "--vectors", "9"]
+    assert cli.main([*words, "--out", str(out), "--simulate"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("i.mem", "o.mem", "softmax.md", "softmax.v", "softmax_testbench.v"),
+    ]
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == str(out / "softmax.v")
+    assert printed[-1].startswith("PASS: i ")
+    layers = json.loads((tiny_run_original / "quantized" / "manifest.json").read_text())["layers"]
+    assert layers  # the run's formats, not the example's
+    assert "| score | Q" in (out / "softmax.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sofmax"], "there is no core 'sofmax'; choose one of attention"),
+        (["softmax", "--vectors", "0"], "--vectors must be at least 1, not 0"),
+        (["softmax", "--layer", "1"], "--layer chooses a block of a run: it needs --run"),
+        (["softmax", "--run", "nowhere"], "there is no run directory nowhere"),
+    ],
+)
+def test_wrong_arguments_are_refused(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["export-verilog", *words]) == 1
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
