@@ -20,8 +20,10 @@ from .rms_norm import RMSNorm
 from .sampling import Sampler, XorShift32, argmax
 from .softmax import Softmax
 from .transformer import Block, QuantizedTransformer
+from .widths import AccumulatorWidth, accumulator_table
 
 __all__ = [
+    "AccumulatorWidth",
     "Attention",
     "Block",
     "Embedding",
@@ -42,6 +44,7 @@ __all__ = [
     "Softmax",
     "TableActivation",
     "XorShift32",
+    "accumulator_table",
     "argmax",
     "atomic_directory",
     "exact_matmul",

@@ -117,6 +117,12 @@ class ReciprocalSquareRoot:
         middle = (np.arange(self.start, 4 * self.start) + 0.5) / self.start
         return np.floor(2.0**self.mantissa_bits / np.sqrt(middle) + 0.5).astype(np.int64)
 
+    @property
+    def largest_ratio(self) -> float:
+        """The least upper bound of `result · sqrt(x)`: an entry is furthest above 1/sqrt at the upper end of its interval."""
+        ends = np.arange(self.start + 1, 4 * self.start + 1) / self.start
+        return float((self.table * np.sqrt(ends)).max() * 2.0**-self.mantissa_bits)
+
     def compute(self, values: Integers) -> ScaledReciprocal:
         """Return `1 / sqrt(values)` as mantissa and exponent; `exponent` includes `mantissa_bits`.
 
