@@ -242,7 +242,9 @@ def _build(
     out_of_context: bool,
 ) -> SynthesisReport:
     refuse_if_too_large(files["il"], board)
-    yosys = ("-q", "-l", "yosys.log", "-p", f"read_rtlil {name}.il; synth_ecp5 -top {name} -json {name}.json")
+    # Amaranth names the elements of an array like Yosys names the bits of a wire, `x[0]`; such aliases are purged before they are mixed up.
+    script = f"read_rtlil {name}.il; proc; opt_clean -purge; synth_ecp5 -top {name} -json {name}.json"
+    yosys = ("-q", "-l", "yosys.log", "-p", script)
     nextpnr = (
         *board.device_arguments,
         *("--json", f"{name}.json", "--report", "nextpnr.json"),
