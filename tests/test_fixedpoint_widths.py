@@ -6,6 +6,7 @@ from fixedpoint_builders import NORMED, RESIDUAL, random_attention, random_linea
 
 import fixedpoint
 from fixedpoint import (
+    Embedding,
     EmbeddingTable,
     LayerNorm,
     Linear,
@@ -17,7 +18,14 @@ from fixedpoint import (
     accumulator_table,
 )
 from fixedpoint.qformat import bits_for
-from fixedpoint.widths import AccumulatorWidth, _attention_widths, _norm_widths, linear_range
+from fixedpoint.widths import (
+    AccumulatorWidth,
+    _attention_widths,
+    _embedding_width,
+    _linear_width,
+    _norm_widths,
+    linear_range,
+)
 
 
 def widths(generator):
@@ -221,16 +229,48 @@ def test_partial_sums_in_any_order(bias):
     assert largest == row.partial
 
 
+@pytest.mark.parametrize(("weights", "bias"), [([-10, -20], -3), ([10, 20], 3), ([-10, -20], 3), ([10, 20], -3)])
+def test_a_bias_that_comes_last_may_leave_the_larger_partial_sum(weights, bias):
+    layer = Linear(NORMED, RESIDUAL, np.array([weights]), 8, np.zeros(1, dtype=int), np.array([bias]))
+    partials = [bias]
+    for x in extremes(layer):
+        products = int((layer.weight[0] * x).sum())
+        partials += [products, products + bias]
+    assert _linear_width("a", layer).partial == max(abs(value) for value in partials)
+
+
+def test_an_embedding_sum_counts_what_cancels():
+    def table(value):
+        return EmbeddingTable(np.full((2, 3), value), 8, np.full(2, 3))
+
+    row = _embedding_width(Embedding(table(120), table(-110), QFormat(16, 3)), 2)
+    assert (row.lowest, row.highest, row.partial) == (10, 10, 120)
+    row = _embedding_width(Embedding(table(100), table(-110), QFormat(16, 3)), 2)
+    assert (row.lowest, row.highest, row.partial) == (-10, -10, 110)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_values_of_one_sign_are_weighted_at_least_once(sign):
+    attention = random_attention(np.random.default_rng(8), channels=4, num_heads=2, context_length=5)
+    value = attention.value
+    weight = np.full((4, 4), sign)
+    attention = replace(attention, value=replace(value, weight=weight, bias=np.full(4, sign * 4000)))
+    row = widths(_attention_widths("a", attention))["a.weighted_sum"]
+    assert (row.lowest, row.highest) == reached_by_attention(attention, "weighted_sum")
+    assert (row.lowest if sign > 0 else -row.highest) > 0
+
+
 def independent_attention(bias):
     """Projections whose channels read channels of their own, so that all reach their ends at once."""
     attention = random_attention(np.random.default_rng(7), channels=8, num_heads=2, context_length=4)
     weight = np.diag([127, -127, 90, 3, -50, 127, 60, -1])
 
-    def diagonal(linear, sign):
-        fraction = np.full(8, 7)
-        return replace(linear, weight=sign * weight, weight_fraction=fraction, bias=bias * np.arange(8))
+    def diagonal(linear, signs):
+        return replace(linear, weight=weight, weight_fraction=np.full(8, 7), bias=bias * signs * np.arange(1, 9))
 
-    return replace(attention, query=diagonal(attention.query, 1), key=diagonal(attention.key, -1))
+    # With a large bias some products have one sign whatever the input, others the other.
+    signs = np.array([1, -1, 1, -1, -1, 1, 1, 1])
+    return replace(attention, query=diagonal(attention.query, 1), key=diagonal(attention.key, signs))
 
 
 @pytest.mark.parametrize("bias", [0, 300, 4000])
