@@ -5,8 +5,8 @@ Every circuit equals a function of this package bit for bit. Integer inference n
 """
 
 from .activation import TableActivation
-from .arithmetic import exact_matmul, requantize, shift_right_half_up
-from .attention import Attention
+from .arithmetic import exact_matmul, requantize, residual_add, shift_right_half_up
+from .attention import Attention, KeyValueCache
 from .embedding import Embedding, EmbeddingTable
 from .errors import QuantizationError
 from .exponential import Exponential
@@ -29,6 +29,7 @@ __all__ = [
     "Embedding",
     "EmbeddingTable",
     "Exponential",
+    "KeyValueCache",
     "LayerNorm",
     "Linear",
     "Overflow",
@@ -50,6 +51,7 @@ __all__ = [
     "exact_matmul",
     "load_export",
     "requantize",
+    "residual_add",
     "save_export",
     "shift_right_half_up",
 ]

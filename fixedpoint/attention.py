@@ -30,6 +30,28 @@ from .softmax import Softmax
 
 
 @dataclass(frozen=True, eq=False)
+class KeyValueCache:
+    """Keys and values of the tokens that a sequence has had so far; it is not changed, `extended` returns a longer one.
+
+    Attributes:
+        keys: Integers (..., L, C) of the key projection's output format.
+        values: Integers (..., L, C) of the value projection's output format.
+    """
+
+    keys: IntegerArray
+    values: IntegerArray
+
+    @property
+    def length(self) -> int:
+        """Tokens L."""
+        return self.keys.shape[-2]
+
+    def extended(self, keys: IntegerArray, values: IntegerArray) -> KeyValueCache:
+        """Return the cache with the rows of N more tokens (..., N, C)."""
+        return KeyValueCache(np.concatenate([self.keys, keys], axis=-2), np.concatenate([self.values, values], axis=-2))
+
+
+@dataclass(frozen=True, eq=False)
 class Attention:
     """Quantized causal multi-head self-attention with a key-value cache.
 
@@ -136,9 +158,44 @@ class Attention:
         Returns:
             Integers (..., H, T, T) of format `score`: row i, column j is query i times key j.
         """
-        query, key = self._split(self.query.compute(x)), self._split(self.key.compute(x))  # (..., H, T, d)
-        limit = 1 << (self.query.output.bits - 1)
-        return exact_matmul(query, np.swapaxes(key, -1, -2), limit, limit).astype(np.int64)
+        return self._scores(self.query.compute(x), self.key.compute(x))
+
+    def empty_cache(self, *batch: int) -> KeyValueCache:
+        """Return the cache of sequences that have no token yet, for inputs (*batch, T, C)."""
+        nothing = np.zeros((*batch, 0, self.embed_dim), dtype=np.int64)
+        return KeyValueCache(nothing, nothing)
+
+    def extend(self, x: Integers, cache: KeyValueCache) -> tuple[IntegerArray, KeyValueCache]:
+        """Run the next tokens of sequences whose earlier keys and values are cached.
+
+        However a sequence is cut into parts, the results are those of `compute` on the whole: row i of every sum has the same terms.
+
+        Args:
+            x: Integers (..., N, C) of the projections' input format, N >= 1, L + N <= context_length.
+            cache: Keys and values of the L tokens before, from `empty_cache` or an earlier call.
+
+        Returns:
+            int64 (..., N, C) of format `output.output`, before the residual is added, and the cache with L + N tokens.
+
+        Raises:
+            ValueError: No token, or more than the context holds.
+        """
+        new = x.shape[-2]
+        length = cache.length + new
+        if new < 1 or length > self.context_length:
+            raise ValueError(
+                f"attention sequences have 1 to {self.context_length} tokens, not {length if new else new}"
+            )
+        cache = cache.extended(self.key.compute(x), self.value.compute(x))
+        causal = np.tri(new, length, length - new, dtype=bool)  # the last of the new tokens sees all
+        numerators = self.softmax.numerators(
+            self._scores(self.query.compute(x), cache.keys), causal
+        )  # (..., H, N, L + N)
+        limit = 1 << (self.value.output.bits - 1)
+        weighted = exact_matmul(numerators, self._split(cache.values), self.softmax.exponential.maximum, limit)
+        context = self.normalize(weighted, numerators.sum(axis=-1, keepdims=True))  # (..., H, N, d)
+        merged = np.swapaxes(context, -2, -3).reshape(x.shape)  # (..., N, C)
+        return self.output.compute(merged), cache
 
     def compute(self, x: Integers) -> IntegerArray:
         """Run whole sequences.
@@ -148,18 +205,11 @@ class Attention:
 
         Returns:
             int64 (..., T, C) of format `output.output`, before the residual is added.
+
+        Raises:
+            ValueError: No token, or more than the context holds.
         """
-        length = x.shape[-2]
-        if not 1 <= length <= self.context_length:
-            raise ValueError(f"attention sequences have 1 to {self.context_length} tokens, not {length}")
-        causal = np.tri(length, dtype=bool)
-        numerators = self.softmax.numerators(self.scores(x), causal)  # (..., H, T, T)
-        value = self._split(self.value.compute(x))  # (..., H, T, d)
-        limit = 1 << (self.value.output.bits - 1)
-        weighted = exact_matmul(numerators, value, self.softmax.exponential.maximum, limit)  # (..., H, T, d)
-        context = self.normalize(weighted, numerators.sum(axis=-1, keepdims=True))
-        merged = np.swapaxes(context, -2, -3).reshape(x.shape)  # (..., T, C)
-        return self.output.compute(merged)
+        return self.extend(x, self.empty_cache(*x.shape[:-2]))[0]
 
     def compute_stream(self, x: Integers, restart: np.ndarray) -> IntegerArray:
         """Run a stream of tokens as the accelerator does, sequence after sequence.
@@ -189,6 +239,12 @@ class Attention:
             for array in (linear.weight, linear.weight_fraction, linear.bias):
                 digest.update(array.astype("<i8").tobytes())
         return digest.digest()
+
+    def _scores(self, query: IntegerArray, key: IntegerArray) -> IntegerArray:
+        """Products of queries (..., N, C) and keys (..., L, C) by head: (..., H, N, L)."""
+        limit = 1 << (self.query.output.bits - 1)
+        products = exact_matmul(self._split(query), np.swapaxes(self._split(key), -1, -2), limit, limit)
+        return products.astype(np.int64)
 
     def _split(self, x: IntegerArray) -> IntegerArray:
         """Split channels into heads: (..., T, C) to (..., H, T, d)."""

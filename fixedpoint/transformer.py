@@ -9,17 +9,18 @@ from functools import partial
 import numpy as np
 
 from .activation import TableActivation
-from .arithmetic import Integers
-from .attention import Attention
+from .arithmetic import Integers, residual_add
+from .attention import Attention, KeyValueCache
 from .embedding import Embedding
 from .errors import QuantizationError
 from .layer_norm import LayerNorm
 from .linear import Linear
-from .qformat import IntegerArray, Overflow, QFormat
+from .qformat import IntegerArray, QFormat
 from .rms_norm import RMSNorm
 
 Norm = LayerNorm | RMSNorm
 Observer = Callable[[str, IntegerArray], None]
+Cache = tuple[KeyValueCache, ...]  # one a block
 
 
 def ignore(name: str, values: IntegerArray) -> None:
@@ -41,21 +42,27 @@ class Block:
     activation: TableActivation
     down: Linear
 
-    def compute(self, x: Integers, residual: QFormat, observe: Observer = ignore) -> IntegerArray:
-        """Run the block on residuals (..., T, C) of format `residual`; each addition saturates."""
+    def extend(
+        self, x: Integers, residual: QFormat, cache: KeyValueCache, observe: Observer = ignore
+    ) -> tuple[IntegerArray, KeyValueCache]:
+        """Run the block on the residuals (..., N, C) of the next tokens, format `residual`; returns theirs and the longer cache."""
 
         def seen(name: str, values: IntegerArray) -> IntegerArray:
             observe(name, values)
             return values
 
         normed = seen("attention_norm", self.attention_norm.compute(x))
-        attended = seen("attention.output", self.attention.compute(normed))
-        x = seen("attention_residual", residual.fit(x + attended, Overflow.SATURATE))
+        attended, cache = self.attention.extend(normed, cache)
+        x = seen("attention_residual", residual_add(x, seen("attention.output", attended), residual))
         normed = seen("feed_forward_norm", self.feed_forward_norm.compute(x))
         hidden = seen("feed_forward.up", self.up.compute(normed))
         activated = seen("feed_forward.activation", self.activation.compute(hidden))
         fed = seen("feed_forward.down", self.down.compute(activated))
-        return seen("feed_forward_residual", residual.fit(x + fed, Overflow.SATURATE))
+        return seen("feed_forward_residual", residual_add(x, fed, residual)), cache
+
+    def compute(self, x: Integers, residual: QFormat, observe: Observer = ignore) -> IntegerArray:
+        """Run the block on the residuals (..., T, C) of whole sequences, format `residual`."""
+        return self.extend(x, residual, self.attention.empty_cache(*x.shape[:-2]), observe)[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +148,38 @@ class QuantizedTransformer:
         """Entries of the vocabulary."""
         return self.logits.rows
 
+    def empty_cache(self, *batch: int) -> Cache:
+        """Return the cache of sequences that have no token yet, for tokens (*batch, N)."""
+        return tuple(block.attention.empty_cache(*batch) for block in self.blocks)
+
+    def extend(self, tokens: Integers, cache: Cache, observe: Observer = ignore) -> tuple[IntegerArray, Cache]:
+        """Run the next tokens of sequences; however they are cut into parts, the logits are those of `forward` on the whole.
+
+        Args:
+            tokens: Integers (B, N), N >= 1.
+            cache: Each block's keys and values of the tokens before, from `empty_cache` or an earlier call.
+            observe: See `forward`.
+
+        Returns:
+            Logits, int64 (B, N, V) of format `logits.output`, and the longer cache.
+
+        Raises:
+            ValueError: A token outside the vocabulary, none at all, or more than the context holds.
+        """
+        x = self.embedding.compute(tokens, cache[0].length)
+        observe("embedding", x)
+        longer = []
+        for index, block in enumerate(self.blocks):
+            x, block_cache = block.extend(
+                x, self.residual, cache[index], partial(_observe_in_block, observe, f"blocks.{index}")
+            )
+            longer.append(block_cache)
+        normed = self.final_norm.compute(x)
+        observe("final_norm", normed)
+        logits = self.logits.compute(normed)
+        observe("logits", logits)
+        return logits, tuple(longer)
+
     def forward(self, tokens: Integers, observe: Observer = ignore) -> IntegerArray:
         """Run whole sequences.
 
@@ -151,16 +190,7 @@ class QuantizedTransformer:
         Returns:
             Logits, int64 (B, T, V) of format `logits.output`.
         """
-        x = self.embedding.compute(tokens)
-        observe("embedding", x)
-        for index, block in enumerate(self.blocks):
-            prefix = f"blocks.{index}"
-            x = block.compute(x, self.residual, partial(_observe_in_block, observe, prefix))
-        normed = self.final_norm.compute(x)
-        observe("final_norm", normed)
-        logits = self.logits.compute(normed)
-        observe("logits", logits)
-        return logits
+        return self.extend(tokens, self.empty_cache(*np.shape(tokens)[:-1]), observe)[0]
 
     def loss(self, inputs: Integers, targets: Integers, batch_size: int = 32) -> float:
         """Return the mean cross-entropy in nats over windows (N, T); the only floating-point step is on the final logits.
