@@ -1,0 +1,354 @@
+# amaranth: UnusedElaboratable=no
+# (a core may be built only to ask for its latency)
+"""The dot-product engine: a memory as wide as there are multipliers, and the two ways in which transformers sum products.
+
+    address ─ memory ─ register ─┐                  ┌─ trees, tapped at each tile's columns ─ slices summed up ─ FIFO ─ o
+                                 ├─ multipliers ─ split ┤
+    activations ──── registers ──┘                  └─ one sum a lane ─ o_lanes
+
+*Dot product*: each group of lanes sums its products, so that several rows, or several heads of one row, come out at once.  *Accumulate*: each lane
+sums its own products over many words, which weighs the rows of a matrix (attention's values) without transposing it.
+"""
+
+from collections.abc import Collection, Sequence
+
+from amaranth.hdl import Assert, Format, Module, Mux, Signal, signed
+from amaranth.lib import data, enum, memory, stream, wiring
+from amaranth.lib.fifo import SyncFIFOBuffered
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
+
+from .dot_product import AdderTree, Delay, LaneProducts
+from .errors import CircuitError
+from .multiplier import OPERAND_BITS, pair_operand, pair_products, pair_spacing
+
+
+class Operation(enum.Enum, shape=2):
+    """What a command does with the word at its address."""
+
+    DOT = 0  # one weight or key element a lane
+    PAIRS = 1  # two weights a lane, each half as wide
+    ACCUMULATE = 2  # one value element a lane, summed lane by lane
+    WRITE = 3  # the activations become the word
+
+
+class Engine(wiring.Component):
+    """Dot products and weighted sums of memory words, one word a cycle.
+
+    Equations, with activations a and word w of L elements each; group g of tap t is its `columns[t]` lanes from `g * columns[t]`:
+
+    - DOT: `o.lower[g] = sum over words, sum over lanes of group g of a * w`, `o.upper = 0`.
+    - PAIRS: the same for the lower halves of w in `o.lower` and for the upper halves in `o.upper`.
+    - ACCUMULATE: `o_lanes[l] = sum over words of a[l] * w[l]`.
+    - WRITE: `memory[address] = a`, as many low bits as an element has; later commands read it.
+
+    `first` starts a sum and `last` gives it out, so a sum extends over one or more commands, of one operation and tap.
+    Elements, weights and activations are signed.  No sum overflows while no sum has more than `terms` words.
+
+    Latency: 10 clock edges and one for each level of the trees, `ceil(log2)` of each tap's columns over those of the tap before, from a command taken
+    to its result given; 7 for ACCUMULATE.
+    Throughput: one command a cycle, `lanes` products, twice as many in PAIRS: every multiplier works in every cycle.
+    Nothing stalls the pipeline: results wait in a FIFO, and a command is taken only if there is room for a result.  A sum of lanes waits in the lanes'
+    own registers; the first command of another such sum is not taken before.
+
+    Resources: `lanes` hard multipliers; `depth` words of block RAM, with a register behind it.
+
+    Attributes:
+        lanes: Multipliers.
+        columns: Lanes of a group, for each tap; each divides the next, the last divides `lanes`.
+        depth: Words of memory.
+        terms: Words that a sum may extend over.
+        activation_bits, element_bits: Signed widths.
+        operations: What the engine can do; hardware for the rest is left out.
+        latency, lanes_latency: See above.
+        i: In, stream of {operation, tap, first, last, address, activations}.
+        o: Out, stream of {lower, upper}: arrays of a sum a group, 0 in places beyond the tap's groups. Only with DOT or PAIRS; `upper` only with PAIRS.
+        o_lanes: Out, stream of arrays of a sum a lane. Only with ACCUMULATE.
+    """
+
+    def __init__(
+        self,
+        lanes: int,
+        columns: Sequence[int],
+        depth: int,
+        terms: int,
+        *,
+        activation_bits: int = 8,
+        element_bits: int = 8,
+        operations: Collection[Operation] = tuple(Operation),
+        init: Sequence[int] = (),
+    ):
+        for name, value in (("lanes", lanes), ("depth", depth), ("terms", terms)):
+            if not isinstance(value, int) or value < 1:
+                raise CircuitError(f"{name} must be a whole number of at least 1, not {value!r}")
+        self.lanes, self.columns, self.depth, self.terms = lanes, tuple(columns), depth, terms
+        self.activation_bits, self.element_bits = activation_bits, element_bits
+        self.operations = frozenset(operations)
+        self.init = list(init)
+        self._check()
+        self.pairs = Operation.PAIRS in self.operations
+        self.whole = bool(self.operations & {Operation.DOT, Operation.ACCUMULATE})
+        self.spacing = pair_spacing(activation_bits, element_bits // 2)
+        b_bits = self.spacing + element_bits // 2 + 1 if self.pairs else element_bits
+        if b_bits > OPERAND_BITS or activation_bits > OPERAND_BITS:
+            raise CircuitError(
+                f"activation_bits {activation_bits} with {'pairs of ' if self.pairs else ''}{element_bits} element_bits "
+                f"need operands of {max(b_bits, activation_bits)} bits; a multiplier takes {OPERAND_BITS}"
+            )
+        self.growth = ceil_log2(terms)
+        self.product_bits = activation_bits + element_bits
+        self.lane_sum_bits = self.product_bits + self.growth
+        self._products = LaneProducts(lanes, activation_bits, b_bits)
+        dot = bool(self.operations & {Operation.DOT, Operation.PAIRS})
+        self._trees = (
+            self._make_trees(self.product_bits if Operation.DOT in self.operations else self.spacing) if dot else []
+        )
+        self._upper_trees = self._make_trees(self.spacing) if self.pairs else []
+        self.tree_latency = sum(level[0].latency for level in self._trees)
+        self.groups = lanes // self.columns[0]
+
+        members = {
+            "operation": Operation,
+            "tap": range(len(self.columns)),
+            "first": 1,
+            "last": 1,
+            "address": range(depth),
+            "activations": data.ArrayLayout(signed(activation_bits), lanes),
+        }
+        ports = {"i": In(stream.Signature(data.StructLayout(members)))}
+        if dot:
+            results = {"lower": data.ArrayLayout(signed(self._sum_bits(self._trees)), self.groups)}
+            if self.pairs:
+                results["upper"] = data.ArrayLayout(signed(self._sum_bits(self._upper_trees)), self.groups)
+            ports["o"] = Out(stream.Signature(data.StructLayout(results)))
+        if Operation.ACCUMULATE in self.operations:
+            ports["o_lanes"] = Out(stream.Signature(data.ArrayLayout(signed(self.lane_sum_bits), lanes)))
+        super().__init__(ports)
+
+    def _check(self):
+        unknown = [one for one in self.operations if not isinstance(one, Operation)]
+        if unknown or not self.operations - {Operation.WRITE}:
+            raise CircuitError(
+                f"operations must be some of Operation and more than WRITE, not {sorted(map(str, self.operations))}"
+            )
+        for name, bits in (("activation_bits", self.activation_bits), ("element_bits", self.element_bits)):
+            if not isinstance(bits, int) or bits < 1:
+                raise CircuitError(f"{name} must be a whole number of at least 1, not {bits!r}")
+        if Operation.PAIRS in self.operations and self.element_bits % 2:
+            raise CircuitError(f"element_bits must be even for pairs of weights, not {self.element_bits}")
+        if Operation.WRITE in self.operations and self.activation_bits < self.element_bits:
+            raise CircuitError(
+                f"activations of {self.activation_bits} bits cannot be written as elements of {self.element_bits} bits"
+            )
+        if not self.columns:
+            raise CircuitError("columns must name at least one tap")
+        for smaller, larger in zip(self.columns, (*self.columns[1:], self.lanes), strict=True):
+            if not isinstance(smaller, int) or smaller < 1 or larger % smaller:
+                raise CircuitError(
+                    f"each of columns must divide the next, and the last the {self.lanes} lanes; {smaller!r} does not divide {larger}"
+                )
+        if len(set(self.columns)) != len(self.columns):
+            raise CircuitError(f"columns must differ, not {self.columns}")
+        if len(self.init) > self.depth or any(
+            not 0 <= word < 1 << self.lanes * self.element_bits for word in self.init
+        ):
+            raise CircuitError(
+                f"init must be at most {self.depth} words of {self.lanes * self.element_bits} bits, not {len(self.init)} words"
+            )
+
+    def _make_trees(self, bits: int) -> list[list[AdderTree]]:
+        """Return for each tap the trees that sum up the one before."""
+        levels, width = [], 1
+        for columns in self.columns:
+            levels.append([AdderTree(columns // width, bits) for _ in range(self.lanes // columns)])
+            bits, width = bits + levels[-1][0].latency, columns
+        return levels
+
+    def _sum_bits(self, levels: list[list[AdderTree]]) -> int:
+        return len(levels[-1][0].o) + self.growth
+
+    @property
+    def dot_moves(self) -> int:
+        """Cycles from a command to its sum: memory, its register, multipliers, split, trees, selection of the tap, slices."""
+        return 2 + self._products.latency + 1 + self.tree_latency + 2
+
+    @property
+    def latency(self) -> int:
+        """Clock edges from a DOT or PAIRS command taken to its result given: to its sum, and 2 through the FIFO."""
+        return self.dot_moves + 2
+
+    @property
+    def lanes_latency(self) -> int:
+        """Clock edges from an ACCUMULATE command taken to its sums given."""
+        return 2 + self._products.latency + 1 + 1
+
+    def cycles(self, commands: int) -> int:
+        """Return the clock edges from the first of so many commands taken to the result of the last given, without stalls."""
+        return commands - 1 + self.latency
+
+    def elaborate(self, platform):
+        """Build the circuit."""
+        m = Module()
+        lanes = self.lanes
+
+        # Memory, with a register behind it: block RAM answers late in a cycle.
+        element = signed(self.element_bits)
+        word = data.ArrayLayout(element, lanes)
+        m.submodules.words = words = memory.Memory(
+            shape=word,
+            depth=self.depth,
+            init=[word.from_bits(bits) for bits in self.init],
+            attrs={"ram_style": "block"},
+        )
+        read_port = words.read_port()
+        elements = Signal(word, reset_less=True)
+        command, taken = self.i.payload, Signal()
+        m.d.comb += [read_port.en.eq(1), read_port.addr.eq(command.address), taken.eq(self.i.valid & self.i.ready)]
+        m.d.sync += elements.eq(read_port.data)
+        if Operation.WRITE in self.operations:
+            write_port = words.write_port()
+            m.d.comb += [
+                write_port.en.eq(taken & (command.operation == Operation.WRITE)),
+                write_port.addr.eq(command.address),
+            ]
+            m.d.comb += [
+                write_port.data[lane].eq(command.activations[lane][: self.element_bits]) for lane in range(lanes)
+            ]
+
+        # What is in the pipeline, beside the numbers.
+        tag = data.StructLayout({"dot": 1, "lanes": 1, "pairs": 1, "tap": command.tap.shape(), "first": 1, "last": 1})
+        m.submodules.tags = tags = Delay(tag, self.dot_moves)
+        m.d.comb += [
+            tags.en.eq(1),
+            tags.i.dot.eq(taken & ((command.operation == Operation.DOT) | (command.operation == Operation.PAIRS))),
+            tags.i.lanes.eq(taken & (command.operation == Operation.ACCUMULATE)),
+            tags.i.pairs.eq(command.operation == Operation.PAIRS),
+            tags.i.tap.eq(command.tap),
+            tags.i.first.eq(command.first),
+            tags.i.last.eq(command.last),
+        ]
+        for operation in set(Operation) - self.operations:
+            m.d.sync += Assert(
+                ~taken | (command.operation != operation), Format(f"this engine was made without {operation.name}")
+            )
+
+        # Multiply: the activations wait as long as the memory takes.
+        activations = [
+            Signal(command.activations.shape(), name=f"activations_{stage}", reset_less=True) for stage in range(2)
+        ]
+        m.d.sync += [activations[0].eq(command.activations), activations[1].eq(activations[0])]
+        m.submodules.products = products = self._products
+        m.d.comb += [products.en.eq(1), products.a.eq(activations[1])]
+        half = self.element_bits // 2
+        for lane in range(lanes):
+            whole = elements[lane]
+            if self.pairs:
+                bits = whole.as_unsigned()
+                pair = pair_operand(bits[:half], bits[half:], self.spacing)
+                m.d.comb += products.b[lane].eq(Mux(tags.taps[2].pairs, pair, whole) if self.whole else pair)
+            else:
+                m.d.comb += products.b[lane].eq(whole)
+
+        # Split: the whole product, or the lower and the upper one of a pair.
+        lower_bits = self.product_bits if self.whole else self.spacing
+        lower = Signal(data.ArrayLayout(signed(lower_bits), lanes), reset_less=True)
+        upper = Signal(data.ArrayLayout(signed(self.spacing), lanes), reset_less=True)
+        multiplied = tags.taps[2 + products.latency]
+        for lane in range(lanes):
+            if self.pairs:
+                low, high = pair_products(products.o[lane], self.spacing)
+                m.d.sync += [lower[lane].eq(Mux(multiplied.pairs, low, products.o[lane])), upper[lane].eq(high)]
+            else:
+                m.d.sync += lower[lane].eq(products.o[lane])
+
+        lanes_free = Signal(init=1)
+        if Operation.ACCUMULATE in self.operations:
+            self._accumulate_lanes(m, lower, tags.taps[3 + products.latency], taken, lanes_free)
+        room = Signal(init=1)
+        if self._trees:
+            self._dot_product(m, lower, upper, tags, taken, room)
+        m.d.comb += self.i.ready.eq(room & (lanes_free | (command.operation != Operation.ACCUMULATE) | ~command.first))
+        return m
+
+    def _accumulate_lanes(self, m: Module, products: Signal, tag, taken: Signal, free: Signal) -> None:
+        """Sum up products lane by lane."""
+        sums = Signal(self.o_lanes.payload.shape(), reset_less=True)
+        with m.If(tag.lanes):
+            for lane in range(self.lanes):
+                m.d.sync += sums[lane].eq(Mux(tag.first, 0, sums[lane]) + products[lane])
+        m.d.comb += self.o_lanes.payload.eq(sums)
+        with m.If(tag.lanes & tag.last):
+            m.d.sync += self.o_lanes.valid.eq(1)
+        with m.Elif(self.o_lanes.ready):
+            m.d.sync += self.o_lanes.valid.eq(0)
+        # The sums belong to whoever has issued the last word, until they are taken.
+        command = self.i.payload
+        with m.If(taken & (command.operation == Operation.ACCUMULATE) & command.last):
+            m.d.sync += free.eq(0)
+        with m.Elif(self.o_lanes.valid & self.o_lanes.ready):
+            m.d.sync += free.eq(1)
+
+    def _dot_product(self, m: Module, lower: Signal, upper: Signal, tags: Delay, taken: Signal, room: Signal) -> None:
+        """Sum up products within groups of lanes, then slice by slice, and keep the results until they are taken."""
+        selected, slice_sum = tags.taps[self.dot_moves - 1], tags.o
+        payload = self.o.payload.shape()
+        sums = Signal(payload, reset_less=True)
+        for name, products, levels in (("lower", lower, self._trees), ("upper", upper, self._upper_trees)):
+            if not levels:
+                continue
+            taps = self._tapped(m, name, [products[lane] for lane in range(self.lanes)], levels)
+            # One of the taps, then zeros.
+            chosen = Signal(
+                data.ArrayLayout(levels[-1][0].o.shape(), self.groups), name=f"{name}_chosen", reset_less=True
+            )
+            tag = tags.taps[self.dot_moves - 2]
+            with m.Switch(tag.tap):
+                for number, results in enumerate(taps):
+                    with m.Case(number):
+                        padded = results + [0] * (self.groups - len(results))
+                        if name == "upper":
+                            padded = [Mux(tag.pairs, result, 0) for result in padded]
+                        m.d.sync += [chosen[group].eq(result) for group, result in enumerate(padded)]
+            total = getattr(sums, name)
+            with m.If(selected.dot):
+                for group in range(self.groups):
+                    m.d.sync += total[group].eq(Mux(selected.first, 0, total[group]) + chosen[group])
+
+        # A credit is a free place for a result; there are enough to keep the pipeline full.
+        places = self.latency + 1
+        m.submodules.results = results = SyncFIFOBuffered(width=payload.size, depth=places)
+        m.d.comb += [
+            results.w_en.eq(slice_sum.dot & slice_sum.last),
+            results.w_data.eq(sums),
+            self.o.valid.eq(results.r_rdy),
+            self.o.payload.eq(results.r_data),
+            results.r_en.eq(self.o.ready),
+        ]
+        m.d.sync += Assert(~results.w_en | results.w_rdy, "a result found no room")
+        credits = Signal(range(places + 1), init=places)
+        spend = Signal()
+        m.d.comb += spend.eq(tags.i.dot & tags.i.last)
+        gain = self.o.valid & self.o.ready
+        m.d.sync += credits.eq(credits + gain - spend)
+        m.d.comb += room.eq(credits != 0)
+
+    def _tapped(self, m: Module, name: str, level: list, levels: list[list[AdderTree]]) -> list[list]:
+        """Return each tap's group sums, all of them `tree_latency` cycles after the products."""
+        taps, remaining = [], self.tree_latency
+        for number, trees in enumerate(levels):
+            for place, tree in enumerate(trees):
+                m.submodules[f"{name}_{number}_{place}"] = tree
+                m.d.comb += tree.en.eq(1)
+                m.d.comb += [tree.i[index].eq(level[place * tree.count + index]) for index in range(tree.count)]
+            level = [tree.o for tree in trees]
+            remaining -= trees[0].latency
+            waiting = level
+            for move in range(remaining):
+                late = [
+                    Signal.like(value, name=f"{name}_{number}_{move}_{place}", reset_less=True)
+                    for place, value in enumerate(waiting)
+                ]
+                m.d.sync += [after.eq(value) for after, value in zip(late, waiting, strict=True)]
+                waiting = late
+            taps.append(waiting)
+        return taps
