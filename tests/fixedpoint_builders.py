@@ -1,5 +1,7 @@
 """Small integer models from random numbers, for the tests of `fixedpoint`."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from fixedpoint import (
@@ -11,6 +13,7 @@ from fixedpoint import (
     Linear,
     QFormat,
     QuantizedTransformer,
+    RMSNorm,
     TableActivation,
 )
 
@@ -91,3 +94,20 @@ def adversarial_rows(channels, input_format):
     rows.extend(generator.integers(low, high, size=(8, channels), endpoint=True))
     rows.extend(np.clip(np.rint(generator.normal(size=(8, channels)) * 300), low, high).astype(np.int64))
     return np.array(rows)
+
+
+def with_rms_norms(model):
+    """The same model with RMSNorms."""
+
+    def without_mean(norm):
+        return RMSNorm(norm.input, norm.scale, norm.scale_format, norm.output, norm.epsilon)
+
+    blocks = tuple(
+        replace(
+            block,
+            attention_norm=without_mean(block.attention_norm),
+            feed_forward_norm=without_mean(block.feed_forward_norm),
+        )
+        for block in model.blocks
+    )
+    return replace(model, blocks=blocks, final_norm=without_mean(model.final_norm))

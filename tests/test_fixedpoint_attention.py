@@ -128,6 +128,47 @@ def test_later_tokens_do_not_matter():
         np.testing.assert_array_equal(attention.compute(tokens[: position + 1]), results[: position + 1])
 
 
+@pytest.mark.parametrize("parts", [[1] * 7, [3, 4], [6, 1], [1, 2, 3, 1], [7]], ids=str)
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3)], ids=str)
+def test_cached_parts_equal_the_whole_sequence(parts, batch):
+    generator = np.random.default_rng(9)
+    attention = random_attention(generator)
+    tokens = random_tokens(generator, *batch, 7, 12)
+    tokens[..., 3, :], tokens[..., 4, :] = 127, -128
+    cache, results = attention.empty_cache(*batch), []
+    for part in np.split(tokens, np.cumsum(parts)[:-1], axis=-2):
+        result, cache = attention.extend(part, cache)
+        results.append(result)
+    assert cache.length == 7
+    np.testing.assert_array_equal(np.concatenate(results, axis=-2), attention.compute(tokens))
+
+
+def test_a_cache_is_not_changed_and_can_be_continued_twice():
+    generator = np.random.default_rng(10)
+    attention = random_attention(generator)
+    tokens = random_tokens(generator, 5, 12)
+    _, start = attention.extend(tokens[:3], attention.empty_cache())
+    kept = start.keys.copy(), start.values.copy()
+    first, longer = attention.extend(tokens[3:], start)
+    second, _ = attention.extend(tokens[3:], start)
+    assert (start.length, longer.length) == (3, 5)
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(start.keys, kept[0])
+    np.testing.assert_array_equal(start.values, kept[1])
+    other, _ = attention.extend(tokens[3:], attention.extend(tokens[1:3], attention.empty_cache())[1])
+    assert (first != other).any()
+
+
+def test_a_full_cache_takes_no_token():
+    generator = np.random.default_rng(11)
+    attention = random_attention(generator)
+    _, cache = attention.extend(random_tokens(generator, 7, 12), attention.empty_cache())
+    with pytest.raises(ValueError, match="1 to 7 tokens, not 8"):
+        attention.extend(random_tokens(generator, 1, 12), cache)
+    with pytest.raises(ValueError, match="1 to 7 tokens, not 0"):
+        attention.extend(random_tokens(generator, 0, 12), attention.empty_cache())
+
+
 def test_scores_are_products_of_heads():
     generator = np.random.default_rng(3)
     attention = random_attention(generator)

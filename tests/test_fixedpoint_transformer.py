@@ -4,16 +4,18 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from fixedpoint_builders import random_block, random_norm, random_transformer
+from fixedpoint_builders import random_block, random_norm, random_transformer, with_rms_norms
 from test_fixedpoint_attention import python_attention, python_linear
 from test_fixedpoint_embedding import python_embedding
-from test_fixedpoint_layer_norm import intermediates
+from test_fixedpoint_layer_norm import intermediates as layer_norm_exactly
+from test_fixedpoint_rms_norm import intermediates as rms_norm_exactly
 
-from fixedpoint import QFormat, QuantizationError
+from fixedpoint import LayerNorm, QFormat, QuantizationError
 
 
 def python_norm(norm, x):
-    return intermediates(norm, x)["outputs"]
+    exactly = layer_norm_exactly if isinstance(norm, LayerNorm) else rms_norm_exactly
+    return exactly(norm, x)["outputs"]
 
 
 def saturated_sum(a, b):
@@ -33,14 +35,47 @@ def python_transformer(model, tokens):
     return [python_linear(model.logits, python_norm(model.final_norm, row)) for row in rows]
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_equals_scalar_python(seed):
-    model = random_transformer(seed)
+@pytest.mark.parametrize("norms", ["layer", "rms"])
+@pytest.mark.parametrize("seed", range(2))
+def test_equals_scalar_python(seed, norms):
+    model = random_transformer(seed) if norms == "layer" else with_rms_norms(random_transformer(seed))
     tokens = np.random.default_rng(seed).integers(0, 11, size=(2, 7))
     logits = model.forward(tokens)
     assert logits.shape == (2, 7, 11)
     assert logits.tolist() == [python_transformer(model, sequence) for sequence in tokens.tolist()]
     assert len(np.unique(logits)) > 50
+
+
+@pytest.mark.parametrize("norms", ["layer", "rms"])
+@pytest.mark.parametrize("parts", [[1] * 7, [4, 3], [1, 5, 1]], ids=str)
+def test_cached_parts_equal_whole_sequences(parts, norms):
+    model = random_transformer(3) if norms == "layer" else with_rms_norms(random_transformer(3))
+    tokens = np.random.default_rng(3).integers(0, 11, size=(4, 7))
+    cache, logits, seen = model.empty_cache(4), [], {}
+    for part in np.split(tokens, np.cumsum(parts)[:-1], axis=1):
+        result, cache = model.extend(part, cache, lambda name, values: seen.setdefault(name, []).append(values))
+        logits.append(result)
+    np.testing.assert_array_equal(np.concatenate(logits, axis=1), model.forward(tokens))
+    model.forward(
+        tokens,
+        lambda name, values: np.testing.assert_array_equal(
+            np.concatenate(seen.pop(name), axis=1), values, err_msg=name
+        ),
+    )
+    assert not seen
+
+
+def test_a_full_context_takes_no_token():
+    model = random_transformer(3)
+    _, cache = model.extend(np.zeros((1, 7), dtype=int), model.empty_cache(1))
+    with pytest.raises(ValueError, match="exceed the context of 7"):
+        model.extend(np.zeros((1, 1), dtype=int), cache)
+
+
+def test_a_single_sequence_needs_no_batch():
+    model = random_transformer(4)
+    tokens = np.arange(7)
+    np.testing.assert_array_equal(model.forward(tokens), model.forward(tokens[None])[0])
 
 
 def test_the_residual_saturates_at_each_addition():

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fixedpoint_builders import NORMED, RESIDUAL, random_attention, random_linear, random_transformer
+from fixedpoint_builders import NORMED, RESIDUAL, random_attention, random_linear, random_transformer, with_rms_norms
 
 import fixedpoint
 from fixedpoint import (
@@ -38,26 +38,9 @@ def extremes(linear):
     return np.concatenate([np.where(linear.weight > 0, low, high), np.where(linear.weight > 0, high, low)])
 
 
-def rms(model):
-    """The same model with RMSNorms."""
-
-    def without_mean(norm):
-        return RMSNorm(norm.input, norm.scale, norm.scale_format, norm.output, norm.epsilon)
-
-    blocks = tuple(
-        replace(
-            block,
-            attention_norm=without_mean(block.attention_norm),
-            feed_forward_norm=without_mean(block.feed_forward_norm),
-        )
-        for block in model.blocks
-    )
-    return replace(model, blocks=blocks, final_norm=without_mean(model.final_norm))
-
-
 MODELS = {
     "layer": random_transformer(0),
-    "rms": rms(random_transformer(1)),
+    "rms": with_rms_norms(random_transformer(1)),
     "one layer": random_transformer(2, num_layers=1, channels=8, num_heads=1, context_length=1, vocab_size=2),
 }
 
