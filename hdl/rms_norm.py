@@ -11,8 +11,9 @@ class RMSNorm(RowNorm):
     Equations, with Q the row's sum of squares: `v = C·Q + epsilon`, `d_i = C·x_i`, `n_i = requantize(d_i / sqrt(v))`,
     `y_i = requantize(n_i · scale_i)`.
 
-    Latency: `latency` = T + K + R + 12 cycles from a row's last word taken to its first result offered; then one word a cycle.
-    T = ceil(log2 lanes); K = 3 + bits of C's odd factor, to settle v; R = ceil(log2 ceil(variance_bits / 2)) + 2, the root's.
+    Latency: `latency` = T + K + R + D cycles from a row's last word taken to its first result offered; then one word a cycle.
+    T = ceil(log2 lanes); K = 4 + bits of C's odd factor, to settle v; R = ceil(log2 ceil(variance_bits / 2)) + 2, the root's;
+    D = 13 stages of output, 15 where C is not a power of two.
     Throughput: a word a cycle, rows back to back without a gap: `lanes` elements a cycle.
     Resources: hard multipliers: 4 a lane (x², two halves of d / sqrt(v), scale), one more where C is not a power of two.  A FIFO of a row and T + K + R
     words, rounded up to a power of two; a memory of C scales; the root's table.

@@ -2,7 +2,9 @@
 # (a core may be built only to ask for its latency)
 """What LayerNorm and RMSNorm have in common as circuits: a row waits in a FIFO for the root that it is divided by."""
 
-from amaranth.hdl import Assert, Format, Module, Mux, Signal, Value, signed, unsigned
+from itertools import pairwise
+
+from amaranth.hdl import Assert, Const, Format, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.fifo import SyncFIFO, SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
@@ -14,12 +16,13 @@ from fixedpoint import QFormat
 from .arithmetic import saturate, shape_of
 from .dot_product import Delay
 from .errors import CircuitError
+from .multiplier import Multiplier
 from .reciprocal import ReciprocalSquareRoot
-from .row_statistics import RowStatistics
+from .row_statistics import RowStatistics, multiply
 from .stream_parts import word_shape
 
 LOW_BITS = 16  # of a difference: an unsigned part that fits a hard multiplier beside the root's mantissa
-OUTPUT_MOVES = 11  # stages from a word's turn to its result
+OUTPUT_MOVES = 11  # stages from C·x to its result
 
 
 class RowNorm(wiring.Component):
@@ -55,8 +58,10 @@ class RowNorm(wiring.Component):
         self.words = parameters.channels // lanes
         self._statistics = RowStatistics(parameters, lanes)
         self._root = ReciprocalSquareRoot(parameters.reciprocal_square_root, parameters.variance_bits)
+        # C·x is a choice of wires behind one register where C is a power of two, else a product.
+        self._scaled_moves = 1 if parameters.channels & (parameters.channels - 1) == 0 else Multiplier.latency
         root_cycles = self._statistics.settle + self._root.latency
-        self.latency = root_cycles + 1 + OUTPUT_MOVES
+        self.latency = root_cycles + 1 + self._scaled_moves + OUTPUT_MOVES
         # The FIFO's memory is a power of two; its output register holds one word more.
         self._depth = (1 << ceil_log2(self.words + root_cycles)) + 1
         super().__init__(
@@ -123,7 +128,7 @@ class RowNorm(wiring.Component):
 
         # Give it.
         tag = data.StructLayout({"valid": 1, "last": 1, "index": range(words)})
-        m.submodules.tags = tags = Delay(tag, OUTPUT_MOVES)
+        m.submodules.tags = tags = Delay(tag, self._scaled_moves + OUTPUT_MOVES)
         move = Signal()
         m.d.comb += [
             move.eq(~self.o.valid | self.o.ready),
@@ -149,20 +154,32 @@ class RowNorm(wiring.Component):
             return value
 
         # A row's numbers travel beside its words, each up to the stage that uses it.
+        moves = self._scaled_moves
         scale = data.View(root.o.payload.shape(), read["roots"].r_data)
-        offset = held(read["totals"].r_data.as_signed(), 2, "offset") if centered else 0
-        mantissa = held(scale.mantissa, 3, "mantissa")
+        offset = held(read["totals"].r_data.as_signed(), moves, "offset") if centered else 0
+        mantissa = held(scale.mantissa, moves, "mantissa")
         exponent = held(scale.exponent - parameters.normalized.fraction, 1, "exponent")
-        shift = held(exponent[: len(scale.exponent)], 4, "shift")
+        shift = held(exponent[: len(scale.exponent)], moves + 3, "shift")
 
         m.submodules.affine = affine = self._affine_memory()
         port = affine.read_port()
-        m.d.comb += [port.addr.eq(tags.taps[6].index), port.en.eq(move)]
+        m.d.comb += [port.addr.eq(tags.taps[moves + 4].index), port.en.eq(move)]
         for lane in range(self.lanes):
-            element = held(data.View(arrays, row.r_data)[lane], 1, f"element_{lane}")
+            element = data.View(arrays, row.r_data)[lane]
+            scaled = self._scaled(m, f"lane_{lane}", move, element)
             result = self._lane(self.o.payload.data, lane)
-            self._lane_pipeline(m, f"lane_{lane}", move, element, offset, mantissa, shift, port.data[lane], result)
+            self._lane_pipeline(m, f"lane_{lane}", move, scaled, offset, mantissa, shift, port.data[lane], result)
         return m
+
+    def _scaled(self, m, name, move, element):
+        """Return C·x."""
+        channels = self.parameters.channels
+        if self._scaled_moves == Multiplier.latency:
+            return multiply(m, f"{name}_scaled", element, Const(channels, unsigned(channels.bit_length())), move)
+        register = Signal(element.shape(), name=f"{name}_element", reset_less=True)
+        with m.If(move):
+            m.d.sync += register.eq(element)
+        return register << (channels.bit_length() - 1)
 
     @property
     def _half(self) -> int:
@@ -184,8 +201,8 @@ class RowNorm(wiring.Component):
         init = [pairs[start : start + self.lanes] for start in range(0, len(pairs), self.lanes)]
         return memory.Memory(shape=data.ArrayLayout(pair, self.lanes), depth=self.words, init=init)
 
-    def _lane_pipeline(self, m, name, move, element, offset, mantissa, shift, affine, result):
-        """Build one lane's stages 2 to 11: C·x, minus S, two partial products, their sum, shift, clip, round, scale, shift, cast.
+    def _lane_pipeline(self, m, name, move, scaled, offset, mantissa, shift, affine, result):
+        """Build one lane's last 11 stages: C·x − S times the root (3), its two halves added, shift, clip, times scale (3), plus shift, cast.
 
         The shift leaves one bit more than the result for rounding (shift_right_half_up_by's doubling).  Saturating to the result's range and
         this bit first keeps the adder short; rounding can then exceed the range by one at most.
@@ -197,35 +214,28 @@ class RowNorm(wiring.Component):
         def register(stage, shape):
             return Signal(shape, name=f"{name}_{stage}", reset_less=True)
 
-        scaled = register("scaled", signed(parameters.scaled_bits))
-        difference = register("difference", signed(parameters.difference_bits))
-        low = register("low", unsigned(split + len(mantissa)))
-        high = register("high", signed(parameters.difference_bits - split + len(mantissa)))
+        difference = Signal(signed(parameters.difference_bits), name=f"{name}_difference")
+        m.d.comb += difference.eq(scaled - offset)
+        low = multiply(m, f"{name}_low", difference[:split], mantissa, move)
+        high = multiply(m, f"{name}_high", difference[split:].as_signed(), mantissa, move)
         quotient = register("quotient", signed(parameters.difference_bits + len(mantissa)))
         doubled = register("doubled", signed(len(quotient) + 1))
         clipped = register("clipped", signed(normalized_format.bits + 1))
-        normalized = register("normalized", shape_of(normalized_format))
         scale = register("scale", affine.scale.shape())
-        betas = [register(f"beta_{stage}", affine.shift.shape()) for stage in range(2)]
-        product = register("product", signed(len(normalized) + len(scale)))
+        betas = [register(f"beta_{stage}", affine.shift.shape()) for stage in range(Multiplier.latency + 1)]
+        normalized = saturate((clipped + 1) >> 1, normalized_format)
+        product = multiply(m, f"{name}_product", normalized, scale, move)
         total = register("total", self._total_shape)
         output = register("output", result.shape())
         cast = total >> output_shift if output_shift > 0 else total << -output_shift
         with m.If(move):
             m.d.sync += [
-                scaled.eq(element * parameters.channels),
-                difference.eq(scaled - offset),
-                low.eq(difference[:split] * mantissa),
-                high.eq(difference[split:].as_signed() * mantissa),
                 quotient.eq((high << split) + low),
                 doubled.eq((quotient << 1) >> shift),
                 clipped.eq(saturate(doubled, QFormat(normalized_format.bits + 1, 0))),
-                normalized.eq(saturate((clipped + 1) >> 1, normalized_format)),
                 scale.eq(affine.scale),
-                betas[0].eq(affine.shift),
-                product.eq(normalized * scale),
-                betas[1].eq(betas[0]),
-                total.eq(product + betas[1]),
+                *(after.eq(before) for before, after in pairwise([affine.shift, *betas])),
+                total.eq(product + betas[-1]),
                 output.eq(saturate(cast, parameters.output)),
             ]
         m.d.comb += result.eq(output)

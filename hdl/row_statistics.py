@@ -1,6 +1,6 @@
 """The sums of a row that LayerNorm and RMSNorm divide by, gathered while the row passes, a row right behind another."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal, signed, unsigned
+from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -8,6 +8,7 @@ import fixedpoint
 
 from .arithmetic import shape_of
 from .dot_product import AdderTree, Delay
+from .multiplier import Multiplier
 
 
 def later(m: Module, value, cycles: int):
@@ -19,6 +20,15 @@ def later(m: Module, value, cycles: int):
     return value
 
 
+def multiply(m: Module, name: str, a, b, en=1):
+    """Return a product three moves later, of signed or unsigned operands, by a multiplier with all its registers."""
+    a_shape, b_shape = Value.cast(a).shape(), Value.cast(b).shape()
+    # A hard multiplier is wider than these operands: an unsigned one fits with a sign of 0.
+    m.submodules[name] = unit = Multiplier(*(shape.width + (not shape.signed) for shape in (a_shape, b_shape)))
+    m.d.comb += [unit.en.eq(en), unit.a.eq(a), unit.b.eq(b)]
+    return unit.o
+
+
 class RowStatistics(wiring.Component):
     """The sum S of a row of C elements, and `v = C·Q − S² + epsilon` with Q its sum of squares; for RMSNorm, which has no S, `v = C·Q + epsilon`.
 
@@ -26,7 +36,7 @@ class RowStatistics(wiring.Component):
     S² is made of three products of half its width.  C·Q costs an addition for each bit of C's odd factor below the leading one: nothing
     for a power of two, one addition for 192 or 384.
 
-    Latency: `settle` = T + max(6, 4 + B) cycles from a row's last word to `variance`, T + 3 + B for RMSNorm, with T = ceil(log2 lanes) and B the bits
+    Latency: `settle` = T + max(7, 5 + B) cycles from a row's last word to `variance`, T + 4 + B for RMSNorm, with T = ceil(log2 lanes) and B the bits
     of C's odd factor.
     Resources: hard multipliers: one a lane, and 3 for S².
 
@@ -52,7 +62,7 @@ class RowStatistics(wiring.Component):
         bits = parameters.input.bits
         self._square_tree = AdderTree(lanes, 2 * bits)  # (-2**(bits-1))² fits a signed number of twice the bits
         odd_bits = self._odd_factor.bit_length()
-        self._variance_moves = max(6, 4 + odd_bits) if self._centered else 3 + odd_bits
+        self._variance_moves = max(7, 5 + odd_bits) if self._centered else 4 + odd_bits
         self.settle = self._square_tree.latency + self._variance_moves
         ports = {
             "valid": In(1),
@@ -70,11 +80,11 @@ class RowStatistics(wiring.Component):
         """Build the circuit."""
         m = Module()
         parameters = self.parameters
-        tree_moves, odd_bits = self._square_tree.latency, self._odd_factor.bit_length()
+        odd_bits = self._odd_factor.bit_length()
         m.submodules.square_tree = square_tree = self._square_tree
 
-        # What arrives, and where it stands: a register, the trees, the sums.  A square has one register more than its element.
-        summed = tree_moves + 2
+        # An element: the multiplier's three registers, the tree, the sum.
+        summed = self._square_tree.latency + Multiplier.latency + 1
         tag = data.StructLayout({"valid": 1, "first": 1, "last": 1})
         m.submodules.tags = tags = Delay(tag, self.settle)
         m.d.comb += [
@@ -85,16 +95,12 @@ class RowStatistics(wiring.Component):
             self.variance_valid.eq(tags.o.valid & tags.o.last),
             square_tree.en.eq(1),
         ]
-        # Not called `elements`: Amaranth would name the two signals' elements alike, which nextpnr takes for one net.
-        arrived = Signal.like(self.elements, reset_less=True)
-        m.d.sync += arrived.eq(self.elements)
         for lane in range(self.lanes):
-            square = Signal(signed(2 * parameters.input.bits), name=f"square_{lane}", reset_less=True)
-            m.d.sync += square.eq(arrived[lane] * arrived[lane])
-            m.d.comb += square_tree.i[lane].eq(square)
+            element = self.elements[lane]
+            m.d.comb += square_tree.i[lane].eq(multiply(m, f"square_{lane}", element, element))
         squares = Signal(unsigned(parameters.square_sum_bits), reset_less=True)
-        with m.If(tags.taps[summed].valid):
-            m.d.sync += squares.eq(square_tree.o + Mux(tags.taps[summed].first, 0, squares))
+        with m.If(tags.taps[summed - 1].valid):
+            m.d.sync += squares.eq(square_tree.o + Mux(tags.taps[summed - 1].first, 0, squares))
 
         # C·Q + epsilon, by Horner's scheme: each bit of the odd factor below the leading one doubles, and adds Q if it is set.
         multiple = squares
@@ -108,31 +114,36 @@ class RowStatistics(wiring.Component):
             m.d.comb += self.variance.eq(scaled)
             return m
 
+        # S needs no multiplier, so it is there two cycles earlier.
+        arrived = Signal.like(self.elements, reset_less=True)
         m.submodules.element_tree = element_tree = AdderTree(self.lanes, parameters.input.bits)
         m.d.comb += element_tree.en.eq(1)
         m.d.comb += [element_tree.i[lane].eq(arrived[lane]) for lane in range(self.lanes)]
         total = Signal.like(self.total, reset_less=True)
-        with m.If(tags.taps[summed - 1].valid):
-            m.d.sync += total.eq(element_tree.o + Mux(tags.taps[summed - 1].first, 0, total))
-        m.d.comb += [self.total.eq(total), self.total_valid.eq(tags.taps[summed].valid & tags.taps[summed].last)]
+        before = tags.taps[summed - 3]
+        with m.If(before.valid):
+            m.d.sync += total.eq(element_tree.o + Mux(before.first, 0, total))
+        m.d.sync += arrived.eq(self.elements)
+        m.d.comb += [
+            self.total.eq(total),
+            self.total_valid.eq(tags.taps[summed - 2].valid & tags.taps[summed - 2].last),
+        ]
 
         # S²: |S| in two halves; the outer two products do not overlap, so one addition joins all three.
         half = (parameters.sum_bits + 1) // 2
-        magnitude = Signal(unsigned(2 * half), reset_less=True)
+        magnitude = Signal(unsigned(2 * half))
+        m.d.comb += magnitude.eq(Mux(total < 0, -total, total))
         low, high = magnitude[:half], magnitude[half:]
-        outer = Signal(unsigned(4 * half), reset_less=True)
-        cross = Signal(unsigned(2 * half), reset_less=True)
+        outer = Cat(*(multiply(m, name, part, part)[: 2 * half] for name, part in (("low", low), ("high", high))))
+        cross = multiply(m, "cross", low, high)[: 2 * half]
         total_squared = Signal(unsigned(4 * half), reset_less=True)
         variance = Signal.like(self.variance, reset_less=True)
         m.d.sync += [
-            magnitude.eq(Mux(total < 0, -total, total)),
-            outer.eq(Cat(low * low, high * high)),
-            cross.eq(low * high),
             total_squared.eq(outer + (cross << (half + 1))),
             # Whichever is there first waits for the other.
             variance.eq(
-                later(m, scaled, self._variance_moves - 4 - odd_bits)
-                - later(m, total_squared, self._variance_moves - 6)
+                later(m, scaled, self._variance_moves - 5 - odd_bits)
+                - later(m, total_squared, self._variance_moves - 7)
             ),
         ]
         m.d.comb += self.variance.eq(variance)
