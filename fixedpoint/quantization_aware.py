@@ -15,22 +15,24 @@ References: Jacob et al. 2018, arXiv:1712.05877; Bengio et al. 2013, arXiv:1308.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from model import ModelConfig, Transformer
 from model.parameters import Parameters, parameter_shapes
 from model.workspace import row_blocks
 
 from .calibration import Calibration, QuantizationSettings, calibrate, query_scale
-from .errors import QuantizationError
 from .qformat import IntegerArray, QFormat, covering_fraction
 from .quantize import quantize_transformer
 from .row_scales import WeightBits, least_squares_fractions, weight_range
 from .transformer import QuantizedTransformer
+
+FloatVector = NDArray[np.float32]
 
 ROUNDING_CONSTANT = np.float32(1.5 * 2**23)
 
@@ -55,12 +57,14 @@ class QuantizationAware:
         settings: Widths.
         formats: Formats of the activations, as in `Calibration`.
         fractions: Fraction of each row (R,) of every matrix and table, by parameter name.
+        teacher: Parameters (n,) of the float model that was quantized; worker processes find them in the training memory instead.
     """
 
     model: ModelConfig
     settings: QuantizationSettings
     formats: Mapping[str, QFormat]
     fractions: Mapping[str, IntegerArray]
+    teacher: FloatVector = field(default_factory=lambda: np.empty(0, np.float32))
 
     worker_module = "fixedpoint.quantization_aware_worker"
 
@@ -80,7 +84,7 @@ class QuantizationAware:
         fractions = {}
         for name, (scale, bits) in _matrices(model.config, settings).items():
             fractions[name] = least_squares_fractions(model.parameters[name].astype(np.float64) * scale, bits)
-        return cls(model.config, settings, formats, fractions)
+        return cls(model.config, settings, formats, fractions, model.parameters.flat.copy())
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON holds it."""

@@ -49,10 +49,12 @@ def cross_entropy(
     workspace: Workspace,
     d_logits: np.ndarray | None = None,
     weight: float = 1.0,
+    soft_targets: np.ndarray | None = None,
 ) -> float:
     """Return the mean over counted rows of −log softmax(logits)[target], in nats.
 
-    Backward: dlogits = (softmax(logits) − onehot(target)) / number of counted rows; rows with an ignored target get 0.
+    Backward: dlogits = (softmax(logits) − onehot(target)) / number of counted rows; rows with an ignored target get 0. Soft targets
+    take the place of onehot(target) there, not in the loss that is returned.
 
     Args:
         logits: (N, V).
@@ -60,6 +62,7 @@ def cross_entropy(
         workspace: Where the exponentials live when there is no `d_logits`.
         d_logits: Receives the gradient (N, V), unless None.
         weight: Factor on the gradient.
+        soft_targets: Probabilities (N, V) to learn, or None.
     """
     num_rows, vocab_size = logits.shape
     probabilities = workspace.array("probabilities", num_rows, vocab_size) if d_logits is None else d_logits
@@ -80,7 +83,11 @@ def cross_entropy(
         losses[~counted] = 0
     if d_logits is not None:
         d_logits *= (weight / (sums * num_counted))[:, None].astype(logits.dtype, copy=False)
-        d_logits[rows, targets] -= weight / num_counted
+        if soft_targets is None:
+            d_logits[rows, targets] -= weight / num_counted
+        else:
+            soft_targets *= weight / num_counted
+            d_logits -= soft_targets
         if num_counted < num_rows:
             d_logits[~counted] = 0
     return float(losses.sum() / num_counted)

@@ -4,6 +4,9 @@ The optimizer updates *latent* parameters. The model computes with rounded copie
 gradients that arrive at rounded numbers are applied to the latent ones as if rounding were the identity: the straight-through
 estimator (Bengio, Léonard and Courville 2013, arXiv:1308.3432). A latent parameter thus gathers small updates until its rounded copy
 moves.
+
+The gradients lead to the probabilities of a teacher, the float model that training began with (Hinton, Vinyals and Dean 2015,
+arXiv:1503.02531): what the rounded model is to learn is what the float one knows already.
 """
 
 from __future__ import annotations
@@ -20,9 +23,11 @@ class StraightThrough(Protocol):
 
     Attributes:
         worker_module: Module that runs as a worker process, as `model.worker_process` does, and builds this object from `to_dict()`.
+        teacher: Parameters (n,) of the model whose probabilities are learned in place of the targets. `to_dict` leaves them out.
     """
 
     worker_module: str
+    teacher: np.ndarray
 
     def to_dict(self) -> dict[str, Any]:
         """Return all that makes this object, as JSON holds it."""

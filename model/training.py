@@ -233,6 +233,8 @@ class Trainer:
 
     def _fill(self, engine: TrainingEngine, saved: dict[str, np.ndarray] | None) -> None:
         """Put the starting point into the engine's memory."""
+        if self.straight_through is not None:
+            engine.memory.teacher[:] = self.straight_through.teacher
         engine.memory.parameters[:] = self.model.parameters.flat if saved is None else saved["parameters"]
         if saved is not None:
             for name, array in engine.memory.state.items():

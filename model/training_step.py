@@ -51,6 +51,7 @@ class TrainingMemory:
     Attributes:
         parameters: Flat (n,), what the optimizer updates.
         rounded: Flat (n,), what the model computes with: a copy that straight-through training has rounded, or else `parameters` itself.
+        teacher: Flat (n,), the parameters of the model that straight-through training imitates; empty otherwise.
         state: The optimizer's running means by name, each (n,).
         gradients: For each worker (n,).
         messages: (W, 2), float64.
@@ -76,12 +77,12 @@ class TrainingMemory:
         self.parameters = vectors[0]
         self.state = {name: vectors[1 + index] for index, name in enumerate(names)}
         self.gradients = vectors[1 + len(names) : 1 + len(names) + num_workers]
-        self.rounded = vectors[-1] if rounding else self.parameters
+        self.rounded, self.teacher = vectors[-2:] if rounding else (self.parameters, np.empty(0, np.float32))
 
     @staticmethod
     def required_size(model: ModelConfig, training: TrainingConfig, num_workers: int, *, rounding: bool = False) -> int:
         """Return how many float32 values the buffer has."""
-        vectors = 1 + len(STATE_NAMES[training.optimizer]) + num_workers + rounding
+        vectors = 1 + len(STATE_NAMES[training.optimizer]) + num_workers + 2 * rounding
         return 2 * NUM_MESSAGES * num_workers + vectors * parameter_counts(model)["total"]
 
 
@@ -125,6 +126,7 @@ class WorkerStep:
         self.straight_through = straight_through
         self.length = config.seq_len or model_config.max_seq_len
         self.model = Transformer(model_config, parameters=memory.rounded, gradients=memory.gradients[worker])
+        self.teacher = None if straight_through is None else Transformer(model_config, parameters=memory.teacher)
         self.optimizer = Optimizer(config, self.model.parameters.num_decayed, memory.state)
         self.rows = _share(config.batch_size, worker, num_workers)
         self.part = _share(memory.parameters.size, worker, num_workers)
@@ -184,7 +186,8 @@ class WorkerStep:
             part = _share(num_rows, piece, pieces)
             rows = slice(self.rows.start + part.start, self.rows.start + part.stop)
             weight = (rows.stop - rows.start) / config.batch_size
-            piece_loss, _ = model.loss_and_gradients(inputs[rows], targets[rows], generator, weight, transform)
+            soft = None if self.teacher is None else self.teacher.probabilities(inputs[rows])
+            piece_loss, _ = model.loss_and_gradients(inputs[rows], targets[rows], generator, weight, transform, soft)
             loss += piece_loss * weight
             if pieces > 1:
                 accumulated += gradients

@@ -25,7 +25,7 @@ from .feed_forward import FeedForward
 from .normalization import Normalization
 from .parameters import Parameters, initialize, multiply_accumulate_counts, parameter_counts, parameter_shapes
 from .rotary import rotation_table
-from .softmax import IGNORED, cross_entropy
+from .softmax import IGNORED, cross_entropy, exponentials
 from .workspace import Workspace
 
 
@@ -209,6 +209,16 @@ class Transformer:
             logits = self._forward(tokens, workspace, None, None, keep=False)
             return cross_entropy(logits, targets.reshape(-1), workspace)
 
+    def probabilities(self, tokens: np.ndarray) -> np.ndarray:
+        """Return the probabilities (N, V) of what follows tokens (B, T), in memory that the next training call overwrites."""
+        workspace = self.training_workspace
+        with quiet():
+            logits = self._forward(self._check_tokens(tokens), workspace, None, None, keep=False)
+            original = logits.copy()
+            sums = exponentials(logits, workspace, lambda: np.copyto(logits, original))
+            logits /= sums[:, None]
+        return logits
+
     def loss_and_gradients(
         self,
         tokens: np.ndarray,
@@ -216,6 +226,7 @@ class Transformer:
         generator: np.random.Generator | None = None,
         weight: float = 1.0,
         transform: Observer | None = None,
+        soft_targets: np.ndarray | None = None,
     ) -> tuple[float, Parameters]:
         """Return the loss and its gradients by parameter name.
 
@@ -229,6 +240,7 @@ class Transformer:
             transform: Called as `transform(name, array)` with the tensors that `forward` shows to `observe`, (N, channels) each. What
                 it writes into them is what the model goes on with; gradients pass as if it had not been there. Attention weights
                 are only shown.
+            soft_targets: Probabilities (N, V) that the gradients lead to instead of the targets; overwritten. None for the targets.
         """
         tokens, targets = self._check_tokens(tokens), self._check_targets(targets, tokens)
         batch = len(tokens)
@@ -236,7 +248,7 @@ class Transformer:
         with quiet():
             logits = self._forward(tokens, workspace, generator, transform, keep=True)
             d_logits = workspace.array("d logits", *logits.shape)
-            loss = cross_entropy(logits, targets.reshape(-1), workspace, d_logits, weight)
+            loss = cross_entropy(logits, targets.reshape(-1), workspace, d_logits, weight, soft_targets)
             self._backward(d_logits, tokens, batch, workspace)
         return loss, self.gradients
 
