@@ -55,7 +55,7 @@ def save_export(quantized: QuantizedTransformer, directory: str | Path) -> dict[
     with atomic_directory(directory) as temporary:
         for name, text in _sign(manifest, tensors, quantized):
             (temporary / name).write_text(text, encoding="ascii", newline="\n")
-        safetensors.numpy.save_file(tensors, temporary / WEIGHTS)
+        (temporary / WEIGHTS).write_bytes(safetensors.numpy.save(tensors))  # save_file would lock others out: mode 0600
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return manifest
 

@@ -20,7 +20,8 @@ from .layer_norm import LayerNorm
 from .linear import Linear
 from .qformat import IntegerArray, QFormat
 from .reciprocal import Reciprocal, ReciprocalSquareRoot
-from .transformer import Block, QuantizedTransformer
+from .rms_norm import RMSNorm
+from .transformer import Block, Norm, QuantizedTransformer
 
 SCHEMA = "positron-quantized-transformer"
 VERSION = 2
@@ -57,9 +58,9 @@ def describe(quantized: QuantizedTransformer) -> tuple[dict[str, Any], dict[str,
         tensors[f"{name}.weight_fraction"] = linear.weight_fraction, 8
         tensors[f"{name}.bias"] = linear.bias, linear.accumulator_bits
 
-    def add_norm(name: str, norm: LayerNorm) -> None:
+    def add_norm(name: str, norm: Norm) -> None:
         layers[name] = {
-            "kind": "layer",
+            "kind": "layer" if isinstance(norm, LayerNorm) else "rms",
             "input": str(norm.input),
             "scale_format": str(norm.scale_format),
             "output": str(norm.output),
@@ -67,7 +68,8 @@ def describe(quantized: QuantizedTransformer) -> tuple[dict[str, Any], dict[str,
             "reciprocal_square_root": asdict(norm.reciprocal_square_root),
         }
         tensors[f"{name}.scale"] = norm.scale, norm.scale_format.bits
-        tensors[f"{name}.shift"] = norm.shift, norm.product_bits
+        if isinstance(norm, LayerNorm):
+            tensors[f"{name}.shift"] = norm.shift, norm.product_bits
 
     for name in ("token", "position"):
         table: EmbeddingTable = getattr(quantized.embedding, name)
@@ -137,17 +139,19 @@ def build(manifest: dict[str, Any], tensors: dict[str, IntegerArray]) -> Quantiz
             bias=tensors[f"{name}.bias"],
         )
 
-    def norm(name: str) -> LayerNorm:
+    def norm(name: str) -> Norm:
         entry = layers[name]
-        return LayerNorm(
-            input=QFormat.parse(entry["input"]),
-            scale=tensors[f"{name}.scale"],
-            scale_format=QFormat.parse(entry["scale_format"]),
-            shift=tensors[f"{name}.shift"],
-            output=QFormat.parse(entry["output"]),
-            epsilon=entry["epsilon"],
-            reciprocal_square_root=ReciprocalSquareRoot(**entry["reciprocal_square_root"]),
-        )
+        parts = {
+            "input": QFormat.parse(entry["input"]),
+            "scale": tensors[f"{name}.scale"],
+            "scale_format": QFormat.parse(entry["scale_format"]),
+            "output": QFormat.parse(entry["output"]),
+            "epsilon": entry["epsilon"],
+            "reciprocal_square_root": ReciprocalSquareRoot(**entry["reciprocal_square_root"]),
+        }
+        if entry["kind"] == "rms":
+            return RMSNorm(**parts)
+        return LayerNorm(shift=tensors[f"{name}.shift"], **parts)
 
     def table(name: str) -> EmbeddingTable:
         weight, fraction = tensors[f"{name}.weight"], tensors[f"{name}.weight_fraction"]

@@ -34,6 +34,7 @@ PROJECT_PACKAGES = ("model", "fixedpoint", "hdl", "sim", "scripts")
 USER_ERRORS = (
     ("model.errors", "InputError"),
     ("fixedpoint.errors", "QuantizationError"),
+    ("fixedpoint.errors", "CompilerError"),
     ("hdl.errors", "CircuitError"),
     ("hdl.errors", "ToolError"),
 )

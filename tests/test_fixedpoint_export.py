@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from fixedpoint_builders import random_transformer
+from model_kinds import KINDS
 
 from fixedpoint import (
     QFormat,
@@ -97,6 +98,18 @@ def test_what_is_loaded_is_what_was_saved(model, original):
     np.testing.assert_array_equal(loaded.forward(tokens), model.forward(tokens))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_model_survives(kind, tmp_path):
+    model = KINDS[kind](1)
+    manifest = save_export(model, tmp_path / "model")
+    assert_equal(load_export(tmp_path / "model"), model)
+    assert {entry["kind"] for entry in manifest["layers"].values() if "kind" in entry} == {
+        "rms" if "rms norm" in kind else "layer"
+    }
+    assert manifest["layers"]["logits"]["ternary"] == ("ternary" in kind)
+    assert ("final_norm.shift" in manifest["tensors"]) == ("rms norm" not in kind)
+
+
 def test_saving_again_changes_nothing(original, tmp_path):
     save_export(load_export(original), tmp_path / "again")
     for path in original.iterdir():
@@ -147,7 +160,7 @@ def test_an_export_replaces_an_export_and_nothing_else(model, original, tmp_path
 
 def test_a_failed_export_leaves_the_old_one(model, original, tmp_path, monkeypatch):
     export = shutil.copytree(original, tmp_path / "model")
-    monkeypatch.setattr(safetensors.numpy, "save_file", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(safetensors.numpy, "save", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         save_export(model, export)
     assert_equal(load_export(export), model)

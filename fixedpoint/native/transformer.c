@@ -1,0 +1,529 @@
+/*
+ * A decoder-only transformer in whole numbers: tokens in, tokens out, no floating point anywhere.
+ *
+ * This is the second implementation of the arithmetic that Positron's Python defines and its circuits repeat. It was written from the
+ * equations, not translated, and all three give the same numbers, bit for bit. The model is compiled in: model.h holds it as constants.
+ *
+ *   cc -O3 -o transformer transformer.c
+ *   echo "18 47 56" | ./transformer --tokens 20 --temperature 0.8 --seed 1
+ *
+ * Input: prompts, one a line, as token numbers. Output: a line of new tokens for each.
+ *
+ * A quantity is an integer i and a fraction f, and stands for i * 2^-f (Q-format). Multiplying adds the fractions; only casting to fewer bits
+ * rounds, and every cast is the same: divide by a power of two, half rounds up, saturate (`requantize`). Activations are at most 16 bits wide,
+ * weights at most 8. No sum can overflow: the exporter derived its width from the model and refused a model that could.
+ */
+
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+/* C11 leaves the right shift of a negative number to the compiler; every one in use copies the sign, which divides rounding down. */
+_Static_assert((-3 >> 1) == -2, "this program needs arithmetic right shifts");
+
+/* ---- What model.h is made of ---- */
+
+/* A signed Q-format: `bits` wide, `fraction` of them behind the binary point. */
+typedef struct {
+    int bits, fraction;
+} format;
+
+/* Reciprocals (square roots) of mantissas, by their leading bits. */
+typedef struct {
+    int index_bits, mantissa_bits;
+    const int32_t *entries;
+} reciprocal_table;
+
+/* (2^output_bits - 1) * 2^-(i / 2^table_bits), for i from 0 to 2^table_bits - 1. */
+typedef struct {
+    int table_bits, output_bits;
+    const int32_t *entries;
+} exponential_table;
+
+/* Rows of weights, each with a fraction of its own; biases count units of the products. */
+typedef struct {
+    format input, output;
+    int rows, columns;
+    const int8_t *weight;   /* rows x columns */
+    const int8_t *fraction; /* rows */
+    const int32_t *bias;    /* rows */
+} linear;
+
+/* LayerNorm where it is centered, else RMSNorm, which has no shift. */
+typedef struct {
+    int centered;
+    format input, normalized, scale_format, output;
+    int64_t epsilon; /* in units of the variance below */
+    reciprocal_table root;
+    const int16_t *scale;
+    const int64_t *shift; /* in units of normalized * scale */
+} norm;
+
+typedef struct {
+    const int8_t *weight;   /* entries x channels */
+    const int8_t *fraction; /* entries */
+} embedding_table;
+
+typedef struct {
+    norm attention_norm;
+    linear query, key, value, output;
+    reciprocal_table reciprocal;
+    norm feed_forward_norm;
+    linear up;
+    const int16_t *activation; /* the function's value for every value of up's output, from the smallest */
+    linear down;
+} block;
+
+#include "model.h" /* LAYERS, HEADS, CHANNELS, HIDDEN, CONTEXT, VOCABULARY, residual, the tables, and the layers */
+
+enum { HEAD = CHANNELS / HEADS };
+
+/* ---- Rounding ---- */
+
+/* value / 2^shift, half rounding up; a negative shift multiplies. Needs |value| < 2^62 before and after. */
+static inline int64_t shift_right(int64_t value, int shift)
+{
+    if (shift <= 0)
+        return value * ((int64_t)1 << -shift); /* shifting a negative number to the left is undefined, multiplying is not */
+    if (shift > 63)
+        shift = 63; /* leaves 0, as any longer shift */
+    return (value + ((int64_t)1 << (shift - 1))) >> shift;
+}
+
+static inline int64_t saturate(int64_t value, format to)
+{
+    const int64_t limit = (int64_t)1 << (to.bits - 1);
+    return value < -limit ? -limit : value > limit - 1 ? limit - 1 : value;
+}
+
+static inline int64_t requantize(int64_t value, int shift, format to)
+{
+    return saturate(shift_right(value, shift), to);
+}
+
+/* ---- Functions by table ---- */
+
+/* mantissa * 2^-exponent */
+typedef struct {
+    int64_t mantissa;
+    int exponent;
+} scaled;
+
+/* Position of the leading one of x >= 1. */
+static int floor_log2(int64_t x)
+{
+    int position = 0;
+    while (x >>= 1)
+        position++;
+    return position;
+}
+
+/* The bits of x from position `top` down, `count` of them behind the leading one's; zeros follow a short x. */
+static int64_t leading_bits(int64_t x, int top, int count)
+{
+    return top >= count ? x >> (top - count) : x << (count - top);
+}
+
+/* 1 / x for x = m * 2^e, 1 <= m < 2: the bits of m behind its one are the index, the entry is 1 / m at the middle of its interval. */
+static scaled reciprocal(const reciprocal_table *table, int64_t x)
+{
+    const int e = floor_log2(x);
+    const int64_t index = leading_bits(x, e, table->index_bits) - ((int64_t)1 << table->index_bits);
+    return (scaled){table->entries[index], e + table->mantissa_bits};
+}
+
+/* 1 / sqrt(x) for x = m * 2^e, 1 <= m < 4 and e even, so that e / 2 is whole. The first quarter of the codes does not occur. */
+static scaled reciprocal_square_root(const reciprocal_table *table, int64_t x)
+{
+    const int e = floor_log2(x) & ~1;
+    const int64_t index = leading_bits(x, e, table->index_bits - 2) - ((int64_t)1 << (table->index_bits - 2));
+    return (scaled){table->entries[index], e / 2 + table->mantissa_bits};
+}
+
+/* 2^-t for t >= 0 with `fraction` fraction bits, in units of 1 / (2^output_bits - 1): t's fraction indexes a table, its whole part shifts. */
+static inline int64_t exponential(const exponential_table *table, int64_t t, int fraction)
+{
+    const int zero_from = table->output_bits + 1; /* 2^-t is less than half a unit */
+    const int64_t largest = (int64_t)zero_from << (fraction > 0 ? fraction : 0);
+    const int64_t index = shift_right(t < largest ? t : largest, fraction - table->table_bits);
+    const int64_t whole = index >> table->table_bits;
+    const int64_t entry = table->entries[index & (((int64_t)1 << table->table_bits) - 1)];
+    return shift_right(entry, (int)(whole < zero_from ? whole : zero_from));
+}
+
+/* ---- Layers ---- */
+
+/* Output `row` of y = requantize(W x + b). The compiler turns the loop into vector instructions: 16 products each, or more. */
+static inline int64_t linear_row(const linear *layer, int row, const int16_t *x)
+{
+    const int8_t *weight = layer->weight + (size_t)row * (size_t)layer->columns;
+    int32_t sum = layer->bias[row];
+    for (int k = 0; k < layer->columns; k++)
+        sum += weight[k] * x[k];
+    return requantize(sum, layer->input.fraction + layer->fraction[row] - layer->output.fraction, layer->output);
+}
+
+static void apply(const linear *layer, const int16_t *x, int16_t *y)
+{
+    for (int row = 0; row < layer->rows; row++)
+        y[row] = (int16_t)linear_row(layer, row, x);
+}
+
+/* LayerNorm without dividing: with S and Q the sums of x and x^2, (x - mean) / deviation = (C x - S) / sqrt(C Q - S^2). RMSNorm has S = 0. */
+static void normalize(const norm *layer, const int16_t *x, int16_t *y)
+{
+    int64_t sum = 0, squares = 0;
+    for (int c = 0; c < CHANNELS; c++) {
+        sum += x[c];
+        squares += (int64_t)x[c] * x[c];
+    }
+    if (!layer->centered)
+        sum = 0;
+    const int64_t variance = CHANNELS * squares - sum * sum + layer->epsilon;
+    const scaled root = reciprocal_square_root(&layer->root, variance);
+    const int fraction = layer->normalized.fraction;
+    for (int c = 0; c < CHANNELS; c++) {
+        const int64_t difference = (int64_t)CHANNELS * x[c] - sum;
+        const int64_t normalized = requantize(difference * root.mantissa, root.exponent - fraction, layer->normalized);
+        const int64_t product = normalized * layer->scale[c] + (layer->centered ? layer->shift[c] : 0);
+        y[c] = (int16_t)requantize(product, fraction + layer->scale_format.fraction - layer->output.fraction, layer->output);
+    }
+}
+
+static int16_t key_cache[LAYERS][CONTEXT][CHANNELS], value_cache[LAYERS][CONTEXT][CHANNELS];
+
+/*
+ * Causal attention of one token to itself and those before it. log2(e) / sqrt(head size) is part of the query's weights, so a score s is a
+ * base-2 logarithm: its weight is 2^(s - max s), and the sum of the weighted values is divided by the sum of the weights at the end.
+ */
+static void attend(const block *layer, int index, int position, const int16_t *x, int16_t *y)
+{
+    static int16_t query[CHANNELS], context[CHANNELS];
+    static int32_t scores[CONTEXT];
+    const int score_fraction = layer->query.output.fraction + layer->key.output.fraction;
+    const int shift = layer->value.output.fraction - layer->output.input.fraction;
+    apply(&layer->query, x, query);
+    apply(&layer->key, x, key_cache[index][position]);
+    apply(&layer->value, x, value_cache[index][position]);
+    for (int first = 0; first < CHANNELS; first += HEAD) {
+        int32_t largest = INT32_MIN;
+        for (int j = 0; j <= position; j++) {
+            int32_t sum = 0;
+            for (int c = first; c < first + HEAD; c++)
+                sum += query[c] * key_cache[index][j][c];
+            scores[j] = sum;
+            largest = sum > largest ? sum : largest;
+        }
+        int32_t weighted[HEAD] = {0}, total = 0;
+        for (int j = 0; j <= position; j++) {
+            const int16_t weight = (int16_t)exponential(&attention_exponential, (int64_t)largest - scores[j], score_fraction);
+            total += weight;
+            for (int c = 0; c < HEAD; c++)
+                weighted[c] += weight * value_cache[index][j][first + c];
+        }
+        const scaled inverse = reciprocal(&layer->reciprocal, total);
+        for (int c = 0; c < HEAD; c++)
+            context[first + c] = (int16_t)requantize(weighted[c] * inverse.mantissa, inverse.exponent + shift, layer->output.input);
+    }
+    apply(&layer->output, context, y);
+}
+
+/* The residual stream of the token in work, and adding a layer's output to it. */
+static int16_t stream[CHANNELS];
+
+static void add_to_stream(const int16_t *y)
+{
+    for (int c = 0; c < CHANNELS; c++)
+        stream[c] = (int16_t)saturate((int64_t)stream[c] + y[c], residual);
+}
+
+/* Run one token that stands at `position`; keys and values of those before it are in the caches. Leaves the result in `stream`. */
+static void step(int token, int position)
+{
+    static int16_t normed[CHANNELS], added[CHANNELS], hidden[HIDDEN];
+    const int token_shift = token_embedding.fraction[token] - residual.fraction;
+    const int position_shift = position_embedding.fraction[position] - residual.fraction;
+    for (int c = 0; c < CHANNELS; c++)
+        stream[c] = (int16_t)saturate(shift_right(token_embedding.weight[token * CHANNELS + c], token_shift) +
+                                          shift_right(position_embedding.weight[position * CHANNELS + c], position_shift),
+                                      residual);
+    for (int index = 0; index < LAYERS; index++) {
+        const block *layer = &blocks[index];
+        normalize(&layer->attention_norm, stream, normed);
+        attend(layer, index, position, normed, added);
+        add_to_stream(added);
+        normalize(&layer->feed_forward_norm, stream, normed);
+        apply(&layer->up, normed, hidden);
+        for (int r = 0; r < layer->up.rows; r++)
+            hidden[r] = layer->activation[hidden[r] + (1 << (layer->up.output.bits - 1))];
+        apply(&layer->down, hidden, added);
+        add_to_stream(added);
+    }
+}
+
+/* Turn the stream into the logits of the next token. */
+static void compute_logits(int64_t *values)
+{
+    static int16_t normed[CHANNELS];
+    normalize(&final_norm, stream, normed);
+    for (int row = 0; row < VOCABULARY; row++)
+        values[row] = linear_row(&logits, row, normed);
+}
+
+/* ---- Sampling ---- */
+
+static void fail(const char *message, const char *detail)
+{
+    fprintf(stderr, "error: %s%s\n", message, detail);
+    exit(1);
+}
+
+/* log2(e) / temperature as a multiplier of 16 bits and a shift, from logits to exponents of `sampling_exponential`; 0: take the maximum. */
+typedef struct {
+    int64_t multiplier;
+    int shift;
+} sampler;
+
+enum { EXPONENT_FRACTION = 10, UNITS = 1000000, HIGHEST_TEMPERATURE = 1000 };
+
+/* A sampler of a temperature in millionths. */
+static sampler make_sampler(uint64_t temperature)
+{
+    if (temperature == 0)
+        return (sampler){0, 0};
+    const uint64_t log2_e = UINT64_C(12690079782337); /* round(log2(e) * 2^43) */
+    uint64_t quotient = log2_e * UNITS / temperature;  /* log2(e) / T with 43 fraction bits; 33 bits long or more */
+    int shorten = 0;
+    while (quotient >> shorten >= UINT64_C(1) << 16)
+        shorten++;
+    quotient = (quotient + (UINT64_C(1) << (shorten - 1))) >> shorten;
+    if (quotient == UINT64_C(1) << 16) { /* rounded up to one bit more */
+        quotient >>= 1;
+        shorten++;
+    }
+    const int shift = logits.output.fraction - EXPONENT_FRACTION + 43 - shorten;
+    if (shift < -28 || shift > 62 || logits.output.bits > 16)
+        fail("the temperature does not suit these logits", "");
+    return (sampler){(int64_t)quotient, shift};
+}
+
+/* A bijection of 32 bits in which each bit depends on all (MurmurHash3's finalizer). */
+static uint32_t avalanche(uint32_t word)
+{
+    word = (word ^ word >> 16) * UINT32_C(0x85EBCA6B);
+    word = (word ^ word >> 13) * UINT32_C(0xC2B2AE35);
+    return word ^ word >> 16;
+}
+
+/* The first state of the generator of one sequence, never 0. */
+static uint32_t mix(uint32_t seed, uint32_t sequence)
+{
+    const uint32_t golden_ratio = UINT32_C(0x9E3779B9);
+    const uint32_t state = avalanche(avalanche(seed) + (sequence + 1) * golden_ratio);
+    return state ? state : golden_ratio;
+}
+
+/* Marsaglia's generator of period 2^32 - 1. */
+static uint32_t next_random(uint32_t *state)
+{
+    *state ^= *state << 13;
+    *state ^= *state >> 17;
+    *state ^= *state << 5;
+    return *state;
+}
+
+/* The lowest index of the maximum, or a token drawn with probability 2^-((max - logit) * log2(e) / T) / sum. */
+static int choose(const sampler *how, const int64_t *values, uint32_t *random)
+{
+    static uint64_t cumulative[VOCABULARY];
+    int best = 0;
+    for (int v = 1; v < VOCABULARY; v++)
+        best = values[v] > values[best] ? v : best;
+    if (how->multiplier == 0)
+        return best;
+    uint64_t total = 0;
+    for (int v = 0; v < VOCABULARY; v++) {
+        const int64_t t = shift_right((values[best] - values[v]) * how->multiplier, how->shift);
+        total += (uint64_t)exponential(&sampling_exponential, t, EXPONENT_FRACTION);
+        cumulative[v] = total;
+    }
+    const uint64_t threshold = next_random(random) * total >> 32; /* both below 2^32 */
+    int token = 0;
+    while (cumulative[token] <= threshold)
+        token++;
+    return token;
+}
+
+/* ---- Generation ---- */
+
+/* A token sequence that grows. */
+typedef struct {
+    int *tokens;
+    size_t length, capacity;
+} sequence;
+
+static void append(sequence *text, int token)
+{
+    if (text->length == text->capacity) {
+        text->capacity = 2 * text->capacity + CONTEXT;
+        text->tokens = realloc(text->tokens, text->capacity * sizeof *text->tokens);
+        if (text->tokens == NULL)
+            fail("out of memory", "");
+    }
+    text->tokens[text->length++] = token;
+}
+
+/* The first of `length` tokens that the next one depends on. When the context is full, its older half is forgotten. */
+static size_t context_start(size_t length)
+{
+    const size_t half = CONTEXT > 1 ? CONTEXT / 2 : 1, steps = CONTEXT - half + 1;
+    return length <= CONTEXT ? 0 : length - half - (length - CONTEXT - 1) % steps;
+}
+
+/* Lengthen a sequence by `count` tokens and print them. Positions count from the context's first token, so moving it fills the caches anew. */
+static void generate(sequence *text, size_t count, const sampler *how, uint32_t random)
+{
+    static int64_t values[VOCABULARY];
+    size_t start = SIZE_MAX;
+    for (size_t made = 0; made < count; made++) {
+        const size_t first = context_start(text->length);
+        for (size_t i = first == start ? text->length - 1 : first; i < text->length; i++)
+            step(text->tokens[i], (int)(i - first));
+        start = first;
+        compute_logits(values);
+        append(text, choose(how, values, &random));
+        printf(made ? " %d" : "%d", text->tokens[text->length - 1]);
+    }
+    putchar('\n');
+}
+
+/* Print the logits after each token of a sequence that fits the context, a line a token. */
+static void print_logits(const sequence *text)
+{
+    static int64_t values[VOCABULARY];
+    if (text->length > CONTEXT)
+        fail("--logits takes prompts no longer than the context", "");
+    for (size_t i = 0; i < text->length; i++) {
+        step(text->tokens[i], (int)i);
+        compute_logits(values);
+        for (int v = 0; v < VOCABULARY; v++)
+            printf(v ? " %lld" : "%lld", (long long)values[v]);
+        putchar('\n');
+    }
+}
+
+/* ---- The command ---- */
+
+/* Read a line of token numbers; 0 at the end of the input. */
+static int read_prompt(FILE *file, sequence *text)
+{
+    int character, any = 0, number = -1;
+    text->length = 0;
+    while ((character = getc(file)) != EOF) {
+        any = 1;
+        if (character >= '0' && character <= '9') {
+            number = (number < 0 ? 0 : number) * 10 + (character - '0');
+            if (number >= VOCABULARY)
+                fail("a prompt's token is outside the vocabulary", "");
+            continue;
+        }
+        if (strchr(" \t\r\n", character) == NULL || character == 0)
+            fail("prompts are token numbers with spaces between them, one prompt a line", "");
+        if (number >= 0)
+            append(text, number);
+        number = -1;
+        if (character == '\n')
+            break;
+    }
+    if (number >= 0)
+        append(text, number);
+    if (ferror(file))
+        fail("the prompts cannot be read", "");
+    if (any && text->length == 0)
+        fail("a prompt is empty; generation needs at least one token", "");
+    return any;
+}
+
+/* A whole number from 0 to `largest`, or with `decimals` a decimal number times 10^decimals. */
+static uint64_t parse_number(const char *option, const char *text, uint64_t largest, int decimals)
+{
+    uint64_t value = 0;
+    int digits = 0, left = -1; /* decimals that may still come; none before the point */
+    for (; text != NULL && *text; text++) {
+        if (*text == '.' && left < 0 && decimals > 0) {
+            left = decimals;
+            continue;
+        }
+        if (*text < '0' || *text > '9' || left == 0 || value > largest)
+            fail("not a number that this option takes: ", option);
+        value = value * 10 + (uint64_t)(*text - '0');
+        digits++;
+        left -= left > 0;
+    }
+    for (int missing = left < 0 ? decimals : left; missing > 0 && value <= largest; missing--)
+        value *= 10;
+    if (digits == 0 || value > largest)
+        fail("missing, or out of range: ", option);
+    return value;
+}
+
+static int64_t nanoseconds(void)
+{
+    struct timespec now;
+    timespec_get(&now, TIME_UTC);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+int main(int count, char **words)
+{
+    uint64_t tokens = 100, temperature = 0, seed = 0;
+    int show_logits = 0, show_time = 0;
+    for (int i = 1; i < count; i++) {
+        const char *word = words[i], *value = i + 1 < count ? words[i + 1] : NULL;
+        if (strcmp(word, "--logits") == 0) {
+            show_logits = 1;
+        } else if (strcmp(word, "--time") == 0) {
+            show_time = 1;
+        } else if (strcmp(word, "--tokens") == 0) {
+            tokens = parse_number(word, value, 1000000000, 0), i++;
+        } else if (strcmp(word, "--temperature") == 0) {
+            temperature = parse_number(word, value, (uint64_t)HIGHEST_TEMPERATURE * UNITS, 6), i++;
+        } else if (strcmp(word, "--seed") == 0) {
+            seed = parse_number(word, value, UINT32_MAX, 0), i++;
+        } else {
+            fprintf(stderr,
+                    "usage: %s [--tokens N] [--temperature T] [--seed S] [--time] [--logits] < PROMPTS\n"
+                    "Reads prompts of token numbers 0 to %d, one a line; prints N new tokens (default 100) for each.\n"
+                    "  --temperature T  0 takes the likeliest token (default), else at most six decimals, up to %d\n"
+                    "  --seed S         0 to 4294967295: the same seed gives the same tokens (default 0)\n"
+                    "  --time           print tokens a second at the end, to stderr\n"
+                    "  --logits         print the logits after each token of the prompts instead\n",
+                    words[0], VOCABULARY - 1, HIGHEST_TEMPERATURE);
+            return 2;
+        }
+    }
+    const sampler how = make_sampler(temperature);
+    sequence text = {NULL, 0, 0};
+    uint64_t sequences = 0;
+    int64_t elapsed = 0;
+    while (read_prompt(stdin, &text)) {
+        const int64_t start = nanoseconds();
+        if (show_logits)
+            print_logits(&text);
+        else
+            generate(&text, (size_t)tokens, &how, mix((uint32_t)seed, (uint32_t)sequences));
+        elapsed += nanoseconds() - start;
+        sequences++;
+    }
+    free(text.tokens);
+    if (fflush(stdout) != 0)
+        fail("the tokens cannot be written", "");
+    if (show_time) {
+        const uint64_t made = tokens * sequences, time = elapsed > 0 ? (uint64_t)elapsed : 1;
+        fprintf(stderr, "%llu tokens in %llu ns: %llu tokens/s\n", (unsigned long long)made, (unsigned long long)time,
+                (unsigned long long)(made * 1000000000 / time));
+    }
+    return 0;
+}

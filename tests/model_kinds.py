@@ -1,0 +1,109 @@
+"""Small random integer models of every kind that an export, a C program or an ONNX graph must represent."""
+
+import numpy as np
+from fixedpoint_builders import with_rms_norms
+
+from fixedpoint import (
+    Attention,
+    Block,
+    Embedding,
+    EmbeddingTable,
+    LayerNorm,
+    Linear,
+    QFormat,
+    QuantizedTransformer,
+    Reciprocal,
+    ReciprocalSquareRoot,
+    TableActivation,
+)
+
+
+def make_model(
+    seed,
+    *,
+    weight_bits=8,
+    activation_bits=8,
+    residual_bits=16,
+    num_layers=2,
+    channels=12,
+    num_heads=3,
+    context_length=7,
+    hidden=20,
+    vocab_size=11,
+    reciprocal=None,
+    root=None,
+):
+    """Return a model whose activations use their ranges, and now and then leave them."""
+    generator = np.random.default_rng(seed)
+    residual = QFormat(residual_bits, residual_bits - 6)
+    narrow = min(activation_bits, 8)  # what an activation's table can read
+
+    def activations(fraction, bits=activation_bits):
+        return QFormat(bits, fraction + bits - 8)
+
+    def linear(rows, columns, source, target):
+        spread = 2.0 ** generator.integers(-2, 2, size=(rows, 1))
+        weight, bias = generator.normal(size=(rows, columns)) * spread, generator.normal(size=rows)
+        return Linear.from_float(weight, bias, weight_bits, source, target)
+
+    def norm():
+        scale, shift = generator.uniform(-2, 2, size=channels), generator.normal(size=channels)
+        layer = LayerNorm.from_float(scale, shift, 1e-5, residual, activations(5), 8)
+        return LayerNorm(
+            residual,
+            layer.scale,
+            layer.scale_format,
+            layer.shift,
+            layer.output,
+            layer.epsilon,
+            reciprocal_square_root=root or ReciprocalSquareRoot(),
+        )
+
+    def block():
+        up, activated = activations(4, narrow), activations(5)
+        return Block(
+            attention_norm=norm(),
+            attention=Attention(
+                query=linear(channels, channels, activations(5), activations(5)),
+                key=linear(channels, channels, activations(5), activations(4)),
+                value=linear(channels, channels, activations(5), activations(5)),
+                output=linear(channels, channels, activations(6), residual),
+                num_heads=num_heads,
+                context_length=context_length,
+                reciprocal=reciprocal or Reciprocal(),
+            ),
+            feed_forward_norm=norm(),
+            up=linear(hidden, channels, activations(5), up),
+            activation=TableActivation.from_function(lambda x: np.maximum(x, -0.3) ** 2 / 4, up, activated),
+            down=linear(channels, hidden, activated, residual),
+        )
+
+    return QuantizedTransformer(
+        embedding=Embedding(
+            EmbeddingTable.from_float(4 * generator.normal(size=(vocab_size, channels)), 8),
+            EmbeddingTable.from_float(generator.normal(size=(context_length, channels)), 6),
+            residual,
+        ),
+        blocks=tuple(block() for _ in range(num_layers)),
+        final_norm=norm(),
+        logits=linear(vocab_size, channels, activations(5), QFormat(16, 8)),
+        residual=residual,
+    )
+
+
+KINDS = {
+    "layer norm": make_model,
+    "rms norm": lambda seed: with_rms_norms(make_model(seed)),
+    "four bits": lambda seed: make_model(seed, weight_bits=4),
+    "ternary, rms norm": lambda seed: with_rms_norms(make_model(seed, weight_bits="ternary", channels=24, num_heads=2)),
+    "six-bit activations": lambda seed: make_model(seed, weight_bits=3, activation_bits=6),
+    "twelve-bit residual": lambda seed: make_model(seed, residual_bits=12, activation_bits=6),
+    "twelve-bit activations": lambda seed: make_model(seed, activation_bits=12),
+    "other tables": lambda seed: make_model(seed, reciprocal=Reciprocal(7, 12), root=ReciprocalSquareRoot(8, 11)),
+    "large heads": lambda seed: make_model(
+        seed, channels=64, num_heads=1, hidden=96, context_length=16, vocab_size=40, num_layers=1
+    ),
+    "one of everything": lambda seed: make_model(
+        seed, channels=1, num_heads=1, hidden=1, context_length=1, vocab_size=2, num_layers=1
+    ),
+}
