@@ -15,25 +15,30 @@ References: Jacob et al. 2018, arXiv:1712.05877; Bengio et al. 2013, arXiv:1308.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model import ModelConfig, Transformer
-from model.parameters import Parameters, parameter_shapes
+from model import InputError, ModelConfig, RunDirectory, Transformer
+from model.checkpoint import read_npz, write_npz
+from model.files import read_json, write_json
+from model.parameters import Parameters, parameter_counts, parameter_shapes
 from model.workspace import row_blocks
 
 from .calibration import Calibration, QuantizationSettings, calibrate, query_scale
+from .errors import QuantizationError
 from .qformat import IntegerArray, QFormat, covering_fraction
 from .quantize import quantize_transformer
-from .row_scales import WeightBits, least_squares_fractions, weight_range
+from .row_scales import FRACTION, WeightBits, least_squares_fractions, weight_range
 from .transformer import QuantizedTransformer
 
 FloatVector = NDArray[np.float32]
 
+FORMAT = "positron-number-format"
+VERSION = 1
 ROUNDING_CONSTANT = np.float32(1.5 * 2**23)
 
 
@@ -65,6 +70,22 @@ class QuantizationAware:
     formats: Mapping[str, QFormat]
     fractions: Mapping[str, IntegerArray]
     teacher: FloatVector = field(default_factory=lambda: np.empty(0, np.float32))
+
+    def __post_init__(self) -> None:
+        matrices = _matrices(self.model, self.settings)
+        shapes = parameter_shapes(self.model)
+        if self.fractions.keys() != matrices.keys():
+            raise QuantizationError(
+                f"fractions are of other matrices: {sorted(self.fractions.keys() ^ matrices.keys())[:3]}"
+            )
+        for name, fractions in self.fractions.items():
+            if fractions.shape != shapes[name][:1] or not FRACTION.holds(fractions):
+                raise QuantizationError(
+                    f"{name} needs {shapes[name][0]} fractions from {FRACTION.minimum_integer} to {FRACTION.maximum_integer}"
+                )
+        missing = [name for name in _activations(self.model) if name not in self.formats]
+        if missing:
+            raise QuantizationError(f"the formats lack {', '.join(missing[:3])}")
 
     worker_module = "fixedpoint.quantization_aware_worker"
 
@@ -104,6 +125,31 @@ class QuantizationAware:
             {name: QFormat.parse(text) for name, text in content["formats"].items()},
             {name: np.array(fractions, dtype=np.int64) for name, fractions in content["fractions"].items()},
         )
+
+    def save(self, run: RunDirectory) -> None:
+        """Write everything into a run directory."""
+        write_npz(run.teacher_weights, {"parameters": self.teacher})
+        write_json(run.number_format, {"format": FORMAT, "version": VERSION, **self.to_dict()})
+
+    @classmethod
+    def load(cls, run: RunDirectory) -> QuantizationAware:
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: A file is missing, damaged, edited, or written by another version.
+        """
+        path = run.number_format
+        content = read_json(path)
+        if content.get("format") != FORMAT or content.get("version") != VERSION:
+            raise InputError(
+                f"{path} is {content.get('format')!r} version {content.get('version')!r}; this program reads {FORMAT!r} version {VERSION}"
+            )
+        try:
+            plain = cls.from_dict(content)
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+            raise InputError(f"{path} describes no number format ({error}); train the run again") from None
+        size = parameter_counts(plain.model)["total"]
+        return replace(plain, teacher=read_npz(run.teacher_weights, {"parameters": (size,)})["parameters"])
 
     def quantize(self, model: Transformer) -> QuantizedTransformer:
         """Return the integer model of rounded parameters: nothing is rounded a second time, but for biases and shifts."""
@@ -147,7 +193,8 @@ class QuantizationAware:
     def _steps(self) -> dict[str, tuple[np.float32, np.float32, int, int]]:
         """For every activation that is rounded: step, 1 / step, and the range in steps."""
         steps = {}
-        for name, target in self.formats.items():
+        for name in _activations(self.model):
+            target = self.formats[name]
             if name not in ("residual", "logits"):
                 scale = _query_factor(name, self.model)
                 step, inverse = np.float32(target.resolution / scale), np.float32(scale / target.resolution)
@@ -166,6 +213,14 @@ class QuantizationAware:
     @cached_property
     def _norm_scales(self) -> tuple[str, ...]:
         return tuple(name for name in parameter_shapes(self.model) if name.endswith(".scale"))
+
+
+def _activations(config: ModelConfig) -> list[str]:
+    """Return the tensors of the float model that the integer model has in a format of its own."""
+    parts = ["attention_norm", *(f"attention.{part}" for part in ("query", "key", "value", "context"))]
+    parts += ["feed_forward_norm", "feed_forward.up", "feed_forward.activation"]
+    names = [f"blocks.{index}.{part}" for index in range(config.num_layers) for part in parts]
+    return [*names, "final_norm", "logits", "residual"]
 
 
 def _query_factor(name: str, config: ModelConfig) -> float:

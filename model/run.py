@@ -63,6 +63,16 @@ class RunDirectory:
         return self.path / "training_state.npz"
 
     @property
+    def number_format(self) -> Path:
+        """The number format that the model was trained for, if it was for one."""
+        return self.path / "number_format.json"
+
+    @property
+    def teacher_weights(self) -> Path:
+        """Weights of the float model that a model trained for a number format imitates."""
+        return self.path / "teacher_weights.npz"
+
+    @property
     def log_csv(self) -> Path:
         """Losses over the steps, as a table."""
         return self.path / "log.csv"

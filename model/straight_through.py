@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .run import RunDirectory
 from .transformer import Transformer
 
 
@@ -31,6 +32,9 @@ class StraightThrough(Protocol):
 
     def to_dict(self) -> dict[str, Any]:
         """Return all that makes this object, as JSON holds it."""
+
+    def save(self, run: RunDirectory) -> None:
+        """Write what `to_dict` describes and the teacher into a run directory: resuming needs them."""
 
     def round_parameters(self, latent: np.ndarray, rounded: np.ndarray, share: int, num_shares: int) -> None:
         """Write the rounded copy (n,) of the latent parameters (n,): one of several shares, which together are everything."""

@@ -137,18 +137,19 @@ def train_model(
         )
         training_tokens, validation_tokens = split_tokens(tokens, settings.validation_split, model.config.max_seq_len)
         if run is not None:
-            training_tokens, validation_tokens = _store(run, tokenizer, training_tokens, validation_tokens)
+            training_tokens, validation_tokens = store_tokens(run, tokenizer, training_tokens, validation_tokens)
     trainer = Trainer(
         model, tokenizer, settings, training_tokens, validation_tokens, run, progress, source, straight_through
     )
     return trainer.train(resume=resume)
 
 
-def _store(
+def store_tokens(
     run: RunDirectory, tokenizer: Tokenizer, training: np.ndarray, validation: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Begin a run directory, and return its tokens memory-mapped."""
-    run.training_state.unlink(missing_ok=True)  # of an earlier run: it does not belong to these tokens
+    for earlier in (run.training_state, run.number_format, run.teacher_weights):  # they do not belong to these tokens
+        earlier.unlink(missing_ok=True)
     tokenizer.save(run.tokenizer)
     save_tokens(run.train_tokens, training)
     save_tokens(run.validation_tokens, validation)
@@ -204,6 +205,8 @@ class Trainer:
             if self.run is not None:
                 self._write_record()
                 if saved is None:
+                    if self.straight_through is not None:
+                        self.straight_through.save(self.run)
                     self._take_parameters(engine)
                     self._save_best()
                     self._save_state(engine)  # so that a run killed from now on can be resumed
