@@ -16,6 +16,8 @@ from .qformat import FloatArray, IntegerArray, Overflow, QFormat, Rounding
 class TableActivation:
     """A pointwise function `y = table[x - minimum(x)]`.
 
+    Error: half a unit of the output, where the function is in its range. Widths: none but those of x and y.
+
     Attributes:
         input: Format of x, at most 8 bits.
         output: Format of y.
@@ -40,9 +42,20 @@ class TableActivation:
     def from_function(
         cls, function: Callable[[FloatArray], FloatArray], input_format: QFormat, output: QFormat
     ) -> TableActivation:
-        """Tabulate a real function, each entry rounded half up and saturated."""
+        """Tabulate a real function, each entry rounded half up and saturated.
+
+        Raises:
+            QuantizationError: The function is NaN or infinite at a value of the input, or not pointwise.
+        """
         codes = np.arange(input_format.minimum_integer, input_format.maximum_integer + 1)
-        values = np.asarray(function(input_format.dequantize(codes)), dtype=np.float64)
+        arguments = input_format.dequantize(codes)
+        values = np.asarray(function(arguments), dtype=np.float64)
+        if values.shape != arguments.shape:
+            raise QuantizationError(
+                f"an activation of {len(arguments)} inputs needs {len(arguments)} values, not {values.shape}"
+            )
+        if not np.isfinite(values).all():
+            raise QuantizationError(f"an activation is NaN or infinite at {arguments[~np.isfinite(values)][0]:g}")
         return cls(input_format, output, output.quantize(values, Rounding.HALF_UP, Overflow.SATURATE))
 
     def compute(self, x: Integers) -> IntegerArray:

@@ -52,8 +52,22 @@ def test_parameters_are_checked():
         TableActivation(INPUT, OUTPUT, np.zeros(255, dtype=np.int64))
     with pytest.raises(QuantizationError, match="does not fit"):
         TableActivation(INPUT, OUTPUT, np.full(256, 128))
-    with pytest.raises(QuantizationError, match="NaN"):
-        TableActivation.from_function(lambda x: np.where(x < 0, np.nan, x), INPUT, OUTPUT)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_function_that_is_not_finite_somewhere_is_refused(bad):
+    with pytest.raises(QuantizationError, match=r"NaN or infinite at -0\.5"):
+        TableActivation.from_function(lambda x: np.where(x == -0.5, bad, x), INPUT, OUTPUT)
+
+
+def test_a_function_of_another_shape_is_refused():
+    with pytest.raises(QuantizationError, match=r"256 values, not \(\)"):
+        TableActivation.from_function(lambda x: x.sum(), INPUT, OUTPUT)
+
+
+def test_a_constant_function_is_a_constant_table():
+    activation = TableActivation.from_function(np.zeros_like, INPUT, OUTPUT)
+    assert not activation.compute(np.arange(-128, 128)).any()
 
 
 def test_the_table_is_the_formats_own_cast():

@@ -3,6 +3,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from apytypes import APyFixedArray, OverflowMode, QuantizationMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -84,6 +85,16 @@ def test_requantize_equals_rational_arithmetic(value, shift, bits, signed):
     output = QFormat(bits, 0, signed)
     expected = max(output.minimum_integer, min(output.maximum_integer, shifted(value, shift)))
     assert requantize(np.array([value]), shift, output).tolist() == [expected]
+
+
+@pytest.mark.parametrize("shift", [-3, 0, 1, 5, 12, 16, 18])
+def test_requantize_equals_apytypes_on_all_16_bit_accumulators(shift):
+    codes = np.arange(-(1 << 15), 1 << 15)
+    accumulators = APyFixedArray(codes.tolist(), bits=16, frac_bits=shift)
+    cast = accumulators.cast(
+        bits=8, frac_bits=0, quantization=QuantizationMode.TIES_POS, overflow=OverflowMode.SAT
+    ).to_numpy()
+    np.testing.assert_array_equal(requantize(codes, shift, QFormat(8, 0)), cast.astype(np.int64))
 
 
 def test_residual_add_of_all_pairs_of_bytes():

@@ -146,6 +146,27 @@ def test_within_the_derived_bound_of_float(channels, output):
     assert error.max() > 0.4  # it is not exact either: the comparison compares something
 
 
+@pytest.mark.parametrize("input_format", [QFormat(8, 4), QFormat(8, 9)], ids=str)
+def test_all_rows_of_two_bytes_are_within_the_derived_bound(input_format):
+    gamma, beta = np.array([1.7, -0.3]), np.array([0.6, -1.2])
+    norm = LayerNorm.from_float(gamma, beta, 1e-5, input_format, WIDE, 8)
+    codes = np.arange(-128, 128)
+    rows = np.stack(np.meshgrid(codes, codes), axis=-1).reshape(-1, 2)
+    values = input_format.dequantize(rows)
+    epsilon = norm.epsilon / 4 * input_format.resolution**2
+    normalized = (values - values.mean(axis=-1, keepdims=True)) / np.sqrt(values.var(axis=-1, keepdims=True) + epsilon)
+    error = np.abs(WIDE.dequantize(norm.compute(rows)) - (normalized * gamma + beta)) / WIDE.resolution
+    assert len(rows) == 1 << 16
+    assert (error <= stated_bound(norm, normalized) + 1e-9).all()
+
+
+def test_a_gamma_of_zeros_gives_beta():
+    beta = np.linspace(-2, 2, 8)
+    norm = LayerNorm.from_float(np.zeros(8), beta, 1e-5, INPUT, OUTPUT, 8)
+    results = OUTPUT.dequantize(norm.compute(np.arange(8) * 1000))
+    assert np.abs(results - beta).max() <= OUTPUT.resolution / 2 + 2**-14
+
+
 def test_zero_variance_gives_beta():
     norm = random_norm(16)
     beta = norm.output.dequantize(norm.compute(np.zeros(16, dtype=np.int64)))

@@ -244,23 +244,60 @@ def test_quantize_equals_rational_arithmetic(values, target, rounding):
             target.quantize(values, rounding, Overflow.ERROR)
 
 
-@pytest.mark.parametrize("overflow", APYTYPES_OVERFLOW)
+EVERY_16_BITS = np.arange(-(1 << 15), 1 << 15)
+TARGETS = [QFormat(4, 2), QFormat(6, -1), QFormat(5, 9), QFormat(8, 3), QFormat(1, 0), QFormat(15, 6), QFormat(12, 8)]
+
+
+@pytest.fixture(scope="module")
+def apytypes_source():
+    """Every 16-bit code as Q10.6."""
+    return APyFixedArray(EVERY_16_BITS.tolist(), int_bits=10, frac_bits=6)
+
+
 @pytest.mark.parametrize("rounding", APYTYPES_ROUNDING)
-@pytest.mark.parametrize(
-    "target", [QFormat(4, 2), QFormat(6, -1), QFormat(3, 6), QFormat(8, 3), QFormat(1, 0)], ids=str
-)
-def test_quantize_equals_apytypes_on_all_12_bit_inputs(target, rounding, overflow):
-    codes = np.arange(-(1 << 11), 1 << 11)
-    source = APyFixedArray(codes.tolist(), int_bits=6, frac_bits=6)
-    cast = source.cast(
-        int_bits=target.bits - target.fraction,
-        frac_bits=target.fraction,
-        quantization=APYTYPES_ROUNDING[rounding],
-        overflow=APYTYPES_OVERFLOW[overflow],
-    )
-    expected = np.ldexp(cast.to_numpy(), target.fraction).astype(np.int64)
-    np.testing.assert_array_equal(target.quantize(np.ldexp(codes, -6), rounding, overflow), expected)
-    assert len(set(expected.tolist())) > 1
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+def test_quantize_equals_apytypes_on_all_16_bit_inputs(apytypes_source, target, rounding):
+    values = np.ldexp(EVERY_16_BITS, -6)
+    for overflow, mode in APYTYPES_OVERFLOW.items():
+        cast = apytypes_source.cast(
+            int_bits=target.bits - target.fraction,
+            frac_bits=target.fraction,
+            quantization=APYTYPES_ROUNDING[rounding],
+            overflow=mode,
+        )
+        expected = np.ldexp(cast.to_numpy(), target.fraction).astype(np.int64)
+        np.testing.assert_array_equal(target.quantize(values, rounding, overflow), expected)
+        assert len(set(expected.tolist())) > 1
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("rounding", Rounding)
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+def test_all_16_bit_inputs_in_whole_numbers(target, rounding, signed):
+    """Signed and unsigned targets under all three overflows; the rounding is worked out on integers, without a float."""
+    target = QFormat(target.bits, target.fraction, signed)
+    values, dropped = np.ldexp(EVERY_16_BITS, -6), 6 - target.fraction
+    unit, codes = 1 << max(dropped, 0), EVERY_16_BITS << max(-dropped, 0)
+    floor, rest = codes // unit, codes % unit
+    exact = {
+        Rounding.FLOOR: floor,
+        Rounding.HALF_UP: floor + (2 * rest >= unit),
+        Rounding.HALF_EVEN: floor + (2 * rest > unit) + ((2 * rest == unit) & (floor % 2 == 1)),
+        Rounding.TOWARD_ZERO: floor + ((codes < 0) & (rest > 0)),
+    }[rounding]
+    inside = (exact >= target.minimum_integer) & (exact <= target.maximum_integer)
+    assert inside.any()
+    assert not inside.all()
+    saturated = np.minimum(np.maximum(exact, target.minimum_integer), target.maximum_integer)
+    np.testing.assert_array_equal(target.quantize(values, rounding, Overflow.SATURATE), saturated)
+    wrapped = target.quantize(values, rounding, Overflow.WRAP)
+    np.testing.assert_array_equal(wrapped[inside], exact[inside])
+    assert target.holds(wrapped)
+    assert not ((wrapped - exact) % 2**target.bits).any()
+    np.testing.assert_array_equal(target.quantize(values[inside], rounding, Overflow.ERROR), exact[inside])
+    for beyond in values[~inside][[0, -1]]:
+        with pytest.raises(QuantizationError, match="holds"):
+            target.quantize([0.0, beyond], rounding, Overflow.ERROR)
 
 
 @settings(deadline=None)  # the machine may be busy
@@ -324,6 +361,28 @@ def test_result_formats_are_exact_and_the_smallest(operation):
             narrower = QFormat(result.bits - 1, result.fraction, result.signed)
             assert not narrower.holds([int(value) for value in values]), (a, b)
         assert result.signed == (a.signed or b.signed)
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(st.integers(1, 20), st.integers(-9, 25), st.integers(1, 20), st.integers(-9, 25), st.data())
+def test_sums_and_products_equal_those_of_apytypes(bits_a, fraction_a, bits_b, fraction_b, data):
+    a, b = QFormat(bits_a, fraction_a), QFormat(bits_b, fraction_b)
+
+    def drawn(form):
+        ends = [form.minimum_integer, form.maximum_integer]
+        return ends + data.draw(st.lists(st.integers(*ends), min_size=2, max_size=2))
+
+    codes = [(x, y) for x in drawn(a) for y in drawn(b)]
+    x = APyFixedArray([x for x, _ in codes], bits=a.bits, frac_bits=a.fraction)
+    y = APyFixedArray([y for _, y in codes], bits=b.bits, frac_bits=b.fraction)
+    for ours, theirs, combine in ((a.product(b), x * y, "product"), (a.sum(b), x + y, "sum")):
+        # apytypes counts bits alone, so a format of one bit, which has no positive number, may need one less.
+        assert theirs.bits - (1 in (a.bits, b.bits)) <= ours.bits <= theirs.bits
+        assert ours.fraction == theirs.frac_bits
+        shifts = (ours.fraction - a.fraction, ours.fraction - b.fraction)
+        exact = [p * q if combine == "product" else (p << shifts[0]) + (q << shifts[1]) for p, q in codes]
+        assert np.ldexp(theirs.to_numpy(), ours.fraction).tolist() == exact
+        assert ours.fit(exact, Overflow.ERROR).tolist() == exact
 
 
 def test_a_result_too_wide_for_the_format_is_refused():

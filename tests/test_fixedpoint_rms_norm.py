@@ -114,6 +114,20 @@ def test_within_the_derived_bound_of_float(channels, output):
     assert error.max() > 0.3  # it is not exact either: the comparison compares something
 
 
+@pytest.mark.parametrize("input_format", [QFormat(8, 4), QFormat(8, 9)], ids=str)
+def test_all_rows_of_two_bytes_are_within_the_derived_bound(input_format):
+    gamma = np.array([1.7, -0.3])
+    norm = RMSNorm.from_float(gamma, 1e-5, input_format, WIDE, 8)
+    codes = np.arange(-128, 128)
+    rows = np.stack(np.meshgrid(codes, codes), axis=-1).reshape(-1, 2)
+    values = input_format.dequantize(rows)
+    epsilon = norm.epsilon / 4 * input_format.resolution**2
+    normalized = values / np.sqrt((values**2).mean(axis=-1, keepdims=True) + epsilon)
+    error = np.abs(WIDE.dequantize(norm.compute(rows)) - normalized * gamma) / WIDE.resolution
+    assert len(rows) == 1 << 16
+    assert (error <= stated_bound(norm, normalized) + 1e-9).all()
+
+
 @pytest.mark.parametrize("channels", CHANNELS)
 def test_the_normalized_format_holds_every_row(channels):
     """|n| <= sqrt(C), reached by one element alone; at powers of 4 that is one unit beyond the format."""

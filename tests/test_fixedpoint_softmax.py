@@ -53,6 +53,17 @@ def test_probabilities_are_within_the_derived_bound(fraction, length):
         assert (error <= derived_bound(softmax, scores)).all()
 
 
+@pytest.mark.parametrize("fraction", [-1, 3, 5])
+def test_all_rows_of_two_bytes_are_within_the_derived_bound(fraction):
+    score = QFormat(8, fraction)
+    softmax = softmax_of(score, 2, probability=QFormat(12, 12, signed=False))
+    codes = np.arange(-128, 128)
+    rows = np.stack(np.meshgrid(codes, codes), axis=-1).reshape(-1, 2)
+    error = np.abs(softmax.probability.dequantize(softmax.compute(rows)) - float_softmax(rows, fraction))
+    assert len(rows) == 1 << 16
+    assert (error <= derived_bound(softmax, rows)).all()
+
+
 @settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.integers(SCORE.minimum_integer, SCORE.maximum_integer), min_size=1, max_size=64))
 def test_any_row_equals_integer_arithmetic(row):
