@@ -1,8 +1,10 @@
-"""Expressions that equal the casts of `fixedpoint.arithmetic`, for use inside cores."""
+"""Expressions for use inside cores: the casts of `fixedpoint.arithmetic`, and the product of a hard multiplier."""
 
-from amaranth.hdl import Const, Mux, Shape, Value
+from amaranth.hdl import Const, Module, Mux, Shape, Value
 
 from fixedpoint import QFormat
+
+from .multiplier import Multiplier
 
 
 def shape_of(number_format: QFormat) -> Shape:
@@ -42,3 +44,12 @@ def saturate(value: Value, number_format: QFormat) -> Value:
         return result
     kept = result[: number_format.bits]
     return kept.as_signed() if number_format.signed else kept
+
+
+def multiply(m: Module, name: str, a, b, en=1):
+    """Return the product of signed or unsigned values, three moves (`Multiplier.latency`) after them."""
+    a_shape, b_shape = Value.cast(a).shape(), Value.cast(b).shape()
+    # A hard multiplier is wider than these operands: an unsigned one fits with a sign of 0.
+    m.submodules[name] = unit = Multiplier(*(shape.width + (not shape.signed) for shape in (a_shape, b_shape)))
+    m.d.comb += [unit.en.eq(en), unit.a.eq(a), unit.b.eq(b)]
+    return unit.o

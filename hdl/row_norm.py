@@ -13,12 +13,12 @@ from amaranth.utils import ceil_log2
 import fixedpoint
 from fixedpoint import QFormat
 
-from .arithmetic import saturate, shape_of
+from .arithmetic import multiply, saturate, shape_of
 from .dot_product import Delay
 from .errors import CircuitError
-from .multiplier import Multiplier
+from .multiplier import OPERAND_BITS, Multiplier
 from .reciprocal import ReciprocalSquareRoot
-from .row_statistics import RowStatistics, multiply
+from .row_statistics import RowStatistics
 from .stream_parts import word_shape
 
 LOW_BITS = 16  # of a difference: an unsigned part that fits a hard multiplier beside the root's mantissa
@@ -52,6 +52,11 @@ class RowNorm(wiring.Component):
                 f"{name} of {parameters.channels} channels needs a reciprocal square root with at least "
                 f"{parameters.normalized.fraction} mantissa bits, not {parameters.reciprocal_square_root.mantissa_bits}: "
                 f"normalization would have to shift left"
+            )
+        if parameters.reciprocal_square_root.mantissa_bits >= OPERAND_BITS:
+            raise CircuitError(
+                f"{name} needs a reciprocal square root of at most {OPERAND_BITS - 1} mantissa bits, for a hard multiplier with a sign, "
+                f"not {parameters.reciprocal_square_root.mantissa_bits}"
             )
         self.parameters = parameters
         self.lanes = lanes

@@ -1,12 +1,12 @@
 """The sums of a row that LayerNorm and RMSNorm divide by, gathered while the row passes, a row right behind another."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed, unsigned
+from amaranth.hdl import Cat, Module, Mux, Signal, signed, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 import fixedpoint
 
-from .arithmetic import shape_of
+from .arithmetic import multiply, shape_of
 from .dot_product import AdderTree, Delay
 from .multiplier import Multiplier
 
@@ -18,15 +18,6 @@ def later(m: Module, value, cycles: int):
         m.d.sync += register.eq(value)
         value = register
     return value
-
-
-def multiply(m: Module, name: str, a, b, en=1):
-    """Return a product three moves later, of signed or unsigned operands, by a multiplier with all its registers."""
-    a_shape, b_shape = Value.cast(a).shape(), Value.cast(b).shape()
-    # A hard multiplier is wider than these operands: an unsigned one fits with a sign of 0.
-    m.submodules[name] = unit = Multiplier(*(shape.width + (not shape.signed) for shape in (a_shape, b_shape)))
-    m.d.comb += [unit.en.eq(en), unit.a.eq(a), unit.b.eq(b)]
-    return unit.o
 
 
 class RowStatistics(wiring.Component):

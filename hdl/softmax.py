@@ -2,17 +2,23 @@
 # (a core may be built only to ask for its latency)
 """Softmax as circuits: the numerators alone, for attention, and the whole function."""
 
-from amaranth.hdl import Assert, Format, Module, Signal, unsigned
-from amaranth.lib import data, fifo, memory, stream, wiring
+from itertools import pairwise
+
+from amaranth.hdl import Assert, Cat, Format, Module, Mux, Signal, unsigned
+from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 import fixedpoint
 
-from .arithmetic import saturate, shape_of
+from .arithmetic import multiply, saturate, shape_of
 from .dot_product import Delay
 from .errors import CircuitError
 from .exponential import Exponential
+from .multiplier import OPERAND_BITS, Multiplier
 from .reciprocal import Reciprocal
+from .stream_parts import StreamRegister
+
+MAXIMA = 4  # rows whose maximum is known and whose first score has not been read
 
 
 def _check(parameters: fixedpoint.Softmax) -> None:
@@ -30,14 +36,14 @@ class SoftmaxNumerators(wiring.Component):
 
     Equation: `o[j] = exponential(max(i) - i[j])`, `o_denominator = sum_j o[j]`.
 
-    A row is stored while its maximum is found; then it is read again, one numerator a cycle.  The denominator of a row is offered from the
-    cycle after its last numerator has been taken.  Until it is taken, the next row runs up to, not including, its last numerator:
+    A row waits in a FIFO while its maximum is found; then it is read, one numerator a cycle, while the next row arrives.  The denominator
+    of a row is offered from the cycle after its last numerator has been taken.  Two denominators may wait before the last numerator of another row does:
     a consumer takes numerators first and the denominator afterwards, or both as they come.
 
-    Latency: `latency` = 3 + E cycles from a row's last score taken to its first numerator offered: address, buffer,
-    subtraction, and E = 3 or 4 of `Exponential`; then one a cycle.
-    Throughput: a row of N takes 2·N cycles: N to store, N to read; the next row's first score is taken N + 1 cycles after the last one of this row.
-    Resources: a buffer of `length` scores, an `Exponential`, no multiplier.
+    Latency: `latency` = 4 + E cycles from a row's last score taken to its first numerator offered: maximum, FIFO, score,
+    subtraction, and E = 3 or more of `Exponential`; then one a cycle.
+    Throughput: one a cycle, rows of one length back to back without a gap.  Short rows right behind a long one wait once 3 of them are whole.
+    Resources: a FIFO of `length` + 2 scores, an `Exponential`, no multiplier.
     In simulation a row without `last` on its `length`-th score is an assertion's failure; in hardware it ends there.
 
     Attributes:
@@ -53,7 +59,7 @@ class SoftmaxNumerators(wiring.Component):
         self.parameters = parameters
         # A distance is at most the whole range of the scores: as many bits, without a sign.
         self._exponential = Exponential(parameters.exponential, parameters.score.bits)
-        self.latency = 3 + self._exponential.latency
+        self.latency = 4 + self._exponential.latency
         numerator = data.StructLayout({"numerator": unsigned(parameters.exponential.output_bits), "last": 1})
         super().__init__(
             {
@@ -63,62 +69,71 @@ class SoftmaxNumerators(wiring.Component):
             }
         )
 
+    def cycles(self, elements: int, rows: int = 1) -> int:
+        """Return the cycles from the first score taken to the last denominator given, for rows of `elements` offered without a pause."""
+        return (rows + 1) * elements - 1 + self.latency
+
     def elaborate(self, platform):
         """Build the circuit."""
         m = Module()
         parameters = self.parameters
         length, score = parameters.length, shape_of(parameters.score)
+        layout = self.i.payload.shape()
 
         m.submodules.exponential = exponential = self._exponential
-        m.submodules.row = row = memory.Memory(shape=score, depth=length, init=[])
-        write_port, read_port = row.write_port(), row.read_port()
-        move = exponential.i.ready  # buffer, subtraction and exponential move together
+        # A row's first score is read two cycles after its last one has arrived.
+        m.submodules.row = row = fifo.SyncFIFOBuffered(width=layout.size, depth=length + 2)
+        m.submodules.maxima = maxima = fifo.SyncFIFO(width=score.width, depth=MAXIMA)
+        m.submodules.denominators = denominators = StreamRegister(self.o_denominator.payload.shape())
+        move = exponential.i.ready  # score, subtraction and exponential move together
 
-        # Store a row and find its maximum; then read it.
-        reading = Signal()
+        # Store a row and find its maximum.
         index = Signal(range(length))
-        last_index = Signal(range(length))
-        maximum = Signal(score)
-        reference = Signal(score)  # the maximum of the row that is being read: the next row may already be arriving
+        maximum = Signal(score, reset_less=True)
+        found = Signal()
+        taken = self.i.valid & self.i.ready
         final = self.i.payload.last | (index == length - 1)
         m.d.comb += [
-            self.i.ready.eq(~reading),
-            write_port.en.eq(self.i.valid & self.i.ready),
-            write_port.addr.eq(index),
-            write_port.data.eq(self.i.payload.score),
-            read_port.en.eq(move),
-            read_port.addr.eq(index),
+            self.i.ready.eq(row.w_rdy & (maxima.level < MAXIMA - 1)),
+            row.w_en.eq(taken),
+            row.w_data.eq(Cat(self.i.payload.score, final)),
+            maxima.w_en.eq(found),
+            maxima.w_data.eq(maximum),
         ]
-        with m.If(self.i.valid & self.i.ready):
-            m.d.sync += [index.eq(index + 1), last_index.eq(index)]
+        m.d.sync += found.eq(taken & final)
+        with m.If(taken):
+            m.d.sync += index.eq(Mux(final, 0, index + 1))
             with m.If((index == 0) | (self.i.payload.score > maximum)):
                 m.d.sync += maximum.eq(self.i.payload.score)
-            with m.If(final):
-                m.d.sync += [index.eq(0), reading.eq(1)]
             m.d.sync += Assert(
                 self.i.payload.last | (index != length - 1),
                 Format("softmax input: no last on element {} of a row of at most {}", index, length),
             )
-        with m.Elif(reading & move):
-            m.d.sync += [index.eq(index + 1), reference.eq(maximum)]
-            with m.If(index == last_index):
-                m.d.sync += [index.eq(0), reading.eq(0)]
 
-        # Subtract, then the exponential; `valid` and `last` travel beside.
-        m.submodules.tags = tags = Delay(data.StructLayout({"valid": 1, "last": 1}), self.latency - 1)
-        distance = Signal(unsigned(parameters.score.bits))
+        # Read it once the maximum is known; subtract, then the exponential; `valid` and `last` travel beside.
+        m.submodules.tags = tags = Delay(data.StructLayout({"valid": 1, "last": 1}), 2 + exponential.latency)
+        first = data.View(layout, row.r_data)
+        issue = move & maxima.r_rdy & row.r_rdy
+        element, reference = Signal(score, reset_less=True), Signal(score, reset_less=True)
+        distance = Signal(unsigned(parameters.score.bits), reset_less=True)
         m.d.comb += [
+            row.r_en.eq(issue),
+            maxima.r_en.eq(issue & first.last),
             tags.en.eq(move),
-            tags.i.valid.eq(reading),
-            tags.i.last.eq(index == last_index),
+            tags.i.valid.eq(issue),
+            tags.i.last.eq(first.last),
             exponential.i.valid.eq(tags.taps[2].valid),
             exponential.i.payload.eq(distance),
         ]
         with m.If(move):
-            m.d.sync += distance.eq(reference - read_port.data)
+            m.d.sync += [
+                element.eq(first.score),
+                reference.eq(maxima.r_data),
+                distance.eq(reference - element),
+            ]
 
-        # Give numerators and add them up.  The last one waits until the denominator's register is free.
-        hold = tags.o.last & self.o_denominator.valid
+        # Give numerators and add them up.  The last one waits until there is room for the denominator.
+        hold = tags.o.last & ~denominators.i.ready
         total = Signal(unsigned(parameters.denominator_bits))
         with_this = Signal.like(total)
         m.d.comb += [
@@ -127,17 +142,12 @@ class SoftmaxNumerators(wiring.Component):
             self.o.payload.numerator.eq(exponential.o.payload),
             self.o.payload.last.eq(tags.o.last),
             with_this.eq(total + exponential.o.payload),
+            denominators.i.valid.eq(self.o.valid & self.o.ready & tags.o.last),
+            denominators.i.payload.eq(with_this),
         ]
-        with m.If(self.o_denominator.ready):
-            m.d.sync += self.o_denominator.valid.eq(0)
         with m.If(self.o.valid & self.o.ready):
-            m.d.sync += total.eq(with_this)
-            with m.If(self.o.payload.last):
-                m.d.sync += [
-                    total.eq(0),
-                    self.o_denominator.valid.eq(1),
-                    self.o_denominator.payload.eq(with_this),
-                ]
+            m.d.sync += total.eq(Mux(tags.o.last, 0, with_this))
+        wiring.connect(m, wiring.flipped(self.o_denominator), denominators.o)
         return m
 
 
@@ -147,13 +157,14 @@ class Softmax(wiring.Component):
     Equation: `o[j] = requantize(numerator[j] * mantissa, exponent - probability.fraction)`, with mantissa and exponent the reciprocal of
     the row's denominator.
 
-    The numerators of a row wait in a queue for their reciprocal, which stays at the output of `Reciprocal` until the last of them has used it.
+    The numerators of a row wait in a queue for their reciprocal, which stays in a register until the last of them has used it; meanwhile the next
+    row's is made.
 
-    Latency: `latency(n)` = n + 7 + E + R cycles from the last score of a row of n taken to its first probability offered, with
-    E = 3 or 4, `Exponential`'s, and R = ceil(log2 denominator_bits) + 2, the reciprocal's; then one a cycle.
-    Throughput: a row of N takes 2·N cycles: reciprocal and multiplication of a row overlap the next one.  Rows of fewer than R + 1
-    elements may wait for a reciprocal, which takes R + 1 cycles a row more than its elements.
-    Resources: `SoftmaxNumerators`, a queue of `length` numerators, a `Reciprocal`, one hard multiplier.
+    Latency: `latency(n)` = n + 10 + E + R cycles from the last score of a row of n taken to its first probability offered, with
+    E = 3 or more, `Exponential`'s, and R = ceil(log2 denominator_bits) + 2, the reciprocal's; then one a cycle.
+    Throughput: one a cycle, rows of one length back to back without a gap: all stages work on different rows.  Short rows right behind a
+    long one may wait.
+    Resources: `SoftmaxNumerators`, a queue of `length` + R + 4 numerators, a `Reciprocal`, one hard multiplier.
 
     Attributes:
         parameters: Formats, the longest row, tables.
@@ -171,6 +182,11 @@ class Softmax(wiring.Component):
                 f"the probability format {parameters.probability} is too fine: a numerator times a mantissa supports "
                 f"at most {self._least_exponent} bits"
             )
+        if parameters.reciprocal.mantissa_bits >= OPERAND_BITS:
+            raise CircuitError(
+                f"softmax needs a reciprocal of at most {OPERAND_BITS - 1} mantissa bits, for a hard multiplier with a sign, "
+                f"not {parameters.reciprocal.mantissa_bits}"
+            )
         self._numerators = SoftmaxNumerators(parameters)
         self._reciprocal = Reciprocal(parameters.reciprocal, parameters.denominator_bits)
         probability = data.StructLayout({"probability": shape_of(parameters.probability), "last": 1})
@@ -178,14 +194,11 @@ class Softmax(wiring.Component):
 
     def latency(self, elements: int) -> int:
         """Return the cycles from the last score of a row of `elements` taken to its first probability offered."""
-        return elements + self._numerators.latency + self._reciprocal.latency + 4
+        return elements + self._numerators.latency + self._reciprocal.latency + 1 + Multiplier.latency + 2
 
     def cycles(self, elements: int, rows: int = 1) -> int:
-        """Return the cycles from the first score taken to the last probability given, for rows of `elements` offered without a pause.
-
-        Exact for one row, and for rows of at least R + 1 elements.
-        """
-        return (rows - 1) * 2 * elements + 2 * (elements - 1) + self.latency(elements)
+        """Return the cycles from the first score taken to the last probability given, for rows of `elements` offered without a pause."""
+        return (rows + 1) * elements - 2 + self.latency(elements)
 
     def elaborate(self, platform):
         """Build the circuit."""
@@ -193,24 +206,28 @@ class Softmax(wiring.Component):
         parameters = self.parameters
         m.submodules.numerators = numerators = self._numerators
         m.submodules.reciprocal = reciprocal = self._reciprocal
+        m.submodules.scales = scales = StreamRegister(reciprocal.o.payload.shape())
         numerator = numerators.o.payload.shape()
-        m.submodules.queue = queue = fifo.SyncFIFOBuffered(width=numerator.size, depth=parameters.length)
+        m.submodules.queue = queue = fifo.SyncFIFOBuffered(
+            width=numerator.size, depth=parameters.length + reciprocal.latency + 4
+        )
 
         wiring.connect(m, wiring.flipped(self.i), numerators.i)
         wiring.connect(m, numerators.o_denominator, reciprocal.i)
+        wiring.connect(m, reciprocal.o, scales.i)
         wiring.connect(m, numerators.o, queue.w_stream)
 
         # Issue: a numerator and its row's reciprocal.
         waiting = data.View(numerator, queue.r_data)
-        scale = reciprocal.o.payload
+        scale = scales.o.payload
         move = Signal()
         issue = Signal()
-        m.submodules.tags = tags = Delay(data.StructLayout({"valid": 1, "last": 1}), 4)
+        m.submodules.tags = tags = Delay(data.StructLayout({"valid": 1, "last": 1}), Multiplier.latency + 2)
         m.d.comb += [
             move.eq(~self.o.valid | self.o.ready),
-            issue.eq(move & queue.r_rdy & reciprocal.o.valid),
+            issue.eq(move & queue.r_rdy & scales.o.valid),
             queue.r_en.eq(issue),
-            reciprocal.o.ready.eq(issue & waiting.last),
+            scales.o.ready.eq(issue & waiting.last),
             tags.en.eq(move),
             tags.i.valid.eq(issue),
             tags.i.last.eq(waiting.last),
@@ -219,20 +236,20 @@ class Softmax(wiring.Component):
         ]
 
         # Multiply; shift (the constant part costs nothing), round half up and saturate.  The doubling is shift_right_half_up_by's.
-        multiplicand = Signal(numerator["numerator"].shape)
-        mantissa = Signal.like(scale.mantissa)
-        product = Signal(unsigned(len(multiplicand) + len(mantissa)))
+        product = multiply(m, "product", waiting.numerator, scale.mantissa, move)
         least_shift = self._least_exponent - parameters.probability.fraction
-        shifts = [Signal(range(parameters.denominator_bits), name=f"shift_{stage}") for stage in range(2)]
-        doubled = Signal(unsigned(len(product) + 1))
+        shifts = [
+            Signal(range(parameters.denominator_bits), name=f"shift_{stage}", reset_less=True)
+            for stage in range(Multiplier.latency)
+        ]
+        doubled = Signal(unsigned(len(product) + 1), reset_less=True)
+        probability = Signal.like(self.o.payload.probability, reset_less=True)
         with m.If(move):
             m.d.sync += [
-                multiplicand.eq(waiting.numerator),
-                mantissa.eq(scale.mantissa),
                 shifts[0].eq(scale.exponent - self._least_exponent),
-                product.eq(multiplicand * mantissa),
-                shifts[1].eq(shifts[0]),
-                doubled.eq(((product << 1) >> least_shift) >> shifts[1]),
-                self.o.payload.probability.eq(saturate((doubled + 1) >> 1, parameters.probability)),
+                *(after.eq(before) for before, after in pairwise(shifts)),
+                doubled.eq(((product << 1) >> least_shift) >> shifts[-1]),
+                probability.eq(saturate((doubled + 1) >> 1, parameters.probability)),
             ]
+        m.d.comb += self.o.payload.probability.eq(probability)
         return m

@@ -102,18 +102,20 @@ def test_every_short_row_of_a_narrow_format(tmp_path):
     run(softmax_bench("narrow", specification(length=3, bits=4, fraction=1), rows), tmp_path)
 
 
-@pytest.mark.parametrize(("length", "rows"), [(1, 1), (3, 1), (64, 1), (8, 20), (64, 5)])
+@pytest.mark.parametrize(("length", "rows"), [(1, 1), (1, 40), (2, 40), (3, 30), (64, 1), (8, 20), (64, 4)])
 def test_cycles_are_the_stated_ones(tmp_path, length, rows):
+    """Rows of one length leave no gap between them, however short."""
     parameters = specification()
     scores = random_rows(parameters, np.random.default_rng(4), rows, length, length)
     core = Softmax(parameters)
-    cycles = core.cycles(length, rows)
-    assert core.latency(length) == length + 10 + 6
-    run(softmax_bench("cycles", parameters, scores, core, expected_cycles=cycles), tmp_path)
+    assert core.latency(length) == length + 13 + 6
+    assert core.cycles(length, rows) == (rows + 1) * length - 2 + core.latency(length)
+    run(softmax_bench("cycles", parameters, scores, core, expected_cycles=core.cycles(length, rows)), tmp_path)
     core = SoftmaxNumerators(parameters)
-    assert core.latency == 6
+    assert core.latency == 7
     # The last word is the denominator, a cycle after the last numerator.
-    cycles = (rows - 1) * 2 * length + (length - 1) + core.latency + length
+    cycles = core.cycles(length, rows)
+    assert cycles == rows * length - 1 + core.latency + length
     run(numerators_bench("cycles", parameters, scores, core, expected_cycles=cycles), tmp_path)
 
 
