@@ -1,11 +1,13 @@
 """Train a transformer on a text file, or on the bundled sample stories.
 
 The last tenth of the text is held out: its loss says how well the model does on text that it has not seen. A line is
-logged every 50 batches. Ctrl-C stops in good order and keeps what was learned; --resume goes on.
+logged every 50 batches. Ctrl-C stops in good order and keeps what was learned; --resume goes on. --resume RUN begins a new
+run with the model that another one has trained; with --quantize it learns to live with the integers it will become.
 
 Example:
   positron train --text my_text.txt --out runs/mine
   positron train --text my_text.txt --out runs/large --num-layers 4 --embed-dim 128 --minutes 5
+  positron train --resume runs/mine --quantize 4
 """
 
 from __future__ import annotations
@@ -35,6 +37,15 @@ from model.data import split_tokens
 from model.files import read_text
 from model.training import resume_model
 from scripts.cli import EXIT_INTERRUPTED
+from scripts.fine_tuning import (
+    FINE_TUNING_RATE,
+    FINE_TUNING_STEPS,
+    add_quantization_arguments,
+    check_quantization_arguments,
+    fine_tune,
+    fine_tuned_directory,
+    load_number_format,
+)
 from scripts.output import format_duration
 
 # The demonstration's model: its attention fits on the board, and two cores train it in a minute or two.
@@ -49,11 +60,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("--text", type=Path, metavar="FILE", help="a UTF-8 text (default: the bundled sample stories)")
     parser.add_argument(
-        "--out", type=Path, metavar="RUN", help="run directory to make (default: runs/ and the text's name)"
+        "--out",
+        type=Path,
+        metavar="RUN",
+        help="run directory to make (default: runs/ and the text's name, or RUN's name and what became of it)",
     )
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument(
-        "--resume", action="store_true", help="go on with the interrupted training in --out; its settings are kept"
+        "--resume",
+        nargs="?",
+        const=True,
+        type=Path,
+        metavar="RUN",
+        help="without RUN: go on with the interrupted training in --out, whose settings are kept; with RUN: train its model "
+        "further, in another run directory",
     )
     existing.add_argument(
         "--force", action="store_true", help="train anew in a run directory that holds a model already"
@@ -95,35 +115,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     learning = parser.add_argument_group("training")
     learning.add_argument(
-        "--steps", type=int, metavar="N", default=DEFAULT_STEPS, help="optimizer steps (default: %(default)s)"
+        "--steps",
+        type=int,
+        metavar="N",
+        help=f"optimizer steps (default: {DEFAULT_STEPS}, or {FINE_TUNING_STEPS} with --resume RUN)",
     )
     learning.add_argument("--minutes", type=float, metavar="M", help="stop well after so many minutes")
     learning.add_argument(
         "--batch-size",
         type=int,
         metavar="N",
-        default=training.batch_size,
-        help="sequences a step (default: %(default)s)",
+        help=f"sequences a step (default: {training.batch_size}, or RUN's)",
     )
     learning.add_argument(
         "--learning-rate",
         type=float,
         metavar="X",
-        default=training.learning_rate,
-        help="the highest, after warm-up (default: %(default)s)",
+        help=f"the highest, after warm-up (default: {training.learning_rate:g}, or {FINE_TUNING_RATE:g} with --resume RUN)",
     )
     learning.add_argument(
         "--workers", type=int, metavar="N", help="processes; the same number gives the same bytes (default: one a core)"
     )
     learning.add_argument(
-        "--seed", type=int, metavar="N", default=training.seed, help="of weights and batches (default: %(default)s)"
+        "--seed",
+        type=int,
+        metavar="N",
+        help=f"of weights and batches (default: {training.seed}, or the one after RUN's)",
     )
+    add_quantization_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, and write the run directory."""
-    directory = RunDirectory(arguments.out or default_directory(arguments.text))
-    result = resume(directory) if arguments.resume else start(directory, arguments)
+    check_quantization_arguments(arguments)
+    directory = RunDirectory(output_directory(arguments))
+    if arguments.resume is True:
+        result = resume(directory)
+    elif arguments.resume is not None:
+        result = fine_tune(directory, arguments, chosen_settings(arguments))
+    else:
+        result = start(directory, arguments)
     timed_out = arguments.minutes is not None and result.seconds >= 60 * arguments.minutes
     if result.interrupted and not timed_out:
         print(
@@ -132,8 +163,9 @@ def run(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return EXIT_INTERRUPTED
+    kind = "integer model's held-out loss" if directory.number_format.exists() else "held-out loss"
     print(
-        f"held-out loss {result.validation_loss:.4f} nats a token after {result.step:,} steps in "
+        f"{kind} {result.validation_loss:.4f} nats a token after {result.step:,} steps in "
         f"{format_duration(result.seconds)}\nrun: {directory.path}"
     )
     return 0
@@ -151,12 +183,7 @@ def start(directory: RunDirectory, arguments: argparse.Namespace) -> TrainingRes
         )
     text, source = load_text(arguments.text)
     training = TrainingConfig(
-        learning_rate=arguments.learning_rate,
-        batch_size=arguments.batch_size,
-        num_steps=arguments.steps,
-        seed=arguments.seed,
-        time_limit=None if arguments.minutes is None else 60 * arguments.minutes,
-        num_workers=arguments.workers,
+        **{name: value for name, value in chosen_settings(arguments).items() if value is not None},
     )
     shape = model_shape(arguments)
     ModelConfig(**shape)  # refuses impossible sizes before time is spent on the text
@@ -164,7 +191,7 @@ def start(directory: RunDirectory, arguments: argparse.Namespace) -> TrainingRes
     tokenizer.train(text)
     # Refuses a text that is too short before the directory is made.
     split_tokens(tokenizer.encode(text), training.validation_split, arguments.max_seq_len)
-    model = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, **shape), seed=arguments.seed)
+    model = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, **shape), seed=training.seed)
     print(
         f"{source['characters']:,} characters of {source['name']}, a vocabulary of {tokenizer.vocab_size}, "
         f"{model.get_num_parameters():,} parameters"
@@ -179,7 +206,10 @@ def resume(directory: RunDirectory) -> TrainingResult:
         InputError: There is none, or its files are damaged.
     """
     model, tokenizer, training = resume_model(directory.path)
-    return train_model(model, tokenizer, None, training, directory=directory.path, resume=True)
+    number_format = load_number_format(directory)
+    return train_model(
+        model, tokenizer, None, training, directory=directory.path, resume=True, straight_through=number_format
+    )
 
 
 def load_text(path: Path | None) -> tuple[str, dict[str, Any]]:
@@ -209,6 +239,28 @@ def make_tokenizer(arguments: argparse.Namespace) -> Tokenizer:
             return CharacterTokenizer()
 
 
+def chosen_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the training settings that arguments can choose, None where they do not."""
+    steps = FINE_TUNING_STEPS if isinstance(arguments.resume, Path) else DEFAULT_STEPS
+    return {
+        "learning_rate": arguments.learning_rate,
+        "batch_size": arguments.batch_size,
+        "num_steps": steps if arguments.steps is None else arguments.steps,
+        "seed": arguments.seed,
+        "time_limit": None if arguments.minutes is None else 60 * arguments.minutes,
+        "num_workers": arguments.workers,
+    }
+
+
+def output_directory(arguments: argparse.Namespace) -> Path:
+    """Return the run directory that training makes or goes on in."""
+    if arguments.out is not None:
+        return Path(arguments.out)
+    if isinstance(arguments.resume, Path):
+        return fine_tuned_directory(arguments.resume, arguments)
+    return default_directory(arguments.text)
+
+
 def default_directory(text: Path | None) -> Path:
     """Return runs/ and the text's name."""
     return Path("runs") / ("stories" if text is None else text.stem)
@@ -221,7 +273,7 @@ def option(name: str) -> str:
 
 def how_to_go_on(arguments: argparse.Namespace) -> str:
     """Return what to say after a second Ctrl-C, or one before the first step."""
-    directory = arguments.out or default_directory(arguments.text)
+    directory = output_directory(arguments)
     return f"go on from the last saved step with: positron train --resume --out {directory}"
 
 
