@@ -4,7 +4,7 @@
 
 from itertools import pairwise
 
-from amaranth.hdl import Assert, Cat, Format, Module, Mux, Signal, unsigned
+from amaranth.hdl import Module, Signal, unsigned
 from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -13,12 +13,10 @@ import fixedpoint
 from .arithmetic import multiply, saturate, shape_of
 from .dot_product import Delay
 from .errors import CircuitError
-from .exponential import Exponential
 from .multiplier import OPERAND_BITS, Multiplier
 from .reciprocal import Reciprocal
+from .row_numerators import RowNumerators
 from .stream_parts import StreamRegister
-
-MAXIMA = 4  # rows whose maximum is known and whose first score has not been read
 
 
 def _check(parameters: fixedpoint.Softmax) -> None:
@@ -26,12 +24,7 @@ def _check(parameters: fixedpoint.Softmax) -> None:
         raise TypeError(f"parameters must be a fixedpoint.Softmax, not {type(parameters).__name__}")
 
 
-def _scores(parameters: fixedpoint.Softmax) -> stream.Signature:
-    """Return the signature of a stream of rows of scores."""
-    return stream.Signature(data.StructLayout({"score": shape_of(parameters.score), "last": 1}))
-
-
-class SoftmaxNumerators(wiring.Component):
+class SoftmaxNumerators(RowNumerators):
     """`fixedpoint.Softmax.numerators` as a circuit, and the sum of a row's numerators beside it.
 
     Equation: `o[j] = exponential(max(i) - i[j])`, `o_denominator = sum_j o[j]`.
@@ -57,98 +50,7 @@ class SoftmaxNumerators(wiring.Component):
     def __init__(self, parameters: fixedpoint.Softmax):
         _check(parameters)
         self.parameters = parameters
-        # A distance is at most the whole range of the scores: as many bits, without a sign.
-        self._exponential = Exponential(parameters.exponential, parameters.score.bits)
-        self.latency = 4 + self._exponential.latency
-        numerator = data.StructLayout({"numerator": unsigned(parameters.exponential.output_bits), "last": 1})
-        super().__init__(
-            {
-                "i": In(_scores(parameters)),
-                "o": Out(stream.Signature(numerator)),
-                "o_denominator": Out(stream.Signature(unsigned(parameters.denominator_bits))),
-            }
-        )
-
-    def cycles(self, elements: int, rows: int = 1) -> int:
-        """Return the cycles from the first score taken to the last denominator given, for rows of `elements` offered without a pause."""
-        return (rows + 1) * elements - 1 + self.latency
-
-    def elaborate(self, platform):
-        """Build the circuit."""
-        m = Module()
-        parameters = self.parameters
-        length, score = parameters.length, shape_of(parameters.score)
-        layout = self.i.payload.shape()
-
-        m.submodules.exponential = exponential = self._exponential
-        # A row's first score is read two cycles after its last one has arrived.
-        m.submodules.row = row = fifo.SyncFIFOBuffered(width=layout.size, depth=length + 2)
-        m.submodules.maxima = maxima = fifo.SyncFIFO(width=score.width, depth=MAXIMA)
-        m.submodules.denominators = denominators = StreamRegister(self.o_denominator.payload.shape())
-        move = exponential.i.ready  # score, subtraction and exponential move together
-
-        # Store a row and find its maximum.
-        index = Signal(range(length))
-        maximum = Signal(score, reset_less=True)
-        found = Signal()
-        taken = self.i.valid & self.i.ready
-        final = self.i.payload.last | (index == length - 1)
-        m.d.comb += [
-            self.i.ready.eq(row.w_rdy & (maxima.level < MAXIMA - 1)),
-            row.w_en.eq(taken),
-            row.w_data.eq(Cat(self.i.payload.score, final)),
-            maxima.w_en.eq(found),
-            maxima.w_data.eq(maximum),
-        ]
-        m.d.sync += found.eq(taken & final)
-        with m.If(taken):
-            m.d.sync += index.eq(Mux(final, 0, index + 1))
-            with m.If((index == 0) | (self.i.payload.score > maximum)):
-                m.d.sync += maximum.eq(self.i.payload.score)
-            m.d.sync += Assert(
-                self.i.payload.last | (index != length - 1),
-                Format("softmax input: no last on element {} of a row of at most {}", index, length),
-            )
-
-        # Read it once the maximum is known; subtract, then the exponential; `valid` and `last` travel beside.
-        m.submodules.tags = tags = Delay(data.StructLayout({"valid": 1, "last": 1}), 2 + exponential.latency)
-        first = data.View(layout, row.r_data)
-        issue = move & maxima.r_rdy & row.r_rdy
-        element, reference = Signal(score, reset_less=True), Signal(score, reset_less=True)
-        distance = Signal(unsigned(parameters.score.bits), reset_less=True)
-        m.d.comb += [
-            row.r_en.eq(issue),
-            maxima.r_en.eq(issue & first.last),
-            tags.en.eq(move),
-            tags.i.valid.eq(issue),
-            tags.i.last.eq(first.last),
-            exponential.i.valid.eq(tags.taps[2].valid),
-            exponential.i.payload.eq(distance),
-        ]
-        with m.If(move):
-            m.d.sync += [
-                element.eq(first.score),
-                reference.eq(maxima.r_data),
-                distance.eq(reference - element),
-            ]
-
-        # Give numerators and add them up.  The last one waits until there is room for the denominator.
-        hold = tags.o.last & ~denominators.i.ready
-        total = Signal(unsigned(parameters.denominator_bits))
-        with_this = Signal.like(total)
-        m.d.comb += [
-            self.o.valid.eq(exponential.o.valid & ~hold),
-            exponential.o.ready.eq(self.o.ready & ~hold),
-            self.o.payload.numerator.eq(exponential.o.payload),
-            self.o.payload.last.eq(tags.o.last),
-            with_this.eq(total + exponential.o.payload),
-            denominators.i.valid.eq(self.o.valid & self.o.ready & tags.o.last),
-            denominators.i.payload.eq(with_this),
-        ]
-        with m.If(self.o.valid & self.o.ready):
-            m.d.sync += total.eq(Mux(tags.o.last, 0, with_this))
-        wiring.connect(m, wiring.flipped(self.o_denominator), denominators.o)
-        return m
+        super().__init__(parameters.score, parameters.length, parameters.exponential)
 
 
 class Softmax(wiring.Component):
@@ -189,8 +91,9 @@ class Softmax(wiring.Component):
             )
         self._numerators = SoftmaxNumerators(parameters)
         self._reciprocal = Reciprocal(parameters.reciprocal, parameters.denominator_bits)
+        score = data.StructLayout({"score": shape_of(parameters.score), "last": 1})
         probability = data.StructLayout({"probability": shape_of(parameters.probability), "last": 1})
-        super().__init__({"i": In(_scores(parameters)), "o": Out(stream.Signature(probability))})
+        super().__init__({"i": In(stream.Signature(score)), "o": Out(stream.Signature(probability))})
 
     def latency(self, elements: int) -> int:
         """Return the cycles from the last score of a row of `elements` taken to its first probability offered."""

@@ -1,0 +1,160 @@
+# amaranth: UnusedElaboratable=no
+# (a core may be built only to ask for its latency)
+"""Base-2 exponentials of a row's distances below its maximum, and their sum: what softmax and sampling begin with."""
+
+from amaranth.hdl import Assert, Cat, Format, Module, Mux, Signal, unsigned
+from amaranth.lib import data, fifo, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+import fixedpoint
+from fixedpoint import QFormat
+
+from .arithmetic import multiply, shape_of, shift_right_half_up
+from .dot_product import Delay
+from .exponential import Exponential
+from .multiplier import Multiplier
+from .stream_parts import StreamRegister
+
+MAXIMA = 4  # rows whose maximum is known and whose first score has not been read
+
+
+class RowNumerators(wiring.Component):
+    """The circuit under `SoftmaxNumerators` and `Sampler`.
+
+    Equation: `o[j] = exponential(t[j])`, `t[j] = (max(i) - i[j]) * multiplier / 2**shift`, rounding half up, `o_denominator = sum_j o[j]`; without a scale
+    `t[j] = max(i) - i[j]`.
+
+    A row waits in a FIFO while its maximum is found; then it is read, one numerator a cycle, while the next row arrives.
+
+    Attributes:
+        score: Format of the scores.
+        length: The longest row.
+        latency: 4 + E cycles from a row's last score taken to its first numerator offered, 9 + E with a scale.
+        i: In, stream of {`field`, last}: rows of 1 to `length` scores, `last` on the final one.
+        o: Out, stream of {numerator, last}.
+        o_denominator: Out, stream of unsigned sums, one a row.
+    """
+
+    _noun = "softmax"
+
+    def __init__(
+        self,
+        score: QFormat,
+        length: int,
+        exponential: fixedpoint.Exponential,
+        scale: tuple[int, int] | None = None,
+        field: str = "score",
+    ):
+        self.score = score
+        self.length = length
+        self._field = field
+        self._scale = scale
+        # The distance from which on every exponential is 0; unscaled, a distance is at most the whole range of the scores.
+        self._farthest = (exponential.output_bits + 1) << max(exponential.fraction, 0)
+        width = score.bits if scale is None else self._farthest.bit_length()
+        self._exponential = Exponential(exponential, width)
+        self._scale_moves = 0 if scale is None else Multiplier.latency + 2
+        self.latency = 4 + self._scale_moves + self._exponential.latency
+        denominator = unsigned((length * exponential.maximum).bit_length())
+        numerator = data.StructLayout({"numerator": unsigned(exponential.output_bits), "last": 1})
+        super().__init__(
+            {
+                "i": In(stream.Signature(data.StructLayout({field: shape_of(score), "last": 1}))),
+                "o": Out(stream.Signature(numerator)),
+                "o_denominator": Out(stream.Signature(denominator)),
+            }
+        )
+
+    def cycles(self, elements: int, rows: int = 1) -> int:
+        """Return the cycles from the first score taken to the last denominator given, for rows of `elements` offered without a pause."""
+        return (rows + 1) * elements - 1 + self.latency
+
+    def elaborate(self, platform):
+        """Build the circuit."""
+        m = Module()
+        length, shape = self.length, shape_of(self.score)
+        layout = data.StructLayout({"score": shape, "last": 1})
+
+        m.submodules.exponential = exponential = self._exponential
+        # A row's first score is read two cycles after its last one has arrived.
+        m.submodules.row = row = fifo.SyncFIFOBuffered(width=layout.size, depth=length + 2)
+        m.submodules.maxima = maxima = fifo.SyncFIFO(width=shape.width, depth=MAXIMA)
+        m.submodules.denominators = denominators = StreamRegister(self.o_denominator.payload.shape())
+        move = exponential.i.ready  # everything before the exponential moves with it
+
+        # Store a row and find its maximum.
+        index = Signal(range(length))
+        maximum = Signal(shape, reset_less=True)
+        found = Signal()
+        score = self.i.payload[self._field]
+        taken = self.i.valid & self.i.ready
+        final = self.i.payload.last | (index == length - 1)
+        m.d.comb += [
+            self.i.ready.eq(row.w_rdy & (maxima.level < MAXIMA - 1)),
+            row.w_en.eq(taken),
+            row.w_data.eq(Cat(score, final)),
+            maxima.w_en.eq(found),
+            maxima.w_data.eq(maximum),
+        ]
+        m.d.sync += found.eq(taken & final)
+        with m.If(taken):
+            m.d.sync += index.eq(Mux(final, 0, index + 1))
+            with m.If((index == 0) | (score > maximum)):
+                m.d.sync += maximum.eq(score)
+            m.d.sync += Assert(
+                self.i.payload.last | (index != length - 1),
+                Format(f"{self._noun} input: no last on element {{}} of a row of at most {{}}", index, length),
+            )
+
+        # Read it once the maximum is known; subtract; `valid` and `last` travel beside.
+        m.submodules.tags = tags = Delay(
+            data.StructLayout({"valid": 1, "last": 1}), 2 + self._scale_moves + exponential.latency
+        )
+        first = data.View(layout, row.r_data)
+        issue = move & maxima.r_rdy & row.r_rdy
+        element, reference = (Signal(shape, name=name, reset_less=True) for name in ("element", "reference"))
+        distance = Signal(unsigned(shape.width), reset_less=True)
+        m.d.comb += [
+            row.r_en.eq(issue),
+            maxima.r_en.eq(issue & first.last),
+            tags.en.eq(move),
+            tags.i.valid.eq(issue),
+            tags.i.last.eq(first.last),
+            exponential.i.valid.eq(tags.taps[2 + self._scale_moves].valid),
+            exponential.i.payload.eq(self._scaled(m, distance, move)),
+        ]
+        with m.If(move):
+            m.d.sync += [element.eq(first.score), reference.eq(maxima.r_data), distance.eq(reference - element)]
+
+        # Give numerators and add them up.  The last one waits until there is room for the denominator.
+        hold = tags.o.last & ~denominators.i.ready
+        total = Signal.like(self.o_denominator.payload)
+        with_this = Signal.like(total)
+        m.d.comb += [
+            self.o.valid.eq(exponential.o.valid & ~hold),
+            exponential.o.ready.eq(self.o.ready & ~hold),
+            self.o.payload.numerator.eq(exponential.o.payload),
+            self.o.payload.last.eq(tags.o.last),
+            with_this.eq(total + exponential.o.payload),
+            denominators.i.valid.eq(self.o.valid & self.o.ready & tags.o.last),
+            denominators.i.payload.eq(with_this),
+        ]
+        with m.If(self.o.valid & self.o.ready):
+            m.d.sync += total.eq(Mux(tags.o.last, 0, with_this))
+        wiring.connect(m, wiring.flipped(self.o_denominator), denominators.o)
+        return m
+
+    def _scaled(self, m, distance, move):
+        """Return the exponential's argument."""
+        if self._scale is None:
+            return distance
+        multiplier, shift = self._scale
+        product = multiply(m, "scale", distance, multiplier, move)
+        rounded = Signal(unsigned(max(1, len(product) + 1 - shift)), reset_less=True)
+        clipped = Signal(unsigned(self._exponential.width), reset_less=True)
+        with m.If(move):
+            m.d.sync += [
+                rounded.eq(shift_right_half_up(product, shift)),
+                clipped.eq(Mux(rounded > self._farthest, self._farthest, rounded)),
+            ]
+        return clipped
