@@ -9,7 +9,7 @@ import numpy as np
 
 from .arithmetic import Integers
 from .errors import QuantizationError
-from .qformat import FloatArray, IntegerArray, Overflow, QFormat, Rounding
+from .qformat import FloatArray, IntegerArray, Overflow, QFormat, Rounding, as_int64
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +60,7 @@ class TableActivation:
 
     def compute(self, x: Integers) -> IntegerArray:
         """Return the function of integers (any shape) of format `input`, in format `output`."""
-        if not self.input.holds(x):
+        wide = as_int64(x)
+        if not self.input.holds(wide):
             raise ValueError(f"an activation input does not fit {self.input}")
-        return self.table[np.asarray(x, dtype=np.int64) - self.input.minimum_integer]
+        return self.table[wide - self.input.minimum_integer]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .qformat import IntegerArray, Overflow, QFormat
+from .qformat import IntegerArray, Overflow, QFormat, as_int64
 
 Integers = NDArray[np.integer[Any]]
 
@@ -35,7 +35,7 @@ def shift_right_half_up(values: Integers, shift: Integers | int) -> IntegerArray
     Returns:
         int64 of the broadcast shape. Shifts beyond 62 give 0, as an infinitely wide shifter would.
     """
-    wide = np.asarray(values, dtype=np.int64)
+    wide = as_int64(values)
     right = np.asarray(shift, dtype=np.int64)
     if right.ndim == 0 and right >= 1:  # the common case, without the masks
         amount = min(int(right), LONGEST_SHIFT)
@@ -48,6 +48,9 @@ def shift_right_half_up(values: Integers, shift: Integers | int) -> IntegerArray
 
 def requantize(values: Integers, shift: Integers | int, output: QFormat) -> IntegerArray:
     """Cast accumulators to `output`: divide by `2**shift`, round half up, saturate.
+
+    Equation: `y = max(minimum, min(maximum, floor((x + 2**(shift − 1)) / 2**shift)))`, for a negative shift `x · 2**−shift` inside. Error: half a unit of the output
+    in its range. Width: adding the half may take one bit more than x; shifting by one less, adding 1 and shifting once more does not.
 
     Args:
         values: Accumulators, any shape.
@@ -74,7 +77,7 @@ def residual_add(x: Integers, branch: Integers, residual: QFormat) -> IntegerArr
     Returns:
         int64 (..., C) of format `residual`.
     """
-    return residual.fit(np.asarray(x, dtype=np.int64) + branch, Overflow.SATURATE)
+    return residual.fit(as_int64(x) + as_int64(branch), Overflow.SATURATE)
 
 
 def exact_matmul(a: Integers, b: Integers, largest_a: int, largest_b: int) -> Integers:
@@ -90,9 +93,12 @@ def exact_matmul(a: Integers, b: Integers, largest_a: int, largest_b: int) -> In
         (..., M, N): int32 where the float32 bound holds, int64 elsewhere.
 
     Raises:
+        TypeError: An operand is not of integers.
         AssertionError: An operand breaks its bound.
         OverflowError: Sums could exceed int64.
     """
+    if not (np.issubdtype(a.dtype, np.integer) and np.issubdtype(b.dtype, np.integer)):
+        raise TypeError(f"an exact product is one of integers, not of {a.dtype} and {b.dtype}")
     inner = a.shape[-1]
     assert a.size == 0 or (int(a.max()) <= largest_a and int(a.min()) >= -largest_a), "left operand exceeds its bound"
     assert b.size == 0 or (int(b.max()) <= largest_b and int(b.min()) >= -largest_b), "right operand exceeds its bound"

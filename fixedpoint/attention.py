@@ -24,7 +24,7 @@ from .arithmetic import Integers, exact_matmul, requantize
 from .errors import QuantizationError
 from .exponential import Exponential
 from .linear import Linear
-from .qformat import IntegerArray, QFormat, bits_for
+from .qformat import IntegerArray, QFormat, as_int64, bits_for
 from .reciprocal import Reciprocal
 from .softmax import Softmax
 
@@ -54,6 +54,13 @@ class KeyValueCache:
 @dataclass(frozen=True, eq=False)
 class Attention:
     """Quantized causal multi-head self-attention with a key-value cache.
+
+    Equations: the ones above, with `c = requantize(Σe·v · r.mantissa, r.exponent + value fraction − context fraction)`, `r ~ 1 / Σe`.
+
+    Error, given the numerators: a context differs from `Σe·v / Σe` by at most the reciprocal's relative error and half a unit.
+
+    Widths: a score `score.bits`, Σe `softmax.denominator_bits`, Σe·v `weighted_sum_bits`, its product with the mantissa the sum of both factors'.
+    `accumulator_table` tells what of them the weights use.
 
     Attributes:
         query, key, value: Projections (C, C) from the normalized input to 8-bit vectors.
@@ -147,7 +154,7 @@ class Attention:
         """
         scale = self.reciprocal.compute(denominator)
         shift = scale.exponent + (self.value.output.fraction - self.context.fraction)
-        return requantize(np.asarray(weighted, dtype=np.int64) * scale.mantissa, shift, self.context)
+        return requantize(as_int64(weighted) * scale.mantissa, shift, self.context)
 
     def scores(self, x: Integers) -> IntegerArray:
         """Return every head's scores of all pairs of tokens, future ones included.

@@ -9,12 +9,12 @@ import numpy as np
 from .arithmetic import Integers, shift_right_half_up
 from .errors import QuantizationError
 from .linear import FRACTION, LARGEST_LEFT_SHIFT, least_squares_fractions
-from .qformat import IntegerArray, Overflow, QFormat, Rounding
+from .qformat import IntegerArray, Overflow, QFormat, Rounding, as_int64
 
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingTable:
-    """A quantized lookup table.
+    """A quantized lookup table: row n has the values `weight[n] · 2**-weight_fraction[n]`.
 
     Attributes:
         weight: Integers (N, C), `weight_bits` wide.
@@ -63,7 +63,13 @@ class EmbeddingTable:
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """Token plus position embedding in the residual format, saturated once after the sum."""
+    """Token plus position embedding in the residual format, saturated once after the sum.
+
+    Equation: `y = sat(half_up(token[t] / 2**s) + half_up(position[p] / 2**u))`, with each row's own shift `s`, `u` = its fraction − the output's.
+
+    Error: half a unit of the output a table, beside the rounding of the tables themselves. Width: the sum is at most one bit wider than the
+    wider row; `accumulator_table` refuses one beyond 32 bits.
+    """
 
     token: EmbeddingTable
     position: EmbeddingTable
@@ -86,7 +92,7 @@ class Embedding:
         Raises:
             ValueError: A token is not in the vocabulary, or a position is beyond the context.
         """
-        index = np.asarray(tokens, dtype=np.int64)
+        index = as_int64(tokens)
         vocabulary, context = len(self.token.weight), len(self.position.weight)
         if index.size and not 0 <= int(index.min()) <= int(index.max()) < vocabulary:
             raise ValueError(f"a token must be 0 to {vocabulary - 1}; got {int(index.min())} to {int(index.max())}")

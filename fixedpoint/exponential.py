@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from .arithmetic import Integers, shift_right_half_up
-from .qformat import IntegerArray
+from .qformat import IntegerArray, as_int64
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Exponential:
     Error: |e − (2**output_bits − 1)·2**−t| <= 3/4 + ln 2 · (2**output_bits − 1) / 2**(table_bits + 1) units. Half a unit is the table's
     rounding for t < 1; beyond that at most half of it is left, and the shift's own half unit comes on top. The last term (0.35
     units at 8 and 8 bits) is the rounding of `t` to the table's step and is absent where `fraction <= table_bits`.
+
+    Widths: the result and a table entry have `output_bits`; `u` is clipped to `output_bits + 1` before the point, where the result is 0.
 
     Attributes:
         fraction: Fraction bits of `t`; may be negative.
@@ -76,7 +78,7 @@ class Exponential:
         Raises:
             ValueError: A distance is negative.
         """
-        wide = np.asarray(distance, dtype=np.int64)
+        wide = as_int64(distance)
         if wide.size and int(wide.min()) < 0:
             raise ValueError(f"an exponential's distance below the maximum cannot be negative: {int(wide.min())}")
         # From t = output_bits + 1 on the result is 0. Clipped first: coarse distances are shifted left, by up to 42 bits.

@@ -31,6 +31,11 @@ class LayerNorm(RowNorm):
     `d_i = C·x_i − S`; `v = C·Q − S² + epsilon`; `n_i = requantize(d_i · r.mantissa, r.exponent − normalized.fraction)` with `r ~ 1/sqrt(v)`;
     `y_i = requantize(n_i · scale_i + shift_i, normalized.fraction + scale_format.fraction − output.fraction)`.
 
+    Error: see `docs/fixedpoint/layer_norm.md`; the reciprocal square root's relative error, half a unit of n, gamma, beta and y.
+
+    Widths: S and C·x_i `sum_bits`, Q `square_sum_bits`, d_i `difference_bits`, v `variance_bits`, `d_i · r.mantissa` those of its factors together,
+    n_i 16, `n_i · scale_i + shift_i` `product_bits`. S, d, n and the product are signed.
+
     Attributes:
         input: Format of x, signed, at most 16 bits.
         scale: gamma, integers (C,) of `scale_format`.

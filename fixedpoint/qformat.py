@@ -156,10 +156,7 @@ class QFormat:
             TypeError: The values are not integers; `quantize` rounds real ones.
             QuantizationError: A value is out of range and `overflow` is `ERROR`.
         """
-        array = np.asarray(integers)
-        if array.size and not np.can_cast(array.dtype, np.int64):
-            raise TypeError(f"fit takes integers that int64 holds, not {array.dtype}; quantize() rounds real values")
-        wide = array.astype(np.int64)
+        wide = as_int64(integers)
         if overflow is Overflow.SATURATE:
             return np.clip(wide, self.minimum_integer, self.maximum_integer)
         if overflow is Overflow.WRAP:
@@ -170,7 +167,7 @@ class QFormat:
                 f"{self} holds {self.minimum:g} to {self.maximum:g}; got "
                 f"{float(wide.min()) * self.resolution:g} to {float(wide.max()) * self.resolution:g}"
             )
-        return wide
+        return wide.copy()
 
     def holds(self, integers: ArrayLike) -> bool:
         """Whether every integer is in the format's range (true for an empty array)."""
@@ -199,6 +196,18 @@ class QFormat:
         lowest = (self.minimum_integer << a) + (other.minimum_integer << b)
         highest = (self.maximum_integer << a) + (other.maximum_integer << b)
         return QFormat(bits_for(lowest, highest, signed), fraction, signed)
+
+
+def as_int64(values: ArrayLike) -> IntegerArray:
+    """Return integers of any type as int64. NumPy's own conversion would cut real values off.
+
+    Raises:
+        TypeError: The values are not integers, or of a type that int64 does not hold.
+    """
+    array = np.asarray(values)
+    if array.size and not np.can_cast(array.dtype, np.int64):
+        raise TypeError(f"integers that int64 holds are wanted, not {array.dtype}; QFormat.quantize rounds real values")
+    return array.astype(np.int64, copy=False)
 
 
 def bits_for(lowest: int, highest: int, signed: bool) -> int:

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from .arithmetic import Integers
-from .qformat import IntegerArray
+from .qformat import IntegerArray, as_int64
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def _check_table(name: str, index_bits: int, mantissa_bits: int) -> None:
 
 def _floor_log2(values: Integers) -> IntegerArray:
     """Return the position of the leading one; exact for every positive int64."""
-    wide = np.asarray(values, dtype=np.int64)
+    wide = as_int64(values)
     if wide.size and int(wide.min()) <= 0:
         raise ValueError(f"a reciprocal needs a positive argument, not {int(wide.min())}")
     # float64 rounds beyond 53 bits, possibly up to the next power of two; the shift corrects that.
@@ -43,7 +43,7 @@ def _floor_log2(values: Integers) -> IntegerArray:
 
 def _shift(values: Integers, right: IntegerArray) -> IntegerArray:
     """Drop `right` low bits (floor), or append zeros where negative."""
-    wide = np.asarray(values, dtype=np.int64)
+    wide = as_int64(values)
     return np.where(right >= 0, wide >> np.maximum(right, 0), wide << np.maximum(-right, 0))
 
 
@@ -55,6 +55,8 @@ class Reciprocal:
     `1 / x ~ table[i] * 2**-(e + mantissa_bits)`, `table[i] = round(2**mantissa_bits / (1 + (i + 1/2) / 2**index_bits))`.
 
     Relative error: at most `2**-(index_bits + 1) + 2**-mantissa_bits`.
+
+    Widths: the mantissa has `mantissa_bits`; of an argument of b bits the exponent is at most `b - 1 + mantissa_bits`.
 
     Attributes:
         index_bits: Bits that index the table. 10 fill one block RAM of 1,024 × 18.
@@ -94,6 +96,8 @@ class ReciprocalSquareRoot:
     `table[i - start] = round(2**mantissa_bits / sqrt((i + 1/2) / start))`.
 
     Relative error: at most `2**-index_bits + 2**-mantissa_bits`; the worst mantissas are those next to 1.
+
+    Widths: the mantissa has `mantissa_bits`; of an argument of b bits the exponent is at most `(b - 1) / 2 + mantissa_bits`.
 
     Attributes:
         index_bits: Bits of the index; three quarters of the `2**index_bits` codes occur.

@@ -13,7 +13,7 @@ import numpy as np
 from .arithmetic import requantize
 from .errors import QuantizationError
 from .linear import LARGEST_LEFT_SHIFT
-from .qformat import IntegerArray, QFormat, bits_for
+from .qformat import IntegerArray, QFormat, as_int64, bits_for
 from .reciprocal import ReciprocalSquareRoot
 
 MAXIMUM_CHANNELS = 4096
@@ -101,7 +101,7 @@ class RowNorm:
 
     def _rows(self, x: np.ndarray) -> IntegerArray:
         """Return x (..., C) as int64, checked."""
-        wide = np.asarray(x, dtype=np.int64)
+        wide = as_int64(x)
         if wide.shape[-1] != self.channels:
             raise ValueError(f"{type(self).__name__} rows have {self.channels} elements, not {wide.shape[-1]}")
         if not self.input.holds(wide):

@@ -25,7 +25,7 @@ from .arithmetic import Integers, shift_right_half_up
 from .errors import QuantizationError
 from .exponential import Exponential
 from .linear import LARGEST_LEFT_SHIFT
-from .qformat import IntegerArray, QFormat
+from .qformat import IntegerArray, QFormat, as_int64
 
 RandomArray = NDArray[np.uint32]
 
@@ -173,7 +173,7 @@ class Sampler:
         Raises:
             ValueError: No logit, more than 65,536, or one outside the format.
         """
-        wide = np.asarray(logits, dtype=np.int64)
+        wide = as_int64(logits)
         if not 1 <= wide.shape[-1] <= MAXIMUM_VOCABULARY:
             raise ValueError(f"a sampler chooses from 1 to {MAXIMUM_VOCABULARY} logits, not {wide.shape[-1]}")
         if not self.logits.holds(wide):

@@ -15,13 +15,20 @@ import numpy as np
 
 from .arithmetic import Integers, requantize
 from .exponential import Exponential
-from .qformat import IntegerArray, QFormat
+from .qformat import IntegerArray, QFormat, as_int64
 from .reciprocal import Reciprocal
 
 
 @dataclass(frozen=True)
 class Softmax:
     """Softmax over rows of up to `length` integer scores.
+
+    Equations: `e_j = exponential(max s − s_j)`, `p_j = requantize(e_j · r.mantissa, r.exponent − probability.fraction)` with `r ~ 1 / Σe`.
+
+    Error: with p the exact probability of N scores, a the error of a numerator (`Exponential`) and r the reciprocal's, at most
+    `q + r·(p + q)` with `q = a·(1 + N·p) / Σe`, and half a unit of the result (a whole one where 1 saturates). Derived in docs/fixedpoint/softmax.md.
+
+    Widths: `max s − s_j` has `score.bits`, unsigned; Σe has `denominator_bits`; `e_j · r.mantissa` those of its factors together.
 
     Attributes:
         score: Format of the scores, signed; `exponential.fraction` equals `score.fraction`.
@@ -68,7 +75,7 @@ class Softmax:
         Raises:
             ValueError: An empty row, one longer than `length`, or one without a valid element.
         """
-        wide = np.asarray(scores, dtype=np.int64)
+        wide = as_int64(scores)
         if not 1 <= wide.shape[-1] <= self.length:
             raise ValueError(f"a softmax row has 1 to {self.length} elements, not {wide.shape[-1]}")
         if not self.score.holds(wide):

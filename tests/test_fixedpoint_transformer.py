@@ -10,7 +10,7 @@ from test_fixedpoint_embedding import python_embedding
 from test_fixedpoint_layer_norm import intermediates as layer_norm_exactly
 from test_fixedpoint_rms_norm import intermediates as rms_norm_exactly
 
-from fixedpoint import LayerNorm, QFormat, QuantizationError
+from fixedpoint import LayerNorm, QFormat, QuantizationError, Sampler, residual_add
 
 
 def python_norm(norm, x):
@@ -70,6 +70,26 @@ def test_a_full_context_takes_no_token():
     _, cache = model.extend(np.zeros((1, 7), dtype=int), model.empty_cache(1))
     with pytest.raises(ValueError, match="exceed the context of 7"):
         model.extend(np.zeros((1, 1), dtype=int), cache)
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [
+        lambda model, x: model.forward(x.astype(float)),
+        lambda model, x: model.blocks[0].attention.compute(np.full((7, 12), 0.5)),
+        lambda model, x: model.blocks[0].attention_norm.compute(np.full(12, 0.5)),
+        lambda model, x: with_rms_norms(model).final_norm.compute(np.full(12, 0.5)),
+        lambda model, x: model.blocks[0].activation.compute(np.array([0.5])),
+        lambda model, x: model.blocks[0].attention.softmax.compute(np.array([0.5])),
+        lambda model, x: model.blocks[0].attention.softmax.exponential.compute(np.array([0.5])),
+        lambda model, x: model.blocks[0].attention.reciprocal.compute(np.array([1.5])),
+        lambda model, x: residual_add(np.array([0.5]), np.array([1]), model.residual),
+        lambda model, x: Sampler(model.logits.output, 1.0).numerators(np.array([0.5])),
+    ],
+)
+def test_real_values_are_refused_instead_of_cut_off(operator):
+    with pytest.raises(TypeError, match="integers"):
+        operator(random_transformer(5), np.zeros((1, 3), dtype=int))
 
 
 def test_a_single_sequence_needs_no_batch():
