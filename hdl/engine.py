@@ -236,7 +236,9 @@ class Engine(wiring.Component):
         activations = [
             Signal(command.activations.shape(), name=f"activations_{stage}", reset_less=True) for stage in range(2)
         ]
-        m.d.sync += [activations[0].eq(command.activations), activations[1].eq(activations[0])]
+        with m.If(self.i.valid):  # multipliers that have nothing to do rest
+            m.d.sync += activations[0].eq(command.activations)
+        m.d.sync += activations[1].eq(activations[0])
         m.submodules.products = products = self._products
         m.d.comb += [products.en.eq(1), products.a.eq(activations[1])]
         half = self.element_bits // 2

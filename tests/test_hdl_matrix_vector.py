@@ -37,13 +37,44 @@ def matrix_bench(parameters, lanes, vectors, core=None, given=None, **settings):
 
 @pytest.mark.parametrize(
     ("rows", "columns", "lanes", "output_bits", "weight_bits"),
-    [(5, 8, 8, 8, 8), (7, 10, 4, 8, 8), (6, 12, 12, 16, 4), (3, 5, 1, 8, 8), (1, 1, 1, 16, 2), (16, 64, 32, 16, 8)],
+    [
+        (5, 8, 8, 8, 8),
+        (7, 10, 4, 8, 8),
+        (6, 12, 12, 16, 4),
+        (3, 5, 1, 8, 8),
+        (1, 1, 1, 16, 2),
+        (9, 32, 16, 16, 8),
+        (7, 24, 6, 8, 4),  # pairs; a last tile that is not full
+        (5, 12, 1, 16, 3),
+        (9, 9, 6, 8, 8),  # rows share the lanes: three slices of 3 rather than two of 6
+    ],
 )
 def test_every_result_and_the_cycles_equal_the_specification(rows, columns, lanes, output_bits, weight_bits, tmp_path):
     parameters = layer(rows, columns, output_bits, weight_bits=weight_bits)
-    vectors = vectors_of(parameters, 20)
+    vectors = vectors_of(parameters, 8)
     cycles = MatrixVector(parameters, lanes).cycles(len(vectors))
     run_with_stalls(matrix_bench(parameters, lanes, vectors, expected_cycles=cycles), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "lanes", "weight_bits", "tile", "words"),
+    [
+        (6, 24, 12, 8, (12, False), 12),
+        (6, 24, 12, 4, (12, True), 6),
+        (6, 12, 12, 4, (12, False), 6),  # two results a word would come faster than one a cycle
+        (9, 9, 6, 8, (3, False), 15),
+        (7, 24, 6, 4, (6, True), 16),
+    ],
+)
+def test_the_tile_that_keeps_the_multipliers_busiest(rows, columns, lanes, weight_bits, tile, words):
+    core = MatrixVector(layer(rows, columns, weight_bits=weight_bits), lanes)
+    assert (core.tile.columns, core.tile.pairs) == tile
+    assert core.tile.num_words(rows, columns) == words
+
+
+def test_pairs_take_half_the_cycles():
+    cycles = [MatrixVector(layer(16, 64, weight_bits=bits), 16).tile.num_words(16, 64) for bits in (8, 4)]
+    assert cycles == [64, 32]
 
 
 def test_a_row_that_shifts_left_and_one_that_saturates(tmp_path):
@@ -99,6 +130,11 @@ def test_one_flipped_weight_bit_is_found(tmp_path):
     with pytest.raises(BenchFailure) as failure:
         run(matrix_bench(parameters, 8, vectors, core=MatrixVector(broken, 8)), tmp_path)
     assert failure.value.kind == "value"
+
+
+def test_parameters_of_another_type_are_refused():
+    with pytest.raises(TypeError, match=r"fixedpoint\.Linear"):
+        MatrixVector({"weight": 0}, 1)
 
 
 @pytest.mark.parametrize("lanes", [0, -1, 9, 2.5])
