@@ -25,6 +25,7 @@ COMMANDS = (
     "export-verilog",
     "report",
     "demo",
+    "prove",
     "benchmark",
     "host",
     "doctor",

@@ -38,6 +38,7 @@ class Proof:
         top: Makes the circuit with its assumptions and assertions.
         mode: One of `MODES`.
         depth: Cycles of induction, or bound.
+        internal: The assertions inside the core are claims too. Without them fewer facts about the core's state are needed for induction.
         bug: What the faulty circuit does wrong, in words.
         faulty: Makes the same with a bug in it: the proof must fail. None for `cover`, where reaching the goal is itself the check.
     """
@@ -49,6 +50,7 @@ class Proof:
     depth: int
     bug: str = ""
     faulty: Callable[[], Elaboratable] | None = None
+    internal: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -137,7 +139,9 @@ smtbmc z3
 
 [script]
 read_rtlil top.il
-prep -top top
+{"" if proof.internal else "chformal -assert -remove top.core*"}
+prep -flatten -top top
+opt_clean -purge
 
 [files]
 top.il

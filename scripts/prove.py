@@ -1,0 +1,103 @@
+"""Prove claims about the cores with SymbiYosys and z3: stream rules, finishing, error bounds, no overflow.
+
+Every claim is settled for all inputs and all stalls; a refuted one leaves a waveform of its counterexample. With --bugs each
+proof is also run on a circuit with a bug of its kind, which it must refute.
+
+Example:
+  positron prove
+  positron prove layer-norm softmax --bugs
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+from tqdm import tqdm
+
+from hdl.errors import CircuitError
+from scripts.output import add_json_argument, format_table, write_json
+from sim.proof import Proof, Verdict, settle
+from sim.proofs import all_proofs
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("cores", nargs="*", metavar="CORE", help="only the claims about these cores (default: all)")
+    parser.add_argument("--bugs", action="store_true", help="also run each proof on a faulty circuit, which must fail")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="proofs at a time (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("build/proofs"), metavar="DIR", help="working directory (default: %(default)s)"
+    )
+    add_json_argument(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Settle the proofs and print a table."""
+    proofs = all_proofs()
+    known = sorted({proof.core for proof in proofs})
+    unknown = [name for name in arguments.cores if name not in known]
+    if unknown:
+        raise CircuitError(f"there is no proof about {unknown[0]!r}; there are proofs about {', '.join(known)}")
+    if arguments.jobs < 1:
+        raise CircuitError(f"--jobs must be at least 1, not {arguments.jobs}")
+    chosen = [proof for proof in proofs if not arguments.cores or proof.core in arguments.cores]
+    tasks = [(proof, False) for proof in chosen]
+    if arguments.bugs:
+        tasks += [(proof, True) for proof in chosen if proof.faulty is not None]
+    verdicts = settle_all(tasks, arguments.out, arguments.jobs)
+    rows, wrong = [], []
+    for (proof, faulty), verdict in zip(tasks, verdicts, strict=True):
+        expected = verdict.holds != faulty
+        words = {"cover": "reached" if verdict.holds else "not reached"}.get(
+            proof.mode, "proven" if verdict.holds else "refuted"
+        )
+        claim = f"{proof.claim}; bug: {proof.bug}" if faulty else proof.claim
+        rows.append((proof.core, claim, method(proof), words if expected else words.upper(), round(verdict.seconds, 1)))
+        if not expected:
+            wrong.append((proof, verdict))
+    print(format_table(("core", "claim", "method", "verdict", "seconds"), rows))
+    proven = sum(1 for (_, faulty), verdict in zip(tasks, verdicts, strict=True) if not faulty and verdict.holds)
+    print(f"{proven} of {len(chosen)} claims hold", end="")
+    refuted = sum(1 for (_, faulty), verdict in zip(tasks, verdicts, strict=True) if faulty and not verdict.holds)
+    print(f"; {refuted} of {len(tasks) - len(chosen)} bugs were found" if arguments.bugs else "")
+    print(f"scripts and logs: {arguments.out}")
+    for proof, verdict in wrong:
+        place = f"; counterexample: {verdict.trace}" if verdict.trace else ""
+        print(f"wrong: {proof.core}: {proof.claim}{place}", file=sys.stderr)
+    if arguments.json:
+        names = ("core", "claim", "method", "verdict", "seconds")
+        write_json(arguments.json, {"proofs": [dict(zip(names, row, strict=True)) for row in rows]})
+        print(f"figures: {arguments.json}")
+    return 1 if wrong else 0
+
+
+def settle_all(tasks: list[tuple[Proof, bool]], directory: Path, jobs: int) -> list[Verdict]:
+    """Settle proofs, some at a time, with a progress bar; a proof that cannot be settled ends it all."""
+    with ThreadPoolExecutor(jobs) as executor, tqdm(total=len(tasks), unit="proof", disable=None) as bar:
+        futures = {
+            executor.submit(settle, proof, directory, faulty=faulty): number
+            for number, (proof, faulty) in enumerate(tasks)
+        }
+        verdicts: dict[int, Verdict] = {}
+        try:
+            for future in as_completed(futures):
+                verdicts[futures[future]] = future.result()
+                bar.update()
+        finally:
+            executor.shutdown(wait=False, cancel_futures=True)
+    return [verdicts[number] for number in range(len(tasks))]
+
+
+def method(proof: Proof) -> str:
+    """Return how a claim is settled, in a few words."""
+    words = {"prove": "induction over {}", "bmc": "first {} cycles", "cover": "within {} cycles"}
+    return words[proof.mode].format(proof.depth)
+
+
+if __name__ == "__main__":
+    from scripts.cli import main
+
+    sys.exit(main(["prove", *sys.argv[1:]]))
