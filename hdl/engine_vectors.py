@@ -50,17 +50,17 @@ def command_columns(core: Engine, commands: list[tuple]) -> dict[str, Columns]:
 
 
 def engine_vectors(core: Engine, generator: np.random.Generator, count: int) -> Vectors:
-    """Return at least `count` commands that write words, then sum them up in every mode, and what the sums are."""
+    """Return commands that write words, then sum them up in every mode, and the `count` sums, at least one in each mode."""
     stored = stored_elements(core)
     commands: list[tuple] = []
     dots: list[list[np.ndarray]] = []
     lane_sums: list[np.ndarray] = []
     if Operation.WRITE in core.operations:
-        for address in generator.permutation(core.depth)[: max(1, count // 2)]:
+        for address in generator.permutation(core.depth)[:count]:
             stored[address] = random_values(core.element_bits, generator, core.lanes)
             commands.append((Operation.WRITE, 0, 0, 0, address, stored[address]))
     modes = [mode for mode in Operation if mode in core.operations - {Operation.WRITE}]
-    while len(commands) < count or len(dots) + len(lane_sums) < len(modes):
+    while len(dots) + len(lane_sums) < max(count, len(modes)):
         mode = modes[(len(dots) + len(lane_sums)) % len(modes)]
         tap, terms = int(generator.integers(len(core.columns))), int(generator.integers(1, core.terms + 1))
         addresses = generator.integers(0, core.depth, terms)

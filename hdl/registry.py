@@ -15,16 +15,20 @@ from fixedpoint import QuantizedTransformer
 
 from . import vectors as make
 from .attention import Attention
+from .engine import attention_engine
+from .engine_vectors import engine_vectors
 from .errors import CircuitError
 from .example_model import SMALL, TYPICAL, ModelShape, example_model
 from .exponential import Exponential
 from .layer_norm import LayerNorm
 from .matrix_vector import MatrixVector
 from .reciprocal import Reciprocal, ReciprocalSquareRoot
+from .requantize import Requantize
 from .softmax import Softmax, SoftmaxNumerators
 from .uart import UART
 
 MATRIX_LANES = 64
+REQUANTIZE_LANES = 4
 UART_DIVISOR = 4
 
 
@@ -93,14 +97,27 @@ def _matrix_vector(model: QuantizedTransformer, layer: int) -> MatrixVector:
     return MatrixVector(up, min(MATRIX_LANES, up.columns))
 
 
+def _requantize(model: QuantizedTransformer, layer: int) -> Requantize:
+    up = model.blocks[layer].up
+    return Requantize(up.accumulator_bits, up.output, int(up.shift.min()), int(up.shift.max()), REQUANTIZE_LANES)
+
+
 _ENTRIES = (
     CoreEntry(
         "matrix-vector",
         _matrix_vector,
         make.row_vectors("data", "data"),
-        "K + R·ceil(K / lanes) + 7 + ceil(log2 lanes)",
-        "a vector in K + R·ceil(K / lanes)",
+        "K + W + 17 + ceil(log2 columns) to the first row's result; W words of weights",
+        "a vector in K + W; W = R·K / products a cycle",
     ),
+    CoreEntry(
+        "engine",
+        lambda model, layer: attention_engine(model.blocks[layer].attention),
+        engine_vectors,
+        "10 + ceil(log2 columns), sums of lanes 7",
+        "1 word of `lanes` products or pairs of products a cycle",
+    ),
+    CoreEntry("requantize", _requantize, make.requantize_vectors, "5", "1 a cycle and lane"),
     CoreEntry(
         "softmax",
         _softmax(Softmax),

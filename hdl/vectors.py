@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from amaranth.lib import wiring
 
-from fixedpoint import QFormat
+from fixedpoint import QFormat, requantize
 
 # The values of a stream: integers, or for a struct payload a mapping from field to its values.
 Columns = Sequence[int] | np.ndarray | Mapping[str, object]
@@ -140,3 +140,14 @@ def byte_vectors(core: wiring.Component, generator: np.random.Generator, count: 
     """Return bytes that arrive as they were sent."""
     values = np.concatenate([[0x00, 0xFF, 0x55, 0xAA, 0x01, 0x80], generator.integers(0, 256, count)])[:count]
     return Vectors({"i": values}, {"o": values})
+
+
+def requantize_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
+    """Return accumulators of all magnitudes with their shifts, and the casts."""
+    shifts = generator.integers(core.lowest, core.highest + 1, (core.lanes, count))
+    narrowed = generator.integers(0, core.bits, (core.lanes, count))
+    values = generator.integers(-(1 << (core.bits - 1)), 1 << (core.bits - 1), (core.lanes, count)) >> narrowed
+    values[:, :2] = [[-(1 << (core.bits - 1)), (1 << (core.bits - 1)) - 1][:count]]
+    return Vectors(
+        {"i": {"value": values, "shift": shifts}}, {"o": requantize(values, shifts, core.target)}, core.cycles(count)
+    )

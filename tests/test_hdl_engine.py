@@ -27,7 +27,7 @@ def engine_bench(core, vectors, **settings):
     return StreamBench("engine", core, *words, watchdog_cycles=1000, **settings)
 
 
-def random_bench(core, count=150, seed=0, **settings):
+def random_bench(core, count=40, seed=0, **settings):
     return engine_bench(core, engine_vectors(core, np.random.default_rng(seed), count), **settings)
 
 
@@ -58,7 +58,7 @@ def test_other_simulators_agree(simulator, tmp_path):
         pytest.skip(f"{simulator} is not installed")
     core = Engine(4, (2, 4), 8, 3, activation_bits=9)
     for stall in (0.0, 0.3):
-        simulate(random_bench(core, 400), simulator, build_directory=tmp_path, source_stall=stall, sink_stall=stall)
+        simulate(random_bench(core, 150), simulator, build_directory=tmp_path, source_stall=stall, sink_stall=stall)
 
 
 @pytest.mark.parametrize(("mode", "bits"), [(DOT, 8), (PAIRS, 4)])
@@ -180,7 +180,7 @@ def test_commands_wait_for_room(tmp_path):
 @pytest.mark.parametrize("taken", [1, 17, 40])
 def test_a_reset_in_the_middle_forgets_what_was_begun(taken, tmp_path):
     core = Engine(4, (2, 4), 8, 3, operations=(DOT, PAIRS), init=list(range(0x10203040, 0x10203048)))
-    before, after = (engine_vectors(core, np.random.default_rng(seed), 60) for seed in range(2))
+    before, after = (engine_vectors(core, np.random.default_rng(seed), 25) for seed in range(2))
     first = pack_all(core.i.payload.shape(), before.inputs["i"])[:taken]
     ends = sum(before.inputs["i"]["last"][:taken])
     given = pack_all(core.o.payload.shape(), before.outputs["o"])[:ends]
@@ -193,7 +193,7 @@ def test_a_reset_in_the_middle_forgets_what_was_begun(taken, tmp_path):
 def test_one_flipped_bit_of_a_word_is_found(tmp_path):
     words = list(range(0x10203040, 0x10203048))
     core = Engine(4, (4,), 8, 3, operations=(DOT, PAIRS), init=words)
-    vectors = engine_vectors(core, np.random.default_rng(0), 60)
+    vectors = engine_vectors(core, np.random.default_rng(0), 30)
     words[5] ^= 1 << 12
     with pytest.raises(BenchFailure) as failure:
         run(engine_bench(Engine(4, (4,), 8, 3, operations=(DOT, PAIRS), init=words), vectors), tmp_path)
