@@ -2,12 +2,11 @@ r"""Quantization-aware training: the float model computes with the numbers that 
 
 Before each step the weights are rounded as `quantize_transformer` rounds them, and in the forward pass the activations are rounded
 to their formats. Gradients go straight through (see `model.straight_through`). What is too fine to matter is left to floats: the roundings of
-biases, exponentials, reciprocals and of the residual stream. The held-out loss has no such gaps: it is that of the integer model, built from the
+the norms' shifts, of exponentials, reciprocals and the residual stream. The held-out loss has no such gaps: it is that of the integer model, built from the
 rounded weights of the moment.
 
-Rounding to whole numbers in two additions.  A float32 has a 24-bit mantissa, so between \(2^{23}\) and \(2^{24}\) its values are the whole
-numbers: for \(|x| < 2^{22}\), \((x + 1.5 \cdot 2^{23}) - 1.5 \cdot 2^{23}\) is \(x\) rounded to the nearest whole number. Ties go to
-the even one where integers round half up, which a latent weight hardly ever meets.
+A product of rounded activations and rounded weights with a rounded bias is a sum of multiples of one power of two that float32 holds exactly: the
+accumulators of training are those of the integer model, ties included.
 
 References: Jacob et al. 2018, arXiv:1712.05877; Bengio et al. 2013, arXiv:1308.3432. Derived in docs/fixedpoint/quantization_aware.md.
 """
@@ -39,18 +38,18 @@ FloatVector = NDArray[np.float32]
 
 FORMAT = "positron-number-format"
 VERSION = 1
-ROUNDING_CONSTANT = np.float32(1.5 * 2**23)
+HALF = np.float32(0.5)
 
 
 @dataclass(frozen=True)
 class _Grid:
-    """Where a matrix or vector may be: `step` times the whole numbers from `lowest` to `highest`, a step a row."""
+    """Where a matrix (rows, columns) or vector (rows,) may be: `step` times the whole numbers from `lowest` to `highest`, a step a row."""
 
     parameter: str
     step: np.ndarray  # (rows, 1), float32
     inverse: np.ndarray
-    lowest: int
-    highest: int
+    lowest: float
+    highest: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +151,7 @@ class QuantizationAware:
         return replace(plain, teacher=read_npz(run.teacher_weights, {"parameters": (size,)})["parameters"])
 
     def quantize(self, model: Transformer) -> QuantizedTransformer:
-        """Return the integer model of rounded parameters: nothing is rounded a second time, but for biases and shifts."""
+        """Return the integer model of rounded parameters: nothing is rounded a second time, but for the norms' shifts."""
         return quantize_transformer(model, Calibration(self.formats, ()), self.settings, self.fractions)
 
     def loss(self, model: Transformer, inputs: np.ndarray, targets: np.ndarray) -> float:
@@ -160,18 +159,20 @@ class QuantizationAware:
         return self.quantize(model).loss(inputs, targets)
 
     def round_parameters(self, latent: np.ndarray, rounded: np.ndarray, share: int, num_shares: int) -> None:
-        """Write one share of the rounded parameters (n,): a share of the rows of each matrix; vectors go to the first share."""
+        """Write one share of the rounded parameters (n,): a share of the rows of each matrix; norms go to the first share."""
         shapes = parameter_shapes(self.model)
         source, target = Parameters(shapes, latent), Parameters(shapes, rounded)
         for grid in self._grids:
             part = slice(len(grid.step) * share // num_shares, len(grid.step) * (share + 1) // num_shares)
-            out = target[grid.parameter][part]
-            np.multiply(source[grid.parameter][part], grid.inverse[part], out=out)
+            out = target[grid.parameter].reshape(len(grid.step), -1, copy=False)[part]
+            np.multiply(source[grid.parameter].reshape(len(grid.step), -1)[part], grid.inverse[part], out=out)
             _round(out, grid.lowest, grid.highest)
             out *= grid.step[part]
         if share == 0:
-            rounded[target.num_decayed :] = latent[target.num_decayed :]
-            for name in self._norm_scales:
+            for name in self._norms:
+                target[name] = source[name]
+                if not name.endswith(".scale"):
+                    continue
                 scale = target[name]
                 fraction = covering_fraction(float(np.abs(scale).max()), self.settings.activation_bits)
                 scale *= np.float32(2.0**fraction)
@@ -203,16 +204,24 @@ class QuantizationAware:
 
     @cached_property
     def _grids(self) -> tuple[_Grid, ...]:
-        grids = []
+        grids, shapes = [], parameter_shapes(self.model)
+
+        def add(name: str, exponent: IntegerArray, scale: float, lowest: float, highest: float) -> None:
+            step, inverse = np.ldexp(1 / scale, -exponent[:, None]), np.ldexp(scale, exponent[:, None])
+            grids.append(_Grid(name, step.astype(np.float32), inverse.astype(np.float32), lowest, highest))
+
         for name, (scale, bits) in _matrices(self.model, self.settings).items():
-            exponent = self.fractions[name][:, None]
-            step, inverse = (np.ldexp(1.0, -exponent) / scale), (np.ldexp(scale, exponent))
-            grids.append(_Grid(name, step.astype(np.float32), inverse.astype(np.float32), *weight_range(bits)))
+            add(name, self.fractions[name], scale, *weight_range(bits))
+            bias = name.replace(".weight", ".bias")
+            if bias != name and bias in shapes:  # counts the accumulator's units
+                source = self.formats[_input(name)]
+                add(bias, self.fractions[name] + source.fraction, scale, -np.inf, np.inf)
         return tuple(grids)
 
     @cached_property
-    def _norm_scales(self) -> tuple[str, ...]:
-        return tuple(name for name in parameter_shapes(self.model) if name.endswith(".scale"))
+    def _norms(self) -> tuple[str, ...]:
+        """The parameters of the norms; a shift is finer in the integer model than it matters."""
+        return tuple(name for name in parameter_shapes(self.model) if "_norm." in name)
 
 
 def _activations(config: ModelConfig) -> list[str]:
@@ -221,6 +230,17 @@ def _activations(config: ModelConfig) -> list[str]:
     parts += ["feed_forward_norm", "feed_forward.up", "feed_forward.activation"]
     names = [f"blocks.{index}.{part}" for index in range(config.num_layers) for part in parts]
     return [*names, "final_norm", "logits", "residual"]
+
+
+def _input(weight: str) -> str:
+    """Return the tensor that a linear layer inside a block reads, by the name of its weights."""
+    block, part = weight.rsplit(".", 3)[0], ".".join(weight.split(".")[-3:-1])
+    sources = {
+        "attention.output": "attention.context",
+        "feed_forward.up": "feed_forward_norm",
+        "feed_forward.down": "feed_forward.activation",
+    }
+    return f"{block}.{sources.get(part, 'attention_norm')}"
 
 
 def _query_factor(name: str, config: ModelConfig) -> float:
@@ -241,7 +261,7 @@ def _matrices(config: ModelConfig, settings: QuantizationSettings) -> dict[str, 
 
 
 def _round(values: np.ndarray, lowest: float, highest: float) -> None:
-    """Round float32 values to whole numbers and saturate, in place."""
+    """Round float32 values half up to whole numbers and saturate, in place; exact for multiples of 1/2 below 2**23."""
+    values += HALF
+    np.floor(values, out=values)
     np.clip(values, lowest, highest, out=values)
-    values += ROUNDING_CONSTANT
-    values -= ROUNDING_CONSTANT
