@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from .layer_norm import LayerNorm
 from .linear import Linear
 from .qformat import IntegerArray, QFormat
 from .rms_norm import RMSNorm
+
+if TYPE_CHECKING:
+    from .engine import Engine
 
 Norm = LayerNorm | RMSNorm
 Observer = Callable[[str, IntegerArray], None]
@@ -192,20 +196,17 @@ class QuantizedTransformer:
         """
         return self.extend(tokens, self.empty_cache(*np.shape(tokens)[:-1]), observe)[0]
 
-    def loss(self, inputs: Integers, targets: Integers, batch_size: int = 32) -> float:
+    @cached_property
+    def engine(self) -> Engine:
+        """The same model prepared for speed; bit for bit the same logits."""
+        from .engine import Engine  # which needs this module
+
+        return Engine(self)
+
+    def loss(self, inputs: Integers, targets: Integers) -> float:
         """Return the mean cross-entropy in nats over windows (N, T); the only floating-point step is on the final logits.
 
         Raises:
             ValueError: No window.
         """
-        if len(inputs) == 0:
-            raise ValueError("the loss needs at least one window of tokens")
-        total = 0.0
-        for start in range(0, len(inputs), batch_size):
-            logits = self.logits.output.dequantize(self.forward(inputs[start : start + batch_size]))
-            logits -= logits.max(axis=-1, keepdims=True)
-            correct = np.take_along_axis(logits, np.asarray(targets)[start : start + batch_size, :, None], axis=-1)[
-                ..., 0
-            ]
-            total += float((np.log(np.exp(logits).sum(axis=-1)) - correct).sum())
-        return total / np.asarray(targets).size
+        return self.engine.loss(inputs, targets)

@@ -62,7 +62,7 @@ def compare(model: Transformer, quantized: QuantizedTransformer, tokens: np.ndar
     for start in tqdm(starts, desc="comparing", unit="batch", leave=False, disable=None):
         batch, wanted = inputs[start : start + BATCH], targets[start : start + BATCH]
         exact = model.forward(batch).astype(np.float64)
-        fixed = quantized.logits.output.dequantize(quantized.forward(batch))
+        fixed = quantized.logits.output.dequantize(quantized.engine.forward(batch))
         losses += [cross_entropy_sum(exact, wanted), cross_entropy_sum(fixed, wanted)]
         same += int((exact.argmax(axis=-1) == fixed.argmax(axis=-1)).sum())
         largest = max(largest, float(np.abs(exact - fixed).max()))
