@@ -49,8 +49,8 @@ def shift_right_half_up(values: Integers, shift: Integers | int) -> IntegerArray
 def requantize(values: Integers, shift: Integers | int, output: QFormat) -> IntegerArray:
     """Cast accumulators to `output`: divide by `2**shift`, round half up, saturate.
 
-    Equation: `y = max(minimum, min(maximum, floor((x + 2**(shift − 1)) / 2**shift)))`, for a negative shift `x · 2**−shift` inside. Error: half a unit of the output
-    in its range. Width: adding the half may take one bit more than x; shifting by one less, adding 1 and shifting once more does not.
+    Equation: `y = max(minimum, min(maximum, floor((x + 2**(shift − 1)) / 2**shift)))`, for a negative shift `x · 2**−shift` inside.
+    Error: half a unit of the output in its range. Width: adding the half may take one bit more than x; shifting by one less, adding 1 and shifting once more does not.
 
     Args:
         values: Accumulators, any shape.

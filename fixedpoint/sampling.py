@@ -114,14 +114,14 @@ class XorShift32:
 class Sampler:
     """Choice of a token at a temperature.
 
-    Equations: `t_i = (max x − x_i) · multiplier / 2**shift`, rounding half up, with 10 fraction bits, `multiplier / 2**shift ~ 2**10 · log2(e) / T` in units
-    of a logit; `e_i = exponential(t_i)`, 16 bits; `threshold = floor(random · Σe / 2**32)`; the token is the first whose cumulative sum exceeds it.
+    Equations: `t_i = (max x − x_i) · multiplier / 2**shift`, rounding half up, with 10 fraction bits, where
+    `multiplier / 2**shift ~ 2**10 · log2(e) / T` in units of a logit; `e_i = exponential(t_i)`, 16 bits; `threshold = floor(random · Σe / 2**32)`; the token is the first whose cumulative sum exceeds it.
 
     Widths: distance 16 bits, product 32, Σe 32 (at most 65,536 logits), `random · Σe` 64, all unsigned.
 
     Error: with p_i the real softmax's probability, V logits, D = Σe and N = 65535·Σ2**-t the real sum, the share of the generator's numbers that
-    choose token i differs from p_i by at most `(2·r·p_i·N + 3/4·(1 + V·p_i)) / D + 2**-31`, `r = 2**(2**-11 + 17·2**-16) − 1` = 0.0005. A token less likely
-    than the best by more than 2**17 is never chosen. Derived in docs/fixedpoint/sampling.md.
+    choose token i differs from p_i by at most `(2·r·p_i·N + 3/4·(1 + V·p_i)) / D + 2**-31`, `r = 2**(2**-11 + 17·2**-16) − 1` = 0.0005.
+    A token less likely than the best by a factor of more than 2**17 is never chosen. Derived in docs/fixedpoint/sampling.md.
 
     Attributes:
         logits: Format of the logits, signed, at most 16 bits.
