@@ -8,9 +8,10 @@ Sizes: B sequences, T tokens, C channels, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .arithmetic import Integers
 from .engine_attention import PreparedAttention
@@ -179,12 +180,12 @@ class CachedDecoder:
         self.caches = [block.attention.new_cache(batch) for block in self.engine.blocks]
         self.single = _SingleSequence(self.engine, self.caches) if batch == 1 else None
 
-    def prefill(self, tokens: Integers) -> Floats:
+    def prefill(self, tokens: ArrayLike) -> Floats:
         """Start again with tokens (B, t), 1 <= t <= context_length, and return the logits (B, V) after the last one, whole numbers in floats."""
         self.length = 0
         return self._extend(np.asarray(tokens))
 
-    def step(self, tokens: Integers) -> Floats:
+    def step(self, tokens: Sequence[int] | Integers) -> Floats:
         """Append one token to each sequence, (B,), and return the logits (B, V) after it; the next call overwrites them.
 
         Raises:

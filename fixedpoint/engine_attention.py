@@ -61,7 +61,7 @@ class PreparedAttention:
         columns = np.concatenate(order)
         product = self.projections
         zeros = np.zeros((self.channels, 1), product.weight.dtype)
-        product.weight = np.ascontiguousarray(np.hstack([product.weight, zeros])[:, columns])
+        product.weight = np.hstack([product.weight, zeros])[:, columns].copy()
         product.offset = np.append(product.offset, product.offset.dtype.type(1))[columns]
 
     def new_cache(self, batch: int) -> Floats:
