@@ -63,6 +63,11 @@ module MULT18X18D (
             $display("MULT18X18D: a mode that this model does not have");
             $finish;
         end
+        // Lattice's word for registers that take every rising edge; "DISABLED" belongs to the high-speed clock.
+        if (CLK0_DIV != "ENABLED" || CLK1_DIV != "ENABLED" || CLK2_DIV != "ENABLED" || CLK3_DIV != "ENABLED") begin
+            $display("MULT18X18D: CLK0_DIV to CLK3_DIV must be ENABLED, the default");
+            $finish;
+        end
         if (RESETMODE != "SYNC" && RESETMODE != "ASYNC") begin
             $display("MULT18X18D: RESETMODE must be SYNC or ASYNC, not %s", RESETMODE);
             $finish;
