@@ -1,6 +1,6 @@
 """Expressions for use inside cores: the casts of `fixedpoint.arithmetic`, and the product of a hard multiplier."""
 
-from amaranth.hdl import Const, Module, Mux, Shape, Value
+from amaranth.hdl import Cat, Const, Module, Mux, Shape, Value
 
 from fixedpoint import QFormat
 
@@ -32,18 +32,21 @@ def shift_right_half_up_by(value: Value, shift: Value) -> Value:
 
 
 def saturate(value: Value, number_format: QFormat) -> Value:
-    """Return `value` clipped to a format's range."""
+    """Return `value` clipped to a format's range.
+
+    A range ends at powers of two, so the bits above it tell whether a value lies in it: no comparison, no carry chain.
+    """
     value = Value.cast(value)
-    shape = value.shape()
-    result = value
-    if number_format.maximum_integer < (1 << (shape.width - shape.signed)) - 1:
-        result = Mux(value > number_format.maximum_integer, number_format.maximum_integer, result)
-    if shape.signed and number_format.minimum_integer > -(1 << (shape.width - 1)):
-        result = Mux(value < number_format.minimum_integer, number_format.minimum_integer, result)
-    if result.shape().width <= number_format.bits:
-        return result
-    kept = result[: number_format.bits]
-    return kept.as_signed() if number_format.signed else kept
+    shape, bits = value.shape(), number_format.bits
+    magnitude_bits, kept_bits = shape.width - shape.signed, bits - number_format.signed
+    if magnitude_bits <= kept_bits:
+        return value if number_format.signed or not shape.signed else Mux(value[-1], 0, value[:-1])
+    sign = value[-1] if shape.signed else Const(0, 1)
+    kept, above = value[:kept_bits], value[kept_bits:magnitude_bits]
+    if number_format.signed:
+        inside = Mux(sign, above.all(), ~above.any())
+        return Cat(Mux(inside, kept, (~sign).replicate(kept_bits)), sign).as_signed()
+    return Mux(sign, 0, kept | above.any().replicate(kept_bits))
 
 
 def multiply(m: Module, name: str, a, b, en=1):

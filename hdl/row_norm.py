@@ -22,7 +22,7 @@ from .row_statistics import RowStatistics
 from .stream_parts import word_shape
 
 LOW_BITS = 16  # of a difference: an unsigned part that fits a hard multiplier beside the root's mantissa
-OUTPUT_MOVES = 11  # stages from C·x to its result
+OUTPUT_MOVES = 12  # stages from C·x to its result
 
 
 class RowNorm(wiring.Component):
@@ -168,7 +168,7 @@ class RowNorm(wiring.Component):
 
         m.submodules.affine = affine = self._affine_memory()
         port = affine.read_port()
-        m.d.comb += [port.addr.eq(tags.taps[moves + 4].index), port.en.eq(move)]
+        m.d.comb += [port.addr.eq(tags.taps[moves + 5].index), port.en.eq(move)]
         for lane in range(self.lanes):
             element = data.View(arrays, row.r_data)[lane]
             scaled = self._scaled(m, f"lane_{lane}", move, element)
@@ -207,7 +207,7 @@ class RowNorm(wiring.Component):
         return memory.Memory(shape=data.ArrayLayout(pair, self.lanes), depth=self.words, init=init)
 
     def _lane_pipeline(self, m, name, move, scaled, offset, mantissa, shift, affine, result):
-        """Build one lane's last 11 stages: C·x − S times the root (3), its two halves added, shift, clip, times scale (3), plus shift, cast.
+        """Build one lane's last 12 stages: C·x − S times the root (3), its two halves added, shift, clip, round, times scale (3), plus shift, cast.
 
         The shift leaves one bit more than the result for rounding (shift_right_half_up_by's doubling).  Saturating to the result's range and
         this bit first keeps the adder short; rounding can then exceed the range by one at most.
@@ -228,7 +228,7 @@ class RowNorm(wiring.Component):
         clipped = register("clipped", signed(normalized_format.bits + 1))
         scale = register("scale", affine.scale.shape())
         betas = [register(f"beta_{stage}", affine.shift.shape()) for stage in range(Multiplier.latency + 1)]
-        normalized = saturate((clipped + 1) >> 1, normalized_format)
+        normalized = register("normalized", shape_of(normalized_format))
         product = multiply(m, f"{name}_product", normalized, scale, move)
         total = register("total", self._total_shape)
         output = register("output", result.shape())
@@ -238,6 +238,7 @@ class RowNorm(wiring.Component):
                 quotient.eq((high << split) + low),
                 doubled.eq((quotient << 1) >> shift),
                 clipped.eq(saturate(doubled, QFormat(normalized_format.bits + 1, 0))),
+                normalized.eq(saturate((clipped + 1) >> 1, normalized_format)),
                 scale.eq(affine.scale),
                 *(after.eq(before) for before, after in pairwise([affine.shift, *betas])),
                 total.eq(product + betas[-1]),
