@@ -22,6 +22,12 @@ from scripts.output import add_json_argument, format_table, write_json
 from sim.proof import Proof, Verdict, settle
 from sim.proofs import all_proofs
 
+# Whether the proof is a cover → what the solver said → the word for it.
+OUTCOMES = {
+    False: {True: "proven", False: "refuted", None: "unsettled"},
+    True: {True: "reached", False: "not reached", None: "unsettled"},
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
@@ -50,10 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
     verdicts = settle_all(tasks, arguments.out, arguments.jobs)
     rows, wrong = [], []
     for (proof, faulty), verdict in zip(tasks, verdicts, strict=True):
-        expected = verdict.holds != faulty
-        words = {"cover": "reached" if verdict.holds else "not reached"}.get(
-            proof.mode, "proven" if verdict.holds else "refuted"
-        )
+        expected = verdict.holds is not faulty and verdict.holds is not None
+        words = OUTCOMES[proof.mode == "cover"][verdict.holds]
         claim = f"{proof.claim}; bug: {proof.bug}" if faulty else proof.claim
         rows.append((proof.core, claim, method(proof), words if expected else words.upper(), round(verdict.seconds, 1)))
         if not expected:
@@ -61,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(format_table(("core", "claim", "method", "verdict", "seconds"), rows))
     proven = sum(1 for (_, faulty), verdict in zip(tasks, verdicts, strict=True) if not faulty and verdict.holds)
     print(f"{proven} of {len(chosen)} claims hold", end="")
-    refuted = sum(1 for (_, faulty), verdict in zip(tasks, verdicts, strict=True) if faulty and not verdict.holds)
+    refuted = sum(1 for (_, faulty), verdict in zip(tasks, verdicts, strict=True) if faulty and verdict.holds is False)
     print(f"; {refuted} of {len(tasks) - len(chosen)} bugs were found" if arguments.bugs else "")
     print(f"scripts and logs: {arguments.out}")
     for proof, verdict in wrong:

@@ -25,7 +25,8 @@ from hdl import ToolError
 from hdl.toolchain import ToolFailure, require_tool, run_tool
 
 MODES = ("prove", "bmc", "cover")
-VERDICTS = {"PASS": True, "FAIL": False}
+# UNKNOWN: every bounded case holds, but induction found a state from which the claim fails, reachable or not.
+VERDICTS = {"PASS": True, "FAIL": False, "UNKNOWN": None}
 
 
 @dataclass(frozen=True)
@@ -73,13 +74,13 @@ class Verdict:
     """What the solver said.
 
     Attributes:
-        holds: The claim is proven (for `cover`: the situation is reachable).
+        holds: The claim is proven (for `cover`: the situation is reachable); None where induction settled nothing.
         seconds: How long that took.
         trace: The counterexample as a waveform (VCD), where there is one.
         log: All that the tools printed.
     """
 
-    holds: bool
+    holds: bool | None
     seconds: float
     trace: Path | None
     log: str

@@ -59,3 +59,10 @@ class Repeating(_Wrapped):
         with m.If(outer.valid & outer.ready):
             m.d.sync += repeated.eq(1)
         m.d.comb += inner.ready.eq(outer.ready & repeated)
+
+
+class Silent(_Wrapped):
+    """Offers nothing, ever."""
+
+    def _spoil(self, m, name, outer, inner):
+        m.d.comb += [outer.valid.eq(0), inner.ready.eq(1)]
