@@ -62,7 +62,7 @@ class PreparedAttention:
         product = self.projections
         zeros = np.zeros((self.channels, 1), product.weight.dtype)
         product.weight = np.hstack([product.weight, zeros])[:, columns].copy()
-        product.offset = np.append(product.offset, product.offset.dtype.type(1))[columns]
+        product.offset = np.concatenate([product.offset, np.ones(1, product.offset.dtype)])[columns]
 
     def new_cache(self, batch: int) -> Floats:
         """Return memory for the keys, values and ones of `batch` sequences, (B, H, context_length, 2·d + 1)."""

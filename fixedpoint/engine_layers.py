@@ -140,7 +140,7 @@ class Norm:
         self.exact = self._is_exact()
         self.mantissa_shift = 53 - root.index_bits
         self.first_index = 1023 << (root.index_bits - 1)
-        self.table = _root_table(root) * 2.0**normalized.fraction
+        self.table = root_table(root) * 2.0**normalized.fraction
         # The largest quotient times the reciprocal's error: mostly the 16 bits are never left.
         largest = (self.channels - self.centred) ** 0.5 * (1 + 2.0**-root.index_bits + 2.0**-root.mantissa_bits)
         self.saturates = largest * 2.0**normalized.fraction + 1 >= normalized.maximum_integer
@@ -206,7 +206,7 @@ class Norm:
 
 
 @lru_cache(maxsize=8)
-def _root_table(root: ReciprocalSquareRoot) -> Float64:
+def root_table(root: ReciprocalSquareRoot) -> Float64:
     """Return `mantissa · 2**-exponent` for all float64 whole numbers from 1 to 2**53, by exponent and leading `index_bits − 1` mantissa bits."""
     bits = root.index_bits - 1
     leading = np.arange(1 << bits, 2 << bits)
