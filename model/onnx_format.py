@@ -9,11 +9,13 @@ import struct
 
 import numpy as np
 
-FLOAT, INT64 = 1, 7  # TensorProto.DataType
+FLOAT, INT8, INT64, DOUBLE = 1, 3, 7, 11  # TensorProto.DataType
 ATTRIBUTE_FLOAT, ATTRIBUTE_INT, ATTRIBUTE_STRING, ATTRIBUTE_INTS = 1, 2, 3, 7  # AttributeProto.AttributeType
 VARINT, BYTES, FIXED32 = 0, 2, 5  # wire types
 IR_VERSION = 8
 OPSET = 17  # the first with LayerNormalization
+
+TYPES = {"float32": (FLOAT, "<f4"), "int8": (INT8, "|i1"), "int64": (INT64, "<i8"), "float64": (DOUBLE, "<f8")}
 
 Dimension = int | str
 
@@ -50,7 +52,7 @@ def _attribute(name: str, value: int | float | str | list[int]) -> bytes:
 
 
 def _tensor(name: str, array: np.ndarray) -> bytes:
-    kind, code = (INT64, "<i8") if array.dtype.kind in "iu" else (FLOAT, "<f4")
+    kind, code = TYPES[array.dtype.name]
     dims = b"".join(_field(1, size) for size in array.shape)
     return dims + _field(2, kind) + _field(8, name) + _field(9, np.ascontiguousarray(array, code).tobytes())
 

@@ -12,7 +12,7 @@ ORDER = ("scripts", "sim", "hdl", "fixedpoint", "model")
 READS_MODEL = {
     "fixedpoint/quantize.py",
     "fixedpoint/calibration.py",
-    "fixedpoint/export.py",
+    "fixedpoint/onnx_export.py",
     "fixedpoint/quantization_aware.py",
     "fixedpoint/quantization_aware_worker.py",
 }
