@@ -46,9 +46,14 @@ SHAPES = [
 
 @pytest.mark.parametrize(("lanes", "columns", "depth", "terms", "more"), SHAPES)
 def test_every_sum_equals_the_definition(lanes, columns, depth, terms, more, tmp_path):
-    for seed, stalls in enumerate(STALLS):
+    for seed, stalls in enumerate(((0.0, 0.0), (0.3, 0.3))):
         core = Engine(lanes, columns, depth, terms, **more)
-        run(random_bench(core, seed=seed), tmp_path, *stalls, seed)
+        run(random_bench(core, 30, seed), tmp_path, *stalls, seed)
+
+
+@pytest.mark.parametrize("stalls", STALLS[1:3])
+def test_a_stall_on_one_side_loses_nothing(stalls, tmp_path):
+    run(random_bench(Engine(4, (2, 4), 8, 3), 40), tmp_path, *stalls, 7)
 
 
 @pytest.mark.campaign
