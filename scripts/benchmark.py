@@ -15,7 +15,7 @@ import sys
 
 from scripts.cli import help_text, overview
 
-BENCHMARKS = ("train", "generate", "tokenize", "circuit")
+BENCHMARKS = ("train", "generate", "fixedpoint", "tokenize", "circuit")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,10 +1,12 @@
 """Write text with a trained model.
 
 The model continues the prompt token by token (a token is a character unless the run was trained otherwise). A low
-temperature repeats what is likely, a high one takes chances; the same seed writes the same text.
+temperature repeats what is likely, a high one takes chances; the same seed writes the same text. With --quantized the run's
+integer model writes, and every choice is made in whole numbers: the C program and a circuit write the same text.
 
 Example:
   positron generate runs/demo --prompt "One morning" --length 300 --temperature 0.7
+  positron generate runs/demo --quantized --seed 1
 """
 
 from __future__ import annotations
@@ -12,11 +14,12 @@ from __future__ import annotations
 import argparse
 import sys
 
+from fixedpoint.generation import generate_text as generate_integer_text
 from model.errors import InputError
 from model.files import atomic_write
 from model.generation import generate_text
 from model.tokenizer import Tokenizer
-from scripts.runs import add_run_argument, open_run
+from scripts.runs import add_run_argument, load_quantized, open_run
 
 DEFAULT_PROMPT = "One day"
 
@@ -44,14 +47,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="choose among the likeliest that make up this probability (default: all)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the choices (default: %(default)s)")
+    parser.add_argument("--quantized", action="store_true", help="generate in integers, with the quantized model")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Generate, print as it comes, and keep the text in the run directory."""
     if arguments.length < 1:
         raise InputError(f"--length must be at least 1, not {arguments.length}")
+    if arguments.quantized and (arguments.top_k is not None or arguments.top_p is not None):
+        raise InputError("--top-k and --top-p exist for the float model alone; leave them out with --quantized")
     directory = open_run(arguments.run)
-    model, tokenizer = directory.load_model(), directory.load_tokenizer()
+    tokenizer = directory.load_tokenizer()
     prompt = default_prompt(tokenizer) if arguments.prompt is None else arguments.prompt
     waiting = prompt  # printed with the first piece of text: when nothing was refused
 
@@ -60,17 +66,17 @@ def run(arguments: argparse.Namespace) -> int:
         print(waiting + text, end="", flush=True)
         waiting = ""
 
-    continuation = generate_text(
-        model,
-        tokenizer,
-        prompt,
-        num_tokens=arguments.length,
-        temperature=arguments.temperature,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
-        seed=arguments.seed,
-        on_text=show,
-    )
+    options = {
+        "num_tokens": arguments.length,
+        "temperature": arguments.temperature,
+        "seed": arguments.seed,
+        "on_text": show,
+    }
+    if arguments.quantized:
+        continuation = generate_integer_text(load_quantized(directory), tokenizer, prompt, **options)
+    else:
+        choice = {"top_k": arguments.top_k, "top_p": arguments.top_p}
+        continuation = generate_text(directory.load_model(), tokenizer, prompt, **options, **choice)
     print()
     with atomic_write(directory.sample, "w") as file:
         file.write(f"{prompt}{continuation}\n")

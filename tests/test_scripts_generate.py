@@ -1,7 +1,11 @@
+import shutil
 from pathlib import Path
 
 import pytest
 
+from fixedpoint import load_export
+from fixedpoint.generation import generate_batch
+from model.tokenizer import load_tokenizer
 from scripts import cli
 
 
@@ -40,3 +44,30 @@ def test_trained_model_spells_its_text(tiny_run: Path, capsys: pytest.CaptureFix
     # 60 steps on one repeated sentence are enough for its words, and a model that learned nothing writes none.
     out = generate(capsys, tiny_run, "--prompt", "The cat ", "--length", 200, "--temperature", 0.3)
     assert "the " in out
+
+
+def test_integers_write_too(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = (tiny_run, "--quantized", "--prompt", "The cat ", "--length", 60, "--temperature", 0.3, "--seed")
+    out = generate(capsys, *options, 1)
+    quantized, tokenizer = load_export(tiny_run / "quantized"), load_tokenizer(tiny_run / "tokenizer.json")
+    tokens = generate_batch(quantized, [tokenizer.encode("The cat ")], 60, temperature=0.3, seed=1, use_cache=False)
+    assert out == "The cat " + tokenizer.decode(tokens[0]) + "\n"
+    assert (tiny_run / "sample.txt").read_text(encoding="utf-8") == out
+    assert generate(capsys, *options, 2) != out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--top-k", 3], "--top-k and --top-p"), (["--top-p", 0.5], "--top-p"), (["--seed", -1], "seed")],
+)
+def test_what_integers_lack(
+    options: list[object], message: str, tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["generate", str(tiny_run), "--quantized", *map(str, options)]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_must_be_quantized_first(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(tiny_run / "quantized")
+    assert cli.main(["generate", str(tiny_run), "--quantized"]) == 1
+    assert "not quantized yet" in capsys.readouterr().err
