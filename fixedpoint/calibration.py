@@ -1,43 +1,62 @@
-"""Choosing the activations' formats by running the float model on calibration text."""
+"""Choosing the activations' formats by running the float model on calibration text.
+
+Nothing is kept but a histogram a tensor and, where weights are to be rounded with compensation, the moments of each layer's inputs.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from model import Transformer
+from model import ModelConfig, Transformer
+from model.parameters import parameter_shapes
 
+from .compensation import Moments
 from .errors import QuantizationError
-from .qformat import Overflow, QFormat, Rounding, covering_fraction
+from .histogram import MAXIMUM_FRACTION, Histogram, covering_format
+from .overrides import TABLES, Overrides, ResolvedOverrides
+from .qformat import QFormat
 from .row_scales import WeightBits, storage_bits
-
-FINER_CANDIDATES = 3  # the covering power of two and the next two below it
 
 # The residual stream saturates for good once it leaves its range, and 16 bits have precision to spare: a quarter of
 # headroom above the largest value that calibration saw.
 RESIDUAL_HEADROOM = 1.25
-# Activations below 2**-13 are next to nothing beside a LayerNorm's, and finer formats would cost the exponential range.
-MAXIMUM_FRACTION = 20
+PERCENTILE = 99.99
+# A format that is given may clip outliers, but not a tensor: what it saturates beyond this fraction is a mistake.
+LARGEST_SATURATED = 0.01
+BATCH = 16
+CHOICES = {
+    "calibration": ("least-squares", "maximum", "percentile"),
+    "scales": ("row", "tensor"),
+    "rounding": ("compensated", "nearest"),
+}
 
 
 @dataclass(frozen=True)
 class QuantizationSettings:
-    """Widths of the quantized model.
+    """Widths of the quantized model, and how its formats are chosen.
 
     Attributes:
         weight_bits: Linear weights, 2 to 8, or "ternary": −1, 0 and 1, stored in two bits.
         activation_bits: Activations between layers, 4 to 8.
         residual_bits: The residual stream and the logits, 8 to 16.
         embedding_bits: Token and position tables, 2 to 8.
+        calibration: An activation's format is that of least squared error, or it covers the largest value seen ("maximum") or
+            99.99 % of the values ("percentile").
+        scales: Weights have a power of two a "row" or a "tensor".
+        rounding: Weights are rounded one after the other, each making good the errors before it ("compensated"), or each to the "nearest".
     """
 
     weight_bits: WeightBits = 8
     activation_bits: int = 8
     residual_bits: int = 16
     embedding_bits: int = 8
+    calibration: str = "least-squares"
+    scales: str = "row"
+    rounding: str = "compensated"
 
     def __post_init__(self) -> None:
         storage_bits(self.weight_bits)
@@ -49,6 +68,9 @@ class QuantizationSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
                 raise QuantizationError(f"{name} must be a whole number from {lowest} to {highest}, not {value!r}")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise QuantizationError(f"{name} must be {' or '.join(choices)}, not {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)
@@ -72,27 +94,37 @@ class TensorFormat:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Formats of all activations.
+    """Formats of all activations, and what else quantization takes from the calibration text.
 
     Attributes:
         formats: Format by tensor name, as `Transformer.forward` names them, and `residual`.
         tensors: The same with measured quality, for reports.
+        moments: Of the linear layers' inputs, by the input's name; without them weights are rounded to nearest.
+        weight_bits: Widths that differ from the settings', by layer.
+        histograms: Of every tensor with a format.
     """
 
     formats: Mapping[str, QFormat]
     tensors: tuple[TensorFormat, ...]
+    moments: Mapping[str, Moments] = field(default_factory=dict)
+    weight_bits: Mapping[str, WeightBits] = field(default_factory=dict)
+    histograms: Mapping[str, Histogram] = field(default_factory=dict)
 
 
-def calibrate(model: Transformer, tokens: np.ndarray, settings: QuantizationSettings) -> Calibration:
-    """Run the float model on tokens and choose each activation's format by least squared error.
+def calibrate(
+    model: Transformer, tokens: np.ndarray, settings: QuantizationSettings, overrides: Overrides | None = None
+) -> Calibration:
+    """Run the float model on tokens and choose each activation's format.
 
     Args:
         model: The trained model.
         tokens: Calibration windows (N, T), N >= 1, 1 <= T <= max_seq_len.
-        settings: Widths.
+        settings: Widths and methods.
+        overrides: What differs for single layers and tensors.
 
     Raises:
-        QuantizationError: No tokens, or an activation that is not finite.
+        QuantizationError: No tokens, an activation that is not finite, an override of something that is not there, or a format that
+            does not hold its tensor.
     """
     windows = np.asarray(tokens)
     if windows.ndim != 2 or 0 in windows.shape:
@@ -100,37 +132,71 @@ def calibrate(model: Transformer, tokens: np.ndarray, settings: QuantizationSett
             f"calibration needs at least one whole window of tokens (N, T); got an array of shape {windows.shape}. "
             "Use a longer text."
         )
-    seen: dict[str, list[np.ndarray]] = {}
-
-    def observe(name: str, values: np.ndarray) -> None:
-        if not name.endswith("attention.weights"):
-            seen.setdefault(name, []).append(np.array(values, dtype=np.float64))  # a copy: buffers are reused
-
-    for start in range(0, len(windows), 16):
-        model.forward(windows[start : start + 16], observe=observe)
-    activations = {name: np.concatenate(parts) for name, parts in seen.items()}
-    for name, values in activations.items():
-        if not np.isfinite(values).all():
-            raise QuantizationError(
-                f"activation {name} is NaN or infinite on the calibration text; the model cannot be quantized"
+    observed = _Observed(
+        query_scale(model.config.embed_dim // model.config.num_heads), settings.rounding == "compensated"
+    )
+    for start in range(0, len(windows), BATCH):
+        model.forward(windows[start : start + BATCH], observe=observed.add)
+    # What these two produce is added to the residual stream, and has its format.
+    own = [name for name in observed.histograms if not (_is_residual(name) or name.endswith(PRODUCE_RESIDUAL))]
+    changes = (overrides or Overrides()).resolve(layer_names(model.config), ["residual", *own])
+    residual = max((observed.histograms[name] for name in observed.histograms if _is_residual(name)), key=_peak)
+    formats = {"residual": _choose("residual", residual, settings, changes)}
+    for name in own:
+        formats[name] = _choose(name, observed.histograms[name], settings, changes)
+    used = {
+        name: (histogram, formats["residual" if _is_residual(name) else name])
+        for name, histogram in observed.histograms.items()
+        if name in formats or _is_residual(name)
+    }
+    return Calibration(
+        formats=formats,
+        tensors=tuple(
+            TensorFormat(
+                name,
+                (observed.channels[name],),
+                str(target),
+                histogram.signal_to_noise(target),
+                histogram.saturated(target),
             )
+            for name, (histogram, target) in used.items()
+        ),
+        moments=observed.moments,
+        weight_bits=changes.weight_bits,
+        histograms={name: histogram for name, (histogram, _) in used.items()},
+    )
+
+
+PRODUCE_RESIDUAL = ("attention.output", "feed_forward.down")
+# The inputs of linear layers.
+FEED_LINEAR = ("attention_norm", "attention.context", "feed_forward_norm", "feed_forward.activation", "final_norm")
+
+
+class _Observed:
+    """What the float model showed: an observer of `Transformer.forward`."""
+
+    def __init__(self, query_factor: float, keep_moments: bool) -> None:
+        self.query_factor = query_factor
+        self.keep_moments = keep_moments
+        self.histograms: dict[str, Histogram] = {}
+        self.channels: dict[str, int] = {}
+        self.moments: dict[str, Moments] = {}
+
+    def add(self, name: str, values: np.ndarray) -> None:
+        if name.endswith("attention.weights"):
+            return
         if name.endswith("attention.query"):
             # log2(e) / sqrt(d) moves into the query projection: scores then are base-2 logarithms.
-            values *= query_scale(model.config.embed_dim // model.config.num_heads)
-
-    residual_names = [name for name in activations if name == "embedding" or name.endswith("_residual")]
-    largest = max(float(np.abs(activations[name]).max()) for name in residual_names)
-    formats = {"residual": _covering(largest * RESIDUAL_HEADROOM, settings.residual_bits)}
-    tensors = [_assess(name, activations[name], formats["residual"]) for name in residual_names]
-    for name, values in activations.items():
-        if name in residual_names or name.endswith(("attention.output", "feed_forward.down")):
-            continue  # these are produced in the residual's format
-        if name == "logits":
-            formats[name] = _covering(float(np.abs(values).max()) * RESIDUAL_HEADROOM, settings.residual_bits)
-        else:
-            formats[name] = least_squares_format(values, settings.activation_bits)
-        tensors.append(_assess(name, values, formats[name]))
-    return Calibration(formats, tuple(tensors))
+            values = values * values.dtype.type(self.query_factor)
+        self.channels[name] = values.shape[-1]
+        try:
+            self.histograms.setdefault(name, Histogram()).add(values)
+        except QuantizationError:
+            raise QuantizationError(
+                f"activation {name} is NaN or infinite on the calibration text; the model cannot be quantized"
+            ) from None
+        if self.keep_moments and name.endswith(FEED_LINEAR):
+            self.moments.setdefault(name, Moments()).add(values)
 
 
 def query_scale(head_dim: int) -> float:
@@ -138,40 +204,43 @@ def query_scale(head_dim: int) -> float:
     return math.log2(math.e) / math.sqrt(head_dim)
 
 
-def least_squares_format(values: np.ndarray, bits: int) -> QFormat:
-    """Return the signed format of least squared rounding error, among the covering power of two and the next two below it."""
-    best = _covering(float(np.abs(values).max()), bits)
-    candidates = [QFormat(bits, min(best.fraction + finer, MAXIMUM_FRACTION)) for finer in range(FINER_CANDIDATES)]
-    return min(candidates, key=lambda candidate: _noise(values, candidate))
+def layer_names(config: ModelConfig) -> list[str]:
+    """Return the names of all that has weights: linear layers, `logits` among them, and embedding tables."""
+    shapes = parameter_shapes(config)
+    layers = [name.removesuffix(".weight") for name in shapes if name.endswith(".weight") and name != "output.weight"]
+    return [*layers, "logits", *(name for name in TABLES if name in shapes)]
 
 
-def _covering(magnitude: float, bits: int) -> QFormat:
-    return QFormat(bits, min(covering_fraction(magnitude, bits), MAXIMUM_FRACTION))
+def _is_residual(name: str) -> bool:
+    return name == "embedding" or name.endswith("_residual")
 
 
-def _round_trip(values: np.ndarray, target: QFormat) -> np.ndarray:
-    return target.dequantize(target.quantize(values, Rounding.HALF_UP, Overflow.SATURATE))
+def _peak(histogram: Histogram) -> float:
+    return histogram.peak
 
 
-def _noise(values: np.ndarray, target: QFormat) -> float:
-    return float(((values - _round_trip(values, target)) ** 2).sum())
+def _choose(name: str, histogram: Histogram, settings: QuantizationSettings, changes: ResolvedOverrides) -> QFormat:
+    """Return the format of one tensor."""
+    if name in changes.formats:
+        return _checked(name, histogram, changes.formats[name])
+    if name in ("residual", "logits"):
+        return covering_format(histogram.peak * RESIDUAL_HEADROOM, settings.residual_bits)
+    bits = changes.activation_bits.get(name, settings.activation_bits)
+    if settings.calibration == "maximum":
+        return covering_format(histogram.peak, bits)
+    if settings.calibration == "percentile":
+        return covering_format(histogram.percentile(PERCENTILE), bits)
+    return histogram.least_squares_format(bits)
 
 
-def _assess(name: str, values: np.ndarray, target: QFormat) -> TensorFormat:
-    clipped = (values < target.minimum) | (values > target.maximum)
-    return TensorFormat(
-        name,
-        (values.shape[-1],),
-        str(target),
-        signal_to_noise(values, _round_trip(values, target)),
-        float(clipped.mean()),
-    )
-
-
-def signal_to_noise(signal: np.ndarray, approximation: np.ndarray) -> float:
-    """Return 10·log10(Σ signal² / Σ (signal − approximation)²) in dB; infinite without noise."""
-    noise = float(((signal - approximation) ** 2).sum())
-    power = float((np.asarray(signal, dtype=np.float64) ** 2).sum())
-    if noise == 0:
-        return math.inf
-    return -math.inf if power == 0 else 10 * math.log10(power / noise)
+def _checked(name: str, histogram: Histogram, target: QFormat) -> QFormat:
+    """Refuse a given format that does not hold its tensor. The residual stream may not saturate at all."""
+    saturated = histogram.saturated(target)
+    if saturated > (0 if name == "residual" else LARGEST_SATURATED):
+        raise QuantizationError(
+            f"{name} does not fit {target}, which ends at {target.maximum:g}: {saturated:.2%} of its values on the "
+            f"calibration text would saturate, the largest is {histogram.peak:g}"
+        )
+    if name not in ("residual", "logits") and target.fraction > MAXIMUM_FRACTION:
+        raise QuantizationError(f"{name} may have at most {MAXIMUM_FRACTION} fraction bits, not {target}")
+    return target

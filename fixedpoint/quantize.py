@@ -11,13 +11,16 @@ from model.activations import activation_function
 
 from .activation import TableActivation
 from .attention import Attention
-from .calibration import Calibration, QuantizationSettings, TensorFormat, query_scale, signal_to_noise
+from .calibration import Calibration, QuantizationSettings, TensorFormat, query_scale
+from .compensation import compensate
 from .embedding import Embedding, EmbeddingTable
 from .errors import QuantizationError
+from .histogram import signal_to_noise
 from .layer_norm import LayerNorm
-from .linear import Linear
+from .linear import Linear, largest_fractions
 from .qformat import IntegerArray, QFormat
 from .rms_norm import RMSNorm
+from .row_scales import least_squares_fractions, storage_bits
 from .transformer import Block, Norm, QuantizedTransformer
 
 
@@ -33,7 +36,8 @@ def quantize_transformer(
         model: The model.
         calibration: Formats of its activations.
         settings: Widths.
-        fractions: Fraction of each row (R,) of a linear layer, by the name of its float weights; least squares where there is none.
+        fractions: Fraction of each row (R,) of a linear layer, by the name of its float weights, which are then rounded to nearest. The
+            others get the scales of least output error where the calibration has moments, of least squared error where it has none.
 
     Raises:
         QuantizationError: A weight is not finite, an accumulator would need more than 32 bits, or the model has a part that
@@ -48,11 +52,22 @@ def quantize_transformer(
         if not np.isfinite(values).all():
             raise QuantizationError(f"weight {name} is NaN or infinite; the model cannot be quantized")
 
-    def linear(name: str, source: QFormat, output: QFormat, scale: float = 1.0) -> Linear:
-        weight, bias = parameters[f"{name}.weight"].astype(np.float64), parameters.get(f"{name}.bias")
-        scaled_bias = None if bias is None else bias.astype(np.float64) * scale
-        fraction = None if fractions is None else fractions.get(f"{name}.weight")
-        return Linear.from_float(weight * scale, scaled_bias, settings.weight_bits, source, output, fraction)
+    def linear(name: str, source: str, output: QFormat, scale: float = 1.0) -> Linear:
+        parameter = _weight_parameter(config, name)
+        weight, bias = parameters[parameter].astype(np.float64) * scale, parameters.get(f"{name}.bias")
+        offset = np.zeros(len(weight)) if bias is None else bias.astype(np.float64) * scale
+        bits = calibration.weight_bits.get(name, settings.weight_bits)
+        limit = largest_fractions(offset, weight.shape[1], storage_bits(bits), formats[source])
+        one_scale, moments = settings.scales == "tensor", calibration.moments.get(source)
+        if fractions is not None and parameter in fractions:
+            fraction = fractions[parameter]
+        elif moments is not None:
+            compensated = compensate(weight, offset, bits, moments, limit, one_scale)
+            weight, offset, fraction = compensated.weight, compensated.bias, compensated.fraction
+        else:
+            fraction = least_squares_fractions(weight, bits, one_scale)
+            fraction = np.full(len(weight), min(fraction.min(), limit.min()), np.int64) if one_scale else fraction
+        return Linear.from_float(weight, offset, bits, formats[source], output, fraction)
 
     def norm(name: str) -> Norm:
         scale, joints = parameters[f"{name}.scale"], (config.norm_epsilon, residual, formats[name])
@@ -60,49 +75,54 @@ def quantize_transformer(
             return RMSNorm.from_float(scale, *joints, settings.activation_bits)
         return LayerNorm.from_float(scale, parameters[f"{name}.shift"], *joints, settings.activation_bits)
 
-    blocks = []
-    for index in range(config.num_layers):
-        prefix = f"blocks.{index}"
-        normed, context = formats[f"{prefix}.attention_norm"], formats[f"{prefix}.attention.context"]
+    def block(prefix: str) -> Block:
         hidden, activated = formats[f"{prefix}.feed_forward.up"], formats[f"{prefix}.feed_forward.activation"]
         query, key, value = (
-            linear(f"{prefix}.attention.{name}", normed, formats[f"{prefix}.attention.{name}"], scale)
+            linear(
+                f"{prefix}.attention.{name}", f"{prefix}.attention_norm", formats[f"{prefix}.attention.{name}"], scale
+            )
             for name, scale in (
                 ("query", query_scale(config.embed_dim // config.num_heads)),
                 ("key", 1.0),
                 ("value", 1.0),
             )
         )
-        blocks.append(
-            Block(
-                attention_norm=norm(f"{prefix}.attention_norm"),
-                attention=Attention(
-                    query=query,
-                    key=key,
-                    value=value,
-                    output=linear(f"{prefix}.attention.output", context, residual),
-                    num_heads=config.num_heads,
-                    context_length=config.max_seq_len,
-                ),
-                feed_forward_norm=norm(f"{prefix}.feed_forward_norm"),
-                up=linear(f"{prefix}.feed_forward.up", formats[f"{prefix}.feed_forward_norm"], hidden),
-                activation=TableActivation.from_function(activation_function(config.activation), hidden, activated),
-                down=linear(f"{prefix}.feed_forward.down", activated, residual),
-            )
+        return Block(
+            attention_norm=norm(f"{prefix}.attention_norm"),
+            attention=Attention(
+                query=query,
+                key=key,
+                value=value,
+                output=linear(f"{prefix}.attention.output", f"{prefix}.attention.context", residual),
+                num_heads=config.num_heads,
+                context_length=config.max_seq_len,
+            ),
+            feed_forward_norm=norm(f"{prefix}.feed_forward_norm"),
+            up=linear(f"{prefix}.feed_forward.up", f"{prefix}.feed_forward_norm", hidden),
+            activation=TableActivation.from_function(activation_function(config.activation), hidden, activated),
+            down=linear(f"{prefix}.feed_forward.down", f"{prefix}.feed_forward.activation", residual),
         )
-    head_name = "token_embedding" if config.tie_embeddings else "output.weight"
-    head, head_fraction = parameters[head_name], None if fractions is None else fractions.get(head_name)
+
+    def table(name: str, values: np.ndarray) -> EmbeddingTable:
+        return EmbeddingTable.from_float(
+            values, storage_bits(calibration.weight_bits.get(name, settings.embedding_bits))
+        )
+
+    blocks = []
+    for index in range(config.num_layers):
+        try:
+            blocks.append(block(f"blocks.{index}"))
+        except QuantizationError as error:
+            raise QuantizationError(f"block {index}: {error}") from None
     return QuantizedTransformer(
         embedding=Embedding(
-            token=EmbeddingTable.from_float(parameters["token_embedding"], settings.embedding_bits),
-            position=EmbeddingTable.from_float(model.position_table(), settings.embedding_bits),
+            token=table("token_embedding", parameters["token_embedding"]),
+            position=table("position_embedding", model.position_table()),
             output=residual,
         ),
         blocks=tuple(blocks),
         final_norm=norm("final_norm"),
-        logits=Linear.from_float(
-            head, None, settings.weight_bits, formats["final_norm"], formats["logits"], head_fraction
-        ),
+        logits=linear("logits", "final_norm", formats["logits"]),
         residual=residual,
     )
 
@@ -122,15 +142,19 @@ def _check_supported(config: ModelConfig) -> None:
             )
 
 
+def _weight_parameter(config: ModelConfig, name: str) -> str:
+    """Return the name of the parameter that holds a linear layer's weights."""
+    if name == "logits":
+        return "token_embedding" if config.tie_embeddings else "output.weight"
+    return f"{name}.weight"
+
+
 def weight_table(model: Transformer, quantized: QuantizedTransformer) -> tuple[TensorFormat, ...]:
     """Return what quantization did to each linear layer's weights, for reports."""
     rows = []
     head_dim = model.config.embed_dim // model.config.num_heads
     for name, layer in named_linears(quantized).items():
-        if name == "logits":
-            exact = model.parameters["token_embedding" if model.config.tie_embeddings else "output.weight"]
-        else:
-            exact = model.parameters[f"{name}.weight"]
+        exact = model.parameters[_weight_parameter(model.config, name)]
         scale = query_scale(head_dim) if name.endswith("attention.query") else 1.0
         reference = exact.astype(np.float64) * scale
         fractions = sorted(set(layer.weight_fraction.tolist()))

@@ -69,19 +69,24 @@ def covering_fractions(matrix: np.ndarray, weight_bits: WeightBits) -> IntegerAr
     return np.minimum(fraction, FRACTION.maximum_integer)
 
 
-def least_squares_fractions(matrix: np.ndarray, weight_bits: WeightBits) -> IntegerArray:
+def least_squares_fractions(matrix: np.ndarray, weight_bits: WeightBits, one_scale: bool = False) -> IntegerArray:
     """Return each row's fraction (R,) of least squared rounding error, among the covering power of two and the next seven below it.
 
     The finer candidates clip the row's largest weights to round the many small ones better, the more the fewer bits there are.
+    With `one_scale` all rows share the fraction of least squared error over the whole matrix.
 
     Raises:
         QuantizationError: As `covering_fractions`.
     """
     first = covering_fractions(matrix, weight_bits)
+    if one_scale:
+        first = np.full_like(first, first.min())
     candidates = np.minimum(first[:, None] + np.arange(CANDIDATES), FRACTION.maximum_integer)
     errors = np.empty(candidates.shape)
     for column in range(CANDIDATES):
         fraction = candidates[:, column]
         rounded = np.ldexp(quantize_rows(matrix, fraction, weight_bits).astype(np.float64), -fraction[:, None])
         errors[:, column] = ((rounded - matrix) ** 2).sum(axis=1)
+    if one_scale:
+        errors = np.broadcast_to(errors.sum(axis=0), errors.shape)
     return np.asarray(np.take_along_axis(candidates, errors.argmin(axis=1)[:, None], axis=1)[:, 0])

@@ -3,14 +3,10 @@ import math
 import numpy as np
 import pytest
 
-from fixedpoint import Overflow, QFormat, QuantizationError, Rounding
-from fixedpoint.calibration import (
-    QuantizationSettings,
-    calibrate,
-    least_squares_format,
-    query_scale,
-    signal_to_noise,
-)
+from fixedpoint import QFormat, QuantizationError
+from fixedpoint.calibration import QuantizationSettings, calibrate, layer_names, query_scale
+from fixedpoint.histogram import Histogram
+from fixedpoint.overrides import Overrides
 from model import ModelConfig, Transformer
 
 
@@ -20,36 +16,6 @@ def small_model():
 
 def some_tokens(count=5, length=6):
     return np.random.default_rng(0).integers(0, 9, size=(count, length))
-
-
-def noise(values, target):
-    return float(
-        ((target.dequantize(target.quantize(values, Rounding.HALF_UP, Overflow.SATURATE)) - values) ** 2).sum()
-    )
-
-
-@pytest.mark.parametrize("bits", [4, 6, 8])
-@pytest.mark.parametrize("seed", range(5))
-def test_the_format_has_the_least_noise_of_its_candidates(bits, seed):
-    generator = np.random.default_rng(seed)
-    values = generator.standard_t(2 + seed, size=2000) * 10.0 ** generator.integers(-3, 4)
-    chosen = least_squares_format(values, bits)
-    covering = max(f for f in range(-30, 40) if np.abs(values).max() * 2.0**f <= (1 << (bits - 1)) - 1)
-    assert covering <= chosen.fraction <= covering + 2
-    assert noise(values, chosen) == min(noise(values, QFormat(bits, covering + finer)) for finer in range(3))
-
-
-def test_outliers_are_clipped_where_that_pays():
-    values = np.concatenate([np.full(1, 4.1), np.random.default_rng(0).normal(size=5000) * 0.5])
-    assert least_squares_format(values, 4).maximum < 4.1
-    assert least_squares_format(np.array([1.0, -1.0]), 8).maximum >= 1
-
-
-@pytest.mark.parametrize("constant", [0.0, 1.0, -3.7, 1e-40, 1e20])
-def test_constant_activations_have_a_format(constant):
-    chosen = least_squares_format(np.full(10, constant), 8)
-    assert chosen.fraction <= 20  # what two factors of a score may have, so that the exponential can read it
-    assert noise(np.full(10, constant), chosen) <= 10 * max((constant / 64) ** 2, 1e-12)
 
 
 def test_every_tensor_gets_a_format_and_a_measure():
@@ -90,7 +56,7 @@ def test_the_query_is_calibrated_with_its_folded_scale():
     model, tokens = small_model(), some_tokens()
     seen = {}
     model.forward(tokens, observe=lambda name, values: seen.setdefault(name, np.array(values, dtype=np.float64)))
-    expected = least_squares_format(seen["blocks.0.attention.query"] * math.log2(math.e) / 2, 8)
+    expected = Histogram.of(seen["blocks.0.attention.query"] * math.log2(math.e) / 2).least_squares_format(8)
     assert calibrate(model, tokens, QuantizationSettings()).formats["blocks.0.attention.query"] == expected
     assert query_scale(4) == pytest.approx(math.log2(math.e) / 2, rel=1e-15)
 
@@ -160,8 +126,98 @@ def test_settings_are_checked(name, value):
         QuantizationSettings(**{name: value})
 
 
-def test_signal_to_noise():
-    signal = np.array([3.0, 4.0])
-    assert signal_to_noise(signal, signal) == math.inf
-    assert signal_to_noise(signal, signal + np.array([0.3, 0.4])) == pytest.approx(20)
-    assert signal_to_noise(np.zeros(2), np.ones(2)) == -math.inf
+@pytest.mark.parametrize("name", ["calibration", "scales", "rounding"])
+def test_methods_are_checked(name):
+    with pytest.raises(QuantizationError, match=f"{name} must be .* or .*, not 'entropy'"):
+        QuantizationSettings(**{name: "entropy"})
+
+
+def formats_of(model, tokens, **settings):
+    return calibrate(model, tokens, QuantizationSettings(**settings)).formats
+
+
+def test_methods_clip_less_and_less():
+    """Least squared error clips the most, the percentile few values, the maximum none."""
+    model = small_model()
+    model.parameters["blocks.0.attention_norm.scale"][0] *= 40  # one channel far larger than the others
+    tokens = some_tokens(400)
+    name = "blocks.0.attention_norm"
+    seen = []
+    model.forward(tokens, observe=lambda tensor, values: seen.append(values) if tensor == name else None)
+    peak = float(np.abs(seen[0]).max())
+    ends = {
+        method: formats_of(model, tokens, activation_bits=4, calibration=method)[name].maximum
+        for method in ("least-squares", "percentile", "maximum")
+    }
+    assert ends["least-squares"] <= ends["percentile"] <= ends["maximum"]
+    assert peak <= ends["maximum"] < 2.3 * peak
+    assert ends["least-squares"] < ends["maximum"]
+    rare = float(np.percentile(np.abs(seen[0]), 99.9))
+    assert ends["percentile"] >= rare
+
+
+def test_moments_are_those_of_what_the_layers_read():
+    model, tokens = small_model(), some_tokens()
+    seen = {}
+    model.forward(tokens, observe=lambda name, values: seen.setdefault(name, np.array(values, dtype=np.float64)))
+    moments = calibrate(model, tokens, QuantizationSettings()).moments
+    block = "blocks.0"
+    assert set(moments) == {
+        *(
+            f"{block}.{name}"
+            for name in ("attention_norm", "attention.context", "feed_forward_norm", "feed_forward.activation")
+        ),
+        "final_norm",
+    }
+    for name, one in moments.items():
+        rows = seen[name].reshape(-1, seen[name].shape[-1])
+        np.testing.assert_allclose(one.covariance, np.cov(rows.T, bias=True), rtol=1e-3, atol=1e-5)
+    assert not calibrate(model, tokens, QuantizationSettings(rounding="nearest")).moments
+
+
+def test_the_same_text_gives_the_same_calibration():
+    first, second = (calibrate(small_model(), some_tokens(40), QuantizationSettings()) for _ in range(2))
+    assert first.formats == second.formats
+    assert first.tensors == second.tensors
+
+
+def override(content, **settings):
+    return calibrate(small_model(), some_tokens(), QuantizationSettings(**settings), Overrides.from_dict(content))
+
+
+def test_overrides_change_what_they_name():
+    plain = calibrate(small_model(), some_tokens(), QuantizationSettings())
+    changed = override(
+        {
+            "*.feed_forward.*": {"activation_bits": 6, "weight_bits": 4},
+            "final_norm": {"format": "Q4.3"},
+            "logits": {"format": "Q3.9"},
+        }
+    )
+    assert changed.weight_bits == {"blocks.0.feed_forward.up": 4, "blocks.0.feed_forward.down": 4}
+    different = {name for name in plain.formats if plain.formats[name] != changed.formats[name]}
+    assert different == {"blocks.0.feed_forward.up", "blocks.0.feed_forward.activation", "final_norm", "logits"}
+    assert changed.formats["blocks.0.feed_forward.up"].bits == 6
+    assert changed.formats["final_norm"] == QFormat(7, 3)
+    assert dict(zip([t.name for t in changed.tensors], changed.tensors, strict=True))["final_norm"].format == "Q4.3"
+
+
+def test_names_that_overrides_may_use_are_listed():
+    assert layer_names(small_model().config) == [
+        *(f"blocks.0.attention.{name}" for name in ("query", "key", "value", "output")),
+        *(f"blocks.0.feed_forward.{name}" for name in ("up", "down")),
+        "logits",
+        "token_embedding",
+        "position_embedding",
+    ]
+    with pytest.raises(QuantizationError, match=r"names are: .*blocks\.0\.attention\.context, .*residual"):
+        override({"blocks.0.attention.output": {"format": "Q4.4"}})
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("final_norm", "Q-3.11"), ("blocks.0.feed_forward.up", "Q-4.12"), ("residual", "Q-8.16"), ("logits", "Q-5.17")],
+)
+def test_a_given_format_that_does_not_hold_its_tensor_is_refused(name, text):
+    with pytest.raises(QuantizationError, match=rf"{name} does not fit {text}, .*would saturate, the largest is"):
+        override({name: {"format": text}})

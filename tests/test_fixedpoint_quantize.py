@@ -5,6 +5,7 @@ import pytest
 
 from fixedpoint import QFormat, QuantizationError, load_export, save_export
 from fixedpoint.calibration import QuantizationSettings, calibrate, query_scale
+from fixedpoint.overrides import Overrides
 from fixedpoint.quantize import named_linears, quantize_transformer, weight_table
 from model import ModelConfig, Transformer
 
@@ -73,6 +74,59 @@ def test_ternary_weights_are_ternary(trained, held_out):
         assert set(np.unique(layer.weight)) == {-1, 0, 1}, name
         assert layer.weight_bits == 2
     assert model.loss(inputs, targets) < math.log(12)
+
+
+def test_compensation_is_worth_it_where_there_are_few_bits(trained, held_out):
+    inputs, targets = held_out
+    losses = {
+        rounding: quantized(trained, inputs[:16], weight_bits=3, rounding=rounding).loss(inputs, targets)
+        for rounding in ("compensated", "nearest")
+    }
+    assert losses["compensated"] < losses["nearest"]
+
+
+def test_one_scale_a_tensor(trained, held_out):
+    for rounding in ("compensated", "nearest"):
+        model = quantized(trained, held_out[0][:16], scales="tensor", rounding=rounding)
+        for name, layer in named_linears(model).items():
+            assert len(set(layer.weight_fraction.tolist())) == 1, name
+
+
+def test_one_scale_a_tensor_leaves_room_for_the_largest_bias():
+    model = fresh()
+    model.parameters["blocks.0.feed_forward.up.bias"][3] = 1000
+    for rounding in ("compensated", "nearest"):
+        layer = quantized(model, tokens_for(model), scales="tensor", rounding=rounding).blocks[0].up
+        assert len(set(layer.weight_fraction.tolist())) == 1
+        assert abs(layer.bias[3] * 2.0 ** -(layer.input.fraction + layer.weight_fraction[3]) - 1000) < 1
+
+
+def test_overridden_layers_have_their_widths(trained, held_out):
+    content = {
+        "blocks.0.*": {"weight_bits": 4},
+        "blocks.1.feed_forward.*": {"weight_bits": "ternary", "activation_bits": 6},
+        "position_embedding": {"weight_bits": 6},
+    }
+    settings = QuantizationSettings()
+    calibration = calibrate(trained, held_out[0][:16], settings, Overrides.from_dict(content))
+    model = quantize_transformer(trained, calibration, settings)
+    for name, layer in named_linears(model).items():
+        expected = 4 if name.startswith("blocks.0") else 2 if "blocks.1.feed_forward" in name else 8
+        assert layer.weight_bits == expected, name
+    assert set(np.unique(model.blocks[1].up.weight)) == {-1, 0, 1}
+    assert model.embedding.position.weight_bits == 6
+    assert model.blocks[1].activation.input.bits == model.blocks[1].activation.output.bits == 6
+    assert model.loss(*held_out) < math.log(12)
+
+
+def test_joints_that_overrides_break_are_named(trained, held_out):
+    settings = QuantizationSettings()
+    overrides = Overrides.from_dict({"blocks.1.attention.key": {"activation_bits": 6}})
+    calibration = calibrate(trained, held_out[0][:16], settings, overrides)
+    with pytest.raises(
+        QuantizationError, match=r"block 1: attention's activations must all be 8 bits wide, not \[6, 8\]"
+    ):
+        quantize_transformer(trained, calibration, settings)
 
 
 def test_every_tensor_on_the_way_is_near_the_float_one(trained, held_out):
@@ -180,7 +234,7 @@ def test_an_accumulator_beyond_32_bits_is_refused():
 
 def test_the_softmax_scale_is_folded_into_the_query(trained, held_out):
     inputs, _ = held_out
-    model = quantized(trained, inputs[:16])
+    model = quantized(trained, inputs[:16], rounding="nearest")
     exact = trained.parameters["blocks.0.attention.query.weight"].astype(np.float64) * math.log2(math.e) / math.sqrt(8)
     layer = model.blocks[0].attention.query
     assert np.abs(layer.dequantized_weight() - exact).max() <= 2.0 ** -layer.weight_fraction.min()
@@ -188,8 +242,8 @@ def test_the_softmax_scale_is_folded_into_the_query(trained, held_out):
 
 
 def test_the_weight_table_measures_every_layer(trained, held_out):
-    fine = weight_table(trained, quantized(trained, held_out[0][:16], weight_bits=8))
-    coarse = weight_table(trained, quantized(trained, held_out[0][:16], weight_bits=3))
+    fine = weight_table(trained, quantized(trained, held_out[0][:16], weight_bits=8, rounding="nearest"))
+    coarse = weight_table(trained, quantized(trained, held_out[0][:16], weight_bits=3, rounding="nearest"))
     assert [row.name for row in fine] == [
         f"{name}.weight" for name in named_linears(quantized(trained, held_out[0][:16]))
     ]
