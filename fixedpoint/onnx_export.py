@@ -13,12 +13,11 @@ dequantized float32 product by one that rounds its activations once more (onnxru
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
+from model.files import atomic_write
 from model.onnx_format import DOUBLE, FLOAT, INT64, GraphBuilder
 
 from .activation import TableActivation
@@ -45,15 +44,8 @@ def export_onnx(quantized: QuantizedTransformer, path: str | Path) -> None:
         QuantizationError: A layer has numbers that the graph's floats do not hold exactly.
     """
     content = _Exporter(quantized).build()
-    target = Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(name).chmod(0o644)  # mkstemp's 0600 would lock out whoever shares the project
-        Path(name).replace(target)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with atomic_write(path, "wb") as file:
+        file.write(content)
 
 
 class _Exporter:

@@ -22,6 +22,8 @@ COMMANDS = (
     "evaluate",
     "simulate",
     "synthesize",
+    "export-c",
+    "export-onnx",
     "export-verilog",
     "report",
     "demo",

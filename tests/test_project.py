@@ -79,7 +79,12 @@ def test_wheel_holds_the_packages_and_their_data(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"model/__init__.py", "scripts/cli.py", "scripts/report_template.html"} <= names
+    assert {
+        "model/__init__.py",
+        "scripts/cli.py",
+        "scripts/report_template.html",
+        "fixedpoint/native/transformer.c",
+    } <= names
     assert not {name for name in names if name.startswith(("tests/", "runs/", "build/"))}
 
 
