@@ -13,7 +13,7 @@ RUN ?= runs/demo
 DEMO_OPTIONS ?=
 PYTEST := OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: help demo test quick campaign lint format doctor setup clean distclean
+.PHONY: help demo test quick campaign prove lint format doctor setup clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */make \1\t/' | expand -t 16
@@ -29,6 +29,9 @@ quick: $(ENVIRONMENT) ## the tests without the slow ones
 
 campaign: $(ENVIRONMENT) ## the long campaigns: training killed at 50 random moments resumes to the same bytes
 	$(PYTEST) -m campaign
+
+prove: $(ENVIRONMENT) ## prove claims about the cores, each also against a circuit with a bug that it must refute
+	@$(BIN)/python -m scripts.prove --bugs
 
 lint: $(ENVIRONMENT) ## style (ruff) and types (mypy)
 	$(BIN)/python -m ruff check
