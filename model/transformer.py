@@ -201,12 +201,15 @@ class Transformer:
 
     __call__ = forward
 
-    def loss(self, tokens: np.ndarray, targets: np.ndarray) -> float:
-        """Return the mean cross-entropy in nats of targets (B, T) after tokens (B, T); targets of −1 do not count."""
+    def loss(self, tokens: np.ndarray, targets: np.ndarray, transform: Observer | None = None) -> float:
+        """Return the mean cross-entropy in nats of targets (B, T) after tokens (B, T); targets of −1 do not count.
+
+        `transform` may change tensors on the way, as in `loss_and_gradients`.
+        """
         tokens, targets = self._check_tokens(tokens), self._check_targets(targets, tokens)
         workspace = Workspace(self.dtype)
         with quiet():
-            logits = self._forward(tokens, workspace, None, None, keep=False)
+            logits = self._forward(tokens, workspace, None, transform, keep=False)
             return cross_entropy(logits, targets.reshape(-1), workspace)
 
     def probabilities(self, tokens: np.ndarray) -> np.ndarray:
