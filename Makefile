@@ -13,7 +13,7 @@ RUN ?= runs/demo
 DEMO_OPTIONS ?=
 PYTEST := OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: help demo test quick campaign prove lint format doctor setup clean distclean
+.PHONY: help demo test quick campaign prove cores netlist lint format doctor setup clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */make \1\t/' | expand -t 16
@@ -32,6 +32,12 @@ campaign: $(ENVIRONMENT) ## the long campaigns: training killed at 50 random mom
 
 prove: $(ENVIRONMENT) ## prove claims about the cores, each also against a circuit with a bug that it must refute
 	@$(BIN)/python -m scripts.prove --bugs
+
+netlist: $(ENVIRONMENT) ## every core again after synthesis, as cells of ECP5 and of iCE40, against the golden model: some minutes
+	@$(BIN)/python -m scripts.netlist
+
+cores: $(ENVIRONMENT) ## place and route every core alone, write the table of docs/hardware/cores.md: an hour the first time
+	@$(BIN)/python -m scripts.cores
 
 lint: $(ENVIRONMENT) ## style (ruff) and types (mypy)
 	$(BIN)/python -m ruff check

@@ -51,6 +51,9 @@ SMALL = ModelShape(channels=8, heads=2, context_length=8, hidden=16, vocabulary=
 # One layer of the model that is meant for an ECP5-85F.
 TYPICAL = ModelShape(channels=128, heads=4, context_length=64, hidden=512, vocabulary=65, weight_bits=4)
 
+# A whole accelerator that places and routes in minutes.
+MEDIUM = ModelShape(channels=64, heads=4, context_length=64, hidden=256, vocabulary=65, weight_bits=8)
+
 
 @cache
 def example_model(shape: ModelShape) -> QuantizedTransformer:

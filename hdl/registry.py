@@ -18,7 +18,7 @@ from .attention import Attention
 from .engine import attention_engine
 from .engine_vectors import engine_vectors
 from .errors import CircuitError
-from .example_model import SMALL, TYPICAL, ModelShape, example_model
+from .example_model import MEDIUM, SMALL, TYPICAL, ModelShape, example_model
 from .exponential import Exponential
 from .layer_norm import LayerNorm
 from .matrix_vector import MatrixVector
@@ -43,6 +43,7 @@ class CoreEntry:
         latency, throughput: The formulas of the component's docstring, in a few words, for the table.
         wires: Plain inputs that a bench connects to plain outputs: input → output.
         constants: Values of the other plain inputs in a bench.
+        typical: The shape of model whose core is measured and exported where none is given.
     """
 
     name: str
@@ -52,6 +53,7 @@ class CoreEntry:
     throughput: str
     wires: Mapping[str, str] = field(default_factory=dict)
     constants: Mapping[str, int] = field(default_factory=dict)
+    typical: ModelShape = TYPICAL
 
     def example(self, shape: ModelShape = SMALL) -> wiring.Component:
         """Return the core for a model of a given shape with random weights, the same ones each time."""
@@ -148,6 +150,7 @@ _ENTRIES = (
         make.attention_vectors,
         "the schedule's",
         "the schedule's",
+        typical=MEDIUM,
     ),
     CoreEntry(
         "uart",

@@ -19,6 +19,7 @@ from fixedpoint import atomic_directory
 
 from .board import BOARDS, DEFAULT_FREQUENCY, Board
 from .errors import CircuitError, ToolError
+from .memory_check import refuse_lost_block_rams, unmappable_memory
 from .requirements import refuse_if_too_large
 from .toolchain import ToolFailure, run_tool, tool_version
 
@@ -174,7 +175,7 @@ def synthesize(
         progress: Show the stages and their seconds on stderr.
 
     Raises:
-        CircuitError: The design does not fit or is too slow; the message says by how much.
+        CircuitError: The design does not fit or is too slow, with how much, or a memory that was to be block RAM became logic.
         ToolError: A tool is missing or failed.
     """
     platform = board.platform()
@@ -209,7 +210,7 @@ def synthesize_core(
         progress: Show the stages and their seconds on stderr.
 
     Raises:
-        CircuitError: The core does not fit.
+        CircuitError: The core does not fit, or a memory that was to be block RAM became logic.
         ToolError: A tool is missing or failed.
     """
     files = {"il": rtlil.convert(core, name=name, platform=board.platform(), emit_src=False)}
@@ -277,6 +278,8 @@ def _build(
             except ToolFailure as failure:
                 raise _explain(failure, board, work, failure_log) from failure
             seconds[STAGES[tool]] = round(time.perf_counter() - start, 2)
+            if tool == "yosys":
+                refuse_lost_block_rams(files["il"], _read(work / "yosys.log"))
         bitstream = None if out_of_context else f"{name}.bit"
         report = SynthesisReport(
             design=name,
@@ -309,7 +312,7 @@ def _progress(stage: str, shown: bool) -> Iterator:
 
 def _read_nextpnr(work: Path) -> dict:
     figures = json.loads((work / "nextpnr.json").read_text(encoding="utf-8"))
-    log = (work / "nextpnr.log").read_text(encoding="utf-8", errors="replace")
+    log = _read(work / "nextpnr.log")
     carry = re.search(r"carry LUTs:\s*(\d+)/", log)
     usage = {kind: Usage(count["used"], count["available"]) for kind, count in figures["utilization"].items()}
     return {
@@ -325,6 +328,10 @@ def _read_nextpnr(work: Path) -> dict:
     }
 
 
+def _read(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+
+
 def _timing_message(report: SynthesisReport, log: Path) -> str:
     slow = next(clock for clock in report.clocks if not clock.met)
     return (
@@ -338,10 +345,16 @@ def _explain(failure: ToolFailure, board: Board, work: Path, log: Path) -> ToolE
     name = {"yosys": "yosys.log", "nextpnr-ecp5": "nextpnr.log"}.get(failure.tool)
     if name is not None and (work / name).exists():
         _keep(log, work / name)
-        text = failure.output + log.read_text(encoding="utf-8", errors="replace")
+        text = failure.output + _read(log)
     else:
         text = failure.output
         log.write_text(text, encoding="utf-8")
+    memory = unmappable_memory(text)
+    if memory is not None:
+        return CircuitError(
+            f"the memory {memory} was to be block RAM, but none on {board.name} does what it needs: "
+            f"read it with a clock, write it whole; the log is {log}"
+        )
     # nextpnr's "Device utilisation" lines, for instance `Info:  MULT18X18D:  160/ 156  102%`.
     kinds = {"TRELLIS_COMB": "LUTs", "TRELLIS_FF": "flip-flops", "DP16KD": "block RAMs", "MULT18X18D": "multipliers"}
     for kind, words in kinds.items():

@@ -14,7 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from hdl.registry import CORES, TYPICAL, CoreEntry, find_core
+from hdl.registry import CORES, CoreEntry, find_core
 from model.errors import InputError
 from scripts.runs import load_quantized, open_run
 from sim.verilog_export import export_core, module_name, run_icarus
@@ -66,7 +66,7 @@ def make_core(entry: CoreEntry, arguments: argparse.Namespace):
     if arguments.core_run is None:
         if arguments.layer:
             raise InputError("--layer chooses a block of a run: it needs --run")
-        return entry.example(TYPICAL)
+        return entry.example(entry.typical)
     return entry.for_model(load_quantized(open_run(arguments.core_run)), arguments.layer)
 
 

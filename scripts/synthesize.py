@@ -1,38 +1,47 @@
-"""Make a bitstream of the attention accelerator and say what it takes and how fast it is.
+"""Make a bitstream of the attention accelerator, or measure one core alone: what it takes and how fast it is.
 
-The accelerator holds the weights of one layer of a quantized run. Results lie in RUN/synthesis.
+The accelerator holds the weights of one layer of a quantized run; results lie in RUN/synthesis. With --core, one core is placed and
+routed without pins, so there are figures and no bitstream; its weights are a run's (--run) or an example's of a layer 128 wide, and
+results lie in RUN/synthesis_CORE or build/cores/CORE.
 
 Example:
   positron synthesize runs/demo
   positron synthesize runs/demo --board ulx3s-45f --frequency 40 --json figures.json
+  positron synthesize --core softmax
+  positron synthesize --core matrix-vector --run runs/demo
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from hdl.board import BOARDS, DEFAULT_FREQUENCY, AttentionTop, find_board
 from hdl.errors import CircuitError
-from hdl.synthesis import DEFAULT_SEED, read_report, synthesize
+from hdl.registry import CORES, find_core
+from hdl.synthesis import DEFAULT_SEED, SynthesisReport, read_report, synthesize, synthesize_core
+from model.errors import InputError
+from scripts.cores import CORE_FREQUENCY, CORES_DIRECTORY
+from scripts.export_verilog import add_model_arguments, make_core
 from scripts.output import add_json_argument, write_json
-from scripts.runs import add_run_argument, load_quantized, open_run
+from scripts.runs import load_quantized, open_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    add_run_argument(parser)
+    parser.add_argument(
+        "run", metavar="RUN", type=Path, nargs="?", help="directory of a trained run, for instance runs/demo"
+    )
+    parser.add_argument("--core", metavar="CORE", help=f"measure one core alone: {', '.join(CORES)}")
     parser.add_argument("--board", default="ulx3s-85f", help=f"one of {', '.join(sorted(BOARDS))} (default: ulx3s-85f)")
     parser.add_argument(
         "--frequency",
         type=float,
-        default=DEFAULT_FREQUENCY / 1e6,
         metavar="MHZ",
-        help=f"clock of the circuit (default: {DEFAULT_FREQUENCY / 1e6:g})",
+        help=f"clock of the circuit (default: {DEFAULT_FREQUENCY / 1e6:g}; with --core {CORE_FREQUENCY / 1e6:g})",
     )
-    parser.add_argument(
-        "--layer", type=int, default=0, help="the transformer block whose attention is built (default: 0)"
-    )
+    add_model_arguments(parser)
     parser.add_argument(
         "--seed", type=int, default=DEFAULT_SEED, help=f"seed of place and route (default: {DEFAULT_SEED})"
     )
@@ -40,21 +49,59 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Synthesize, print, and keep the figures in the run directory."""
-    directory = open_run(arguments.run)
-    board = find_board(arguments.board)
-    parameters = attention_of(load_quantized(directory), arguments.layer)
-    before = read_report(directory.synthesis)
-    top = AttentionTop(parameters, board, arguments.frequency * 1e6)
-    report = synthesize(top, board, directory.synthesis, name="attention", seed=arguments.seed)
-    if report == before:
-        print("up to date: circuit, constraints and tools are unchanged")
-    print(report)
-    print(f"bitstream: {directory.synthesis / report.bitstream}")
+    """Synthesize, print, and keep the figures."""
+    if arguments.frequency is not None and not 0 < arguments.frequency < float("inf"):
+        raise InputError(f"--frequency must be positive, not {arguments.frequency:g}")
+    report = build_accelerator(arguments) if arguments.core is None else measure_core(arguments)
     if arguments.json is not None:
         write_json(arguments.json, {**vars(report), "timing_met": report.timing_met})
         print(f"figures: {arguments.json}")
     return 0
+
+
+def build_accelerator(arguments: argparse.Namespace) -> SynthesisReport:
+    """Make the bitstream of a run's attention accelerator."""
+    if arguments.run is None or arguments.core_run is not None:
+        raise InputError("say which run: positron synthesize RUN; --run belongs to --core")
+    directory = open_run(arguments.run)
+    board = find_board(arguments.board)
+    parameters = attention_of(load_quantized(directory), arguments.layer)
+    before = read_report(directory.synthesis)
+    frequency = DEFAULT_FREQUENCY if arguments.frequency is None else arguments.frequency * 1e6
+    top = AttentionTop(parameters, board, frequency)
+    report = synthesize(top, board, directory.synthesis, name="attention", seed=arguments.seed)
+    show(report, before)
+    print(f"bitstream: {directory.synthesis / report.bitstream}")
+    return report
+
+
+def measure_core(arguments: argparse.Namespace) -> SynthesisReport:
+    """Place and route one core alone."""
+    if arguments.run is not None:
+        raise InputError(
+            f"with --core the run is given by --run: positron synthesize --core {arguments.core} --run RUN"
+        )
+    entry, board = find_core(arguments.core), find_board(arguments.board)
+    core = make_core(entry, arguments)
+    if arguments.core_run is None:
+        directory = CORES_DIRECTORY / entry.name
+    else:
+        directory = arguments.core_run / f"synthesis_{entry.name}"
+    before = read_report(directory)
+    frequency = CORE_FREQUENCY if arguments.frequency is None else arguments.frequency * 1e6
+    report = synthesize_core(
+        core, directory, board=board, frequency=frequency, name=entry.name.replace("-", "_"), seed=arguments.seed
+    )
+    show(report, before)
+    print(f"reports and logs: {directory}")
+    return report
+
+
+def show(report: SynthesisReport, before: SynthesisReport | None) -> None:
+    """Print a report, and say so when it is an earlier one."""
+    if report == before:
+        print("up to date: circuit, constraints and tools are unchanged")
+    print(report)
 
 
 def attention_of(quantized, layer: int):

@@ -1,0 +1,89 @@
+# amaranth: UnusedElaboratable=no
+import pytest
+from amaranth.back import rtlil
+from amaranth.hdl import Module, unsigned
+from amaranth.lib import memory, wiring
+from amaranth.lib.wiring import In, Out
+
+from hdl import CircuitError
+from hdl.memory_check import memories, refuse_lost_block_rams, unmappable_memory
+from hdl.registry import CORES, SMALL
+from hdl.synthesis import synthesize_core
+
+
+class Table(wiring.Component):
+    """A memory in a submodule, read with a clock or, what no block RAM does, without."""
+
+    def __init__(self, *, clocked=True, style="block", depth=512, writable=False):
+        self.clocked, self.style, self.depth, self.writable = clocked, style, depth, writable
+        super().__init__({"address": In(range(depth)), "data": Out(16), "written": In(16), "enable": In(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.inner = inner = Module()
+        init = [] if self.writable else [(index * 2654435761 >> 7) & 0xFFFF for index in range(self.depth)]
+        attrs = {} if self.style is None else {"ram_style": self.style}
+        table = memory.Memory(shape=unsigned(16), depth=self.depth, init=init, attrs=attrs)
+        inner.submodules.table = table
+        port = table.read_port(domain="sync" if self.clocked else "comb")
+        m.d.comb += [port.addr.eq(self.address), self.data.eq(port.data)]
+        if self.writable:
+            write = table.write_port()
+            m.d.comb += [write.addr.eq(self.address), write.data.eq(self.written), write.en.eq(self.enable)]
+        return m
+
+
+def convert(core):
+    return rtlil.convert(core, name="core", emit_src=False)
+
+
+def test_memories_are_found_by_path_with_what_they_were_meant_to_be():
+    assert memories(convert(Table())) == {"core.inner.table": ("block", 8192)}
+    assert memories(convert(Table(style=None, depth=300))) == {"core.inner.table": (None, 4800)}
+    found = memories(rtlil.convert(CORES["attention"].example(SMALL), name="core", emit_src=False))
+    assert found["core.weights"][0] == "block"
+    assert found["core.numerators_0.exponential.table"][0] == "logic"
+
+
+@pytest.mark.parametrize(
+    ("style", "log", "message"),
+    [
+        ("block", "mapping memory core.inner.table via $__PDPW16KD_", None),
+        ("block", "mapping memory core.inner.table via $__ICE40_RAM4K_", None),
+        ("block", "mapping memory core.inner.table via $__TRELLIS_DPR16X4_", "became \\$__TRELLIS_DPR16X4_: read it"),
+        ("block", "using FF mapping for memory core.inner.table", "was to be block RAM and became logic"),
+        ("block", "mapping memory core.other via $__PDPW16KD_", "became nothing"),
+        (None, "mapping memory core.inner.table via $__TRELLIS_DPR16X4_", None),
+        (None, "using FF mapping for memory core.inner.table", "8,192 bits became logic: .* ram_style"),
+        ("logic", "using FF mapping for memory core.inner.table", None),
+    ],
+)
+def test_what_became_of_a_memory_is_held_against_its_style(style, log, message):
+    text = convert(Table(style=style))
+    if message is None:
+        refuse_lost_block_rams(text, f"...\n{log}\n...")
+    else:
+        with pytest.raises(CircuitError, match=rf"the memory core\.inner\.table .*{message}"):
+            refuse_lost_block_rams(text, f"...\n{log}\n...")
+
+
+def test_yosys_words_for_no_mapping_are_understood():
+    assert unmappable_memory("a\nERROR: no valid mapping found for memory core.x.table\n") == "core.x.table"
+    assert unmappable_memory("ERROR: something else") is None
+
+
+@pytest.mark.parametrize(
+    ("core", "message"),
+    [
+        (
+            Table(clocked=False),
+            "the memory core.inner.table was to be block RAM, but none on ulx3s-85f does what it needs",
+        ),
+        (Table(clocked=False, style=None), "the memory core.inner.table of 8,192 bits became logic"),
+    ],
+)
+def test_a_memory_that_is_read_without_a_clock_is_refused_by_synthesis(core, message, tmp_path):
+    """The seeded bug: an asynchronous read port, which makes some thousand lookup tables of a block RAM."""
+    with pytest.raises(CircuitError, match=message):
+        synthesize_core(core, tmp_path / "core", progress=False)
+    assert not (tmp_path / "core").exists()
