@@ -1,14 +1,17 @@
 """Base-2 exponentials as a circuit: a table for the fraction, a shifter for the whole part."""
 
+from itertools import pairwise
+
 from amaranth.hdl import Module, Mux, Signal, unsigned
 from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 import fixedpoint
 
-from .arithmetic import shift_right_half_up, shift_right_half_up_by
+from .arithmetic import shift_right_half_up
 from .dot_product import Delay
 from .errors import CircuitError
+from .table import BlockTable
 
 LOGIC_TABLE_BITS = 8  # up to 256 entries cost some hundred LUTs; larger tables are worth a block RAM
 
@@ -19,15 +22,15 @@ class Exponential(wiring.Component):
     Equation: `u = round(i / 2**(fraction - table_bits))`, `o = round(table[u % 2**table_bits] / 2**(u // 2**table_bits))`, both rounded half up.
     Stages: round and split the distance; read the table; shift and round.
 
-    Latency: `latency` = 3 cycles from a distance taken to its exponential offered, 4 with a table in block RAM, whose slow output
-    deserves a register of its own.  Throughput: one a cycle; the whole pipeline stands still while a result waits.
+    Latency: `latency` = 3 cycles from a distance taken to its exponential offered, 5 with a table in block RAM, which is read through a
+    register of its own and has its results shifted and rounded in two steps.  Throughput: one a cycle; the whole pipeline stands still while a result waits.
     Resources: a table of `2**table_bits` entries of `output_bits` bits (logic up to 256 entries, else block RAM), a
     shifter of `output_bits` bits, no multiplier.
 
     Attributes:
         parameters: Formats and table.
         width: Bits of the distance.
-        latency: 3 or 4.
+        latency: 3 or 5.
         i: In, stream of unsigned distances with `parameters.fraction` fraction bits.
         o: Out, stream of unsigned exponentials.
     """
@@ -40,7 +43,7 @@ class Exponential(wiring.Component):
         self.parameters = parameters
         self.width = width
         self._block_table = parameters.table_bits > LOGIC_TABLE_BITS
-        self.latency = 4 if self._block_table else 3
+        self.latency = 5 if self._block_table else 3
         super().__init__(
             {
                 "i": In(stream.Signature(unsigned(width))),
@@ -68,8 +71,8 @@ class Exponential(wiring.Component):
         steps = shift_right_half_up(self.i.payload, parameters.shift)
         rounded = Signal(unsigned(max(len(steps), table_bits + 1)))
         whole_in = rounded[table_bits:]
-        index = Signal(unsigned(table_bits))
-        whole = Signal(range(output_bits + 2))
+        index = Signal(unsigned(table_bits), reset_less=True)
+        whole = Signal(range(output_bits + 2), reset_less=True)
         m.d.comb += rounded.eq(steps)
         with m.If(move):
             m.d.sync += [
@@ -77,20 +80,29 @@ class Exponential(wiring.Component):
                 whole.eq(Mux(whole_in > output_bits, output_bits + 1, whole_in)),
             ]
 
-        m.submodules.table = table = memory.Memory(
-            shape=unsigned(output_bits),
-            depth=1 << table_bits,
-            init=parameters.table.tolist(),
-            attrs={"ram_style": "block" if self._block_table else "logic"},
-        )
-        port = table.read_port()
-        entry, shift = port.data, Signal.like(whole)
-        m.d.comb += [port.en.eq(move), port.addr.eq(index)]
+        values = parameters.table.tolist()
+        entry = Signal(unsigned(output_bits), reset_less=True)
+        if self._block_table:
+            m.submodules.table = table = BlockTable(values, output_bits)
+            table_moves = table.latency
+            m.d.comb += [table.en.eq(move), table.address.eq(index), entry.eq(table.o)]
+        else:
+            m.submodules.table = table = memory.Memory(
+                shape=unsigned(output_bits), depth=len(values), init=values, attrs={"ram_style": "logic"}
+            )
+            port, table_moves = table.read_port(), 1
+            m.d.comb += [port.en.eq(move), port.addr.eq(index), entry.eq(port.data)]
+        shifts = [Signal.like(whole, name=f"shift_{stage}", reset_less=True) for stage in range(table_moves)]
+        # shift_right_half_up_by, in two steps where results are wide, as those of large tables are.
+        doubled = Signal(unsigned(output_bits + 1), reset_less=True)
+        result = Signal.like(self.o.payload, reset_less=True)
+        if self._block_table:
+            with m.If(move):
+                m.d.sync += doubled.eq((entry << 1) >> shifts[-1])
+        else:
+            m.d.comb += doubled.eq((entry << 1) >> shifts[-1])
         with m.If(move):
-            m.d.sync += shift.eq(whole)
-            if self._block_table:
-                entry, late_shift = Signal.like(port.data), Signal.like(shift)
-                m.d.sync += [entry.eq(port.data), late_shift.eq(shift)]
-                shift = late_shift
-            m.d.sync += self.o.payload.eq(shift_right_half_up_by(entry, shift))
+            m.d.sync += [after.eq(before) for before, after in pairwise([whole, *shifts])]
+            m.d.sync += result.eq((doubled + 1) >> 1)
+        m.d.comb += self.o.payload.eq(result)
         return m

@@ -1,7 +1,7 @@
 """Reciprocals and reciprocal square roots as circuits: shift the leading one to the top, then read a table."""
 
 from amaranth.hdl import Assert, Cat, Format, Module, Mux, Signal, unsigned
-from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
@@ -9,6 +9,7 @@ import fixedpoint
 
 from .dot_product import Delay
 from .errors import CircuitError
+from .table import BlockTable
 
 
 class _NormalizedTable(wiring.Component):
@@ -64,28 +65,25 @@ class _NormalizedTable(wiring.Component):
         for level in reversed(range(self.levels)):
             bits = self._digit_bits << level
             empty = normalized[-bits:] == 0
-            shifted = Signal.like(normalized, name=f"normalized_{level}")
-            flags = Signal(unsigned(self.levels - level), name=f"skipped_{level}")
+            shifted = Signal.like(normalized, name=f"normalized_{level}", reset_less=True)
+            flags = Signal(unsigned(self.levels - level), name=f"skipped_{level}", reset_less=True)
             with m.If(move):
                 m.d.sync += [shifted.eq(Mux(empty, normalized << bits, normalized)), flags.eq(Cat(empty, skipped))]
             normalized, skipped = shifted, flags
 
-        # The table's block RAM is slow to answer: a register behind it.
-        m.submodules.table = table = memory.Memory(
-            shape=self.o.payload.shape()["mantissa"].shape,
-            depth=len(self._table),
-            init=self._table,
-            attrs={"ram_style": "block"},
-        )
-        port = table.read_port()
-        exponent = Signal(range(self._largest_exponent + 1))
-        m.d.comb += [port.en.eq(move), port.addr.eq(self._index(normalized))]
+        # The block RAM's own register is the last stage.
+        m.submodules.table = table = BlockTable(self._table, len(self.o.payload.mantissa))
+        exponents = [
+            Signal(range(self._largest_exponent + 1), name=f"exponent_{stage}", reset_less=True) for stage in (0, 1)
+        ]
+        m.d.comb += [
+            table.en.eq(move),
+            table.address.eq(self._index(normalized)),
+            self.o.payload.mantissa.eq(table.o),
+            self.o.payload.exponent.eq(exponents[1]),
+        ]
         with m.If(move):
-            m.d.sync += [
-                exponent.eq(self._largest_exponent - skipped),
-                self.o.payload.mantissa.eq(port.data),
-                self.o.payload.exponent.eq(exponent),
-            ]
+            m.d.sync += [exponents[0].eq(self._largest_exponent - skipped), exponents[1].eq(exponents[0])]
         return m
 
 

@@ -2,7 +2,7 @@
 # (a core may be built only to ask for its latency)
 """Base-2 exponentials of a row's distances below its maximum, and their sum: what softmax and sampling begin with."""
 
-from amaranth.hdl import Assert, Cat, Format, Module, Mux, Signal, unsigned
+from amaranth.hdl import Assert, Format, Module, Mux, Signal, unsigned
 from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -13,9 +13,9 @@ from .arithmetic import multiply, shape_of, shift_right_half_up
 from .dot_product import Delay
 from .exponential import Exponential
 from .multiplier import Multiplier
-from .stream_parts import StreamRegister
+from .stream_parts import StreamQueue, StreamRegister
 
-MAXIMA = 4  # rows whose maximum is known and whose first score has not been read
+MAXIMA = 16  # rows whose maximum is known and whose first score has not been read
 
 
 class RowNumerators(wiring.Component):
@@ -76,9 +76,9 @@ class RowNumerators(wiring.Component):
         layout = data.StructLayout({"score": shape, "last": 1})
 
         m.submodules.exponential = exponential = self._exponential
-        # A row's first score is read two cycles after its last one has arrived.
-        m.submodules.row = row = fifo.SyncFIFOBuffered(width=layout.size, depth=length + 2)
-        m.submodules.maxima = maxima = fifo.SyncFIFO(width=shape.width, depth=MAXIMA)
+        # A row's first score is read three cycles after its last one has arrived.
+        m.submodules.row = row = StreamQueue(layout, length + 2)
+        m.submodules.maxima = maxima = fifo.SyncFIFOBuffered(width=shape.width, depth=MAXIMA)
         m.submodules.denominators = denominators = StreamRegister(self.o_denominator.payload.shape())
         move = exponential.i.ready  # everything before the exponential moves with it
 
@@ -90,9 +90,10 @@ class RowNumerators(wiring.Component):
         taken = self.i.valid & self.i.ready
         final = self.i.payload.last | (index == length - 1)
         m.d.comb += [
-            self.i.ready.eq(row.w_rdy & (maxima.level < MAXIMA - 1)),
-            row.w_en.eq(taken),
-            row.w_data.eq(Cat(score, final)),
+            self.i.ready.eq(row.i.ready & (maxima.level < MAXIMA - 1)),
+            row.i.valid.eq(taken),
+            row.i.payload.score.eq(score),
+            row.i.payload.last.eq(final),
             maxima.w_en.eq(found),
             maxima.w_data.eq(maximum),
         ]
@@ -108,23 +109,21 @@ class RowNumerators(wiring.Component):
 
         # Read it once the maximum is known; subtract; `valid` and `last` travel beside.
         m.submodules.tags = tags = Delay(
-            data.StructLayout({"valid": 1, "last": 1}), 2 + self._scale_moves + exponential.latency
+            data.StructLayout({"valid": 1, "last": 1}), 1 + self._scale_moves + exponential.latency
         )
-        first = data.View(layout, row.r_data)
-        issue = move & maxima.r_rdy & row.r_rdy
-        element, reference = (Signal(shape, name=name, reset_less=True) for name in ("element", "reference"))
+        issue = move & maxima.r_rdy & row.o.valid
         distance = Signal(unsigned(shape.width), reset_less=True)
         m.d.comb += [
-            row.r_en.eq(issue),
-            maxima.r_en.eq(issue & first.last),
+            row.o.ready.eq(issue),
+            maxima.r_en.eq(issue & row.o.payload.last),
             tags.en.eq(move),
             tags.i.valid.eq(issue),
-            tags.i.last.eq(first.last),
-            exponential.i.valid.eq(tags.taps[2 + self._scale_moves].valid),
+            tags.i.last.eq(row.o.payload.last),
+            exponential.i.valid.eq(tags.taps[1 + self._scale_moves].valid),
             exponential.i.payload.eq(self._scaled(m, distance, move)),
         ]
         with m.If(move):
-            m.d.sync += [element.eq(first.score), reference.eq(maxima.r_data), distance.eq(reference - element)]
+            m.d.sync += distance.eq(maxima.r_data.as_signed() - row.o.payload.score)
 
         # Give numerators and add them up.  The last one waits until there is room for the denominator.
         hold = tags.o.last & ~denominators.i.ready

@@ -4,7 +4,6 @@
 
 from amaranth.hdl import Module, Mux, Signal, unsigned
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 
 import fixedpoint
@@ -16,7 +15,7 @@ from .dot_product import Delay
 from .errors import CircuitError
 from .multiplier import Multiplier
 from .row_numerators import RowNumerators
-from .stream_parts import StreamRegister
+from .stream_parts import StreamQueue, StreamRegister
 
 RANDOM_BITS = 32
 HALF_BITS = 16  # of a random number or a sum: fits a hard multiplier
@@ -130,10 +129,10 @@ class Sampler(wiring.Component):
         m.submodules.numerators = numerators = self._numerators
         numerator = numerators.o.payload.shape()
         # A row's first numerator waits for its last one, for the threshold, and for its own turn.
-        m.submodules.queue = queue = SyncFIFOBuffered(width=numerator.size, depth=self.length + THRESHOLD_MOVES + 5)
+        m.submodules.queue = queue = StreamQueue(numerator, self.length + THRESHOLD_MOVES + 5)
         m.submodules.thresholds = thresholds = StreamRegister(unsigned(RANDOM_BITS))
         wiring.connect(m, wiring.flipped(self.i), numerators.i)
-        wiring.connect(m, numerators.o, queue.w_stream)
+        wiring.connect(m, numerators.o, queue.i)
 
         # The threshold: the upper half of a product of 32 by 32 bits, from four of 16 by 16.
         sums, randoms = numerators.o_denominator, self.i_random
@@ -170,15 +169,15 @@ class Sampler(wiring.Component):
         m.d.comb += thresholds.i.payload.eq(threshold)
 
         # The search: numerator, cumulative sum, comparison.
-        waiting = data.View(numerator, queue.r_data)
+        waiting = queue.o.payload
         move, issue = Signal(), Signal()
         tag = data.StructLayout({"valid": 1, "first": 1, "last": 1})
         m.submodules.tags = tags = Delay(tag, SEARCH_MOVES)
         begins = Signal(init=1)
         m.d.comb += [
             move.eq(~self.o.valid | self.o.ready),
-            issue.eq(move & queue.r_rdy & thresholds.o.valid),
-            queue.r_en.eq(issue),
+            issue.eq(move & queue.o.valid & thresholds.o.valid),
+            queue.o.ready.eq(issue),
             thresholds.o.ready.eq(issue & waiting.last),
             tags.en.eq(move),
             tags.i.valid.eq(issue),

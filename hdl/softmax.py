@@ -5,7 +5,7 @@
 from itertools import pairwise
 
 from amaranth.hdl import Module, Signal, unsigned
-from amaranth.lib import data, fifo, stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 import fixedpoint
@@ -16,7 +16,7 @@ from .errors import CircuitError
 from .multiplier import OPERAND_BITS, Multiplier
 from .reciprocal import Reciprocal
 from .row_numerators import RowNumerators
-from .stream_parts import StreamRegister
+from .stream_parts import StreamQueue, StreamRegister
 
 
 def _check(parameters: fixedpoint.Softmax) -> None:
@@ -35,7 +35,7 @@ class SoftmaxNumerators(RowNumerators):
 
     Latency: `latency` = 4 + E cycles from a row's last score taken to its first numerator offered: maximum, FIFO, score,
     subtraction, and E = 3 or more of `Exponential`; then one a cycle.
-    Throughput: one a cycle, rows of one length back to back without a gap.  Short rows right behind a long one wait once 3 of them are whole.
+    Throughput: one a cycle, rows of one length back to back without a gap.  Short rows right behind a long one wait once 15 of them are whole.
     Resources: a FIFO of `length` + 2 scores, an `Exponential`, no multiplier.
     In simulation a row without `last` on its `length`-th score is an assertion's failure; in hardware it ends there.
 
@@ -111,25 +111,23 @@ class Softmax(wiring.Component):
         m.submodules.reciprocal = reciprocal = self._reciprocal
         m.submodules.scales = scales = StreamRegister(reciprocal.o.payload.shape())
         numerator = numerators.o.payload.shape()
-        m.submodules.queue = queue = fifo.SyncFIFOBuffered(
-            width=numerator.size, depth=parameters.length + reciprocal.latency + 4
-        )
+        m.submodules.queue = queue = StreamQueue(numerator, parameters.length + reciprocal.latency + 4)
 
         wiring.connect(m, wiring.flipped(self.i), numerators.i)
         wiring.connect(m, numerators.o_denominator, reciprocal.i)
         wiring.connect(m, reciprocal.o, scales.i)
-        wiring.connect(m, numerators.o, queue.w_stream)
+        wiring.connect(m, numerators.o, queue.i)
 
         # Issue: a numerator and its row's reciprocal.
-        waiting = data.View(numerator, queue.r_data)
+        waiting = queue.o.payload
         scale = scales.o.payload
         move = Signal()
         issue = Signal()
         m.submodules.tags = tags = Delay(data.StructLayout({"valid": 1, "last": 1}), Multiplier.latency + 2)
         m.d.comb += [
             move.eq(~self.o.valid | self.o.ready),
-            issue.eq(move & queue.r_rdy & scales.o.valid),
-            queue.r_en.eq(issue),
+            issue.eq(move & queue.o.valid & scales.o.valid),
+            queue.o.ready.eq(issue),
             scales.o.ready.eq(issue & waiting.last),
             tags.en.eq(move),
             tags.i.valid.eq(issue),

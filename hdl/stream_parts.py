@@ -1,7 +1,8 @@
-"""What joins streams and Amaranth's library lacks: a register that cuts every path, and a converter between words of different numbers of elements."""
+"""What joins streams and Amaranth's library lacks: a register that cuts every path, a queue behind one, and a converter between widths of words."""
 
-from amaranth.hdl import Assert, Cat, Format, Module, Mux, Shape, ShapeLike, Signal
+from amaranth.hdl import Assert, Cat, Format, Module, Mux, Shape, ShapeLike, Signal, Value
 from amaranth.lib import data, stream, wiring
+from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 
 from .errors import CircuitError
@@ -42,6 +43,42 @@ class StreamRegister(wiring.Component):
             m.d.sync += spare_valid.eq(spare_valid | self.i.valid)
             with m.If(~spare_valid):
                 m.d.sync += spare.eq(self.i.payload)
+        return m
+
+
+class StreamQueue(wiring.Component):
+    """A FIFO whose output comes from flip-flops: Amaranth's buffered one, whose block RAM answers late in the cycle, and a register slice behind it.
+
+    Equation: `o = i`.  Latency: 3 cycles from a payload taken, with nothing before it, to it offered.  Throughput: one a cycle.
+    Resources: a memory of `depth` - 1 payloads, in block RAM where the tools find that worth while, and two registers of the payload.
+
+    Attributes:
+        depth: Payloads that the FIFO holds; the register slice holds two more.
+        i: In, stream of the given shape.
+        o: Out, stream of the same shape.
+    """
+
+    def __init__(self, shape: ShapeLike, depth: int):
+        if isinstance(depth, bool) or not isinstance(depth, int) or depth < 2:
+            raise CircuitError(f"a queue's depth must be a whole number of at least 2, not {depth!r}")
+        self.depth = depth
+        self._width = Shape.cast(shape).width
+        super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
+
+    def elaborate(self, platform):
+        """Build the circuit."""
+        m = Module()
+        m.submodules.memory = memory = SyncFIFOBuffered(width=self._width, depth=self.depth)
+        m.submodules.register = register = StreamRegister(self.o.payload.shape())
+        m.d.comb += [
+            memory.w_data.eq(self.i.payload),
+            memory.w_en.eq(self.i.valid),
+            self.i.ready.eq(memory.w_rdy),
+            Value.cast(register.i.payload).eq(memory.r_data),
+            register.i.valid.eq(memory.r_rdy),
+            memory.r_en.eq(register.i.ready),
+        ]
+        wiring.connect(m, register.o, wiring.flipped(self.o))
         return m
 
 

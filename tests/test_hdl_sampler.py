@@ -78,7 +78,7 @@ def test_random_numbers_fall_on_both_sides_of_every_share(tmp_path):
 def test_cycles_are_the_stated_ones(tmp_path, elements, rows):
     generator = np.random.default_rng(3)
     core = Sampler(specification(), 65)
-    assert core.latency(elements) == 2 * elements + 17 + 4
+    assert core.latency(elements) == 2 * elements + 17 + 5
     assert core.cycles(elements, rows) == rows * elements - 1 + core.latency(elements)
     logits = random_rows(generator, rows, elements, elements)
     whole = make(
