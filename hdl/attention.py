@@ -210,6 +210,8 @@ class Attention(wiring.Component):
         taking = (step == names.index("take the token")) & ~draining
         normalizing = (step == names.index("normalize")) & ~draining
 
+        results_gone = Signal()  # a cycle late, which does not matter: nothing is written between two tokens' output steps
+        m.d.sync += results_gone.eq(results.level == 0)
         available = Signal()  # the step's own operands, or the room for its results, are there
         issue = Signal()
         scale_valid = Signal()
@@ -228,7 +230,7 @@ class Attention(wiring.Component):
         with m.Elif(normalizing):
             m.d.comb += available.eq(scale_valid)
         with m.Elif(result == Result.OUTPUT):
-            m.d.comb += available.eq((index != 0) | (results.level == 0))
+            m.d.comb += available.eq((index != 0) | results_gone)
 
         last_issue = index == final_index
         next_step = Signal()
@@ -290,7 +292,8 @@ class Attention(wiring.Component):
             with m.If(read.source == Source.WEIGHTS):
                 m.d.comb += products.b[lane].eq(weight_port.data[lane])
         for unit in self._numerators:
-            m.d.comb += unit.o.ready.eq(issue & (operand == Operand.NUMERATORS))
+            # Whenever there is a numerator in this step, it is issued.
+            m.d.comb += unit.o.ready.eq((operand == Operand.NUMERATORS) & ~draining)
 
         # Dot product: trees of a head's lanes, then a tree of heads.
         for head, unit in enumerate(self._head_trees):
