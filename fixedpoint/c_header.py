@@ -22,6 +22,7 @@ from .sampling import EXPONENTIAL
 from .transformer import Block, Norm, QuantizedTransformer
 
 LARGEST_ACTIVATION_BITS = 16
+LARGEST_SUM_BITS = 32  # as the accumulators of linear layers
 NUMBERS_PER_LINE = 32  # of vectors; a matrix has a row a line
 
 
@@ -29,7 +30,7 @@ def c_header(quantized: QuantizedTransformer) -> str:
     """Return the text of `model.h`: plain integers, ASCII, the same text for the same model.
 
     Raises:
-        QuantizationError: An activation is wider than the program's 16 bits.
+        QuantizationError: An activation is wider than the program's 16 bits, or an attention's sum than its 32.
     """
     return _Header().build(quantized)
 
@@ -48,6 +49,10 @@ class _Header:
             if widest > LARGEST_ACTIVATION_BITS:
                 raise QuantizationError(
                     f"block {index} has activations of {widest} bits; the C program takes {LARGEST_ACTIVATION_BITS}"
+                )
+            if block.attention.weighted_sum_bits > LARGEST_SUM_BITS:
+                raise QuantizationError(
+                    f"block {index} sums weighted values in {block.attention.weighted_sum_bits} bits; the C program takes {LARGEST_SUM_BITS}"
                 )
         sizes = {
             "LAYERS": len(blocks),
