@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from model.files import atomic_write
-from model.onnx_format import DOUBLE, FLOAT, INT64, GraphBuilder
+from model.onnx_format import DOUBLE, FLOAT, INT64, Dimension, GraphBuilder
 
 from .activation import TableActivation
 from .arithmetic import FLOAT64_EXACT
@@ -73,7 +73,7 @@ class _Exporter:
             x = self._residual(x, self._linear(f"{name}.down", block.down, activated))
         logits = self._linear("logits", quantized.logits, self._norm("final_norm", quantized.final_norm, x))
         graph.add("Cast", logits, to=FLOAT, output="logits")
-        outputs = {"logits": ["batch", "length", quantized.vocab_size]}
+        outputs: dict[str, list[Dimension]] = {"logits": ["batch", "length", quantized.vocab_size]}
         return graph.encode("quantized_transformer", {"tokens": ["batch", "length"]}, outputs)
 
     # Constants

@@ -396,11 +396,11 @@ def test_the_header_is_compact():
 
 
 def test_sums_too_wide_for_the_program_are_refused():
-    """4,096 numerators of 8 bits times values of 12 bits need 33 bits, one more than 32."""
-    model = make_model(0, num_layers=1, activation_bits=12, context_length=4096)
+    """4,096 numerators of 8 bits times values of 13 bits need 33 bits, one more than 32."""
+    model = make_model(0, num_layers=1, activation_bits=13, context_length=4096)
     with pytest.raises(QuantizationError, match="block 0 sums weighted values in 33 bits; the C program takes 32"):
         c_header(model)
-    assert "CONTEXT = 2048" in c_header(make_model(0, num_layers=1, activation_bits=12, context_length=2048))
+    assert "CONTEXT = 2048" in c_header(make_model(0, num_layers=1, activation_bits=13, context_length=2048))
 
 
 def test_activations_too_wide_for_the_program_are_refused():
