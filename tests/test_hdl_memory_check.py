@@ -54,7 +54,7 @@ def test_memories_are_found_by_path_with_what_they_were_meant_to_be():
         ("block", "using FF mapping for memory core.inner.table", "was to be block RAM and became logic"),
         ("block", "mapping memory core.other via $__PDPW16KD_", "became nothing"),
         (None, "mapping memory core.inner.table via $__TRELLIS_DPR16X4_", None),
-        (None, "using FF mapping for memory core.inner.table", "8,192 bits became logic: .* ram_style"),
+        (None, "using FF mapping for memory core.inner.table", "8,192 bits became logic: .*ram_style"),
         ("logic", "using FF mapping for memory core.inner.table", None),
     ],
 )
