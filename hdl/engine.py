@@ -279,10 +279,12 @@ class Engine(wiring.Component):
 
     def _accumulate_lanes(self, m: Module, products: Signal, tag, taken: Signal, free: Signal) -> None:
         """Sum up products lane by lane."""
-        sums = Signal(self.o_lanes.payload.shape(), reset_less=True)
-        with m.If(tag.lanes):
-            for lane in range(self.lanes):
-                m.d.sync += sums[lane].eq(Mux(tag.first, 0, sums[lane]) + products[lane])
+        # Cleared by reset and when they are taken, so that the first product needs no multiplexer in front of every adder.
+        sums = Signal(self.o_lanes.payload.shape())
+        with m.If(self.o_lanes.valid & self.o_lanes.ready):
+            m.d.sync += [lane_sum.eq(0) for lane_sum in sums]
+        with m.Elif(tag.lanes):
+            m.d.sync += [lane_sum.eq(lane_sum + product) for lane_sum, product in zip(sums, products, strict=True)]
         m.d.comb += self.o_lanes.payload.eq(sums)
         with m.If(tag.lanes & tag.last):
             m.d.sync += self.o_lanes.valid.eq(1)
