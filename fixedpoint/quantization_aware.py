@@ -100,6 +100,7 @@ class QuantizationAware:
         Raises:
             QuantizationError: The model cannot be quantized.
         """
+        settings = replace(settings, rounding="nearest")  # errors are made good by training
         formats = calibrate(model, tokens, settings).formats
         fractions = {}
         for name, (scale, bits) in _matrices(model.config, settings).items():

@@ -16,7 +16,7 @@ from model.data import windows
 from model.fine_tuning import fine_tune_model
 
 FINE_TUNING_STEPS = 2000
-FINE_TUNING_RATE = 5e-4
+FINE_TUNING_RATE = 2e-3
 CALIBRATION_WINDOWS = 128
 
 
@@ -85,7 +85,14 @@ def fine_tune(directory: RunDirectory, arguments: argparse.Namespace, chosen: di
     source = RunDirectory(arguments.resume)
     model = source.load_model()
     recorded = TrainingConfig.from_dict(source.load_training_record().get("training", {}))
-    defaults = {"learning_rate": FINE_TUNING_RATE, "seed": recorded.seed + 1, "weight_decay": 0.0}
+    defaults = {
+        "learning_rate": FINE_TUNING_RATE,
+        "final_learning_rate_ratio": 0.01,  # weights that lie between two integers come to rest
+        "weight_decay": 0.0,
+        "seed": recorded.seed + 1,  # other batches
+        "time_limit": None,
+        "num_workers": None,
+    }
     chosen = {name: value for name, value in chosen.items() if value is not None}
     training = TrainingConfig(**{**recorded.to_dict(), **defaults, **chosen})
     number_format = None
