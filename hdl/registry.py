@@ -5,30 +5,45 @@
 A new core is one `CoreEntry` in `_ENTRIES`: how it is made from a quantized model, and what it must give for random inputs.
 """
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from amaranth.hdl import signed
 from amaranth.lib import wiring
 
+import fixedpoint
 from fixedpoint import QuantizedTransformer
 
 from . import vectors as make
+from .activation import TableActivation
+from .argmax import ArgMax
 from .attention import Attention
 from .engine import attention_engine
 from .engine_vectors import engine_vectors
 from .errors import CircuitError
 from .example_model import MEDIUM, SMALL, TYPICAL, ModelShape, example_model
 from .exponential import Exponential
+from .key_value_cache import KeyValueCache
 from .layer_norm import LayerNorm
 from .matrix_vector import MatrixVector
 from .reciprocal import Reciprocal, ReciprocalSquareRoot
 from .requantize import Requantize
+from .rms_norm import RMSNorm
+from .sampler import Sampler
 from .softmax import Softmax, SoftmaxNumerators
+from .stream_parts import StreamRegister, WidthConverter
 from .uart import UART
 
 MATRIX_LANES = 64
 REQUANTIZE_LANES = 4
+NORM_LANES = 8
+NORM_LATENCY = "T + K + R + D from a row's last word"
+ACTIVATION_LANES = 4
+CACHE_LANES = 8
+WIDE_LANES = 4
+TEMPERATURE = 0.8
 UART_DIVISOR = 4
 
 
@@ -104,6 +119,29 @@ def _requantize(model: QuantizedTransformer, layer: int) -> Requantize:
     return Requantize(up.accumulator_bits, up.output, int(up.shift.min()), int(up.shift.max()), REQUANTIZE_LANES)
 
 
+def _norm(model: QuantizedTransformer, layer: int) -> fixedpoint.LayerNorm:
+    norm = model.blocks[layer].attention_norm
+    if not isinstance(norm, fixedpoint.LayerNorm):
+        raise CircuitError(
+            f"the model normalizes with {type(norm).__name__}, not with LayerNorm; choose the core rms-norm"
+        )
+    return norm
+
+
+def _rms_norm(model: QuantizedTransformer, layer: int) -> fixedpoint.RMSNorm:
+    """Return a block's RMSNorm, or one with the formats and the scale of its LayerNorm."""
+    norm = model.blocks[layer].attention_norm
+    if isinstance(norm, fixedpoint.RMSNorm):
+        return norm
+    fields = {field.name: getattr(norm, field.name) for field in dataclasses.fields(fixedpoint.RMSNorm)}
+    return fixedpoint.RMSNorm(**fields)
+
+
+def _key_value_cache(model: QuantizedTransformer, layer: int) -> KeyValueCache:
+    attention = model.blocks[layer].attention
+    return KeyValueCache(signed(attention.key.output.bits), attention.embed_dim, attention.context_length, CACHE_LANES)
+
+
 _ENTRIES = (
     CoreEntry(
         "matrix-vector",
@@ -124,24 +162,74 @@ _ENTRIES = (
         "softmax",
         _softmax(Softmax),
         make.row_vectors("score", "probability", shortest=lambda core: 1),
-        "N + 7 + E + R from a row's last score",
-        "a row in 2·N",
+        "N + 10 + E + R from a row's last score",
+        "1 score a cycle",
     ),
     CoreEntry(
         "softmax-numerators",
         _softmax(SoftmaxNumerators),
         make.numerators_vectors,
-        "3 + E from a row's last score",
-        "a row in 2·N",
+        "4 + E from a row's last score",
+        "1 score a cycle",
     ),
     CoreEntry(
         "layer-norm",
-        lambda model, layer: LayerNorm(model.blocks[layer].attention_norm),
+        lambda model, layer: LayerNorm(_norm(model, layer)),
         make.row_vectors("data", "data"),
-        "13 + K + R from a row's last element",
-        "a row in 2·C + K + R",
+        NORM_LATENCY,
+        "1 element a cycle",
     ),
-    CoreEntry("exponential", _exponential, make.exponential_vectors, "3 (4 with a block RAM)", "1 a cycle"),
+    CoreEntry(
+        "layer-norm-lanes",
+        lambda model, layer: LayerNorm(_norm(model, layer), NORM_LANES),
+        make.row_vectors("data", "data"),
+        NORM_LATENCY,
+        f"{NORM_LANES} elements a cycle",
+    ),
+    CoreEntry(
+        "rms-norm",
+        lambda model, layer: RMSNorm(_rms_norm(model, layer)),
+        make.row_vectors("data", "data"),
+        NORM_LATENCY,
+        "1 element a cycle",
+    ),
+    CoreEntry(
+        "activation",
+        lambda model, layer: TableActivation(model.blocks[layer].activation, ACTIVATION_LANES),
+        make.activation_vectors,
+        "2",
+        "1 a cycle and lane",
+    ),
+    CoreEntry(
+        "argmax",
+        lambda model, layer: ArgMax(model.logits.output, model.logits.rows),
+        make.argmax_vectors,
+        "2 from a row's last logit",
+        "1 logit a cycle",
+    ),
+    CoreEntry(
+        "sampler",
+        lambda model, layer: Sampler(fixedpoint.Sampler(model.logits.output, TEMPERATURE), model.logits.rows),
+        make.sampler_vectors,
+        "2·n + 17 + E from a row's last logit",
+        "1 logit a cycle",
+    ),
+    CoreEntry(
+        "key-value-cache",
+        _key_value_cache,
+        make.cache_vectors,
+        "3 from a token's last word",
+        "1 word a cycle either way",
+    ),
+    CoreEntry("stream-register", lambda model, layer: StreamRegister(8), make.passing_vectors, "1", "1 a cycle"),
+    CoreEntry(
+        "width-converter",
+        lambda model, layer: WidthConverter(signed(8), 1, WIDE_LANES),
+        make.width_vectors,
+        "1 from the word that completes another",
+        "1 narrow word a cycle",
+    ),
+    CoreEntry("exponential", _exponential, make.exponential_vectors, "3 (5 with a block RAM)", "1 a cycle"),
     CoreEntry("reciprocal", _reciprocal, make.reciprocal_vectors, "ceil(log2 width) + 2", "1 a cycle"),
     CoreEntry("reciprocal-square-root", _root, make.reciprocal_vectors, "ceil(log2 ceil(width / 2)) + 2", "1 a cycle"),
     CoreEntry(

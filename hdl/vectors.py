@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from amaranth.lib import wiring
 
-from fixedpoint import QFormat, requantize
+from fixedpoint import QFormat, argmax, requantize
+
+from .row_norm import RowNorm
 
 # The values of a stream: integers, or for a struct payload a mapping from field to its values.
 Columns = Sequence[int] | np.ndarray | Mapping[str, object]
@@ -34,10 +36,12 @@ class Vectors:
 Maker = Callable[[wiring.Component, np.random.Generator, int], Vectors]
 
 
-def row_columns(field: str, rows: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Return rows as the columns of a stream of {field, last}."""
-    last = np.concatenate([np.arange(len(row)) == len(row) - 1 for row in rows])
-    return {field: np.concatenate(rows), "last": last.astype(np.int64)}
+def row_columns(field: str, rows: Sequence[np.ndarray], lanes: int = 1) -> dict[str, object]:
+    """Return rows as the columns of a stream of {field, last}; with several lanes a word holds as many elements."""
+    last = np.concatenate([np.arange(len(row) // lanes) == len(row) // lanes - 1 for row in rows])
+    elements = np.concatenate(rows)
+    words = elements if lanes == 1 else list(elements.reshape(-1, lanes).T)
+    return {field: words, "last": last.astype(np.int64)}
 
 
 def random_rows(
@@ -79,7 +83,8 @@ def row_vectors(field_in: str, field_out: str, shortest: Callable[[wiring.Compon
         rows = random_rows(number_format, shortest(core) if shortest else longest, longest, generator, count)
         results = [parameters.compute(row) for row in rows]
         cycles = None if shortest else core.cycles(len(rows))
-        return Vectors({"i": row_columns(field_in, rows)}, {"o": row_columns(field_out, results)}, cycles)
+        lanes = core.lanes if isinstance(core, RowNorm) else 1
+        return Vectors({"i": row_columns(field_in, rows, lanes)}, {"o": row_columns(field_out, results, lanes)}, cycles)
 
     return make
 
@@ -122,10 +127,7 @@ def attention_vectors(core: wiring.Component, generator: np.random.Generator, co
     tokens = np.array(rows)
     starts = generator.random(count) < 0.5 / parameters.context_length
     starts[0] = True
-    places, place = [], 0
-    for index, start in enumerate(starts):
-        place = 0 if index == 0 or start or place == parameters.context_length - 1 else place + 1
-        places.append(place)
+    places = places_of(starts, parameters.context_length)
     restart = np.zeros_like(tokens)
     restart[:, 0] = starts
     results = parameters.compute_stream(tokens, starts)
@@ -151,3 +153,78 @@ def requantize_vectors(core: wiring.Component, generator: np.random.Generator, c
     return Vectors(
         {"i": {"value": values, "shift": shifts}}, {"o": requantize(values, shifts, core.target)}, core.cycles(count)
     )
+
+
+def activation_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
+    """Return elements, every value of the input's format among them where there are enough, and the table's answers."""
+    parameters, lanes = core.parameters, core.lanes
+    low, high = parameters.input.minimum_integer, parameters.input.maximum_integer
+    elements = np.concatenate([np.arange(low, high + 1), generator.integers(low, high + 1, count * lanes)])
+    rows = [generator.permutation(elements[: count * lanes])]
+    results = [parameters.compute(row) for row in rows]
+    inputs, outputs = ({side: row_columns("data", values, lanes)} for side, values in (("i", rows), ("o", results)))
+    return Vectors(inputs, outputs, count - 1 + core.latency)
+
+
+def logit_rows(core: wiring.Component, logits: QFormat, generator: np.random.Generator, count: int) -> list[np.ndarray]:
+    """Return rows of logits of all lengths, with ties."""
+    return random_rows(logits, 1, core.length, generator, count)
+
+
+def argmax_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
+    """Return rows of logits and the lowest index of each row's maximum."""
+    rows = logit_rows(core, core.logits, generator, count)
+    tokens = [int(argmax(row)) for row in rows]
+    cycles = sum(map(len, rows)) - 1 + core.latency
+    return Vectors({"i": row_columns("data", rows)}, {"o": {"token": tokens}}, cycles)
+
+
+def sampler_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
+    """Return rows of logits, random numbers with both extremes among them, and the tokens that they choose."""
+    rows = logit_rows(core, core.parameters.logits, generator, count)
+    extremes = np.array([0, (1 << 32) - 1], dtype=np.uint32)
+    numbers = np.concatenate([extremes, generator.integers(0, 1 << 32, count, dtype=np.uint32)])[:count]
+    tokens = [int(core.parameters.choose(row, number)) for row, number in zip(rows, numbers, strict=True)]
+    return Vectors({"i": row_columns("data", rows), "i_random": numbers}, {"o": {"token": tokens}})
+
+
+def cache_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
+    """Return tokens' keys and values, in sequences of all lengths, and the rows that each token finds."""
+    pairs = generator.integers(-128, 128, (count, 2, core.channels))
+    places = places_of(generator.random(count) < 0.5 / core.context_length, core.context_length)
+    restart = np.zeros((count, 2 * core.words), dtype=np.int64)
+    restart[:, 0] = [place == 0 for place in places]
+    found = [
+        (pairs[token - place + row, kind], kind, row == place)
+        for token, place in enumerate(places)
+        for kind in (0, 1)
+        for row in range(place + 1)
+    ]
+    inputs = row_columns("data", list(pairs.reshape(count, -1)), core.lanes)
+    outputs = row_columns("data", [vector for vector, _, _ in found], core.lanes)
+    outputs["value"] = np.repeat([kind for _, kind, _ in found], core.words)
+    outputs["final"] = np.repeat([int(final) for _, _, final in found], core.words)
+    return Vectors({"i": {**inputs, "restart": restart.reshape(-1)}}, {"o": outputs}, core.cycles(places))
+
+
+def places_of(starts: np.ndarray, context_length: int) -> list[int]:
+    """Return each token's place in its sequence; one starts where it says so and where the context is full."""
+    places: list[int] = []
+    for start in starts:
+        fresh = not places or start or places[-1] == context_length - 1
+        places.append(0 if fresh else places[-1] + 1)
+    return places
+
+
+def passing_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
+    """Return bytes that leave a register as they came, a cycle later."""
+    values = generator.integers(0, 256, count)
+    return Vectors({"i": values}, {"o": values}, count)
+
+
+def width_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
+    """Return rows of whole words, in words of one width and of the other."""
+    wide = max(core.i_lanes, core.o_lanes)
+    rows = [generator.integers(-128, 128, wide * generator.integers(1, 5)) for _ in range(count)]
+    inputs, outputs = row_columns("data", rows, core.i_lanes), row_columns("data", rows, core.o_lanes)
+    return Vectors({"i": inputs}, {"o": outputs}, sum(map(len, rows)) // min(core.i_lanes, core.o_lanes))

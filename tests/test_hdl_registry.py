@@ -53,7 +53,7 @@ def test_the_example_model_is_the_same_each_time():
 
 
 def test_what_is_not_there_is_refused_by_name():
-    with pytest.raises(CircuitError, match="there is no core 'sofmax'; choose one of attention, "):
+    with pytest.raises(CircuitError, match="there is no core 'sofmax'; choose one of activation, argmax, "):
         find_core("sofmax")
     with pytest.raises(CircuitError, match="there is no layer 1; the model has layers 0 to 0"):
         CORES["softmax"].for_model(example_model(SMALL), 1)

@@ -23,7 +23,7 @@ def test_a_core_of_a_run_is_exported_and_simulated(tiny_run_original, tmp_path, 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["sofmax"], "there is no core 'sofmax'; choose one of attention"),
+        (["sofmax"], "there is no core 'sofmax'; choose one of activation"),
         (["softmax", "--vectors", "0"], "--vectors must be at least 1, not 0"),
         (["softmax", "--layer", "1"], "--layer chooses a block of a run: it needs --run"),
         (["softmax", "--run", "nowhere"], "there is no run directory nowhere"),
