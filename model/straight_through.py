@@ -20,15 +20,15 @@ from .transformer import Transformer
 
 
 class StraightThrough(Protocol):
-    """A number format that a model is trained for.
+    """A number format that a model is trained for."""
 
-    Attributes:
-        worker_module: Module that runs as a worker process, as `model.worker_process` does, and builds this object from `to_dict()`.
-        teacher: Parameters (n,) of the model whose probabilities are learned in place of the targets. `to_dict` leaves them out.
-    """
+    @property
+    def worker_module(self) -> str:
+        """Module that runs as a worker process, as `model.worker_process` does, and builds this object from `to_dict()`."""
 
-    worker_module: str
-    teacher: np.ndarray
+    @property
+    def teacher(self) -> np.ndarray:
+        """Parameters (n,) of the model whose probabilities are learned in place of the targets; `to_dict` leaves them out."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return all that makes this object, as JSON holds it."""

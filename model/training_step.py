@@ -77,7 +77,8 @@ class TrainingMemory:
         self.parameters = vectors[0]
         self.state = {name: vectors[1 + index] for index, name in enumerate(names)}
         self.gradients = vectors[1 + len(names) : 1 + len(names) + num_workers]
-        self.rounded, self.teacher = vectors[-2:] if rounding else (self.parameters, np.empty(0, np.float32))
+        self.rounded: np.ndarray = vectors[-2] if rounding else self.parameters
+        self.teacher: np.ndarray = vectors[-1] if rounding else np.empty(0, np.float32)
 
     @staticmethod
     def required_size(model: ModelConfig, training: TrainingConfig, num_workers: int, *, rounding: bool = False) -> int:

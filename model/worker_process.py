@@ -74,7 +74,8 @@ def main(build_straight_through: Callable[[dict[str, Any]], StraightThrough] | N
         if command["command"] == "evaluate":
             answer = worker.evaluate(command["max_windows"])
         elif command["command"] == "round":
-            answer = worker.round()
+            worker.round()
+            answer = None
         else:
             steps = range(command["first"], command["first"] + command["count"])
             answer = [(result.loss, result.gradient_norm) for result in map(worker.run, steps)]
