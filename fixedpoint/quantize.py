@@ -53,7 +53,7 @@ def quantize_transformer(
             raise QuantizationError(f"weight {name} is NaN or infinite; the model cannot be quantized")
 
     def linear(name: str, source: str, output: QFormat, scale: float = 1.0) -> Linear:
-        parameter = _weight_parameter(config, name)
+        parameter = weight_parameter(config, name)
         weight, bias = parameters[parameter].astype(np.float64) * scale, parameters.get(f"{name}.bias")
         offset = np.zeros(len(weight)) if bias is None else bias.astype(np.float64) * scale
         bits = calibration.weight_bits.get(name, settings.weight_bits)
@@ -142,7 +142,7 @@ def _check_supported(config: ModelConfig) -> None:
             )
 
 
-def _weight_parameter(config: ModelConfig, name: str) -> str:
+def weight_parameter(config: ModelConfig, name: str) -> str:
     """Return the name of the parameter that holds a linear layer's weights."""
     if name == "logits":
         return "token_embedding" if config.tie_embeddings else "output.weight"
@@ -154,7 +154,7 @@ def weight_table(model: Transformer, quantized: QuantizedTransformer) -> tuple[T
     rows = []
     head_dim = model.config.embed_dim // model.config.num_heads
     for name, layer in named_linears(quantized).items():
-        exact = model.parameters[_weight_parameter(model.config, name)]
+        exact = model.parameters[weight_parameter(model.config, name)]
         scale = query_scale(head_dim) if name.endswith("attention.query") else 1.0
         reference = exact.astype(np.float64) * scale
         fractions = sorted(set(layer.weight_fraction.tolist()))

@@ -5,25 +5,37 @@ training text best. The integer model is written to RUN/quantized, for software 
 held-out text is compared with the float model's.
 
 Example:
-  positron quantize runs/demo --weight-bits 8
+  positron quantize runs/demo --weight-bits 4
+  positron quantize runs/demo --weight-bits 3 --overrides overrides.toml --analyze
+  positron quantize runs/demo --sweep
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 
 from fixedpoint import load_export, save_export
-from fixedpoint.calibration import QuantizationSettings, calibrate
-from fixedpoint.quantize import quantize_transformer, weight_table
-from fixedpoint.row_scales import WeightBits, storage_bits
+from fixedpoint.analysis import storage_bytes
+from fixedpoint.calibration import CHOICES, QuantizationSettings, TensorFormat, calibrate
+from fixedpoint.overrides import Overrides
+from fixedpoint.quantize import named_linears, quantize_transformer, weight_table
+from fixedpoint.row_scales import WeightBits
+from fixedpoint.widths import AccumulatorWidth, accumulator_table
 from model.data import windows
 from model.errors import InputError
+from model.run import RunDirectory
+from model.transformer import Transformer
 from scripts.evaluation import compare
 from scripts.output import add_json_argument, format_table, write_json
+from scripts.quantize_analysis import analyze
+from scripts.quantize_sweep import sweep
 from scripts.runs import add_run_argument, export_digest, file_digest, open_run, quantization_file
 
 
@@ -38,12 +50,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="2 to 8, or ternary: −1, 0 and 1 (default: %(default)s)",
     )
+    for name, about in (
+        ("activation", "activations between layers, 4 to 8"),
+        ("residual", "residual stream and logits, 8 to 16"),
+        ("embedding", "token and position tables, 2 to 8"),
+    ):
+        parser.add_argument(
+            f"--{name}-bits",
+            type=int,
+            default=getattr(defaults, f"{name}_bits"),
+            metavar="N",
+            help=f"{about} (default: %(default)s)",
+        )
+    for name, about in (
+        (
+            "calibration",
+            "an activation's format has the least squared error, or covers the maximum, or 99.99 %% of the values",
+        ),
+        ("scales", "weights have a power of two a row or a tensor"),
+        ("rounding", "each weight makes good the errors of those before it, or goes to the nearest integer"),
+    ):
+        parser.add_argument(
+            f"--{name}",
+            choices=CHOICES[name],
+            default=getattr(defaults, name),
+            help=f"{about} (default: %(default)s)",
+        )
     parser.add_argument(
-        "--activation-bits",
-        type=int,
-        default=defaults.activation_bits,
-        metavar="N",
-        help="4 to 8 (default: %(default)s)",
+        "--overrides",
+        type=Path,
+        metavar="FILE",
+        help="TOML or JSON file that gives single layers other widths or formats",
     )
     parser.add_argument(
         "--calibration-windows",
@@ -51,6 +88,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=128,
         metavar="N",
         help="contexts of training text that choose the activations' formats (default: %(default)s)",
+    )
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument(
+        "--analyze", action="store_true", help="also find the layer that hurts most, and draw histograms of all tensors"
+    )
+    action.add_argument(
+        "--sweep",
+        action="store_true",
+        help="measure the loss over all widths and draw it; RUN/quantized stays as it is",
     )
     add_json_argument(parser)
 
@@ -61,66 +107,126 @@ def weight_bits(text: str) -> WeightBits:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Quantize, export, compare."""
+    """Quantize, export, compare; or sweep."""
     directory = open_run(arguments.run)
-    settings = QuantizationSettings(weight_bits=arguments.weight_bits, activation_bits=arguments.activation_bits)
-    model_sha256 = file_digest(
-        directory.model_weights
-    )  # before loading: a model that changes meanwhile does not fit it
+    settings = QuantizationSettings(
+        weight_bits=arguments.weight_bits,
+        activation_bits=arguments.activation_bits,
+        residual_bits=arguments.residual_bits,
+        embedding_bits=arguments.embedding_bits,
+        calibration=arguments.calibration,
+        scales=arguments.scales,
+        rounding=arguments.rounding,
+    )
+    overrides = Overrides.load(arguments.overrides) if arguments.overrides else Overrides()
+    # Before loading: a model that changes meanwhile does not fit it.
+    model_sha256 = file_digest(directory.model_weights)
     model = directory.load_model()
-    calibration = calibrate(
-        model,
-        calibration_windows(
-            directory.load_training_tokens(model.config.vocab_size), model.config.max_seq_len, arguments
-        ),
-        settings,
-    )
-    quantized = quantize_transformer(model, calibration, settings)
-    save_export(quantized, directory.quantized)
-    # What is measured is what was written.
-    comparison = compare(
-        model, load_export(directory.quantized), directory.load_validation_tokens(model.config.vocab_size)
-    )
-    weights = weight_table(model, quantized)
-    weight_width = storage_bits(settings.weight_bits)
-    figures = {
-        "settings": asdict(settings),
-        "calibration_windows": arguments.calibration_windows,
-        "comparison": comparison,
-        "weight_bytes": sum(int(np.prod(row.shape)) for row in weights) * weight_width // 8,
-        "residual": str(quantized.residual),
-        "weights": weights,
-        "activations": calibration.tensors,
-        "model_sha256": model_sha256,
-        "manifest_sha256": export_digest(directory),
-    }
-    write_json(quantization_file(directory), figures)
-    print(format_table(("weights", "shape", "format", "SNR dB", "clipped"), [tensor_row(row) for row in weights]))
-    print()
-    print(format_table(("held-out text", "loss, nats", "perplexity"), comparison.rows()))
-    print(
-        f"difference {comparison.difference:+.4f} nats over {comparison.tokens:,} tokens; "
-        f"the likeliest token is the same at {comparison.same_choice:.1%}"
-    )
-    print(f"quantized model: {directory.quantized}")
+    text = directory.load_training_tokens(model.config.vocab_size)
+    tokens = calibration_windows(text, model.config.max_seq_len, arguments.calibration_windows)
+    if arguments.sweep:
+        figures = sweep(directory, model, model_sha256, tokens, settings, overrides)
+    else:
+        figures = quantize(directory, model, model_sha256, tokens, settings, overrides, arguments.analyze)
     if arguments.json:
         write_json(arguments.json, figures)
         print(f"figures: {arguments.json}")
     return 0
 
 
-def calibration_windows(tokens: np.ndarray, length: int, arguments: argparse.Namespace) -> np.ndarray:
-    """Return windows (N, T) spread evenly over the training text."""
-    if arguments.calibration_windows < 1:
-        raise InputError(f"--calibration-windows must be at least 1, not {arguments.calibration_windows}")
+def how_to_go_on(arguments: argparse.Namespace) -> str:
+    """Say what to do after Ctrl-C."""
+    if arguments.sweep:
+        return "the same command continues with the points that are missing"
+    return "nothing was left half written; run the command again"
+
+
+def quantize(
+    directory: RunDirectory,
+    model: Transformer,
+    model_sha256: str,
+    tokens: np.ndarray,
+    settings: QuantizationSettings,
+    overrides: Overrides,
+    analyzed: bool,
+) -> dict[str, object]:
+    """Write the integer model and its figures, print them, and return them."""
+    calibration = calibrate(model, tokens, settings, overrides)
+    quantized = quantize_transformer(model, calibration, settings)
+    accumulators = accumulator_table(quantized)  # refuses a model that could overflow, before anything is written
+    save_export(quantized, directory.quantized)
+    # What is measured is what was written.
+    held_out = directory.load_validation_tokens(model.config.vocab_size)
+    comparison = compare(model, load_export(directory.quantized), held_out)
+    weights = weight_table(model, quantized)
+    layers = named_linears(quantized).values()
+    figures: dict[str, object] = {
+        "settings": asdict(settings),
+        "overrides": overrides.to_dict(),
+        "calibration_windows": len(tokens),
+        "comparison": comparison,
+        "weight_bytes": sum(layer.weight.size * layer.weight_bits for layer in layers) // 8,
+        "storage_bytes": storage_bytes(quantized),
+        "residual": str(quantized.residual),
+        "weights": weights,
+        "activations": calibration.tensors,
+        "accumulators": [
+            {**asdict(row), "bits": row.bits, "headroom": row.headroom, "float32_margin": row.float32_margin}
+            for row in accumulators
+        ],
+        "model_sha256": model_sha256,
+        "manifest_sha256": export_digest(directory),
+    }
+    print(format_table(("weights", "shape", "format", "SNR dB", "clipped"), [tensor_row(row) for row in weights]))
+    print()
+    print(
+        format_table(
+            ("accumulator", "lowest", "highest", "bits", "of", "exact in float32"), accumulator_rows(accumulators)
+        )
+    )
+    print()
+    if analyzed:
+        figures["analysis"] = analyze(directory, model, quantized, calibration, held_out)
+    write_json(quantization_file(directory), figures)
+    print(format_table(("held-out text", "loss, nats", "perplexity"), comparison.rows()))
+    print(
+        f"difference {comparison.difference:+.4f} nats over {comparison.tokens:,} tokens; "
+        f"the likeliest token is the same at {comparison.same_choice:.1%}"
+    )
+    print(f"quantized model, {storage_bytes(quantized):,} bytes: {directory.quantized}")
+    return figures
+
+
+def calibration_windows(tokens: np.ndarray, length: int, count: int) -> np.ndarray:
+    """Return at most `count` windows (N, T) spread evenly over the training text."""
+    if count < 1:
+        raise InputError(f"--calibration-windows must be at least 1, not {count}")
     inputs, _ = windows(tokens, length)
-    chosen = np.linspace(0, len(inputs) - 1, min(len(inputs), arguments.calibration_windows)).astype(np.int64)
+    chosen = np.linspace(0, len(inputs) - 1, min(len(inputs), count)).astype(np.int64)
     return np.asarray(inputs[chosen])
 
 
-def tensor_row(row) -> tuple[str, str, str, float, str]:
+def tensor_row(row: TensorFormat) -> tuple[str, str, str, float, str]:
     """Return a row of the table of tensors."""
     return row.name, " × ".join(map(str, row.shape)), row.format, round(row.signal_to_noise, 1), f"{row.saturated:.2%}"
+
+
+def accumulator_rows(accumulators: Sequence[AccumulatorWidth]) -> list[tuple[object, ...]]:
+    """Return a row for each kind of accumulator: the widest range of all blocks; the figures hold each of them."""
+    kinds: dict[str, list[AccumulatorWidth]] = {}
+    for row in accumulators:
+        kinds.setdefault(re.sub(r"^blocks\.\d+\.", "blocks.*.", row.name), []).append(row)
+    return [
+        (
+            name,
+            min(row.lowest for row in rows),
+            max(row.highest for row in rows),
+            max(row.bits for row in rows),
+            max(row.declared for row in rows),
+            min(row.float32_margin for row in rows) >= 0,
+        )
+        for name, rows in kinds.items()
+    ]
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ ORDER = ("scripts", "sim", "hdl", "fixedpoint", "model")
 # `fixedpoint` meets the float model only where one becomes the other; integer inference runs without it.
 READS_MODEL = {
     "fixedpoint/quantize.py",
+    "fixedpoint/analysis.py",
     "fixedpoint/calibration.py",
     "fixedpoint/onnx_export.py",
     "fixedpoint/quantization_aware.py",

@@ -92,3 +92,69 @@ def test_comparison_sees_a_wrong_integer_model(tiny_run: Path) -> None:
     assert bad.fixed_loss > good.fixed_loss + 0.5
     assert bad.same_choice < good.same_choice
     assert bad.float_loss == good.float_loss
+
+
+def test_accumulators_are_listed_and_none_overflows(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["quantize", str(tiny_run)]) == 0
+    rows = json.loads((tiny_run / "quantization.json").read_text())["accumulators"]
+    assert all(row["headroom"] >= 0 and row["bits"] + row["headroom"] == row["declared"] for row in rows)
+    output = capsys.readouterr().out
+    for name in ("blocks.*.attention.scores", "blocks.*.feed_forward.down", "logits"):
+        assert name in output
+    assert {"blocks.0.attention.scores", "blocks.1.attention.scores"} <= {row["name"] for row in rows}
+
+
+def test_options_reach_the_model(tiny_run: Path) -> None:
+    words = "--weight-bits ternary --residual-bits 12 --embedding-bits 6 --scales tensor --calibration maximum --rounding nearest"
+    assert cli.main(["quantize", str(tiny_run), *words.split()]) == 0
+    settings = json.loads((tiny_run / "quantization.json").read_text())["settings"]
+    assert settings == {
+        "weight_bits": "ternary",
+        "activation_bits": 8,
+        "residual_bits": 12,
+        "embedding_bits": 6,
+        "calibration": "maximum",
+        "scales": "tensor",
+        "rounding": "nearest",
+    }
+    quantized = load_export(RunDirectory(tiny_run).quantized)
+    assert quantized.residual.bits == 12
+    assert quantized.embedding.token.weight_bits == 6
+    assert set(np.unique(quantized.blocks[1].up.weight)) == {-1, 0, 1}
+    assert len(set(quantized.blocks[1].up.weight_fraction.tolist())) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--weight-bits 9", 'weight_bits must be a whole number from 2 to 8, or "ternary", not 9'),
+        ("--residual-bits 7", "residual_bits must be a whole number from 8 to 16"),
+        ("--overrides missing.toml", "missing.toml cannot be read"),
+        ("--calibration-windows 0", "--calibration-windows must be at least 1"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    tiny_run: Path, capsys: pytest.CaptureFixture[str], words: str, message: str
+) -> None:
+    before = (tiny_run / "quantization.json").read_bytes()
+    assert cli.main(["quantize", str(tiny_run), *words.split()]) == 1
+    assert message in capsys.readouterr().err
+    assert (tiny_run / "quantization.json").read_bytes() == before
+
+
+def test_calibration_text_shorter_than_the_context_is_refused(
+    tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = RunDirectory(tiny_run).path / "train_tokens.npy"
+    np.save(path, np.load(path)[:16])
+    assert cli.main(["quantize", str(tiny_run)]) == 1
+    assert "16 tokens do not fill one window of 16 tokens and its targets" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_finite_are_refused(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunDirectory(tiny_run)
+    model = run.load_model()
+    model.parameters["blocks.1.attention.key.weight"][0, 0] = np.nan
+    model.save(run.path) if hasattr(model, "save") else run.save_model(model)
+    assert cli.main(["quantize", str(tiny_run)]) == 1
+    assert "NaN or infinite" in capsys.readouterr().err
