@@ -22,6 +22,7 @@ from .row_statistics import RowStatistics
 from .stream_parts import word_shape
 
 LOW_BITS = 16  # of a difference: an unsigned part that fits a hard multiplier beside the root's mantissa
+LOGIC_WORDS = 64  # of scale and shift that are cheaper in lookup tables than in block RAM
 OUTPUT_MOVES = 12  # stages from C·x to its result
 
 
@@ -204,7 +205,9 @@ class RowNorm(wiring.Component):
         pair = data.StructLayout({"scale": shape_of(parameters.scale_format), "shift": self._total_shape})
         pairs = [{"scale": one, "shift": two + self._half} for one, two in zip(scales, shifts, strict=True)]
         init = [pairs[start : start + self.lanes] for start in range(0, len(pairs), self.lanes)]
-        return memory.Memory(shape=data.ArrayLayout(pair, self.lanes), depth=self.words, init=init)
+        # A few wide words would leave most of many block RAMs empty.
+        style = {"ram_style": "logic"} if self.words <= LOGIC_WORDS else {}
+        return memory.Memory(shape=data.ArrayLayout(pair, self.lanes), depth=self.words, init=init, attrs=style)
 
     def _lane_pipeline(self, m, name, move, scaled, offset, mantissa, shift, affine, result):
         """Build one lane's last 12 stages: C·x − S times the root (3), its two halves added, shift, clip, round, times scale (3), plus shift, cast.

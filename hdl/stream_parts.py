@@ -47,13 +47,13 @@ class StreamRegister(wiring.Component):
 
 
 class StreamQueue(wiring.Component):
-    """A FIFO whose output comes from flip-flops: Amaranth's buffered one, whose block RAM answers late in the cycle, and a register slice behind it.
+    """A FIFO whose output comes from flip-flops: Amaranth's buffered one, whose block RAM answers late in the cycle, and a register behind it.
 
     Equation: `o = i`.  Latency: 3 cycles from a payload taken, with nothing before it, to it offered.  Throughput: one a cycle.
-    Resources: a memory of `depth` - 1 payloads, in block RAM where the tools find that worth while, and two registers of the payload.
+    Resources: a memory of `depth` - 1 payloads, in block RAM where the tools find that worth while, and a register of the payload.
 
     Attributes:
-        depth: Payloads that the FIFO holds; the register slice holds two more.
+        depth: Payloads that the FIFO holds; the register holds one more.
         i: In, stream of the given shape.
         o: Out, stream of the same shape.
     """
@@ -69,16 +69,16 @@ class StreamQueue(wiring.Component):
         """Build the circuit."""
         m = Module()
         m.submodules.memory = memory = SyncFIFOBuffered(width=self._width, depth=self.depth)
-        m.submodules.register = register = StreamRegister(self.o.payload.shape())
+        word = Signal(self._width, reset_less=True)
         m.d.comb += [
             memory.w_data.eq(self.i.payload),
             memory.w_en.eq(self.i.valid),
             self.i.ready.eq(memory.w_rdy),
-            Value.cast(register.i.payload).eq(memory.r_data),
-            register.i.valid.eq(memory.r_rdy),
-            memory.r_en.eq(register.i.ready),
+            memory.r_en.eq(~self.o.valid | self.o.ready),
+            Value.cast(self.o.payload).eq(word),
         ]
-        wiring.connect(m, register.o, wiring.flipped(self.o))
+        with m.If(memory.r_en):
+            m.d.sync += [word.eq(memory.r_data), self.o.valid.eq(memory.r_rdy)]
         return m
 
 

@@ -6,7 +6,7 @@ from amaranth.lib import data
 from core_bench import ResetOnce, bench, run, run_with_stalls
 
 from hdl import CircuitError
-from hdl.stream_parts import StreamRegister, WidthConverter
+from hdl.stream_parts import StreamQueue, StreamRegister, WidthConverter
 from sim.bench import BenchFailure
 from sim.payload import pack_all
 
@@ -27,6 +27,19 @@ def test_a_reset_empties_the_register(tmp_path, given):
     whole = register_bench(20, ResetOnce(StreamRegister(PAYLOAD), given + 1, given))
     words = whole.inputs["i"]
     run(bench("reset", whole.component, words, {"o": words[:given] + words[given + 1 :]}), tmp_path)
+
+
+def queue_bench(count, depth=5, **settings):
+    words = np.random.default_rng(1).integers(0, 128, count).tolist()
+    return bench("queue", StreamQueue(PAYLOAD, depth), words, {"o": words}, **settings)
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4, 9])
+def test_a_queue_passes_everything_in_order(tmp_path, depth):
+    """A word a cycle, three cycles late, from a depth of 4 on; a shallower queue waits for its own registers."""
+    cycles = {"expected_cycles": 199 + 3} if depth > 3 else {}
+    run_with_stalls(queue_bench(200, depth, **cycles), tmp_path)
+    run(queue_bench(100, depth), tmp_path, sink_stall=0.9)
 
 
 def pack(port, lanes, elements, row):
@@ -85,3 +98,6 @@ def test_impossible_lanes_are_refused_by_name():
             WidthConverter(signed(8), *pair)
     with pytest.raises(TypeError):
         StreamRegister("eight bits")
+    for depth in (1, 2.0, True):
+        with pytest.raises(CircuitError, match=f"depth must be a whole number of at least 2, not {depth}"):
+            StreamQueue(8, depth)
