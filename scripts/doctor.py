@@ -26,6 +26,7 @@ PACKAGES = {
     "numpy": "everything",
     "matplotlib": "plots",
     "tqdm": "progress bars",
+    "safetensors": "weights of integer models",
     "amaranth": "circuits",
     "amaranth-boards": "pins of boards",
     "cocotb": "simulation",
