@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from .arithmetic import Integers
 from .engine_attention import PreparedAttention
-from .engine_layers import Buffers, Float64, Floats, Norm, Product, whole
+from .engine_layers import Buffers, Float64, Floats, PreparedNorm, Product, whole
 from .engine_token import TokenAttention, TokenNorm, TokenProduct
 from .qformat import IntegerArray, QFormat
 from .transformer import Block, QuantizedTransformer
@@ -32,7 +32,10 @@ class PreparedBlock:
     """
 
     def __init__(self, block: Block, residual: QFormat) -> None:
-        self.attention_norm, self.feed_forward_norm = Norm(block.attention_norm), Norm(block.feed_forward_norm)
+        self.attention_norm, self.feed_forward_norm = (
+            PreparedNorm(block.attention_norm),
+            PreparedNorm(block.feed_forward_norm),
+        )
         self.attention = PreparedAttention(block.attention)
         self.up = Product([block.up], origin=-block.activation.input.minimum_integer)  # indexes the activation's table
         self.activation = block.activation.table.astype(np.float32)
@@ -79,7 +82,7 @@ class Engine:
         self.model = model
         self.buffers = Buffers()
         self.blocks = [PreparedBlock(block, model.residual) for block in model.blocks]
-        self.final_norm, self.logits = Norm(model.final_norm), Product([model.logits])
+        self.final_norm, self.logits = PreparedNorm(model.final_norm), Product([model.logits])
         self.lowest, self.highest = float(model.residual.minimum_integer), float(model.residual.maximum_integer)
         embedding = model.embedding  # 8 bits, shifted to the left by at most 28: exact in float64
         vocabulary, positions = np.arange(model.vocab_size), np.arange(model.context_length)

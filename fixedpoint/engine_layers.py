@@ -122,7 +122,7 @@ class Product:
         return result
 
 
-class Norm:
+class PreparedNorm:
     r"""LayerNorm or RMSNorm, on rows of float32 integers.
 
     The normalized element is one multiplication and one addition in float64, `floor(x · (C r) + (1/2 − S r))` with `r = mantissa · 2**-exponent`,

@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from .engine_attention import PreparedAttention
-from .engine_layers import Float32, Float64, Floats, Norm, Product
+from .engine_layers import Float32, Float64, Floats, PreparedNorm, Product
 
 
 class TokenProduct:
@@ -41,9 +41,9 @@ class TokenProduct:
 
 
 class TokenNorm:
-    """A `Norm` for one row x (C,) in float64."""
+    """A `PreparedNorm` for one row x (C,) in float64."""
 
-    def __init__(self, norm: Norm) -> None:
+    def __init__(self, norm: PreparedNorm) -> None:
         self.prepared = norm
         self.channels, self.epsilon, self.centred = norm.channels, norm.epsilon, norm.centred
         self.ones = norm.ones

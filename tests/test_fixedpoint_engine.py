@@ -11,7 +11,7 @@ from fixedpoint.calibration import QuantizationSettings, calibrate
 from fixedpoint.engine import CachedDecoder, Engine
 from fixedpoint.engine_layers import (
     Buffers,
-    Norm,
+    PreparedNorm,
     Product,
     exact_dtype,
     exponential_table,
@@ -158,10 +158,9 @@ def test_products_at_all_shifts_and_rails(columns, origin):
 
 @pytest.mark.parametrize(("largest", "dtype"), [(1 << 24, np.float32), ((1 << 24) + 1, np.float64)])
 def test_the_bound_of_float32_comes_from_the_actual_weights(largest, dtype):
-    """A row whose sum reaches 2**24, or one more, with its bias and the half: the last is beyond what a float32 can hold."""
-    weight = np.full((1, 1024), 127)
-    bias = largest - 1024 * 127 * 128 - 4
-    layer = linear_of(weight, 3, bias)
+    """A row whose sum reaches 2**24, or one more, with its bias and the half, beside a small one."""
+    weight = np.stack([np.ones(1024, int), np.full(1024, 127)])
+    layer = linear_of(weight, 3, [0, largest - 1024 * 127 * 128 - 4])
     product = Product([layer])
     assert product.bound == largest
     assert product.weight.dtype == product.offset.dtype == dtype
@@ -222,7 +221,7 @@ def test_norms(channels, bits, output_shift):
 
 
 def check_norm(norm, x):
-    expected, prepared = norm.compute(x), Norm(norm)
+    expected, prepared = norm.compute(x), PreparedNorm(norm)
     np.testing.assert_array_equal(prepared.compute(x.astype(np.float32), Buffers()), expected)
     single = TokenNorm(prepared)
     for row, wanted in zip(x, expected, strict=True):
@@ -247,14 +246,14 @@ def test_a_norm_too_wide_for_float64_runs_the_specification():
     norm = LayerNorm(
         QFormat(16, 8), generator.integers(-128, 128, 4096), QFormat(8, 6), np.zeros(4096, int), QFormat(8, 5), 1 << 50
     )
-    assert not Norm(norm).exact
+    assert not PreparedNorm(norm).exact
     check_norm(norm, generator.integers(-32768, 32768, size=(3, 4096)))
 
 
 def test_a_norm_leaves_out_the_clip_that_has_nothing_to_do():
     def prepared(kind, channels):
         shift = {"shift": np.zeros(channels, int)} if kind is LayerNorm else {}
-        return Norm(
+        return PreparedNorm(
             kind(
                 input=QFormat(16, 8),
                 scale=np.ones(channels, int),
