@@ -151,6 +151,16 @@ class QuantizationAware:
         size = parameter_counts(plain.model)["total"]
         return replace(plain, teacher=read_npz(run.teacher_weights, {"parameters": (size,)})["parameters"])
 
+    def calibration(self, model: Transformer, tokens: np.ndarray) -> Calibration:
+        """Return this format as a calibration, with what windows of tokens (N, T) show of how well it fits."""
+        measured = calibrate(model, tokens, self.settings)
+        tensors = []
+        for row in measured.tensors:
+            target, histogram = self.formats.get(row.name, self.formats["residual"]), measured.histograms[row.name]
+            quality = histogram.signal_to_noise(target), histogram.saturated(target)
+            tensors.append(replace(row, format=str(target), signal_to_noise=quality[0], saturated=quality[1]))
+        return replace(measured, formats=self.formats, tensors=tuple(tensors))
+
     def quantize(self, model: Transformer) -> QuantizedTransformer:
         """Return the integer model of rounded parameters: nothing is rounded a second time, but for the norms' shifts."""
         return quantize_transformer(model, Calibration(self.formats, ()), self.settings, self.fractions)

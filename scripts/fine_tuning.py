@@ -6,18 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fixedpoint.calibration import QuantizationSettings
 from fixedpoint.quantization_aware import QuantizationAware
-from fixedpoint.row_scales import WeightBits, storage_bits
 from model import InputError, RunDirectory, TrainingConfig, TrainingResult
-from model.data import windows
 from model.fine_tuning import fine_tune_model
+from scripts.quantization_options import calibration_windows, weight_bits
 
 FINE_TUNING_STEPS = 2000
 FINE_TUNING_RATE = 2e-3
-CALIBRATION_WINDOWS = 128
 
 
 def add_quantization_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,16 +28,6 @@ def add_quantization_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--activation-bits", type=int, metavar="N", help=f"4 to 8 (default: {QuantizationSettings().activation_bits})"
     )
-
-
-def weight_bits(text: str) -> WeightBits:
-    """Return the argument of --quantize."""
-    value: WeightBits = "ternary" if text == "ternary" else int(text) if text.isdecimal() else 0
-    try:
-        storage_bits(value)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"a whole number from 2 to 8 or ternary, not {text!r}") from None
-    return value
 
 
 def check_quantization_arguments(arguments: argparse.Namespace) -> None:
@@ -99,17 +85,9 @@ def fine_tune(directory: RunDirectory, arguments: argparse.Namespace, chosen: di
     if arguments.quantize is not None:
         widths = {"weight_bits": arguments.quantize, "activation_bits": arguments.activation_bits}
         settings = QuantizationSettings(**{name: value for name, value in widths.items() if value is not None})
-        inputs, _ = windows(source.load_training_tokens(model.config.vocab_size), model.config.max_seq_len)
-        chosen_windows = np.linspace(0, len(inputs) - 1, min(len(inputs), CALIBRATION_WINDOWS)).astype(np.int64)
-        number_format = QuantizationAware.from_model(model, inputs[chosen_windows], settings)
+        text = source.load_training_tokens(model.config.vocab_size)
+        number_format = QuantizationAware.from_model(
+            model, calibration_windows(text, model.config.max_seq_len), settings
+        )
     _, result = fine_tune_model(source.path, directory.path, training, straight_through=number_format)
     return result
-
-
-def load_number_format(directory: RunDirectory) -> QuantizationAware | None:
-    """Return what a run is trained for, or None if it is a float run.
-
-    Raises:
-        InputError: Its files are damaged.
-    """
-    return QuantizationAware.load(directory) if directory.number_format.exists() else None

@@ -25,15 +25,15 @@ from fixedpoint import load_export, save_export
 from fixedpoint.analysis import storage_bytes
 from fixedpoint.calibration import CHOICES, QuantizationSettings, TensorFormat, calibrate
 from fixedpoint.overrides import Overrides
+from fixedpoint.quantization_aware import QuantizationAware
 from fixedpoint.quantize import named_linears, quantize_transformer, weight_table
-from fixedpoint.row_scales import WeightBits
 from fixedpoint.widths import AccumulatorWidth, accumulator_table
-from model.data import windows
 from model.errors import InputError
 from model.run import RunDirectory
 from model.transformer import Transformer
 from scripts.evaluation import compare
 from scripts.output import add_json_argument, format_table, write_json
+from scripts.quantization_options import CALIBRATION_WINDOWS, calibration_windows, load_number_format, weight_bits
 from scripts.quantize_analysis import analyze
 from scripts.quantize_sweep import sweep
 from scripts.runs import add_run_argument, export_digest, file_digest, open_run, quantization_file
@@ -46,9 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weight-bits",
         type=weight_bits,
-        default=defaults.weight_bits,
         metavar="N",
-        help="2 to 8, or ternary: −1, 0 and 1 (default: %(default)s)",
+        help=f"2 to 8, or ternary: −1, 0 and 1 (default: {defaults.weight_bits}, or what RUN was trained for)",
     )
     for name, about in (
         ("activation", "activations between layers, 4 to 8"),
@@ -58,9 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{name}-bits",
             type=int,
-            default=getattr(defaults, f"{name}_bits"),
             metavar="N",
-            help=f"{about} (default: %(default)s)",
+            help=f"{about} (default: {getattr(defaults, f'{name}_bits')}, or what RUN was trained for)",
         )
     for name, about in (
         (
@@ -73,8 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{name}",
             choices=CHOICES[name],
-            default=getattr(defaults, name),
-            help=f"{about} (default: %(default)s)",
+            help=f"{about} (default: {getattr(defaults, name)})",
         )
     parser.add_argument(
         "--overrides",
@@ -85,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calibration-windows",
         type=int,
-        default=128,
+        default=CALIBRATION_WINDOWS,
         metavar="N",
         help="contexts of training text that choose the activations' formats (default: %(default)s)",
     )
@@ -101,23 +98,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json_argument(parser)
 
 
-def weight_bits(text: str) -> WeightBits:
-    """Read the width of weights: a number, or `ternary`."""
-    return "ternary" if text == "ternary" else int(text)
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Quantize, export, compare; or sweep."""
     directory = open_run(arguments.run)
-    settings = QuantizationSettings(
-        weight_bits=arguments.weight_bits,
-        activation_bits=arguments.activation_bits,
-        residual_bits=arguments.residual_bits,
-        embedding_bits=arguments.embedding_bits,
-        calibration=arguments.calibration,
-        scales=arguments.scales,
-        rounding=arguments.rounding,
-    )
+    asked = {name: getattr(arguments, name) for name in asdict(QuantizationSettings())}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    settings = QuantizationSettings(**asked)
+    number_format = load_number_format(directory)
+    if number_format is not None and (asked or arguments.overrides or arguments.sweep):
+        raise InputError(
+            f"{directory.path} was trained for its own number format, which is used as it is: give no other widths or methods"
+        )
     overrides = Overrides.load(arguments.overrides) if arguments.overrides else Overrides()
     # Before loading: a model that changes meanwhile does not fit it.
     model_sha256 = file_digest(directory.model_weights)
@@ -127,7 +118,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.sweep:
         figures = sweep(directory, model, model_sha256, tokens, settings, overrides)
     else:
-        figures = quantize(directory, model, model_sha256, tokens, settings, overrides, arguments.analyze)
+        figures = quantize(
+            directory, model, model_sha256, tokens, settings, overrides, arguments.analyze, number_format
+        )
     if arguments.json:
         write_json(arguments.json, figures)
         print(f"figures: {arguments.json}")
@@ -149,10 +142,16 @@ def quantize(
     settings: QuantizationSettings,
     overrides: Overrides,
     analyzed: bool,
+    number_format: QuantizationAware | None = None,
 ) -> dict[str, object]:
     """Write the integer model and its figures, print them, and return them."""
-    calibration = calibrate(model, tokens, settings, overrides)
-    quantized = quantize_transformer(model, calibration, settings)
+    if number_format is None:
+        calibration = calibrate(model, tokens, settings, overrides)
+        quantized = quantize_transformer(model, calibration, settings)
+    else:
+        settings, calibration = number_format.settings, number_format.calibration(model, tokens)
+        quantized = number_format.quantize(model)
+        print(f"the number format that {directory.path} was trained for: {asdict(settings)}\n")
     accumulators = accumulator_table(quantized)  # refuses a model that could overflow, before anything is written
     save_export(quantized, directory.quantized)
     # What is measured is what was written.
@@ -195,15 +194,6 @@ def quantize(
     )
     print(f"quantized model, {storage_bytes(quantized):,} bytes: {directory.quantized}")
     return figures
-
-
-def calibration_windows(tokens: np.ndarray, length: int, count: int) -> np.ndarray:
-    """Return at most `count` windows (N, T) spread evenly over the training text."""
-    if count < 1:
-        raise InputError(f"--calibration-windows must be at least 1, not {count}")
-    inputs, _ = windows(tokens, length)
-    chosen = np.linspace(0, len(inputs) - 1, min(len(inputs), count)).astype(np.int64)
-    return np.asarray(inputs[chosen])
 
 
 def tensor_row(row: TensorFormat) -> tuple[str, str, str, float, str]:

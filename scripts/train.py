@@ -44,9 +44,9 @@ from scripts.fine_tuning import (
     check_quantization_arguments,
     fine_tune,
     fine_tuned_directory,
-    load_number_format,
 )
 from scripts.output import format_duration
+from scripts.quantization_options import load_number_format
 
 # The demonstration's model: its attention fits on the board, and two cores train it in a minute or two.
 DEFAULT_MODEL: dict[str, Any] = {"embed_dim": 64, "num_heads": 4, "num_layers": 2, "max_seq_len": 64}

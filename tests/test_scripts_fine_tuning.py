@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fixedpoint import load_export
 from fixedpoint.quantization_aware import QuantizationAware
 from model import RunDirectory
 from model.data import windows
@@ -45,6 +46,29 @@ def test_default_directory_has_everything_and_the_source_is_as_it_was(
     assert record["source"] == RunDirectory(source).load_training_record()["source"]
     for path in (run.loss_plot, run.log_csv, run.sample, run.tokenizer):
         assert path.stat().st_size > 0
+
+
+def test_quantizing_it_gives_the_integers_that_it_was_trained_as(
+    quantized_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = Path(shutil.copytree(quantized_run, tmp_path / "run"))
+    run = RunDirectory(directory)
+    assert cli.main(["quantize", str(directory)]) == 0
+    printed = run.load_training_record()["results"]["validation_loss"]
+    assert load_export(run.quantized).loss(*windows(run.load_validation_tokens(), 16)) == printed
+    figures = json.loads((directory / "quantization.json").read_text())
+    assert figures["comparison"]["fixed_loss"] == pytest.approx(printed, abs=1e-12)
+    assert f"{printed:.4f}" in capsys.readouterr().out
+    number_format = QuantizationAware.load(run)
+    assert (figures["settings"]["weight_bits"], figures["settings"]["activation_bits"]) == (3, 6)
+    formats = {row["name"]: row["format"] for row in figures["activations"]}
+    assert formats["blocks.1.attention.key"] == str(number_format.formats["blocks.1.attention.key"])
+    assert formats["blocks.0.attention_residual"] == str(number_format.formats["residual"])
+    assert cli.main(["evaluate", str(directory)]) == 0
+    capsys.readouterr()
+    for words in (["--weight-bits", "4"], ["--rounding", "nearest"], ["--sweep"]):
+        assert cli.main(["quantize", str(directory), *words]) == 1
+        assert "was trained for its own number format" in capsys.readouterr().err
 
 
 def test_fine_tuning_in_floats(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
