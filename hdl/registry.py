@@ -31,9 +31,9 @@ from .matrix_vector import MatrixVector
 from .reciprocal import Reciprocal, ReciprocalSquareRoot
 from .requantize import Requantize
 from .rms_norm import RMSNorm
-from .sampler import Sampler
+from .sampler import Sampler, XorShift32
 from .softmax import Softmax, SoftmaxNumerators
-from .stream_parts import StreamRegister, WidthConverter
+from .stream_parts import StreamQueue, StreamRegister, WidthConverter
 from .uart import UART
 
 MATRIX_LANES = 64
@@ -45,6 +45,7 @@ CACHE_LANES = 8
 WIDE_LANES = 4
 TEMPERATURE = 0.8
 UART_DIVISOR = 4
+QUEUE_DEPTH = 64
 
 
 @dataclass(frozen=True)
@@ -221,6 +222,8 @@ _ENTRIES = (
         "3 from a token's last word",
         "1 word a cycle either way",
     ),
+    CoreEntry("random-numbers", lambda model, layer: XorShift32(), make.random_number_vectors, "1", "1 number a cycle"),
+    CoreEntry("stream-queue", lambda model, layer: StreamQueue(8, QUEUE_DEPTH), make.passing_vectors, "3", "1 a cycle"),
     CoreEntry("stream-register", lambda model, layer: StreamRegister(8), make.passing_vectors, "1", "1 a cycle"),
     CoreEntry(
         "width-converter",

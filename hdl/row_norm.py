@@ -198,16 +198,19 @@ class RowNorm(wiring.Component):
         return signed(max(self.parameters.product_bits, self._half.bit_length()) + 1)
 
     def _affine_memory(self) -> memory.Memory:
-        """Return the words of scale and, with half an output unit, shift."""
+        """Return the words of scale and, in LayerNorm, of shift with half an output unit."""
         parameters = self.parameters
-        scales = parameters.scale.tolist()
-        shifts = parameters.shift.tolist() if isinstance(parameters, fixedpoint.LayerNorm) else [0] * len(scales)
-        pair = data.StructLayout({"scale": shape_of(parameters.scale_format), "shift": self._total_shape})
-        pairs = [{"scale": one, "shift": two + self._half} for one, two in zip(scales, shifts, strict=True)]
-        init = [pairs[start : start + self.lanes] for start in range(0, len(pairs), self.lanes)]
+        columns = {"scale": parameters.scale.tolist()}
+        shapes = {"scale": shape_of(parameters.scale_format)}
+        if isinstance(parameters, fixedpoint.LayerNorm):
+            columns["shift"] = [shift + self._half for shift in parameters.shift.tolist()]
+            shapes["shift"] = self._total_shape
+        elements = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        init = [elements[start : start + self.lanes] for start in range(0, len(elements), self.lanes)]
+        word = data.ArrayLayout(data.StructLayout(shapes), self.lanes)
         # A few wide words would leave most of many block RAMs empty.
         style = {"ram_style": "logic"} if self.words <= LOGIC_WORDS else {}
-        return memory.Memory(shape=data.ArrayLayout(pair, self.lanes), depth=self.words, init=init, attrs=style)
+        return memory.Memory(shape=word, depth=self.words, init=init, attrs=style)
 
     def _lane_pipeline(self, m, name, move, scaled, offset, mantissa, shift, affine, result):
         """Build one lane's last 12 stages: C·x − S times the root (3), its two halves added, shift, clip, round, times scale (3), plus shift, cast.
@@ -230,7 +233,12 @@ class RowNorm(wiring.Component):
         doubled = register("doubled", signed(len(quotient) + 1))
         clipped = register("clipped", signed(normalized_format.bits + 1))
         scale = register("scale", affine.scale.shape())
-        betas = [register(f"beta_{stage}", affine.shift.shape()) for stage in range(Multiplier.latency + 1)]
+        addend = Const(self._half, self._total_shape)
+        if isinstance(parameters, fixedpoint.LayerNorm):
+            betas = [register(f"beta_{stage}", self._total_shape) for stage in range(Multiplier.latency + 1)]
+            addend = betas[-1]
+            with m.If(move):
+                m.d.sync += [after.eq(before) for before, after in pairwise([affine.shift, *betas])]
         normalized = register("normalized", shape_of(normalized_format))
         product = multiply(m, f"{name}_product", normalized, scale, move)
         total = register("total", self._total_shape)
@@ -243,8 +251,7 @@ class RowNorm(wiring.Component):
                 clipped.eq(saturate(doubled, QFormat(normalized_format.bits + 1, 0))),
                 normalized.eq(saturate((clipped + 1) >> 1, normalized_format)),
                 scale.eq(affine.scale),
-                *(after.eq(before) for before, after in pairwise([affine.shift, *betas])),
-                total.eq(product + betas[-1]),
+                total.eq(product + addend),
                 output.eq(saturate(cast, parameters.output)),
             ]
         m.d.comb += result.eq(output)

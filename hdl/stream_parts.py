@@ -18,9 +18,12 @@ class StreamRegister(wiring.Component):
     Resources: two registers of the payload and a multiplexer.
 
     Attributes:
+        latency: 1.
         i: In, stream of the given shape.
         o: Out, stream of the same shape.
     """
+
+    latency = 1
 
     def __init__(self, shape: ShapeLike):
         Shape.cast(shape)  # what is no shape is refused here
@@ -54,9 +57,12 @@ class StreamQueue(wiring.Component):
 
     Attributes:
         depth: Payloads that the FIFO holds; the register holds one more.
+        latency: 3.
         i: In, stream of the given shape.
         o: Out, stream of the same shape.
     """
+
+    latency = 3
 
     def __init__(self, shape: ShapeLike, depth: int):
         if isinstance(depth, bool) or not isinstance(depth, int) or depth < 2:

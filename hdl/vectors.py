@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from amaranth.lib import wiring
 
+import fixedpoint
 from fixedpoint import QFormat, argmax, requantize
 
 from .row_norm import RowNorm
@@ -188,6 +189,20 @@ def sampler_vectors(core: wiring.Component, generator: np.random.Generator, coun
     return Vectors({"i": row_columns("data", rows), "i_random": numbers}, {"o": {"token": tokens}})
 
 
+def random_number_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
+    """Return requests, some of which start a new sequence, and the numbers of the sequences."""
+    restart = generator.random(count) < 0.1
+    restart[0] = True
+    states = generator.integers(1, 1 << 32, count)
+    numbers, sequence = [], None
+    for starts, state in zip(restart, states, strict=True):
+        if starts:
+            sequence = fixedpoint.XorShift32([state])
+        numbers.append(int(sequence.next()[0]))
+    requests = {"restart": restart.astype(np.int64), "state": states}
+    return Vectors({"i": requests}, {"o": numbers}, count - 1 + core.latency)
+
+
 def cache_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
     """Return tokens' keys and values, in sequences of all lengths, and the rows that each token finds."""
     pairs = generator.integers(-128, 128, (count, 2, core.channels))
@@ -217,9 +232,9 @@ def places_of(starts: np.ndarray, context_length: int) -> list[int]:
 
 
 def passing_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
-    """Return bytes that leave a register as they came, a cycle later."""
+    """Return bytes that leave a register or a queue as they came."""
     values = generator.integers(0, 256, count)
-    return Vectors({"i": values}, {"o": values}, count)
+    return Vectors({"i": values}, {"o": values}, count - 1 + core.latency)
 
 
 def width_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
