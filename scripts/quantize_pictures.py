@@ -11,60 +11,60 @@ import numpy as np
 from fixedpoint import QFormat, QuantizedTransformer
 from fixedpoint.analysis import TensorComparison
 from fixedpoint.calibration import Calibration
-from fixedpoint.histogram import HALF, Histogram
+from fixedpoint.histogram import Histogram
 from fixedpoint.quantize import named_linears
 from model.pictures import new_figure, save_figure
 
-COLUMNS = 6
-BARS = 128
+BARS = 160
+SHOWN = 1.25  # of the representable range, so that what saturates is seen beyond its ends
 
 
 def draw_activations(calibration: Calibration, path: Path) -> None:
-    """Draw each activation's values on the calibration text over the range of its format; what lies beyond the red rails saturates."""
-    formats = {tensor.name: QFormat.parse(tensor.format) for tensor in calibration.tensors}
-    saturated = {tensor.name: tensor.saturated for tensor in calibration.tensors}
-    names = list(calibration.histograms)
-    figure = new_figure(3 * COLUMNS, 1.9 * math.ceil(len(names) / COLUMNS))
-    for index, name in enumerate(names):
-        axes = figure.add_subplot(math.ceil(len(names) / COLUMNS), COLUMNS, index + 1)
-        edges, counts = rebinned(calibration.histograms[name], formats[name])
-        axes.stairs(counts, edges, fill=True, color="tab:blue")
-        axes.set_yscale("log")
-        for rail in (formats[name].minimum, formats[name].maximum):
-            axes.axvline(rail, color="tab:red", linewidth=1)
-        axes.set_title(f"{name}\n{formats[name]}, {saturated[name]:.2%} saturated", fontsize=7)
-        axes.tick_params(labelsize=6)
-    save_figure(figure, path)
+    """Draw how each activation's values on the calibration text lie over the range of its format, a row a tensor."""
+    tensors = {tensor.name: tensor for tensor in calibration.tensors}
+    rows = [over_range(calibration.histograms[name], QFormat.parse(tensors[name].format)) for name in tensors]
+    labels = [f"{name}   {tensor.format}   {tensor.saturated:.2%}" for name, tensor in tensors.items()]
+    _draw_rows(
+        labels, rows, "value over the largest of its format; beyond ±1 it saturates (fraction at the names)", path
+    )
 
 
-def rebinned(histogram: Histogram, target: QFormat) -> tuple[np.ndarray, np.ndarray]:
-    """Return edges and counts of at most some 128 bars that show the whole of a histogram and of a format's range."""
-    end = max(histogram.peak, -target.minimum)
-    # Bars of a power of two of bins, so that every bin falls into one bar.
-    together = 1 << max(0, math.ceil(math.log2(max(1.0, 2 * histogram.peak / math.ldexp(BARS, histogram.exponent)))))
-    width = math.ldexp(together, histogram.exponent)
-    counts = histogram.counts.reshape(-1, together).sum(axis=1)
-    first = -(HALF // together)
-    edges = np.arange(first, first + len(counts) + 1) * width
-    shown = (edges[1:] > -end - width) & (edges[:-1] < end + width) & (counts > 0)
-    lowest, highest = np.flatnonzero(shown)[[0, -1]]
-    return edges[lowest : highest + 2], counts[lowest : highest + 1]
+def over_range(histogram: Histogram, target: QFormat) -> np.ndarray:
+    """Return the counts (BARS,) of a histogram from −1.25 to 1.25 times a format's largest magnitude; what lies farther is at the ends."""
+    places = (histogram.middles / (SHOWN * -target.minimum) + 1) / 2 * BARS
+    bars = np.clip(np.floor(places), 0, BARS - 1).astype(np.int64)
+    return np.bincount(bars, weights=histogram.counts, minlength=BARS)
 
 
 def draw_weights(quantized: QuantizedTransformer, path: Path) -> None:
-    """Draw how often each integer occurs in each layer, over all that the width represents."""
-    layers = named_linears(quantized)
-    figure = new_figure(3 * COLUMNS, 1.9 * math.ceil(len(layers) / COLUMNS))
-    for index, (name, layer) in enumerate(layers.items()):
+    """Draw how often each integer occurs in each layer, over all that the widths represent, a row a layer."""
+    labels, rows = [], []
+    for name, layer in named_linears(quantized).items():
         code = QFormat(layer.weight_bits, 0)
-        axes = figure.add_subplot(math.ceil(len(layers) / COLUMNS), COLUMNS, index + 1)
         counts = np.bincount(layer.weight.reshape(-1) - code.minimum_integer, minlength=1 << code.bits)
-        places = np.arange(code.minimum_integer, code.maximum_integer + 1)
-        ends = counts[[0, -1]].sum() / layer.weight.size
-        axes.stairs(counts, np.append(places, places[-1] + 1) - 0.5, fill=True, color="tab:green")
-        axes.set_xlim(places[0] - 1, places[-1] + 1)
-        axes.set_title(f"{name}\n{layer.weight_bits} bits, {ends:.2%} at an end", fontsize=7)
-        axes.tick_params(labelsize=6)
+        labels.append(f"{name}   {layer.weight_bits} bits   {counts[[0, -1]].sum() / layer.weight.size:.2%}")
+        bars = (np.arange(BARS) + 0.5) / BARS * 2 * SHOWN - SHOWN  # each integer is a block of bars
+        integers = np.floor(bars * -code.minimum_integer + 0.5).astype(np.int64) - code.minimum_integer
+        inside = (integers >= 0) & (integers < len(counts))
+        rows.append(np.where(inside, counts[np.clip(integers, 0, len(counts) - 1)], 0))
+    _draw_rows(labels, rows, "integer over the largest of its width (fraction at the ends at the names)", path)
+
+
+def _draw_rows(labels: Sequence[str], rows: Sequence[np.ndarray], about: str, path: Path) -> None:
+    """Draw counts as colours, each row over its own largest count."""
+    figure = new_figure(11, 1 + 0.2 * len(rows))
+    axes = figure.add_subplot()
+    shares = np.array([row / max(row.max(), 1) for row in rows])
+    picture = np.log10(np.maximum(shares, 1e-6))
+    picture[shares == 0] = np.nan
+    image = axes.imshow(
+        picture, aspect="auto", extent=(-SHOWN, SHOWN, len(rows) - 0.5, -0.5), cmap="viridis", interpolation="nearest"
+    )
+    for rail in (-1, 1):
+        axes.axvline(rail, color="tab:red", linewidth=1)
+    axes.set_yticks(range(len(labels)), labels, fontsize=7)
+    axes.set_xlabel(about)
+    figure.colorbar(image, ax=axes, label="values, log10 of the row's fullest bar", pad=0.01)
     save_figure(figure, path)
 
 
