@@ -132,40 +132,37 @@ class WidthConverter(wiring.Component):
         word, last = Signal(narrow * ratio, reset_less=True), Signal(reset_less=True)
         part = Signal(range(ratio))  # that arrives or leaves
         final = part == ratio - 1
-        free, taken, given = Signal(), Signal(), Signal()
-        m.d.comb += [
-            taken.eq(self.i.valid & self.i.ready),
-            given.eq(self.o.valid & self.o.ready),
-            free.eq(~self.o.valid | self.o.ready),
-        ]
+        free = Signal()
+        m.d.comb += free.eq(~self.o.valid | self.o.ready)
         # The elements shift by a narrow word, so that the first one ends up, or begins, in the lowest bits.
         if widen:
             m.d.comb += [self.i.ready.eq(free), self.o.payload.data.eq(word), self.o.payload.last.eq(last)]
-            with m.If(given):
-                m.d.sync += self.o.valid.eq(0)
-            with m.If(taken):
+            with m.If(free):
+                m.d.sync += self.o.valid.eq(self.i.valid & final)
+            with m.If(free & self.i.valid):
                 m.d.sync += [
                     word.eq(Cat(word[narrow:], self.i.payload.data)),
                     last.eq(self.i.payload.last),
                     part.eq(Mux(final, 0, part + 1)),
-                    self.o.valid.eq(final),
                     Assert(
                         final | ~self.i.payload.last,
                         Format("width converter: a row ends after {} of {} parts of a word", part + 1, ratio),
                     ),
                 ]
         else:
+            renewed = ~self.o.valid | final  # what moves is a word of `i`, or nothing
             m.d.comb += [
-                self.i.ready.eq(~self.o.valid | (self.o.ready & final)),
+                self.i.ready.eq(free & renewed),
                 self.o.payload.data.eq(word),
                 self.o.payload.last.eq(last & final),
             ]
-            with m.If(given):
-                m.d.sync += [word.eq(word[narrow:]), part.eq(Mux(final, 0, part + 1))]
-                with m.If(final):
-                    m.d.sync += self.o.valid.eq(0)
-            with m.If(taken):
-                m.d.sync += [word.eq(self.i.payload.data), last.eq(self.i.payload.last), self.o.valid.eq(1)]
+            with m.If(free):
+                m.d.sync += [
+                    word.eq(Mux(renewed, Cat(self.i.payload.data), word[narrow:])),
+                    last.eq(Mux(renewed, self.i.payload.last, last)),
+                    self.o.valid.eq(~renewed | self.i.valid),
+                    part.eq(Mux(renewed, 0, part + 1)),
+                ]
         return m
 
 
