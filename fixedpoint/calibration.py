@@ -16,13 +16,12 @@ from model.parameters import parameter_shapes
 
 from .compensation import Moments
 from .errors import QuantizationError
-from .histogram import MAXIMUM_FRACTION, Histogram, covering_format
+from .histogram import CANDIDATES, MAXIMUM_FRACTION, Histogram, covering_format
 from .overrides import TABLES, Overrides, ResolvedOverrides
 from .qformat import QFormat
 from .row_scales import WeightBits, storage_bits
 
-# The residual stream saturates for good once it leaves its range, and 16 bits have precision to spare: a quarter of
-# headroom above the largest value that calibration saw.
+# What saturates in the residual stream stays wrong, and logits are compared: a quarter of headroom above the largest value that calibration saw.
 RESIDUAL_HEADROOM = 1.25
 PERCENTILE = 99.99
 # A format that is given may clip outliers, but not a tensor: what it saturates beyond this fraction is a mistake.
@@ -140,8 +139,8 @@ def calibrate(
     # What these two produce is added to the residual stream, and has its format.
     own = [name for name in observed.histograms if not (_is_residual(name) or name.endswith(PRODUCE_RESIDUAL))]
     changes = (overrides or Overrides()).resolve(layer_names(model.config), ["residual", *own])
-    residual = max((observed.histograms[name] for name in observed.histograms if _is_residual(name)), key=_peak)
-    formats = {"residual": _choose("residual", residual, settings, changes)}
+    stream = [histogram for name, histogram in observed.histograms.items() if _is_residual(name)]
+    formats = {"residual": _residual_format(stream, settings, changes)}
     for name in own:
         formats[name] = _choose(name, observed.histograms[name], settings, changes)
     used = {
@@ -215,15 +214,33 @@ def _is_residual(name: str) -> bool:
     return name == "embedding" or name.endswith("_residual")
 
 
-def _peak(histogram: Histogram) -> float:
-    return histogram.peak
+def _residual_format(stream: list[Histogram], settings: QuantizationSettings, changes: ResolvedOverrides) -> QFormat:
+    """Return the format of the residual stream from its tensors' histograms.
+
+    The stream often grows from block to block, while each norm that reads it sees only ratios: so the noise of every tensor counts in
+    relation to its own power, and rare values at the end may be clipped for the sake of the beginning.
+    """
+    widest = max(stream, key=lambda histogram: histogram.peak)
+    if "residual" in changes.formats:
+        return _checked("residual", widest, changes.formats["residual"])
+    covering = covering_format(widest.peak * RESIDUAL_HEADROOM, settings.residual_bits)
+    if settings.calibration != "least-squares":
+        return covering
+
+    def relative_noise(target: QFormat) -> float:
+        return sum(histogram.noise(target) / histogram.square_sum for histogram in stream if histogram.square_sum)
+
+    candidates = [
+        QFormat(covering.bits, min(covering.fraction + finer, MAXIMUM_FRACTION)) for finer in range(CANDIDATES)
+    ]
+    return min(candidates, key=relative_noise)
 
 
 def _choose(name: str, histogram: Histogram, settings: QuantizationSettings, changes: ResolvedOverrides) -> QFormat:
     """Return the format of one tensor."""
     if name in changes.formats:
         return _checked(name, histogram, changes.formats[name])
-    if name in ("residual", "logits"):
+    if name == "logits":
         return covering_format(histogram.peak * RESIDUAL_HEADROOM, settings.residual_bits)
     bits = changes.activation_bits.get(name, settings.activation_bits)
     if settings.calibration == "maximum":

@@ -47,9 +47,32 @@ def test_the_residual_has_headroom_above_all_its_tensors(eighth):
     seen = {}
     model.forward(tokens, observe=lambda name, values: seen.setdefault(name, np.array(values)))
     largest = max(np.abs(seen[name]).max() for name in seen if name == "embedding" or name.endswith("_residual"))
-    target = calibrate(model, tokens, QuantizationSettings()).formats["residual"]
+    target = calibrate(model, tokens, QuantizationSettings(calibration="maximum")).formats["residual"]
     assert target.maximum >= 1.25 * largest
     assert QFormat(16, target.fraction + 1).maximum < 1.25 * largest
+
+
+def test_the_residual_clips_the_rare_and_late_for_the_sake_of_the_early():
+    """A stream whose beginning is 100 times smaller than a few values at its end, at widths that can and cannot hold both."""
+
+    class Growing:
+        config = small_model().config
+
+        def forward(self, tokens, observe):
+            generator = np.random.default_rng(0)
+            early = generator.normal(size=(200, 6, 8))
+            late = 3 * generator.normal(size=(200, 6, 8))
+            late[0, 0, 0] = 100.0
+            observe("embedding", early)
+            observe("blocks.0.attention_residual", late)
+
+    ends = {}
+    for bits in (16, 12, 8):
+        formats = formats_of(Growing(), some_tokens(), residual_bits=bits)
+        ends[bits] = formats["residual"].maximum
+        assert formats_of(Growing(), some_tokens(), residual_bits=bits, calibration="maximum")["residual"].maximum > 125
+    assert ends[16] > 125
+    assert 10 < ends[8] < 64
 
 
 def test_the_query_is_calibrated_with_its_folded_scale():
