@@ -8,6 +8,7 @@ from typing import Any
 
 from fixedpoint.calibration import QuantizationSettings
 from fixedpoint.quantization_aware import QuantizationAware
+from fixedpoint.row_scales import storage_bits
 from model import InputError, RunDirectory, TrainingConfig, TrainingResult
 from model.fine_tuning import fine_tune_model
 from scripts.quantization_options import calibration_windows, weight_bits
@@ -35,7 +36,10 @@ def check_quantization_arguments(arguments: argparse.Namespace) -> None:
 
     Raises:
         InputError: Quantization without a model to begin with, or widths without it.
+        QuantizationError: Weights of an impossible width.
     """
+    if arguments.quantize is not None:
+        storage_bits(arguments.quantize)
     if arguments.quantize is not None and not isinstance(arguments.resume, Path):
         raise InputError(
             "--quantize begins with a trained model: positron train --resume RUN --quantize BITS (an interrupted run is "
