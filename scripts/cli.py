@@ -28,6 +28,7 @@ COMMANDS = (
     "report",
     "demo",
     "prove",
+    "campaign",
     "benchmark",
     "host",
     "doctor",

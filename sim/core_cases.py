@@ -50,6 +50,12 @@ class Wired(wiring.Component):
         return m
 
 
+def wired(entry: CoreEntry, core: wiring.Component) -> wiring.Component:
+    """Return a component that an entry built with the entry's wires; the component itself where it has only streams."""
+    plain = any(not member.is_signature for member in core.signature.members.values())
+    return Wired(core, entry.wires) if plain else core
+
+
 @dataclass(frozen=True)
 class CoreWords:
     """Stimuli and golden results of a core as raw words.
@@ -90,10 +96,9 @@ def core_words(entry: CoreEntry, core: wiring.Component, count: int, seed: int) 
 def core_bench(entry: CoreEntry, core: wiring.Component, count: int, seed: int) -> StreamBench:
     """Return a bench of a registered core; arguments as for `core_words`, the component fresh, since it is elaborated once."""
     words = core_words(entry, core, count, seed)
-    plain = any(not member.is_signature for member in core.signature.members.values())
     return StreamBench(
         entry.name,
-        Wired(core, entry.wires) if plain else core,
+        wired(entry, core),
         words.inputs,
         words.outputs,
         constants=entry.constants,

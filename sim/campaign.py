@@ -1,0 +1,172 @@
+"""Campaigns: a core against its specification on a million random vectors and more.
+
+The vectors are made in chunks. Chunk k of a campaign uses seed + k for everything: the vectors, the stalls (each seed has one of `STALLS`),
+the cycle of the reset in its middle. So a chunk that failed is repeated alone by a campaign of one chunk with its seed.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from amaranth.lib import wiring
+
+from hdl import CircuitError
+from hdl.registry import CoreEntry
+
+from .bench import BenchFailure
+from .core_cases import wired
+from .harness import Harness
+from .native_bench import NativeBench, Stalls
+from .payload import pack_words
+
+CHUNK = 20_000  # vectors; the smallest unit of time limits and of repetition
+# Probabilities (source, sink) of a pause: full speed, light on both sides, heavy on either or both. Odd and even seeds get all of them.
+STALLS = ((0.0, 0.0), (0.1, 0.1), (0.6, 0.1), (0.1, 0.6), (0.5, 0.5))
+LONGEST_START = 12  # bits: the reset in the middle comes within so many powers of two cycles
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Vectors of one seed.
+
+    Attributes:
+        seed: Theirs.
+        vectors: How many.
+        inputs, outputs: For each stream, its words, as `sim.payload.pack_words` returns them.
+        cycles: As `hdl.vectors.Vectors`'s.
+    """
+
+    seed: int
+    vectors: int
+    inputs: dict[str, np.ndarray]
+    outputs: dict[str, np.ndarray]
+    cycles: int | None
+
+
+@dataclass(frozen=True)
+class CampaignResult:
+    """What a campaign has shown.
+
+    Attributes:
+        core: The core's name.
+        seed: Of the first chunk.
+        vectors: Rows, tokens or values given, all results of which were compared.
+        wanted: How many there were to be; more than `vectors` where time was up or a chunk failed.
+        results: Words compared on the outputs.
+        cycles: Clock cycles simulated.
+        seconds: Wall time, building left out.
+        failure: What was wrong; empty where all were equal.
+        failed_seed, failed_vectors: The campaign in which the failure comes back; None where there is none.
+    """
+
+    core: str
+    seed: int
+    vectors: int
+    wanted: int
+    results: int
+    cycles: int
+    seconds: float
+    failure: str = ""
+    failed_seed: int | None = None
+    failed_vectors: int | None = None
+
+
+def make_chunk(entry: CoreEntry, core: wiring.Component, seed: int, count: int) -> Chunk:
+    """Return the vectors of a seed as words."""
+    vectors = entry.vectors(core, np.random.default_rng(seed), count)
+
+    def words(columns: Mapping[str, object]) -> dict[str, np.ndarray]:
+        return {port: pack_words(getattr(core, port).payload.shape(), values) for port, values in columns.items()}
+
+    return Chunk(seed, count, words(vectors.inputs), words(vectors.outputs), vectors.cycles)
+
+
+def stalls_of(entry: CoreEntry, seed: int) -> Stalls:
+    """Return how the streams stall in the chunk of a seed, and when the core is reset in its middle."""
+    source, sink = STALLS[seed % len(STALLS)]
+    generator = np.random.default_rng((seed, len(STALLS)))
+    reset_after = int(generator.integers(1, 1 << int(generator.integers(1, LONGEST_START + 1))))
+    # What leaves by a wire does not wait: a receiver whose sink pauses would lose bytes.
+    return Stalls(seed, source, 0.0 if entry.wires else sink, reset_after)
+
+
+def build_bench(entry: CoreEntry, core: wiring.Component, build_directory: str | Path) -> NativeBench:
+    """Return the compiled bench of a component that an entry built; the component is elaborated.
+
+    Raises:
+        ToolError: Verilator, Yosys or a compiler is missing or failed.
+    """
+    return NativeBench.build(entry.name, Harness(wired(entry, core), entry.constants), Path(build_directory))
+
+
+def run_campaign(
+    entry: CoreEntry,
+    bench: NativeBench,
+    vectors: int,
+    seed: int,
+    *,
+    seconds: float | None = None,
+    chunk: int = CHUNK,
+    progress: Callable[[int], None] = lambda count: None,
+) -> CampaignResult:
+    """Run a core on random vectors until all are done, one is wrong, or time is up.
+
+    The next chunk's golden results are computed while a chunk is simulated.
+
+    Args:
+        entry: The core's entry.
+        bench: Its compiled bench.
+        vectors: How many rows, tokens or values, as fits the core.
+        seed: Of the first chunk; chunk k has `seed + k`.
+        seconds: No chunk begins after so many seconds; None: no limit.
+        chunk: Vectors in a chunk, the last one's rest left out.
+        progress: Called with the number of vectors done after each chunk.
+
+    Raises:
+        CircuitError: No vectors, or a seed that is negative or too large.
+    """
+    if vectors < 1 or chunk < 1:
+        raise CircuitError(f"a campaign needs at least one vector in a chunk, not {vectors} in chunks of {chunk}")
+    chunks = -(-vectors // chunk)
+    if not 0 <= seed <= (1 << 32) - chunks:
+        raise CircuitError(f"the seeds of a campaign, {seed} to {seed + chunks - 1}, must have 32 bits")
+    core = entry.example()
+    result = CampaignResult(entry.name, seed, 0, vectors, 0, 0, 0.0)
+    began = time.monotonic()
+    with ThreadPoolExecutor(1) as executor:
+
+        def ahead(number: int):
+            return executor.submit(make_chunk, entry, core, seed + number, min(chunk, vectors - number * chunk))
+
+        coming = ahead(0)
+        for number in range(chunks):
+            made = coming.result()
+            last = number + 1 == chunks or (seconds is not None and time.monotonic() - began >= seconds)
+            if not last:
+                coming = ahead(number + 1)
+            try:
+                run = bench.run(made.inputs, made.outputs, stalls_of(entry, made.seed), expected_cycles=made.cycles)
+            except BenchFailure as failure:
+                coming.cancel()
+                return dataclasses.replace(
+                    result,
+                    seconds=time.monotonic() - began,
+                    failure=str(failure),
+                    failed_seed=made.seed,
+                    failed_vectors=made.vectors,
+                )
+            result = dataclasses.replace(
+                result,
+                vectors=result.vectors + made.vectors,
+                results=result.results + run.results,
+                cycles=result.cycles + run.total_cycles,
+                seconds=time.monotonic() - began,
+            )
+            progress(made.vectors)
+            if last:
+                break
+    return result
