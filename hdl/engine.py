@@ -205,15 +205,20 @@ class Engine(wiring.Component):
             init=[word.from_bits(bits) for bits in self.init],
             attrs={"ram_style": "block"},
         )
-        read_port = words.read_port()
-        elements = Signal(word, reset_less=True)
-        command, taken = self.i.payload, Signal()
-        m.d.comb += [read_port.en.eq(1), read_port.addr.eq(command.address), taken.eq(self.i.valid & self.i.ready)]
-        m.d.sync += elements.eq(read_port.data)
+        # An asynchronous port and a register behind it are what synthesis makes into the block RAM's own synchronous port.  So written, it sees that the
+        # port rests while a word is written, and adds no multiplexer for what a read of the same word would give.
+        read_port = words.read_port(domain="comb")
+        command, taken, writing = self.i.payload, Signal(), Signal()
+        answer, elements = Signal(word, reset_less=True), Signal(word, reset_less=True)
+        m.d.comb += [taken.eq(self.i.valid & self.i.ready), read_port.addr.eq(command.address)]
+        with m.If(~writing):
+            m.d.sync += answer.eq(read_port.data)
+        m.d.sync += elements.eq(answer)
         if Operation.WRITE in self.operations:
             write_port = words.write_port()
             m.d.comb += [
-                write_port.en.eq(taken & (command.operation == Operation.WRITE)),
+                writing.eq(taken & (command.operation == Operation.WRITE)),
+                write_port.en.eq(writing),
                 write_port.addr.eq(command.address),
             ]
             m.d.comb += [
