@@ -48,7 +48,10 @@ def row_columns(field: str, rows: Sequence[np.ndarray], lanes: int = 1) -> dict[
 def random_rows(
     number_format: QFormat, shortest: int, longest: int, generator: np.random.Generator, count: int
 ) -> list[np.ndarray]:
-    """Return `count` rows: both rails, all equal, one-hot, rising; then random ones of all lengths and spreads."""
+    """Return `count` rows: both rails, all equal, one-hot, rising; then random ones of all lengths and spreads.
+
+    Among these, one in eight is all equal, one in eight has nothing but rails, and one in eight is one-hot.
+    """
     low, high = number_format.minimum_integer, number_format.maximum_integer
     place = np.arange(longest)
     rows = [
@@ -59,11 +62,28 @@ def random_rows(
         np.where(place % 2, low, high),
         np.linspace(low, high, longest).astype(np.int64),
     ]
-    while len(rows) < count:
-        spread = int(generator.integers(1, number_format.bits + 1))
-        row = generator.integers(low, high + 1, generator.integers(shortest, longest + 1))
-        rows.append(row >> (number_format.bits - spread))
+    others = max(0, count - len(rows))
+    narrowed = generator.integers(0, number_format.bits, (others, 1))
+    values = generator.integers(low, high + 1, (others, longest)) >> narrowed
+    lengths = generator.integers(shortest, longest + 1, others)
+    kind = generator.integers(8, size=(others, 1))
+    values = np.where(kind == 0, values[:, :1], values)
+    values = np.where(kind == 1, np.where(values & 1, high, low), values)
+    values = np.where(kind == 2, np.where(place == generator.integers(longest, size=(others, 1)), high, low), values)
+    rows += [row[:length] for row, length in zip(values, lengths, strict=True)]
     return rows[:count]
+
+
+def each_row(compute: Callable[..., np.ndarray], rows: Sequence[np.ndarray], *others: np.ndarray) -> list[np.ndarray]:
+    """Return what a function of rows gives for each row and each of the other arguments: one call for all rows of a length."""
+    lengths = np.array([len(row) for row in rows])
+    results = [np.empty(0)] * len(rows)
+    for length in np.unique(lengths):
+        places = np.flatnonzero(lengths == length)
+        together = compute(np.array([rows[place] for place in places]), *(other[places] for other in others))
+        for place, result in zip(places, together, strict=True):
+            results[place] = result
+    return results
 
 
 def row_vectors(field_in: str, field_out: str, shortest: Callable[[wiring.Component], int] | None = None) -> Maker:
@@ -82,7 +102,7 @@ def row_vectors(field_in: str, field_out: str, shortest: Callable[[wiring.Compon
         )
         number_format = parameters.score if hasattr(parameters, "score") else parameters.input
         rows = random_rows(number_format, shortest(core) if shortest else longest, longest, generator, count)
-        results = [parameters.compute(row) for row in rows]
+        results = each_row(parameters.compute, rows)
         cycles = None if shortest else core.cycles(len(rows))
         lanes = core.lanes if isinstance(core, RowNorm) else 1
         return Vectors({"i": row_columns(field_in, rows, lanes)}, {"o": row_columns(field_out, results, lanes)}, cycles)
@@ -94,7 +114,7 @@ def numerators_vectors(core: wiring.Component, generator: np.random.Generator, c
     """Return rows of scores, their numerators and the rows' sums."""
     parameters = core.parameters
     rows = random_rows(parameters.score, 1, parameters.length, generator, count)
-    results = [parameters.numerators(row) for row in rows]
+    results = each_row(parameters.numerators, rows)
     outputs = {"o": row_columns("numerator", results), "o_denominator": [int(row.sum()) for row in results]}
     return Vectors({"i": row_columns("score", rows)}, outputs)
 
@@ -103,8 +123,8 @@ def random_magnitudes(width: int, smallest: int, generator: np.random.Generator,
     """Return `count` unsigned integers of up to `width` bits: both limits, the powers of two, then random ones of all lengths."""
     limits = [smallest, (1 << width) - 1, *(1 << bit for bit in range(width))]
     lengths = generator.integers(1, width + 1, max(0, count - len(limits)))
-    random = [max(smallest, int(generator.integers(0, 1 << int(length)))) for length in lengths]
-    return np.array((limits + random)[:count], dtype=np.int64)
+    random = np.maximum(smallest, generator.integers(0, np.left_shift(np.int64(1), lengths)))
+    return np.concatenate([np.array(limits, dtype=np.int64), random])[:count]
 
 
 def exponential_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
@@ -175,7 +195,7 @@ def logit_rows(core: wiring.Component, logits: QFormat, generator: np.random.Gen
 def argmax_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
     """Return rows of logits and the lowest index of each row's maximum."""
     rows = logit_rows(core, core.logits, generator, count)
-    tokens = [int(argmax(row)) for row in rows]
+    tokens = each_row(argmax, rows)
     cycles = sum(map(len, rows)) - 1 + core.latency
     return Vectors({"i": row_columns("data", rows)}, {"o": {"token": tokens}}, cycles)
 
@@ -185,7 +205,7 @@ def sampler_vectors(core: wiring.Component, generator: np.random.Generator, coun
     rows = logit_rows(core, core.parameters.logits, generator, count)
     extremes = np.array([0, (1 << 32) - 1], dtype=np.uint32)
     numbers = np.concatenate([extremes, generator.integers(0, 1 << 32, count, dtype=np.uint32)])[:count]
-    tokens = [int(core.parameters.choose(row, number)) for row, number in zip(rows, numbers, strict=True)]
+    tokens = each_row(core.parameters.choose, rows, numbers)
     return Vectors({"i": row_columns("data", rows), "i_random": numbers}, {"o": {"token": tokens}})
 
 
