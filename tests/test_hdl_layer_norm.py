@@ -122,3 +122,8 @@ def test_impossible_parameters_are_refused_by_name():
             LayerNorm(specification(4), lanes)
     with pytest.raises(CircuitError, match=r"of 4 channels needs .* at least 14 mantissa bits, not 12"):
         LayerNorm(coarse)
+    wide = dataclasses.replace(specification(4), reciprocal_square_root=fixedpoint.ReciprocalSquareRoot(8, 18))
+    with pytest.raises(
+        CircuitError, match="LayerNorm needs a reciprocal square root of at most 17 mantissa bits.* not 18"
+    ):
+        LayerNorm(wide)
