@@ -6,7 +6,7 @@ from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from hdl import CircuitError
-from hdl.memory_check import memories, refuse_lost_block_rams, unmappable_memory
+from hdl.memory_check import MemoryIntent, memories, refuse_lost_block_rams, unmappable_memory
 from hdl.registry import CORES, SMALL
 from hdl.synthesis import synthesize_core
 
@@ -38,11 +38,12 @@ def convert(core):
 
 
 def test_memories_are_found_by_path_with_what_they_were_meant_to_be():
-    assert memories(convert(Table())) == {"core.inner.table": ("block", 8192)}
-    assert memories(convert(Table(style=None, depth=300))) == {"core.inner.table": (None, 4800)}
+    assert memories(convert(Table())) == {"core.inner.table": MemoryIntent("block", 8192, False)}
+    written = memories(convert(Table(style=None, depth=300, writable=True)))
+    assert written == {"core.inner.table": MemoryIntent(None, 4800, True)}
     found = memories(rtlil.convert(CORES["attention"].example(SMALL), name="core", emit_src=False))
-    assert found["core.weights"][0] == "block"
-    assert found["core.numerators_0.exponential.table"][0] == "logic"
+    assert found["core.weights"].style == "block"
+    assert found["core.cache"].written
 
 
 @pytest.mark.parametrize(
@@ -59,12 +60,19 @@ def test_memories_are_found_by_path_with_what_they_were_meant_to_be():
     ],
 )
 def test_what_became_of_a_memory_is_held_against_its_style(style, log, message):
-    text = convert(Table(style=style))
+    text = convert(Table(style=style, writable=style is None))
     if message is None:
         refuse_lost_block_rams(text, f"...\n{log}\n...")
     else:
         with pytest.raises(CircuitError, match=rf"the memory core\.inner\.table .*{message}"):
             refuse_lost_block_rams(text, f"...\n{log}\n...")
+
+
+def test_a_small_table_may_be_logic_where_nobody_said_otherwise():
+    log = "using FF mapping for memory core.inner.table"
+    refuse_lost_block_rams(convert(Table(style=None)), log)
+    with pytest.raises(CircuitError, match="of 16,384 bits became logic"):
+        refuse_lost_block_rams(convert(Table(style=None, depth=1024)), log)
 
 
 def test_yosys_words_for_no_mapping_are_understood():
@@ -79,7 +87,7 @@ def test_yosys_words_for_no_mapping_are_understood():
             Table(clocked=False),
             "the memory core.inner.table was to be block RAM, but none on ulx3s-85f does what it needs",
         ),
-        (Table(clocked=False, style=None), "the memory core.inner.table of 8,192 bits became logic"),
+        (Table(clocked=False, style=None, depth=1024), "the memory core.inner.table of 16,384 bits became logic"),
     ],
 )
 def test_a_memory_that_is_read_without_a_clock_is_refused_by_synthesis(core, message, tmp_path):
