@@ -124,6 +124,6 @@ def test_impossible_parameters_are_refused_by_name():
         LayerNorm(coarse)
     wide = dataclasses.replace(specification(4), reciprocal_square_root=fixedpoint.ReciprocalSquareRoot(8, 18))
     with pytest.raises(
-        CircuitError, match="LayerNorm needs a reciprocal square root of at most 17 mantissa bits.* not 18"
+        CircuitError, match=r"LayerNorm needs a reciprocal square root of at most 17 mantissa bits.* not 18"
     ):
         LayerNorm(wide)

@@ -184,5 +184,5 @@ def test_impossible_parameters_are_refused_by_name():
     with pytest.raises(CircuitError, match=r"format UQ0\.24 is too fine: .* at most 23 bits"):
         Softmax(specification(probability=QFormat(24, 24, False)))
     wide = specification(length=4, reciprocal=fixedpoint.Reciprocal(10, 18))
-    with pytest.raises(CircuitError, match="softmax needs a reciprocal of at most 17 mantissa bits.* not 18"):
+    with pytest.raises(CircuitError, match=r"softmax needs a reciprocal of at most 17 mantissa bits.* not 18"):
         Softmax(wide)
