@@ -128,6 +128,13 @@ class PreparedNorm:
     The normalized element is one multiplication and one addition in float64, `floor(x · (C r) + (1/2 − S r))` with `r = mantissa · 2**-exponent`,
     and `r` itself is one look into a table: a float64's exponent and leading mantissa bits are its index. Where float64 does not suffice
     (more than some 2,000 channels of 16 bits), the specification's operator runs instead.
+
+    Args:
+        norm: The specification.
+
+    Attributes:
+        exact: Whether float64 suffices.
+        saturates: Whether the clip of the normalized elements has anything to do.
     """
 
     def __init__(self, norm: LayerNorm | RMSNorm) -> None:
