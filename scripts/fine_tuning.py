@@ -15,6 +15,8 @@ from scripts.quantization_options import calibration_windows, weight_bits
 
 FINE_TUNING_STEPS = 2000
 FINE_TUNING_RATE = 2e-3
+# Gradients go straight through saturation too. With narrow activations a higher rate drives values out of range for good.
+NARROW_RATE = 5e-4
 
 
 def add_quantization_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,7 +78,7 @@ def fine_tune(directory: RunDirectory, arguments: argparse.Namespace, chosen: di
     model = source.load_model()
     recorded = TrainingConfig.from_dict(source.load_training_record().get("training", {}))
     defaults = {
-        "learning_rate": FINE_TUNING_RATE,
+        "learning_rate": NARROW_RATE if (arguments.activation_bits or 8) < 8 else FINE_TUNING_RATE,
         "final_learning_rate_ratio": 0.01,  # weights that lie between two integers come to rest
         "weight_decay": 0.0,
         "seed": recorded.seed + 1,  # other batches

@@ -40,6 +40,7 @@ from scripts.cli import EXIT_INTERRUPTED
 from scripts.fine_tuning import (
     FINE_TUNING_RATE,
     FINE_TUNING_STEPS,
+    NARROW_RATE,
     add_quantization_arguments,
     check_quantization_arguments,
     fine_tune,
@@ -131,7 +132,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--learning-rate",
         type=float,
         metavar="X",
-        help=f"the highest, after warm-up (default: {training.learning_rate:g}, or {FINE_TUNING_RATE:g} with --resume RUN)",
+        help=f"the highest, after warm-up (default: {training.learning_rate:g}; {FINE_TUNING_RATE:g} with --resume RUN, "
+        f"{NARROW_RATE:g} for activations below 8 bits)",
     )
     learning.add_argument(
         "--workers", type=int, metavar="N", help="processes; the same number gives the same bytes (default: one a core)"

@@ -84,6 +84,8 @@ def test_rounded_parameters_are_what_the_integer_model_holds(float_run, weight_b
             np.testing.assert_allclose(
                 bias, rounded.parameters[f"{name}.bias"] * np.float64(scale), rtol=2**-22, err_msg=name
             )
+            moved = np.abs(rounded.parameters[f"{name}.bias"] - model.parameters[f"{name}.bias"]) * scale
+            assert (np.ldexp(moved, layer.weight_fraction + layer.input.fraction) < 0.501).all(), name
     shift = "blocks.1.feed_forward_norm.shift"
     np.testing.assert_array_equal(rounded.parameters[shift], model.parameters[shift])
 
