@@ -11,6 +11,8 @@ JOBS ?= 2
 # Where `make demo` works, and what else to pass to it.
 RUN ?= runs/demo
 DEMO_OPTIONS ?=
+# What else to pass to the cores' campaign: `make campaign CAMPAIGN_OPTIONS="--seed 7"`.
+CAMPAIGN_OPTIONS ?=
 PYTEST := OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 .PHONY: help demo test quick campaign prove cores netlist lint format doctor setup clean distclean
@@ -27,7 +29,8 @@ test: lint ## style, types and all tests: under 10 minutes
 quick: $(ENVIRONMENT) ## the tests without the slow ones
 	$(PYTEST) -m "not slow and not campaign"
 
-campaign: $(ENVIRONMENT) ## the long campaigns: training killed at 50 random moments resumes to the same bytes
+campaign: $(ENVIRONMENT) ## the long campaigns: a million vectors a core, training killed at 50 random moments, …
+	@$(BIN)/python -m scripts.campaign $(CAMPAIGN_OPTIONS)
 	$(PYTEST) -m campaign
 
 prove: $(ENVIRONMENT) ## prove claims about the cores, each also against a circuit with a bug that it must refute
