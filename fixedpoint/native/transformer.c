@@ -78,7 +78,11 @@ typedef struct {
 
 #include "model.h" /* LAYERS, HEADS, CHANNELS, HIDDEN, CONTEXT, VOCABULARY, residual, the tables, and the layers */
 
-enum { HEAD = CHANNELS / HEADS };
+enum {
+    HEAD = CHANNELS / HEADS,
+    VECTOR = 16, /* numbers that a vector instruction of any processor may take at once */
+    PADDED = (CONTEXT + VECTOR - 1) / VECTOR * VECTOR
+};
 
 /* ---- Rounding ---- */
 
@@ -192,7 +196,8 @@ static void normalize(const norm *layer, const int16_t *x, int16_t *y)
     }
 }
 
-static int16_t key_cache[LAYERS][CONTEXT][CHANNELS], value_cache[LAYERS][CONTEXT][CHANNELS];
+/* Keys token by token, values channel by channel: scores and weighted sums are both dot products then. */
+static int16_t key_cache[LAYERS][CONTEXT][CHANNELS], value_cache[LAYERS][CHANNELS][PADDED];
 
 /*
  * Causal attention of one token to itself and those before it. log2(e) / sqrt(head size) is part of the query's weights, so a score s is a
@@ -200,13 +205,16 @@ static int16_t key_cache[LAYERS][CONTEXT][CHANNELS], value_cache[LAYERS][CONTEXT
  */
 static void attend(const block *layer, int index, int position, const int16_t *x, int16_t *y)
 {
-    static int16_t query[CHANNELS], context[CHANNELS];
+    static int16_t query[CHANNELS], value[CHANNELS], context[CHANNELS], weights[PADDED];
     static int32_t scores[CONTEXT];
+    const int length = (position / VECTOR + 1) * VECTOR; /* whole vectors of positions; the weights beyond `position` are 0 */
     const int score_fraction = layer->query.output.fraction + layer->key.output.fraction;
     const int shift = layer->value.output.fraction - layer->output.input.fraction;
     apply(&layer->query, x, query);
     apply(&layer->key, x, key_cache[index][position]);
-    apply(&layer->value, x, value_cache[index][position]);
+    apply(&layer->value, x, value);
+    for (int c = 0; c < CHANNELS; c++)
+        value_cache[index][c][position] = value[c];
     for (int first = 0; first < CHANNELS; first += HEAD) {
         int32_t largest = INT32_MIN;
         for (int j = 0; j <= position; j++) {
@@ -216,16 +224,18 @@ static void attend(const block *layer, int index, int position, const int16_t *x
             scores[j] = sum;
             largest = sum > largest ? sum : largest;
         }
-        int32_t weighted[HEAD] = {0}, total = 0;
-        for (int j = 0; j <= position; j++) {
-            const int16_t weight = (int16_t)exponential(&attention_exponential, (int64_t)largest - scores[j], score_fraction);
-            total += weight;
-            for (int c = 0; c < HEAD; c++)
-                weighted[c] += weight * value_cache[index][j][first + c];
+        int32_t total = 0;
+        for (int j = 0; j < length; j++) {
+            weights[j] = j > position ? 0 : (int16_t)exponential(&attention_exponential, (int64_t)largest - scores[j], score_fraction);
+            total += weights[j];
         }
         const scaled inverse = reciprocal(&layer->reciprocal, total);
-        for (int c = 0; c < HEAD; c++)
-            context[first + c] = (int16_t)requantize(weighted[c] * inverse.mantissa, inverse.exponent + shift, layer->output.input);
+        for (int c = first; c < first + HEAD; c++) {
+            int32_t sum = 0;
+            for (int j = 0; j < length; j++)
+                sum += weights[j] * value_cache[index][c][j];
+            context[c] = (int16_t)requantize(sum * inverse.mantissa, inverse.exponent + shift, layer->output.input);
+        }
     }
     apply(&layer->output, context, y);
 }
