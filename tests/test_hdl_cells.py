@@ -27,7 +27,7 @@ MULTIPLIER_INPUTS = [
     *("SIGNEDA", "SIGNEDB", "SOURCEA", "SOURCEB"),
 ]
 MULTIPLIER_CLOCKS = [f"CLK{number}" for number in range(4)]
-MULTIPLIER_OUTPUTS = [f"P{bit}" for bit in range(36)]
+MULTIPLIER_OUTPUTS = [*(f"P{bit}" for bit in range(36)), "SIGNEDP"]
 
 
 def instances(cell, parameter_sets, inputs, clocks, outputs, directory, stimuli):
@@ -256,10 +256,11 @@ class HardMultiplier:
             value = sum(pins[f"{letter}{bit}"] << bit for bit in range(18))
             return self.stages[f"INPUT{letter}"].see((value, pins[f"SIGNED{letter}"]), pins, rising)
 
-        signed = [value - (sign << 18 if value >> 17 else 0) for value, sign in (operand("A"), operand("B"))]
-        product = (signed[0] * signed[1] & ((1 << 36) - 1), 0)
+        operands = operand("A"), operand("B")
+        signed = [value - (sign << 18 if value >> 17 else 0) for value, sign in operands]
+        product = (signed[0] * signed[1] & ((1 << 36) - 1), operands[0][1] | operands[1][1])
         piped = self.stages["PIPELINE"].see(product, pins, rising)
-        return self.stages["OUTPUT"].see(piped, pins, rising)[0]
+        return self.stages["OUTPUT"].see(piped, pins, rising)[0] | piped[1] << 36
 
     def step(self, pins, clocks):
         rising = {f"CLK{number}": clocks[number] > self.clocks[number] for number in range(4)}
@@ -267,7 +268,7 @@ class HardMultiplier:
         self.settle(pins, dict.fromkeys(rising, False))  # asynchronous resets come before the edge
         self.settle(pins, rising)
         result = self.settle(pins, dict.fromkeys(rising, False))
-        return [result >> bit & 1 for bit in range(36)]
+        return [result >> bit & 1 for bit in range(37)]
 
 
 def random_multiplier(generator, registers):

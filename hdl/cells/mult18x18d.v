@@ -87,13 +87,15 @@ module MULT18X18D (
     wire signed [18:0] b_signed = {b_late[18] & b_late[17], b_late[17:0]};
     wire signed [37:0] whole = a_signed * b_signed;
 
-    wire [36:0] piped, p;
+    wire [36:0] piped;
+    wire [35:0] p;
     MULT18X18D_register #(.WIDTH(37), .CLOCK(REG_PIPELINE_CLK), .ENABLE(REG_PIPELINE_CE), .RESET(REG_PIPELINE_RST), .MODE(RESETMODE)) pipeline (
         {CLK3, CLK2, CLK1, CLK0}, {CE3, CE2, CE1, CE0}, {RST3, RST2, RST1, RST0}, {a_late[18] | b_late[18], whole[35:0]}, piped);
-    MULT18X18D_register #(.WIDTH(37), .CLOCK(REG_OUTPUT_CLK), .ENABLE(REG_OUTPUT_CE), .RESET(REG_OUTPUT_RST), .MODE(RESETMODE)) result (
-        {CLK3, CLK2, CLK1, CLK0}, {CE3, CE2, CE1, CE0}, {RST3, RST2, RST1, RST0}, piped, p);
+    MULT18X18D_register #(.WIDTH(36), .CLOCK(REG_OUTPUT_CLK), .ENABLE(REG_OUTPUT_CE), .RESET(REG_OUTPUT_RST), .MODE(RESETMODE)) result (
+        {CLK3, CLK2, CLK1, CLK0}, {CE3, CE2, CE1, CE0}, {RST3, RST2, RST1, RST0}, piped[35:0], p);
 
-    assign {SIGNEDP, P35, P34, P33, P32, P31, P30, P29, P28, P27, P26, P25, P24, P23, P22, P21, P20, P19, P18,
+    assign SIGNEDP = piped[36];  // the output register holds the product alone
+    assign {P35, P34, P33, P32, P31, P30, P29, P28, P27, P26, P25, P24, P23, P22, P21, P20, P19, P18,
             P17, P16, P15, P14, P13, P12, P11, P10, P9, P8, P7, P6, P5, P4, P3, P2, P1, P0} = p;
 
     always @* if (SOURCEA === 1'b1 || SOURCEB === 1'b1) begin
