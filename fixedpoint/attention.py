@@ -84,10 +84,6 @@ class Attention:
             linear = getattr(self, name)
             if linear.weight.shape != (channels, channels):
                 raise QuantizationError(f"attention {name} must be {channels} x {channels}, not {linear.weight.shape}")
-            if linear.weight_bits != self.query.weight_bits:
-                raise QuantizationError(
-                    f"attention {name} has {linear.weight_bits}-bit weights, query {self.query.weight_bits}-bit ones"
-                )
         if not self.query.input == self.key.input == self.value.input:
             raise QuantizationError("attention's query, key and value projections must read one format")
         widths = {self.query.output.bits, self.key.output.bits, self.value.output.bits, self.output.input.bits}

@@ -25,6 +25,7 @@ import fixedpoint
 
 from .arithmetic import shape_of
 from .dot_product import AdderTree, Delay, LaneProducts
+from .errors import CircuitError
 from .normalize import Normalize
 from .reciprocal import Reciprocal
 from .requantize import RowRequantize
@@ -53,6 +54,12 @@ class Attention(wiring.Component):
     def __init__(self, parameters: fixedpoint.Attention):
         if not isinstance(parameters, fixedpoint.Attention):
             raise TypeError(f"parameters must be a fixedpoint.Attention, not {type(parameters).__name__}")
+        for name in ("key", "value", "output"):  # all four share one memory's words
+            width = getattr(parameters, name).weight_bits
+            if width != parameters.query.weight_bits:
+                raise CircuitError(
+                    f"this circuit has one width of attention weights; {name} has {width} bits, query {parameters.query.weight_bits}"
+                )
         softmax = parameters.softmax
         self.parameters = parameters
         bits = parameters.query.input.bits
@@ -210,7 +217,9 @@ class Attention(wiring.Component):
         taking = (step == names.index("take the token")) & ~draining
         normalizing = (step == names.index("normalize")) & ~draining
 
-        results_gone = Signal()  # a cycle late, which does not matter: nothing is written between two tokens' output steps
+        results_gone = (
+            Signal()
+        )  # a cycle late, which does not matter: nothing is written between two tokens' output steps
         m.d.sync += results_gone.eq(results.level == 0)
         available = Signal()  # the step's own operands, or the room for its results, are there
         issue = Signal()

@@ -119,6 +119,25 @@ def test_overridden_layers_have_their_widths(trained, held_out):
     assert model.loss(*held_out) < math.log(12)
 
 
+def test_layers_of_one_attention_may_differ_in_their_weights(trained, held_out, tmp_path):
+    inputs = held_out[0]
+    settings = QuantizationSettings(weight_bits=3)
+    overrides = Overrides.from_dict(
+        {"*.attention.output": {"weight_bits": 8}, "*.attention.key": {"weight_bits": "ternary"}}
+    )
+    model = quantize_transformer(trained, calibrate(trained, inputs[:16], settings, overrides), settings)
+    assert [getattr(model.blocks[0].attention, name).weight_bits for name in ("query", "key", "value", "output")] == [
+        3,
+        2,
+        3,
+        8,
+    ]
+    save_export(model, tmp_path / "mixed")
+    expected = model.forward(inputs[:8])
+    np.testing.assert_array_equal(load_export(tmp_path / "mixed").forward(inputs[:8]), expected)
+    np.testing.assert_array_equal(model.engine.forward(inputs[:8]), expected)
+
+
 def test_joints_that_overrides_break_are_named(trained, held_out):
     settings = QuantizationSettings()
     overrides = Overrides.from_dict({"blocks.1.attention.key": {"activation_bits": 6}})

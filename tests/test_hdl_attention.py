@@ -36,6 +36,13 @@ def attention(channels=8, heads=2, context_length=4, seed=0, weight_bits=8, **fo
     )
 
 
+def test_weights_of_several_widths_are_refused():
+    parameters = attention()
+    narrow = attention(weight_bits=4)
+    with pytest.raises(CircuitError, match="one width of attention weights; value has 4 bits, query 8"):
+        Attention(dataclasses.replace(parameters, value=narrow.value))
+
+
 def tokens(parameters, count, seed=1):
     """Vectors (count, C) and their restarts; sequences of all lengths, some longer than the context."""
     generator = np.random.default_rng(seed)
