@@ -1,10 +1,11 @@
+import numpy as np
 import pytest
 from amaranth.hdl import signed, unsigned
 from amaranth.lib import data
 from amaranth.lib import enum as amaranth_enum
 
 from hdl import CircuitError
-from sim.payload import pack, pack_all, unpack
+from sim.payload import pack, pack_all, pack_words, unpack
 
 STRUCT = data.StructLayout({"data": signed(5), "flag": 1, "pair": data.ArrayLayout(signed(3), 2)})
 
@@ -81,3 +82,46 @@ def test_columns_pack_like_single_payloads():
 def test_columns_that_do_not_match_the_layout_are_refused(columns, message):
     with pytest.raises(CircuitError, match=message):
         pack_all(STRUCT, columns)
+
+
+def test_fields_wider_than_a_machine_word_and_across_its_borders():
+    """Fields that begin and end anywhere, up to 70 bits wide, packed by NumPy as one by one."""
+    layout = data.StructLayout(
+        {
+            "a": signed(30),
+            "b": unsigned(70),
+            "c": signed(64),
+            "d": data.ArrayLayout(signed(9), 5),
+            "e": unsigned(0),
+            "f": 1,
+        }
+    )
+    generator = np.random.default_rng(1)
+
+    def numbers(width, low=0, count=50):
+        limits = [low, low + (1 << width) - 1]
+        return limits + [low + int.from_bytes(generator.bytes(16), "little") % (1 << width) for _ in range(count)]
+
+    columns = {
+        "a": np.array(numbers(30, -(1 << 29))),
+        "b": numbers(70),
+        "c": np.array(numbers(64, -(1 << 63))),
+        "d": np.array([numbers(9, -256) for _ in range(5)]),
+        "e": [0] * 52,
+        "f": np.array(numbers(1)),
+    }
+    rows = [
+        {name: [int(lane[k]) for lane in column] if name == "d" else int(column[k]) for name, column in columns.items()}
+        for k in range(52)
+    ]
+    expected = [pack(layout, row) for row in rows]
+    assert pack_all(layout, columns) == expected
+    words = pack_words(layout, columns)
+    assert (words.shape, words.dtype) == ((52, 7), np.uint32)
+    assert [sum(int(word) << (32 * place) for place, word in enumerate(row)) for row in words] == expected
+
+
+def test_nothing_packs_to_nothing():
+    assert pack_words(STRUCT, {"data": [], "flag": [], "pair": [[], []]}).shape == (0, 1)
+    assert pack_words(unsigned(0), [0, 0, 0]).shape == (3, 0)
+    assert pack_all(unsigned(0), [0, 0, 0]) == [0, 0, 0]
