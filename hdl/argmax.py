@@ -62,7 +62,9 @@ class ArgMax(wiring.Component):
     def elaborate(self, platform):
         """Build the circuit."""
         m = Module()
-        place, index, best_index = (Signal(range(self.length), name=name) for name in ("place", "index", "best_index"))
+        # An assertion's message wants at least a bit.
+        indices = ("place", "index", "best_index")
+        place, index, best_index = (Signal(range(max(self.length, 2)), name=name) for name in indices)
         logit, best = (Signal(shape_of(self.logits), name=name, reset_less=True) for name in ("logit", "best"))
         token = Signal(range(self.length), reset_less=True)
         valid, last = Signal(), Signal()

@@ -74,7 +74,7 @@ class KeyValueCache(wiring.Component):
         values = rows * words  # where they begin
 
         giving, value = Signal(), Signal()
-        word = Signal(range(words))  # of a row
+        word = Signal(range(max(words, 2)))  # of a row; an assertion's message wants at least a bit
         row = Signal(range(rows))  # that is given
         position = Signal(range(rows))  # of the token
         base = Signal(range(rows * words))  # its first address

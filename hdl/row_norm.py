@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from amaranth.hdl import Assert, Const, Format, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, memory, stream, wiring
-from amaranth.lib.fifo import SyncFIFO, SyncFIFOBuffered
+from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
@@ -19,7 +19,7 @@ from .errors import CircuitError
 from .multiplier import OPERAND_BITS, Multiplier
 from .reciprocal import ReciprocalSquareRoot
 from .row_statistics import RowStatistics
-from .stream_parts import word_shape
+from .stream_parts import StreamQueue, word_shape
 
 LOW_BITS = 16  # of a difference: an unsigned part that fits a hard multiplier beside the root's mantissa
 LOGIC_WORDS = 64  # of scale and shift that are cheaper in lookup tables than in block RAM
@@ -68,7 +68,7 @@ class RowNorm(wiring.Component):
         self._scaled_moves = 1 if parameters.channels & (parameters.channels - 1) == 0 else Multiplier.latency
         root_cycles = self._statistics.settle + self._root.latency
         self.latency = root_cycles + 1 + self._scaled_moves + OUTPUT_MOVES
-        # The FIFO's memory is a power of two; its output register holds one word more.
+        # The memory of the FIFO inside the queue is a power of two; the FIFO's output holds one word more, the queue's another one.
         self._depth = (1 << ceil_log2(self.words + root_cycles)) + 1
         super().__init__(
             {"i": In(self._stream(shape_of(parameters.input))), "o": Out(self._stream(shape_of(parameters.output)))}
@@ -92,17 +92,17 @@ class RowNorm(wiring.Component):
         m.submodules.statistics = statistics = self._statistics
         m.submodules.root = root = self._root
         arrays = data.ArrayLayout(shape_of(parameters.input), self.lanes)
-        m.submodules.row = row = SyncFIFOBuffered(width=arrays.size, depth=self._depth)
+        m.submodules.row = row = StreamQueue(arrays, self._depth)
 
         # Take a row.
-        place = Signal(range(words))
+        place = Signal(range(max(words, 2)))  # an assertion's message wants at least a bit
         final = place == words - 1
         taken = Signal()
         m.d.comb += [
-            self.i.ready.eq(row.w_rdy),
+            self.i.ready.eq(row.i.ready),
             taken.eq(self.i.valid & self.i.ready),
-            row.w_en.eq(self.i.valid),
-            row.w_data.eq(self.i.payload.data),
+            row.i.valid.eq(self.i.valid),
+            Value.cast(row.i.payload).eq(self.i.payload.data),
             statistics.valid.eq(taken),
             statistics.first.eq(place == 0),
             statistics.last.eq(final),
@@ -119,7 +119,7 @@ class RowNorm(wiring.Component):
             )
 
         # What belongs to a row leaves with its last word, so there is never more of it than rows of which the FIFO holds a word.
-        rows = -(-self._depth // words)
+        rows = -(-(self._depth + 1) // words)
         queues = [("roots", root.o.valid, root.o.payload)]
         if centered:
             queues.append(("totals", statistics.total_valid, statistics.total))
@@ -138,8 +138,8 @@ class RowNorm(wiring.Component):
         move = Signal()
         m.d.comb += [
             move.eq(~self.o.valid | self.o.ready),
-            issue.eq(move & row.r_rdy & read["roots"].r_rdy),
-            row.r_en.eq(issue),
+            issue.eq(move & row.o.valid & read["roots"].r_rdy),
+            row.o.ready.eq(issue),
             tags.en.eq(move),
             tags.i.valid.eq(issue),
             tags.i.last.eq(last),
@@ -171,7 +171,7 @@ class RowNorm(wiring.Component):
         port = affine.read_port()
         m.d.comb += [port.addr.eq(tags.taps[moves + 5].index), port.en.eq(move)]
         for lane in range(self.lanes):
-            element = data.View(arrays, row.r_data)[lane]
+            element = row.o.payload[lane]
             scaled = self._scaled(m, f"lane_{lane}", move, element)
             result = self._lane(self.o.payload.data, lane)
             self._lane_pipeline(m, f"lane_{lane}", move, scaled, offset, mantissa, shift, port.data[lane], result)

@@ -83,7 +83,7 @@ class RowNumerators(wiring.Component):
         move = exponential.i.ready  # everything before the exponential moves with it
 
         # Store a row and find its maximum.
-        index = Signal(range(length))
+        index = Signal(range(max(length, 2)))  # an assertion's message wants at least a bit
         maximum = Signal(shape, reset_less=True)
         found = Signal()
         score = self.i.payload[self._field]
