@@ -1,6 +1,7 @@
 # amaranth: UnusedElaboratable=no
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
@@ -34,7 +35,9 @@ def wrong_core():
 
 @pytest.fixture(scope="module")
 def builds(tmp_path_factory):
-    return tmp_path_factory.mktemp("campaign")
+    # One for all test processes: Verilator's own library, the slowest part, is compiled once.
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "native-benches"
 
 
 @needs_verilator

@@ -1,4 +1,6 @@
 # amaranth: UnusedElaboratable=no
+import os
+
 import numpy as np
 import pytest
 from sim_circuits import FAULTY_WORD, Doubler, Fault
@@ -22,7 +24,9 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
-    return NativeBench.build("doubler", Harness(Doubler(), {"offset": OFFSET}), tmp_path_factory.mktemp("builds"))
+    base = tmp_path_factory.getbasetemp()  # as in test_sim_campaign: they share Verilator's library
+    builds = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "native-benches"
+    return NativeBench.build("doubler", Harness(Doubler(), {"offset": OFFSET}), builds)
 
 
 def words(fault=Fault.NONE, count=COUNT):
