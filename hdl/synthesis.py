@@ -27,6 +27,8 @@ DEFAULT_SEED = 1
 TOOL_NAMES = ("yosys", "nextpnr-ecp5", "ecppack")
 STAGES = {"yosys": "synthesis", "nextpnr-ecp5": "place and route", "ecppack": "bitstream"}
 REPORT_FILE = "report.json"
+# Amaranth names the elements of an array like Yosys names the bits of a wire, `x[0]`; such aliases are purged before they are mixed up.
+READ_SCRIPT = "read_rtlil {name}.il; proc; opt_clean -purge"
 
 
 @dataclass(frozen=True)
@@ -243,8 +245,7 @@ def _build(
     out_of_context: bool,
 ) -> SynthesisReport:
     refuse_if_too_large(files["il"], board)
-    # Amaranth names the elements of an array like Yosys names the bits of a wire, `x[0]`; such aliases are purged before they are mixed up.
-    script = f"read_rtlil {name}.il; proc; opt_clean -purge; synth_ecp5 -top {name} -json {name}.json"
+    script = f"{READ_SCRIPT.format(name=name)}; synth_ecp5 -top {name} -json {name}.json"
     yosys = ("-q", "-l", "yosys.log", "-p", script)
     nextpnr = (
         *board.device_arguments,

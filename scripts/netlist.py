@@ -25,7 +25,7 @@ from sim.netlist import FAMILIES, NetlistResult, check_netlist, find_family
 
 DEFAULT_VECTORS = 30
 LUT_CELLS = ("LUT4", "SB_LUT4")
-HARD_CELLS = ("DP16KD", "MULT18X18D", "SB_RAM40_4K", "SB_MAC16")
+HARD_CELLS = ("DP16KD", "MULT18X18D", "SB_RAM40_4K")
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -22,6 +22,7 @@ import hdl
 from hdl import CircuitError, ToolError
 from hdl.board import BOARDS
 from hdl.registry import CoreEntry
+from hdl.synthesis import READ_SCRIPT
 from hdl.toolchain import INSTALL_EXTRA, run_tool
 from hdl.verilog import ports_of
 
@@ -67,8 +68,8 @@ FAMILIES = {
             models=("dp16kd.v", "mult18x18d.v"),
             platform=BOARDS["ulx3s-85f"].platform,
         ),
-        # With -device u, abc9 of Yosys 0.69 trips over an assertion of its own on the matrix-vector core; the cells are the same.
-        Family("ice40", "synth_ice40 -dsp", "ice40/cells_sim.v"),
+        # Without -dsp: Yosys's inference of SB_MAC16 loses signs (YosysHQ/yosys#2648), which LayerNorm's netlist shows.
+        Family("ice40", "synth_ice40", "ice40/cells_sim.v"),
     )
 }
 
@@ -175,7 +176,7 @@ def make_netlist(entry: CoreEntry, core: wiring.Component, family: Family, count
         directory = Path(made)
         (directory / "core.il").write_text(text, encoding="utf-8")
         script = (
-            f"read_rtlil core.il; delete t:$check t:$print; {family.synthesis} -top {module}; "
+            f"{READ_SCRIPT.format(name='core')}; delete t:$check t:$print; {family.synthesis} -top {module}; "
             f"write_json {FIGURES_FILE}; write_verilog -noattr -noexpr {NETLIST_FILE}"
         )
         run_tool("yosys", ("-q", "-p", script), directory)

@@ -172,11 +172,6 @@ def test_a_block_ram_that_resets_its_output_is_refused():
         make_netlist(entry, ResetRead(), FAMILIES["ecp5"], COUNT, seed=1)
 
 
-def test_the_command_prints_what_was_shown(capsys):
-    assert command.main(["--only", "stream-register", "--family", "ice40", "--vectors", "7"]) == 0
-    assert re.search(r"stream-register +ice40 +\d+ +– +7 ", capsys.readouterr().out)
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
