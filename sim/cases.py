@@ -4,11 +4,13 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
+import fixedpoint
 from fixedpoint import QuantizedTransformer
 from hdl import CircuitError
 from hdl.attention import Attention
 from hdl.layer_norm import LayerNorm
 from hdl.matrix_vector import MatrixVector
+from hdl.rms_norm import RMSNorm
 from hdl.softmax import Softmax
 
 from .bench import StreamBench
@@ -120,10 +122,11 @@ def softmax_bench(softmax, rows: Sequence[np.ndarray]) -> StreamBench:
 
 
 def norm_bench(norm, vectors: np.ndarray) -> StreamBench:
-    """Return the bench of a LayerNorm."""
-    core = LayerNorm(norm)
+    """Return the bench of a LayerNorm, or of the RMSNorm that a model has in its place."""
+    name, kind = ("layer-norm", LayerNorm) if isinstance(norm, fixedpoint.LayerNorm) else ("rms-norm", RMSNorm)
+    core = kind(norm)
     return StreamBench(
-        "layer-norm",
+        name,
         core,
         {"i": pack_rows(core.i, "data", vectors)},
         {"o": pack_rows(core.o, "data", norm.compute(vectors))},

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from amaranth.hdl import Fragment
 
-from fixedpoint import load_export
+import fixedpoint
+from fixedpoint import QFormat, load_export
 from hdl import CircuitError
 from model import RunDirectory
 from sim.bench import BenchFailure
-from sim.cases import CIRCUITS, activations, benches_for_run, windows
+from sim.cases import CIRCUITS, activations, benches_for_run, norm_bench, windows
 from sim.payload import unpack
 from sim.runner import simulate
 
@@ -97,3 +98,11 @@ def test_one_circuit_alone_gets_the_same_vectors(run) -> None:
         Fragment.get(bench.component, None)
         assert bench.inputs == bench_of(run, bench.name).inputs
         assert bench.outputs == bench_of(run, bench.name).outputs
+
+
+def test_a_model_with_rms_norm_has_its_bench(tmp_path):
+    generator = np.random.default_rng(1)
+    norm = fixedpoint.RMSNorm.from_float(generator.uniform(0.5, 2, 4), 1e-5, QFormat(16, 10), QFormat(8, 5), 8)
+    bench = norm_bench(norm, generator.integers(-30000, 30000, (3, 4)))
+    assert bench.name == "rms-norm"
+    assert simulate(bench, "amaranth", build_directory=tmp_path).transfers == {"o": 12}
