@@ -31,6 +31,7 @@ PUBLIC_PORTS = "`verilator_config\n" + "".join(
 )
 # How a failed assertion looks in a log, after its message: Verilator's words, then Icarus's.
 ASSERTION = re.compile(r"^(.*?)(?:\[\d+\] %Error: .*Assertion failed|ERROR: \S+top\.v:\d+:)", re.MULTILINE)
+EMPTY_VALUE = "{0{1'b0}}"  # how Yosys writes a signal without bits in an assertion's message; Verilator refuses it
 CLOCK_PERIOD = 10e-9  # seconds; of no consequence
 EXECUTABLES = {"verilator": "top", "icarus": "sim.vvp"}
 
@@ -130,7 +131,7 @@ def to_verilog(circuit: Elaboratable) -> str:
     before = os.environ.get("YOSYS")
     os.environ["YOSYS"] = str(require_tool("yosys"))
     try:
-        return verilog.convert(circuit, name="top", emit_src=False)
+        return verilog.convert(circuit, name="top", emit_src=False).replace(EMPTY_VALUE, "1'b0")
     finally:
         if before is None:
             del os.environ["YOSYS"]

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from amaranth.hdl import Assert, Format, Module, Signal
 from sim_circuits import FAULTY_WORD, Doubler, Fault
 
 import sim.runner
@@ -210,6 +211,16 @@ def test_verilog_does_not_depend_on_place_or_time():
     assert "module top(" in verilog
     assert str(Path.cwd()) not in verilog
     assert verilog == to_verilog(make_bench().harness())
+
+
+def test_a_message_may_name_a_signal_without_bits():
+    """As the index of a row's only word: legal for Amaranth, but Yosys's Verilog for it is refused by Verilator."""
+    m = Module()
+    wrong = Signal()
+    m.d.sync += [wrong.eq(~wrong), Assert(~wrong, Format("word {} of {}", Signal(0), wrong))]
+    verilog = to_verilog(m)
+    assert "$write(" in verilog
+    assert "{0{" not in verilog
 
 
 def test_missing_tools_are_named(monkeypatch, tmp_path):
