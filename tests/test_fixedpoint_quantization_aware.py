@@ -64,7 +64,9 @@ def test_rounded_parameters_are_what_the_integer_model_holds(float_run, weight_b
     rounded = rounded_model(quantization, model, 3)
     integers = quantization.quantize(rounded)
     for name, layer in named_linears(integers).items():
-        weight = rounded.parameters["output.weight" if name == "logits" else f"{name}.weight"].astype(np.float64)
+        parameter = "output.weight" if name == "logits" else f"{name}.weight"
+        np.testing.assert_array_equal(layer.weight_fraction, quantization.fractions[parameter], err_msg=name)
+        weight = rounded.parameters[parameter].astype(np.float64)
         scale = query_scale(SHAPE["embed_dim"] // SHAPE["num_heads"]) if name.endswith("query") else 1.0
         np.testing.assert_allclose(layer.dequantized_weight(), weight * scale, rtol=2**-22, err_msg=name)
         assert weight_bits != "ternary" or set(np.unique(layer.weight)) <= {-1, 0, 1}
