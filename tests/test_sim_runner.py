@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from amaranth.hdl import Assert, Format, Module, Signal
+from amaranth.lib import wiring
+from amaranth.lib.wiring import Out
 from sim_circuits import FAULTY_WORD, Doubler, Fault
 
 import sim.runner
@@ -213,12 +215,18 @@ def test_verilog_does_not_depend_on_place_or_time():
     assert verilog == to_verilog(make_bench().harness())
 
 
+class Talker(wiring.Component):
+    wrong: Out(1)
+
+    def elaborate(self, platform):
+        m = Module()
+        m.d.sync += [self.wrong.eq(~self.wrong), Assert(~self.wrong, Format("word {}", Signal(0)))]
+        return m
+
+
 def test_a_message_may_name_a_signal_without_bits():
     """As the index of a row's only word: legal for Amaranth, but Yosys's Verilog for it is refused by Verilator."""
-    m = Module()
-    wrong = Signal()
-    m.d.sync += [wrong.eq(~wrong), Assert(~wrong, Format("word {} of {}", Signal(0), wrong))]
-    verilog = to_verilog(m)
+    verilog = to_verilog(Talker())
     assert "$write(" in verilog
     assert "{0{" not in verilog
 
