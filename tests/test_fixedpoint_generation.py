@@ -115,6 +115,9 @@ def test_the_table_of_numerators_chooses_like_the_sampler(temperature):
     random[:4] = 0xFFFFFFFF, 1, 0x80000000, 0x7FFFFFFF
     chosen = sampler.choose(logits, random)
     np.testing.assert_array_equal(_TableSampler(sampler).choose(logits.astype(np.float32), random), chosen)
+    # Half of two equal shares: the threshold is the first cumulative sum, and that does not exceed it.
+    halves, half = np.zeros((2, 2), np.float32), np.array([0x7FFFFFFF, 0x80000000], np.uint32)
+    assert _TableSampler(sampler).choose(halves, half).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(
