@@ -8,9 +8,14 @@ from .vectors import Columns, Vectors
 
 def random_values(bits: int, generator: np.random.Generator, count: int) -> np.ndarray:
     """Return signed integers: a quarter of the time all of them at one rail, else random ones."""
+    return random_rows_of(bits, generator, 1, count)[0]
+
+
+def random_rows_of(bits: int, generator: np.random.Generator, count: int, length: int) -> np.ndarray:
+    """Return rows of signed integers (count, length): a quarter of the rows with all of them at one rail, the others random."""
     low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
-    kind = generator.integers(8)
-    return np.full(count, (low, high)[kind]) if kind < 2 else generator.integers(low, high + 1, count)
+    kind = generator.integers(8, size=(count, 1))
+    return np.where(kind < 2, np.where(kind == 0, low, high), generator.integers(low, high + 1, (count, length)))
 
 
 def stored_elements(core: Engine) -> np.ndarray:
@@ -27,12 +32,15 @@ def sign_extended(fields: np.ndarray, bits: int) -> np.ndarray:
     return ((fields & ((1 << bits) - 1)) ^ half) - half
 
 
+def pair_of(core: Engine, words: np.ndarray) -> list[np.ndarray]:
+    """Return the lower and the upper half of each element of words, signed."""
+    bits = core.element_bits // 2
+    return [sign_extended(words, bits), sign_extended(words >> bits, bits)]
+
+
 def dot_sums(core: Engine, pairs: bool, tap: int, activations: np.ndarray, words: np.ndarray) -> list[np.ndarray]:
     """Return the lower and upper sums of each group (groups,) of activations and words (terms, lanes); zeros beyond the tap's groups."""
-    bits = core.element_bits // 2
-    halves = (
-        [sign_extended(words, bits), sign_extended(words >> bits, bits)] if pairs else [words, np.zeros_like(words)]
-    )
+    halves = pair_of(core, words) if pairs else [words, np.zeros_like(words)]
     columns = core.columns[tap]
     sums = [(activations * half).sum(axis=0).reshape(-1, columns).sum(axis=1) for half in halves]
     return [np.pad(one, (0, core.groups - len(one))) for one in sums]
@@ -52,29 +60,48 @@ def command_columns(core: Engine, commands: list[tuple]) -> dict[str, Columns]:
 def engine_vectors(core: Engine, generator: np.random.Generator, count: int) -> Vectors:
     """Return commands that write words, then sum them up in every mode, and the `count` sums, at least one in each mode."""
     stored = stored_elements(core)
-    commands: list[tuple] = []
-    dots: list[list[np.ndarray]] = []
-    lane_sums: list[np.ndarray] = []
+    writes: list[tuple] = []
     if Operation.WRITE in core.operations:
         for address in generator.permutation(core.depth)[:count]:
             stored[address] = random_values(core.element_bits, generator, core.lanes)
-            commands.append((Operation.WRITE, 0, 0, 0, address, stored[address]))
+            writes.append((Operation.WRITE, 0, 0, 0, address, stored[address]))
     modes = [mode for mode in Operation if mode in core.operations - {Operation.WRITE}]
-    while len(dots) + len(lane_sums) < max(count, len(modes)):
-        mode = modes[(len(dots) + len(lane_sums)) % len(modes)]
-        tap, terms = int(generator.integers(len(core.columns))), int(generator.integers(1, core.terms + 1))
-        addresses = generator.integers(0, core.depth, terms)
-        rows = np.array([random_values(core.activation_bits, generator, core.lanes) for _ in range(terms)])
-        for term in range(terms):
-            commands.append((mode, tap, term == 0, term == terms - 1, addresses[term], rows[term]))
-        if mode is Operation.ACCUMULATE:
-            lane_sums.append((rows * stored[addresses]).sum(axis=0))
-        else:
-            dots.append(dot_sums(core, mode is Operation.PAIRS, tap, rows, stored[addresses]))
+    sums = max(count, len(modes))
+    mode = np.resize([mode.value for mode in modes], sums)  # in turns
+    tap, terms = generator.integers(len(core.columns), size=sums), generator.integers(1, core.terms + 1, sums)
+    first = np.cumsum(terms) - terms  # each sum's first term; from here on, (terms, lanes) in one array
+    owner = np.repeat(np.arange(sums), terms)
+    addresses = generator.integers(0, core.depth, len(owner))
+    rows = random_rows_of(core.activation_bits, generator, len(owner), core.lanes)
+    products = rows * stored[addresses]
     outputs: dict[str, Columns] = {}
-    if dots:
+    dots = mode != Operation.ACCUMULATE.value
+    if dots.any():
+        paired = (mode == Operation.PAIRS.value)[owner, None]
+        lower, upper = (rows * half for half in pair_of(core, stored[addresses]))
+        by_lane = [np.where(paired, lower, products), np.where(paired, upper, 0)]
+        groups = np.zeros((2, sums, core.groups), dtype=np.int64)
+        for place, one in enumerate(by_lane):
+            total = np.add.reduceat(one, first)
+            for number, columns in enumerate(core.columns):
+                chosen = tap == number
+                grouped = total[chosen].reshape(-1, core.lanes // columns, columns).sum(axis=-1)
+                groups[place, chosen, : grouped.shape[1]] = grouped
         halves = ("lower", "upper")[: 1 + core.pairs]
-        outputs["o"] = {half: np.array([dot[place] for dot in dots]).T for place, half in enumerate(halves)}
-    if lane_sums:
-        outputs["o_lanes"] = np.array(lane_sums).T
-    return Vectors({"i": command_columns(core, commands)}, outputs)
+        outputs["o"] = {half: groups[place, dots].T for place, half in enumerate(halves)}
+    if not dots.all():
+        outputs["o_lanes"] = np.add.reduceat(products, first)[~dots].T
+    term = np.arange(len(owner)) - first[owner]
+    sum_columns = {
+        "operation": mode[owner],
+        "tap": tap[owner],
+        "first": term == 0,
+        "last": term == terms[owner] - 1,
+        "address": addresses,
+        "activations": rows.T,
+    }
+    inputs = sum_columns
+    if writes:
+        write_columns = command_columns(core, writes)
+        inputs = {name: np.concatenate([write_columns[name], column], axis=-1) for name, column in sum_columns.items()}
+    return Vectors({"i": inputs}, outputs)
