@@ -239,6 +239,11 @@ def test_workers_compute_the_same_step(float_run, tmp_path):
             straight_through=number_format(float_run, 8),
         )
         weights.append(dict(np.load(tmp_path / str(workers) / "training_state.npz"))["parameters"])
+        latent = float_run.load_model()
+        latent.parameters.flat[:] = weights[-1]
+        kept = RunDirectory(tmp_path / str(workers)).load_model()  # the only loss was that after the last step
+        expected = rounded_model(number_format(float_run, 8), latent)
+        np.testing.assert_array_equal(kept.parameters.flat, expected.parameters.flat)
     np.testing.assert_allclose(weights[0], weights[1], atol=2e-3)
 
 

@@ -47,12 +47,16 @@ def test_steps_are_taken_by_latent_parameters_at_the_gradient_of_the_rounded_one
     engine.round()
     np.testing.assert_array_equal(memory.rounded, np.round(model.parameters.flat * 64) / 64)
     before = memory.parameters.copy()
+    memory.rounded[:] = 7  # a step rounds by itself
     engine.run(0, 1)
     moved = memory.parameters - before
     assert 0 < np.abs(moved).max() < 1 / 64  # less than a step between rounded numbers, and kept all the same
     np.testing.assert_array_equal(memory.rounded, np.round(before * 64) / 64)  # those of the step that was done
     np.testing.assert_allclose(moved, -1e-3 * memory.gradients[0], atol=1e-7)
     assert {"final_norm", "blocks.0.attention.query", "blocks.0.feed_forward.activation"} <= number_format.seen
+    latent = memory.parameters.copy()
+    engine.run(1, 1)
+    np.testing.assert_array_equal(memory.rounded, np.round(latent * 64) / 64)
     model.parameters.flat[:] = memory.rounded
     assert engine.evaluate() == pytest.approx(evaluate_loss(model, TOKENS))
 
