@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from hdl.errors import CircuitError, ToolError
 from hdl.registry import CORES, CoreEntry, find_core
 from hdl.synthesis import SynthesisReport, read_report, synthesize_core
 from scripts.output import to_json, write_json
@@ -35,14 +36,31 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", metavar="CORE", help="only this core; may be given more than once")
     arguments = parser.parse_args(words)
-    entries = [find_core(name) for name in arguments.only or CORES]
+    try:
+        return measure_all([find_core(name) for name in arguments.only or CORES])
+    except CircuitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; what was measured is in the table, and the same command goes on from there", file=sys.stderr)
+        return 130
+
+
+def measure_all(entries: Sequence[CoreEntry]) -> int:
+    """Measure cores one after the other; a failure does not keep the others from being measured."""
+    failures = []
     with tqdm(entries, unit="core", disable=None) as progress:
         for entry in progress:
             progress.set_description(entry.name)
-            measure(entry)
+            try:
+                measure(entry)
+            except (CircuitError, ToolError) as error:
+                failures.append(f"{entry.name}: {error}")
             write_table()
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
     print(f"{PAGE} and {FIGURES}")
-    return 0
+    return 1 if failures else 0
 
 
 def measure(entry: CoreEntry) -> SynthesisReport:

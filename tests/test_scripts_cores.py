@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+from hdl import CircuitError
 from hdl.registry import CORES
 from hdl.synthesis import ClockTiming, SynthesisReport, Usage
 from scripts import cli, cores, synthesize
@@ -99,6 +100,26 @@ def test_the_table_is_written_after_every_core(calls, tmp_path, monkeypatch):
     assert sum(line.startswith("| `") for line in lines) == len(CORES)
     assert "| `uart` | – | – | – | – | – |" in page.read_text()
     assert json.loads((tmp_path / "cores.json").read_text())["softmax"]["luts"]["used"] == 1234
+
+
+@pytest.mark.parametrize("failure", [CircuitError("too large"), KeyboardInterrupt()])
+def test_a_core_that_fails_leaves_the_others_and_ctrl_c_what_was_measured(failure, tmp_path, monkeypatch, capsys):
+    def fake(core, directory, **settings):
+        if settings["name"] == "uart":
+            raise failure
+        directory.mkdir(parents=True)
+        (directory / "report.json").write_text(REPORT.to_json())
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cores, "synthesize_core", fake)
+    monkeypatch.setattr(cores, "PAGE", tmp_path / "cores.md")
+    monkeypatch.setattr(cores, "FIGURES", tmp_path / "cores.json")
+    (tmp_path / "cores.md").write_text(f"{cores.BEGIN}\n{cores.END}\n")
+    interrupted = isinstance(failure, KeyboardInterrupt)
+    assert cores.main(["--only", "softmax", "--only", "uart", "--only", "argmax"]) == (130 if interrupted else 1)
+    assert ("stopped; what was measured" if interrupted else "error: uart: too large") in capsys.readouterr().err
+    measured = json.loads((tmp_path / "cores.json").read_text())
+    assert set(measured) == ({"softmax"} if interrupted else {"softmax", "argmax"})
 
 
 def test_a_core_without_a_clock_has_no_frequency():
