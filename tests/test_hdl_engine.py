@@ -188,7 +188,7 @@ def test_a_reset_in_the_middle_forgets_what_was_begun(taken, tmp_path):
     core = Engine(4, (2, 4), 8, 3, operations=(DOT, PAIRS), init=list(range(0x10203040, 0x10203048)))
     before, after = (engine_vectors(core, np.random.default_rng(seed), 25) for seed in range(2))
     first = pack_all(core.i.payload.shape(), before.inputs["i"])[:taken]
-    ends = sum(before.inputs["i"]["last"][:taken])
+    ends = int(sum(before.inputs["i"]["last"][:taken]))
     given = pack_all(core.o.payload.shape(), before.outputs["o"])[:ends]
     inputs = first + pack_all(core.i.payload.shape(), after.inputs["i"])
     outputs = given + pack_all(core.o.payload.shape(), after.outputs["o"])
