@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from hdl import ToolError
 from hdl.toolchain import tool_environment
 
 NEWER_SECONDS = 3600  # longer than any Verilator run before make starts
@@ -51,6 +52,16 @@ def kept_build(build_directory: Path, name: str, make: Callable[[Path, Path], It
             shutil.move(file, whole / file.name)
         whole.rename(directory)
     return directory
+
+
+def refuse_spaces(build_directory: Path) -> None:
+    """Refuse a directory in which make cannot build.
+
+    Raises:
+        ToolError: Its name, or that of Python's environment, has a space.
+    """
+    if any(character.isspace() for character in f"{build_directory}{sys.prefix}"):
+        raise ToolError(f"make cannot build in a directory with a space in its name: {build_directory}, {sys.prefix}")
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ Some twenty times faster than cocotb, for many vectors; what a failure says is w
 import json
 import os
 import re
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from hdl import CircuitError, ToolError
 from hdl.toolchain import require_tool, tool_version
 
 from .bench import BenchFailure
-from .builds import hash_texts, keep_objects, kept_build, simulator_environment, take_objects
+from .builds import hash_texts, keep_objects, kept_build, refuse_spaces, simulator_environment, take_objects
 from .harness import Harness, stream_ports
 from .payload import WORD_BITS, unpack
 from .processes import run_logged, tail
@@ -129,10 +128,7 @@ class NativeBench:
         for tool in NEEDED_TOOLS:
             require_tool(tool)
         build_directory = Path(build_directory).resolve()
-        if any(character.isspace() for character in f"{build_directory}{sys.prefix}"):
-            raise ToolError(
-                f"make cannot build in a directory with a space in its name: {build_directory}, {sys.prefix}"
-            )
+        refuse_spaces(build_directory)
         tools = [f"{tool} {tool_version(tool)}" for tool in NEEDED_TOOLS]
         library = build_directory / f"native-library-{hash_texts(*OPTIONS, *tools)}"
         circuit = rtlil.convert(harness, name="top", emit_src=False)

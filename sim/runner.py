@@ -18,7 +18,7 @@ from hdl import CircuitError, ToolError
 from hdl.toolchain import require_tool, tool_version
 
 from .bench import SimulationResult, StreamBench, judge, plan
-from .builds import hash_texts, keep_objects, kept_build, simulator_environment, take_objects
+from .builds import hash_texts, keep_objects, kept_build, refuse_spaces, simulator_environment, take_objects
 from .harness import Harness
 from .processes import run_logged, tail
 from .streams import Exchange, Record
@@ -66,8 +66,8 @@ def simulate(
     if missing:
         raise ToolError(f"the simulator {simulator} lacks {', '.join(missing)}; --simulator amaranth needs nothing")
     build_directory = Path(build_directory).resolve()
-    if simulator == "verilator" and any(character.isspace() for character in f"{build_directory}{sys.prefix}"):
-        raise ToolError(f"make cannot build in a directory with a space in its name: {build_directory}, {sys.prefix}")
+    if simulator == "verilator":
+        refuse_spaces(build_directory)
     for name, stall in (("source_stall", source_stall), ("sink_stall", sink_stall)):
         if not 0 <= stall < 1:
             raise CircuitError(f"{name} is a probability from 0 (full speed) to below 1 (never), not {stall}")
