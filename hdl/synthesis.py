@@ -20,6 +20,7 @@ from fixedpoint import atomic_directory
 from .board import BOARDS, DEFAULT_FREQUENCY, Board
 from .errors import CircuitError, ToolError
 from .memory_check import refuse_lost_block_rams, unmappable_memory
+from .output_registers import fold_output_registers
 from .requirements import refuse_if_too_large
 from .toolchain import ToolFailure, run_tool, tool_version
 
@@ -27,6 +28,7 @@ DEFAULT_SEED = 1
 TOOL_NAMES = ("yosys", "nextpnr-ecp5", "ecppack")
 STAGES = {"yosys": "synthesis", "nextpnr-ecp5": "place and route", "ecppack": "bitstream"}
 REPORT_FILE = "report.json"
+OUTPUT_REGISTERS = "registers behind block RAMs are folded into them"  # part of the recipe that a kept report is for
 # Amaranth names the elements of an array like Yosys names the bits of a wire, `x[0]`; such aliases are purged before they are mixed up.
 READ_SCRIPT = "read_rtlil {name}.il; proc; opt_clean -purge"
 
@@ -260,7 +262,8 @@ def _build(
     names = TOOL_NAMES[:2] if out_of_context else TOOL_NAMES
     commands = dict(zip(names, (yosys, nextpnr, ecppack), strict=False))
     tools = {tool: tool_version(tool) or "unknown" for tool in names} | {"amaranth": amaranth_version}
-    key = hashlib.sha256(json.dumps([files, commands, tools], sort_keys=True).encode()).hexdigest()
+    recipe = [files, commands, tools, OUTPUT_REGISTERS]
+    key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
 
     report = read_report(directory)
     if report is not None and report.inputs_sha256 == key:
@@ -281,6 +284,9 @@ def _build(
             seconds[STAGES[tool]] = round(time.perf_counter() - start, 2)
             if tool == "yosys":
                 refuse_lost_block_rams(files["il"], _read(work / "yosys.log"))
+                design = json.loads((work / f"{name}.json").read_text(encoding="utf-8"))
+                if fold_output_registers(design["modules"][name]):
+                    (work / f"{name}.json").write_text(json.dumps(design), encoding="utf-8")
         bitstream = None if out_of_context else f"{name}.bit"
         report = SynthesisReport(
             design=name,

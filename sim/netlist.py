@@ -21,6 +21,7 @@ from amaranth.lib import wiring
 import hdl
 from hdl import CircuitError, ToolError
 from hdl.board import BOARDS
+from hdl.output_registers import fold_output_registers
 from hdl.registry import CoreEntry
 from hdl.synthesis import READ_SCRIPT
 from hdl.toolchain import INSTALL_EXTRA, run_tool
@@ -180,7 +181,12 @@ def make_netlist(entry: CoreEntry, core: wiring.Component, family: Family, count
             f"write_json {FIGURES_FILE}; write_verilog -noattr -noexpr {NETLIST_FILE}"
         )
         run_tool("yosys", ("-q", "-p", script), directory)
-        design = json.loads((directory / FIGURES_FILE).read_text(encoding="utf-8"))["modules"][module]
+        whole = json.loads((directory / FIGURES_FILE).read_text(encoding="utf-8"))
+        design = whole["modules"][module]
+        if fold_output_registers(design):
+            (directory / FIGURES_FILE).write_text(json.dumps(whole), encoding="utf-8")
+            script = f"read_json {FIGURES_FILE}; hierarchy -top {module}; write_verilog -noattr -noexpr {NETLIST_FILE}"
+            run_tool("yosys", ("-q", "-p", script), directory)
         netlist = (directory / NETLIST_FILE).read_text(encoding="utf-8")
     cells = Counter(cell["type"] for cell in design["cells"].values() if cell["type"] != "$scopeinfo")
     unmapped = sorted(kind for kind in cells if kind.startswith("$"))
