@@ -153,7 +153,9 @@ def test_edited_model_configuration(tiny_run: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit, empty, Path.unlink])
-@pytest.mark.parametrize("name", ["quantized/weights.safetensors", "quantized/manifest.json", "quantized/logits.weight.mem"])
+@pytest.mark.parametrize(
+    "name", ["quantized/weights.safetensors", "quantized/manifest.json", "quantized/logits.weight.mem"]
+)
 def test_damaged_export(name: str, damage: Callable[[Path], None], tiny_run: Path) -> None:
     damage(tiny_run / name)
     assert_refused(positron("evaluate", tiny_run), "quantize")
