@@ -41,7 +41,7 @@ from .proof_claims import (
 from .proof_faults import Blocking, Repeating, Silent, Withdrawing
 from .stream_rules import Environment
 
-BOUNDED = 20  # cycles after reset
+BOUNDED = 15  # cycles after reset
 INDUCTION = 3  # cycles that the rules of streams need: an offer, its refusal, and the cycle after
 
 
@@ -118,7 +118,7 @@ CORES_IN_ROWS: dict[str, tuple[Callable[[], wiring.Component], tuple[int, int]]]
 # Cycles within which a row must end when nobody stalls.
 FINISHING_BOUNDS = {"softmax-numerators": 14, "softmax": 24, "layer-norm": 30, "rms-norm": 26, "matrix-vector": 32}
 # Induction would begin in states that no reset leads to, with rows in one queue that another knows nothing of.
-WITH_QUEUES = ("softmax-numerators", "softmax", "layer-norm", "rms-norm")
+WITH_QUEUES = ("matrix-vector", "softmax-numerators", "softmax", "layer-norm", "rms-norm")
 STALLING = 10  # cycles of any stalls before
 # The most payloads that are inside one of these at once.
 CAPACITIES = {"softmax-numerators": 16, "softmax": 32, "layer-norm": 48, "rms-norm": 48}
