@@ -16,6 +16,7 @@ from amaranth.lib import wiring
 
 import fixedpoint
 from fixedpoint import QFormat
+from hdl.engine import Engine
 from hdl.exponential import Exponential
 from hdl.layer_norm import LayerNorm
 from hdl.matrix_vector import MatrixVector
@@ -56,11 +57,17 @@ def rules() -> list[Proof]:
         Proof(
             name,
             "keeps the rules of streams on every port",
-            lambda entry=entry: RULES.get(entry.name, Environment)(entry.example()),
-            "bmc" if name in RULES else "prove",
-            BOUNDED if name in RULES else INDUCTION,
+            lambda entry=entry: (
+                EngineRules(tiny_engine()) if entry.name in BOUNDED_RULES else Environment(entry.example())
+            ),
+            "bmc" if name in BOUNDED_RULES else "prove",
+            BOUNDED if name in BOUNDED_RULES else INDUCTION,
             "takes an offer back after it was refused",
-            lambda entry=entry: RULES.get(entry.name, Environment)(Withdrawing(entry.example())),
+            lambda entry=entry: (
+                EngineRules(Withdrawing(tiny_engine()))
+                if entry.name in BOUNDED_RULES
+                else Environment(Withdrawing(entry.example()))
+            ),
         )
         for name, entry in CORES.items()
     ]
@@ -81,7 +88,12 @@ class EngineRules(Environment):
 
 
 # Cores whose offers stay because of what was promised many cycles before; induction would need to know of it.
-RULES = {"engine": EngineRules}
+BOUNDED_RULES = ("engine",)
+
+
+def tiny_engine() -> Engine:
+    """Return 2 lanes of 2-bit numbers with every operation."""
+    return Engine(2, (1, 2), 2, 2, activation_bits=2, element_bits=2)
 
 
 def tiny_softmax() -> fixedpoint.Softmax:
