@@ -42,6 +42,7 @@ from .proof_claims import (
 from .proof_faults import Blocking, Repeating, Silent, Withdrawing
 from .stream_rules import Environment
 
+CONSERVED = 16  # cycles after reset in which payloads are counted
 BOUNDED = 15  # cycles after reset
 INDUCTION = 3  # cycles that the rules of streams need: an offer, its refusal, and the cycle after
 
@@ -175,12 +176,12 @@ def conservation() -> list[Proof]:
     rows = [
         Proof(
             name,
-            f"gives what it took, at most {capacity} payloads are inside, and its own assertions hold, 20 cycles",
+            f"gives what it took, at most {capacity} payloads are inside, and its own assertions hold, {CONSERVED} cycles",
             lambda name=name, capacity=capacity: Conserves(
                 CORES_IN_ROWS[name][0](), capacity, {"i": CORES_IN_ROWS[name][1]}
             ),
             "bmc",
-            20,
+            CONSERVED,
             "gives its first result twice",
             lambda name=name, capacity=capacity: Conserves(
                 Repeating(CORES_IN_ROWS[name][0]()), capacity, {"i": CORES_IN_ROWS[name][1]}
@@ -191,10 +192,10 @@ def conservation() -> list[Proof]:
     ]
     register = Proof(
         "stream-register",
-        "gives what it took, at most 2 payloads are inside, 20 cycles",
+        f"gives what it took, at most 2 payloads are inside, {CONSERVED} cycles",
         lambda: Conserves(StreamRegister(4), 2),
         "bmc",
-        20,
+        CONSERVED,
         "gives its first result twice",
         lambda: Conserves(Repeating(StreamRegister(4)), 2),
     )
