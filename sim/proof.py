@@ -24,6 +24,7 @@ from amaranth.hdl import Elaboratable, UnusedElaboratable
 from hdl import ToolError
 from hdl.toolchain import ToolFailure, require_tool, run_tool
 
+BUG_DEPTH = 48  # cycles within which a faulty core must show its bug
 MODES = ("prove", "bmc", "cover")
 # UNKNOWN: every bounded case holds, but induction found a state from which the claim fails, reachable or not.
 VERDICTS = {"PASS": True, "FAIL": False, "UNKNOWN": None}
@@ -109,7 +110,7 @@ def settle(proof: Proof, directory: Path, *, faulty: bool = False, tick: Callabl
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnusedElaboratable)  # a core may be built only to ask for its latency
         (work / "top.il").write_text(rtlil.convert(top(), ports=[]), encoding="utf-8")
-    (work / "proof.sby").write_text(script(proof), encoding="utf-8")
+    (work / "proof.sby").write_text(script(proof, faulty), encoding="utf-8")
     start = time.perf_counter()
     try:
         log = run_tool(
@@ -129,11 +130,12 @@ def settle(proof: Proof, directory: Path, *, faulty: bool = False, tick: Callabl
     return Verdict(VERDICTS[found[1]], seconds, traces[0] if traces and not VERDICTS[found[1]] else None, log)
 
 
-def script(proof: Proof) -> str:
-    """Return the SymbiYosys script of a proof."""
+def script(proof: Proof, faulty: bool = False) -> str:
+    """Return the SymbiYosys script of a proof; a bug is looked for from reset on, since induction would only say that it settled nothing."""
+    hunted = faulty and proof.mode == "prove"
     return f"""[options]
-mode {proof.mode}
-depth {proof.depth}
+mode {"bmc" if hunted else proof.mode}
+depth {max(proof.depth, BUG_DEPTH) if hunted else proof.depth}
 
 [engines]
 smtbmc z3
