@@ -9,8 +9,8 @@ from amaranth.lib.wiring import In, Out
 import fixedpoint
 
 from .arithmetic import shift_right_half_up
-from .dot_product import Delay
 from .errors import CircuitError
+from .stream_parts import moving_together
 from .table import BlockTable
 
 LOGIC_TABLE_BITS = 8  # up to 256 entries cost some hundred LUTs; larger tables are worth a block RAM
@@ -57,15 +57,7 @@ class Exponential(wiring.Component):
         parameters = self.parameters
         table_bits, output_bits = parameters.table_bits, parameters.output_bits
 
-        move = Signal()
-        m.submodules.valid = valid = Delay(unsigned(1), self.latency)
-        m.d.comb += [
-            move.eq(~self.o.valid | self.o.ready),
-            self.i.ready.eq(move),
-            valid.en.eq(move),
-            valid.i.eq(self.i.valid),
-            self.o.valid.eq(valid.o),
-        ]
+        move = moving_together(m, self.i, self.o, self.latency)
 
         # Round to the table's step; from `output_bits + 1` whole steps on, the result is 0.
         steps = shift_right_half_up(self.i.payload, parameters.shift)

@@ -7,8 +7,8 @@ from amaranth.utils import ceil_log2
 
 import fixedpoint
 
-from .dot_product import Delay
 from .errors import CircuitError
+from .stream_parts import moving_together
 from .table import BlockTable
 
 
@@ -47,15 +47,7 @@ class _NormalizedTable(wiring.Component):
         """Build the circuit."""
         m = Module()
 
-        move = Signal()
-        m.submodules.valid = valid = Delay(unsigned(1), self.latency)
-        m.d.comb += [
-            move.eq(~self.o.valid | self.o.ready),
-            self.i.ready.eq(move),
-            valid.en.eq(move),
-            valid.i.eq(self.i.valid),
-            self.o.valid.eq(valid.o),
-        ]
+        move = moving_together(m, self.i, self.o, self.latency)
         with m.If(self.i.valid & self.i.ready):
             m.d.sync += Assert(self.i.payload != 0, Format("a reciprocal needs a positive argument, not 0"))
 

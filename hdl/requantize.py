@@ -11,6 +11,7 @@ from fixedpoint import Linear, QFormat
 from .arithmetic import saturate, shape_of
 from .dot_product import Delay
 from .errors import CircuitError
+from .stream_parts import moving_together
 
 FINE_BITS = 2  # of a shift: what the second of the two shifters does
 WIDEST_INPUT = 48
@@ -136,15 +137,7 @@ class Requantize(wiring.Component):
     def elaborate(self, platform):
         """Build the circuit."""
         m = Module()
-        move = Signal()
-        m.submodules.valid = valid = Delay(unsigned(1), self.latency)
-        m.d.comb += [
-            move.eq(~self.o.valid | self.o.ready),
-            self.i.ready.eq(move),
-            valid.en.eq(move),
-            valid.i.eq(self.i.valid),
-            self.o.valid.eq(valid.o),
-        ]
+        move = moving_together(m, self.i, self.o, self.latency)
         for lane in range(self.lanes):
             unit = ShiftRoundSaturate(self.bits, self.lowest, self.highest, [self.target.bits])
             m.submodules[f"lane_{lane}"] = unit

@@ -1,11 +1,36 @@
 """What joins streams and Amaranth's library lacks: a register that cuts every path, a queue behind one, and a converter between widths of words."""
 
-from amaranth.hdl import Assert, Cat, Format, Module, Mux, Shape, ShapeLike, Signal, Value
+from amaranth.hdl import Assert, Cat, Format, Module, Mux, Shape, ShapeLike, Signal, Value, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 
+from .dot_product import Delay
 from .errors import CircuitError
+
+
+def moving_together(m: Module, i, o, latency: int) -> Signal:
+    """Join the handshakes of a pipeline that takes a payload a cycle and stands still as a whole while its result waits.
+
+    Args:
+        m: The module; gets a submodule `valid`.
+        i: Stream in; its payload is left to the caller.
+        o: Stream out, likewise.
+        latency: Stages from `i` to `o`.
+
+    Returns:
+        The enable of every stage.
+    """
+    move = Signal(name="move")
+    m.submodules.valid = valid = Delay(unsigned(1), latency)
+    m.d.comb += [
+        move.eq(~o.valid | o.ready),
+        i.ready.eq(move),
+        valid.en.eq(move),
+        valid.i.eq(i.valid),
+        o.valid.eq(valid.o),
+    ]
+    return move
 
 
 class StreamRegister(wiring.Component):

@@ -24,23 +24,18 @@ class Environment(Elaboratable):
     Attributes:
         core: The circuit.
         row_lengths: For an input with a `last` field: the length of its rows; `(1, n)` lets the solver choose from 1 to n.
-        eager: No stalls: every input is always valid and every output always taken, so that bounded claims are about speed.
         taken: Per stream port, a signal: a transfer happens at this edge.
         counts: Per stream port, the number of transfers so far, saturating.
         index: Per stream port with `last`, the place of the next element in its row.
     """
 
     COUNTER_BITS = 8
-    asserts_rules = (
-        True  # a subclass with other claims leaves the rules, and the data they speak of, to their own proof
-    )
+    # A subclass with other claims leaves the rules, and the data they speak of, to their own proof.
+    asserts_rules = True
 
-    def __init__(
-        self, core: wiring.Component, row_lengths: Mapping[str, tuple[int, int]] | None = None, *, eager: bool = False
-    ):
+    def __init__(self, core: wiring.Component, row_lengths: Mapping[str, tuple[int, int]] | None = None):
         self.core = core
         self.row_lengths = dict(row_lengths or {})
-        self.eager = eager
         self.taken: dict[str, Signal] = {}
         self.counts: dict[str, Signal] = {}
         self.index: dict[str, Signal] = {}
@@ -80,7 +75,7 @@ class Environment(Elaboratable):
         """Feed an input as it likes, within the rules."""
         payload = Value.cast(port.payload)
         before = self._remember(m, name, port)
-        m.d.comb += [port.valid.eq(1 if self.eager else AnySeq(1)), payload.eq(AnySeq(len(payload)))]
+        m.d.comb += [port.valid.eq(AnySeq(1)), payload.eq(AnySeq(len(payload)))]
         with m.If(before["waiting"]):
             m.d.comb += [Assume(port.valid), Assume(payload == before["payload"])]
         if name in self.row_lengths:
@@ -88,7 +83,7 @@ class Environment(Elaboratable):
 
     def _watch(self, m: Module, name: str, port) -> None:
         """Take an output when it likes, and assert the rules."""
-        m.d.comb += port.ready.eq(1 if self.eager else AnySeq(1))
+        m.d.comb += port.ready.eq(AnySeq(1))
         if not self.asserts_rules:
             return
         before = self._remember(m, name, port)
