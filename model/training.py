@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +17,12 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from .checkpoint import ModelBuilder, read_npz, write_npz
 from .config import TrainingConfig, training_config
 from .data import encode_texts, random_batch, save_tokens, split_tokens
+from .divergence import explain_divergence
 from .errors import DivergenceError, InputError
 from .evaluation import evaluation_windows
 from .files import atomic_write, write_json
 from .generation import generate_text
+from .interrupts import first_interrupt
 from .optimizers import STATE_NAMES
 from .run import RunDirectory
 from .schedules import learning_rate
@@ -210,7 +209,7 @@ class Trainer:
                     self._take_parameters(engine)
                     self._save_best()
                     self._save_state(engine)  # so that a run killed from now on can be resumed
-            with _first_interrupt(self._request_stop), self._bar() as bar:
+            with first_interrupt(self._request_stop), self._bar() as bar:
                 self.started = self.last_line = time.monotonic()
                 self.last_line_step = self.progress.step
                 while (
@@ -256,7 +255,10 @@ class Trainer:
         for result in results:
             if not (math.isfinite(result.loss) and math.isfinite(result.gradient_norm)):
                 self.model.parameters.flat[:] = engine.memory.rounded
-                raise DivergenceError(self._explain_divergence(result))
+                batch = random_batch(
+                    self.training_tokens, self.config.batch_size, self.length, self.config.seed, self.progress.step
+                )
+                raise DivergenceError(explain_divergence(self.model, self.config, self.progress.step, result, *batch))
             self.progress.step += 1
             self.progress.loss_sum += result.loss
             self.progress.loss_count += 1
@@ -442,52 +444,6 @@ class Trainer:
 
                 plot_losses(self.log.rows, self.run.loss_plot)
         return result
-
-    def _explain_divergence(self, result: StepResult) -> str:
-        """Name the first tensor of the step's batch that is not finite, and what helps."""
-        step = self.progress.step
-        inputs, targets = random_batch(
-            self.training_tokens, self.config.batch_size, self.length, self.config.seed, step
-        )
-        found: list[str] = []
-
-        def observe(name: str, array: np.ndarray) -> None:
-            if not found and not np.isfinite(array).all() and not name.endswith("weights"):
-                found.append(f"the activation {name}")
-
-        for name, values in self.model.parameters.items():
-            if not np.isfinite(values).all():
-                found.append(f"the parameter {name}")
-        if not found:
-            self.model.forward(inputs, observe=observe)
-        if not found:
-            _, gradients = self.model.loss_and_gradients(inputs, targets)
-            found += [f"the gradient of {name}" for name, values in gradients.items() if not np.isfinite(values).all()]
-        where = found[0] if found else "the loss"
-        return (
-            f"training diverged at step {step + 1}: loss {result.loss}, gradient norm {result.gradient_norm}; {where} is not finite. "
-            f"Lower learning_rate (now {self.config.learning_rate:g}), lengthen warmup_steps, or set gradient_clip "
-            f"(now {self.config.gradient_clip:g})"
-        )
-
-
-@contextmanager
-def _first_interrupt(action: Callable[[], None]) -> Iterator[None]:
-    """Call `action` at the first Ctrl-C inside the block instead of raising KeyboardInterrupt; the second one raises."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.getsignal(signal.SIGINT)
-
-    def handler(number: int, frame: object) -> None:
-        signal.signal(signal.SIGINT, previous)
-        action()
-
-    signal.signal(signal.SIGINT, handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 def resume_model(directory: str | Path) -> tuple[Transformer, Tokenizer, TrainingConfig]:
