@@ -1,15 +1,16 @@
 """Expressions for use inside cores: the casts of `fixedpoint.arithmetic`, and the product of a hard multiplier."""
 
-from amaranth.hdl import Cat, Const, Module, Mux, Shape, Value
+from amaranth.hdl import Cat, Const, Module, Mux, Value
 
 from fixedpoint import QFormat
 
 from .multiplier import Multiplier
+from .payload import FixedPointShape
 
 
-def shape_of(number_format: QFormat) -> Shape:
-    """Return the Amaranth shape of a format's integers."""
-    return Shape(number_format.bits, number_format.signed)
+def shape_of(number_format: QFormat) -> FixedPointShape:
+    """Return the Amaranth shape of a format's integers, which knows the format."""
+    return FixedPointShape(number_format)
 
 
 def shift_right_half_up(value: Value, shift: int) -> Value:

@@ -12,6 +12,7 @@ from amaranth_boards.ulx3s import ULX3S_12F_Platform, ULX3S_25F_Platform, ULX3S_
 from .attention import Attention
 from .errors import CircuitError
 from .link import IDLE_SECONDS, HostLink, Identity
+from .payload import connect, payload_shape
 from .uart import UARTReceiver, UARTTransmitter, baud_divisor
 
 DEFAULT_FREQUENCY = 50e6
@@ -244,7 +245,8 @@ class SerialAccelerator(wiring.Component):
         self.accelerator = accelerator
         divisor = baud_divisor(frequency, baud)
         self._receiver, self._transmitter = UARTReceiver(divisor), UARTTransmitter(divisor)
-        self._link = HostLink(identity, max(1, round(IDLE_SECONDS * frequency)))
+        element, result = payload_shape(accelerator.i)["data"].shape, payload_shape(accelerator.o)["data"].shape
+        self._link = HostLink(identity, max(1, round(IDLE_SECONDS * frequency)), element, result)
         super().__init__(
             {
                 "rx": wiring.In(1, init=1),
@@ -261,10 +263,10 @@ class SerialAccelerator(wiring.Component):
         m.submodules.receiver = receiver = self._receiver
         m.submodules.transmitter = transmitter = self._transmitter
         m.submodules.link = link = self._link
-        wiring.connect(m, receiver.o, link.i_bytes)
-        wiring.connect(m, link.o_bytes, transmitter.i)
-        wiring.connect(m, link.o_token, accelerator.i)
-        wiring.connect(m, accelerator.o, link.i_result)
+        connect(m, receiver.o, link.i_bytes)
+        connect(m, link.o_bytes, transmitter.i)
+        connect(m, link.o_token, accelerator.i)
+        connect(m, accelerator.o, link.i_result)
         m.d.comb += [
             receiver.rx.eq(self.rx),
             self.tx.eq(transmitter.tx),

@@ -7,8 +7,9 @@ from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 import fixedpoint
+from fixedpoint import QFormat
 
-from .arithmetic import shift_right_half_up
+from .arithmetic import shape_of, shift_right_half_up
 from .errors import CircuitError
 from .stream_parts import moving_together
 from .table import BlockTable
@@ -46,7 +47,7 @@ class Exponential(wiring.Component):
         self.latency = 5 if self._block_table else 3
         super().__init__(
             {
-                "i": In(stream.Signature(unsigned(width))),
+                "i": In(stream.Signature(shape_of(QFormat(width, parameters.fraction, signed=False)))),
                 "o": Out(stream.Signature(unsigned(parameters.output_bits))),
             }
         )

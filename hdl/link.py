@@ -21,11 +21,12 @@ from enum import IntEnum
 from typing import Protocol
 
 import numpy as np
-from amaranth.hdl import Array, Const, Module, Signal, signed
+from amaranth.hdl import Array, Const, Module, Shape, ShapeLike, Signal, signed
 from amaranth.lib import data, fifo, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from .errors import CircuitError, ToolError
+from .payload import describe
 
 IDLE_SECONDS = 0.05  # a USB adapter's pauses inside a burst last a few milliseconds
 RECOVERY_SECONDS = 3 * IDLE_SECONDS
@@ -137,13 +138,23 @@ class HostLink(wiring.Component):
     Attributes:
         identity: Sizes, and what `I` answers.
         idle_cycles: Pause after which an unfinished token is forgotten.
+        element, result: What a byte of a token and two of a result are to the accelerator: shapes of 8 and 16 bits, signed.
         i_bytes: In, stream of bytes from the host.
         o_bytes: Out, stream of bytes to the host.
-        o_token: Out, stream of {data: signed 8, restart}: C elements a token.
-        i_result: In, stream of {data: signed 16, last}: C elements a token.
+        o_token: Out, stream of {data: `element`, restart}: C elements a token.
+        i_result: In, stream of {data: `result`, last}: C elements a token.
     """
 
-    def __init__(self, identity: Identity, idle_cycles: int):
+    def __init__(
+        self,
+        identity: Identity,
+        idle_cycles: int,
+        element: ShapeLike = signed(8),
+        result: ShapeLike = signed(16),
+    ):
+        for name, shape, bits in (("element", element, 8), ("result", result, 16)):
+            if Shape.cast(shape) != signed(bits):
+                raise CircuitError(f"the link's {name} must be a signed number of {bits} bits, not {describe(shape)}")
         if idle_cycles < 1:
             raise CircuitError(f"idle_cycles must be at least 1, not {idle_cycles}")
         self.identity = identity
@@ -152,8 +163,8 @@ class HostLink(wiring.Component):
             {
                 "i_bytes": In(stream.Signature(8)),
                 "o_bytes": Out(stream.Signature(8)),
-                "o_token": Out(stream.Signature(data.StructLayout({"data": signed(8), "restart": 1}))),
-                "i_result": In(stream.Signature(data.StructLayout({"data": signed(16), "last": 1}))),
+                "o_token": Out(stream.Signature(data.StructLayout({"data": element, "restart": 1}))),
+                "i_result": In(stream.Signature(data.StructLayout({"data": result, "last": 1}))),
             }
         )
 

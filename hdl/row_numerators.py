@@ -13,6 +13,7 @@ from .arithmetic import multiply, shape_of, shift_right_half_up
 from .dot_product import Delay
 from .exponential import Exponential
 from .multiplier import Multiplier
+from .payload import connect
 from .stream_parts import StreamQueue, StreamRegister
 
 MAXIMA = 16  # rows whose maximum is known and whose first score has not been read
@@ -78,7 +79,7 @@ class RowNumerators(wiring.Component):
         m.submodules.exponential = exponential = self._exponential
         # A row's first score is read three cycles after its last one has arrived.
         m.submodules.row = row = StreamQueue(layout, length + 2)
-        m.submodules.maxima = maxima = fifo.SyncFIFOBuffered(width=shape.width, depth=MAXIMA)
+        m.submodules.maxima = maxima = fifo.SyncFIFOBuffered(width=self.score.bits, depth=MAXIMA)
         m.submodules.denominators = denominators = StreamRegister(self.o_denominator.payload.shape())
         move = exponential.i.ready  # everything before the exponential moves with it
 
@@ -112,7 +113,7 @@ class RowNumerators(wiring.Component):
             data.StructLayout({"valid": 1, "last": 1}), 1 + self._scale_moves + exponential.latency
         )
         issue = move & maxima.r_rdy & row.o.valid
-        distance = Signal(unsigned(shape.width), reset_less=True)
+        distance = Signal(unsigned(self.score.bits), reset_less=True)
         m.d.comb += [
             row.o.ready.eq(issue),
             maxima.r_en.eq(issue & row.o.payload.last),
@@ -140,7 +141,7 @@ class RowNumerators(wiring.Component):
         ]
         with m.If(self.o.valid & self.o.ready):
             m.d.sync += total.eq(Mux(tags.o.last, 0, with_this))
-        wiring.connect(m, wiring.flipped(self.o_denominator), denominators.o)
+        connect(m, wiring.flipped(self.o_denominator), denominators.o)
         return m
 
     def _scaled(self, m, distance, move):

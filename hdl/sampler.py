@@ -14,6 +14,7 @@ from .arithmetic import multiply, shape_of
 from .dot_product import Delay
 from .errors import CircuitError
 from .multiplier import Multiplier
+from .payload import connect
 from .row_numerators import RowNumerators
 from .stream_parts import StreamQueue, StreamRegister
 
@@ -131,8 +132,8 @@ class Sampler(wiring.Component):
         # A row's first numerator waits for its last one, for the threshold, and for its own turn.
         m.submodules.queue = queue = StreamQueue(numerator, self.length + THRESHOLD_MOVES + 5)
         m.submodules.thresholds = thresholds = StreamRegister(unsigned(RANDOM_BITS))
-        wiring.connect(m, wiring.flipped(self.i), numerators.i)
-        wiring.connect(m, numerators.o, queue.i)
+        connect(m, wiring.flipped(self.i), numerators.i)
+        connect(m, numerators.o, queue.i)
 
         # The threshold: the upper half of a product of 32 by 32 bits, from four of 16 by 16.
         sums, randoms = numerators.o_denominator, self.i_random

@@ -14,6 +14,7 @@ from .arithmetic import multiply, saturate, shape_of
 from .dot_product import Delay
 from .errors import CircuitError
 from .multiplier import OPERAND_BITS, Multiplier
+from .payload import connect
 from .reciprocal import Reciprocal
 from .row_numerators import RowNumerators
 from .stream_parts import StreamQueue, StreamRegister
@@ -113,10 +114,10 @@ class Softmax(wiring.Component):
         numerator = numerators.o.payload.shape()
         m.submodules.queue = queue = StreamQueue(numerator, parameters.length + reciprocal.latency + 4)
 
-        wiring.connect(m, wiring.flipped(self.i), numerators.i)
-        wiring.connect(m, numerators.o_denominator, reciprocal.i)
-        wiring.connect(m, reciprocal.o, scales.i)
-        wiring.connect(m, numerators.o, queue.i)
+        connect(m, wiring.flipped(self.i), numerators.i)
+        connect(m, numerators.o_denominator, reciprocal.i)
+        connect(m, reciprocal.o, scales.i)
+        connect(m, numerators.o, queue.i)
 
         # Issue: a numerator and its row's reciprocal.
         waiting = queue.o.payload

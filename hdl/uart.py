@@ -9,6 +9,7 @@ from amaranth.lib.cdc import FFSynchronizer
 from amaranth.lib.wiring import In, Out
 
 from .errors import CircuitError
+from .payload import connect
 
 FRAME_BITS = 10  # start, eight data bits, stop
 # Both ends together may be off by half a bit at the middle of the stop bit, 9.5 bits after the start edge: 5 %. Half of that is the far end's.
@@ -178,7 +179,7 @@ class UART(wiring.Component):
             for name, member in part.signature.members.items():
                 inner, outer = getattr(part, name), getattr(self, name)
                 if member.is_signature:
-                    wiring.connect(m, wiring.flipped(outer), inner)
+                    connect(m, wiring.flipped(outer), inner)
                 else:
                     m.d.comb += inner.eq(outer) if member.flow == In else outer.eq(inner)
         return m

@@ -15,6 +15,7 @@ from amaranth.lib.wiring import In
 
 from fixedpoint import QFormat
 
+from .payload import FixedPointShape, payload_shape
 from .toolchain import run_tool
 
 # Processes become assignments, because `always @*` waits for a change that never comes where nothing but initial values is read.
@@ -73,8 +74,7 @@ def stream_ports(component: wiring.Component) -> list[StreamPort]:
     ports = []
     for name, member in component.signature.members.items():
         if member.is_signature and isinstance(member.signature, stream.Signature):
-            payload = getattr(component, name).payload
-            ports.append(StreamPort(name, payload.shape(), member.flow == In))
+            ports.append(StreamPort(name, payload_shape(getattr(component, name)), member.flow == In))
     return ports
 
 
@@ -321,6 +321,8 @@ def _bits(offset: int, shape) -> str:
 
 
 def _number(shape) -> str:
+    if isinstance(shape, FixedPointShape):
+        return f"{shape.number_format}, {_number(shape.as_shape())}"
     plain = Shape.cast(shape)
     return (
         "flag"

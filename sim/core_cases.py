@@ -9,6 +9,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In
 
 from hdl import CircuitError
+from hdl.payload import connect
 from hdl.registry import CoreEntry
 
 from .bench import StreamBench
@@ -43,7 +44,7 @@ class Wired(wiring.Component):
         for name, member in self.signature.members.items():
             inner, outer = getattr(self.core, name), getattr(self, name)
             if member.is_signature:
-                wiring.connect(m, wiring.flipped(outer), inner)
+                connect(m, wiring.flipped(outer), inner)
             else:
                 m.d.comb += inner.eq(outer)
         m.d.comb += [getattr(self.core, target).eq(getattr(self.core, source)) for target, source in self.wires.items()]

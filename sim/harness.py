@@ -7,6 +7,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from hdl import CircuitError
+from hdl.payload import payload_shape
 
 from .streams import Port
 
@@ -25,7 +26,7 @@ def stream_ports(component: wiring.Component) -> tuple[dict[str, object], dict[s
             if isinstance(plain, stream.Signature):
                 if plain.always_valid if member.flow == In else plain.always_ready:
                     raise CircuitError(f"port {name} forbids stalls; a bench needs a stream with both valid and ready")
-                (inputs if member.flow == In else outputs)[name] = getattr(component, name).payload.shape()
+                (inputs if member.flow == In else outputs)[name] = payload_shape(getattr(component, name))
                 continue
         if member.is_signature or member.dimensions or member.flow != In:
             raise CircuitError(f"port {name} is neither a stream nor a constant input; a bench cannot watch it")

@@ -3,6 +3,8 @@
 from amaranth.hdl import Module, Signal, Value
 from amaranth.lib import stream, wiring
 
+from hdl.payload import connect
+
 
 class _Wrapped(wiring.Component):
     """A core inside another one with the same ports, through which `elaborate` of a subclass leads the output streams with a bug."""
@@ -21,7 +23,7 @@ class _Wrapped(wiring.Component):
                 m.d.comb += [outer.valid.eq(inner.valid), outer.payload.eq(inner.payload), inner.ready.eq(outer.ready)]
                 self._spoil(m, name, outer, inner)
             elif not member.is_port:
-                wiring.connect(m, wiring.flipped(outer), inner)
+                connect(m, wiring.flipped(outer), inner)
             elif member.flow is wiring.In:
                 m.d.comb += Value.cast(inner).eq(Value.cast(outer))
             else:

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from amaranth.hdl import Module, signed, unsigned
+from amaranth.hdl import Module, Shape, signed, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from core_bench import bench, run
@@ -67,5 +67,6 @@ def test_saturation_keeps_what_fits_and_clips_the_rest(tmp_path, shape, output):
 
 
 def test_a_format_has_its_shape():
-    assert arithmetic.shape_of(QFormat(8, 5)) == signed(8)
-    assert arithmetic.shape_of(QFormat(8, 8, signed=False)) == unsigned(8)
+    assert Shape.cast(arithmetic.shape_of(QFormat(8, 5))) == signed(8)
+    assert Shape.cast(arithmetic.shape_of(QFormat(8, 8, signed=False))) == unsigned(8)
+    assert arithmetic.shape_of(QFormat(8, 5)) != arithmetic.shape_of(QFormat(8, 4))
