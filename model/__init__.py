@@ -11,7 +11,8 @@ from .run import RunDirectory
 from .sampling import Sampling
 from .stories import generate_stories
 from .tokenizer import Tokenizer, load_tokenizer
-from .training import TrainingResult, train_model
+from .trainer import TrainingResult
+from .training import train_model
 from .transformer import Transformer
 from .word_tokenizer import WordTokenizer
 

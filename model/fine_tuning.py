@@ -10,7 +10,8 @@ from .config import TrainingConfig, training_config
 from .errors import InputError
 from .run import RunDirectory
 from .straight_through import StraightThrough
-from .training import Trainer, TrainingResult, store_tokens
+from .trainer import Trainer, TrainingResult
+from .training import store_tokens
 from .transformer import Transformer
 
 

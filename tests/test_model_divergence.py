@@ -24,8 +24,9 @@ def fill(model, name, value):
     model.parameters[name] = np.full_like(model.parameters[name], value)
 
 
-def test_parameters_come_first(model, batch):
-    fill(model, "blocks.1.feed_forward.up.weight", np.nan)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_parameters_come_first(model, batch, value):
+    model.parameters["blocks.1.feed_forward.up.weight"][1, 2] = value
     fill(model, "blocks.0.attention.query.weight", 3e38)
     assert first_not_finite(model, *batch) == "the parameter blocks.1.feed_forward.up.weight"
 

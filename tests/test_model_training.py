@@ -21,7 +21,8 @@ from model.evaluation import evaluate_loss
 from model.run import RunDirectory
 from model.schedules import learning_rate
 from model.stories import generate_stories
-from model.training import Trainer, resume_model, train_model
+from model.trainer import Trainer
+from model.training import resume_model, train_model
 from model.training_log import read_log
 from model.transformer import Transformer
 

@@ -12,7 +12,7 @@ from fixedpoint import load_export
 from fixedpoint.quantization_aware import QuantizationAware
 from model import RunDirectory
 from model.data import windows
-from model.training import Trainer
+from model.trainer import Trainer
 from scripts import cli
 
 
