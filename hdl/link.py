@@ -31,6 +31,7 @@ from .payload import describe
 IDLE_SECONDS = 0.05  # a USB adapter's pauses inside a burst last a few milliseconds
 RECOVERY_SECONDS = 3 * IDLE_SECONDS
 ANSWER_SECONDS = 2.0
+ELEMENT, RESULT = signed(8), signed(16)  # one byte of a token, two of a result
 
 
 class Command(IntEnum):
@@ -149,12 +150,14 @@ class HostLink(wiring.Component):
         self,
         identity: Identity,
         idle_cycles: int,
-        element: ShapeLike = signed(8),
-        result: ShapeLike = signed(16),
+        element: ShapeLike = ELEMENT,
+        result: ShapeLike = RESULT,
     ):
-        for name, shape, bits in (("element", element, 8), ("result", result, 16)):
-            if Shape.cast(shape) != signed(bits):
-                raise CircuitError(f"the link's {name} must be a signed number of {bits} bits, not {describe(shape)}")
+        for name, shape, wanted in (("element", element, ELEMENT), ("result", result, RESULT)):
+            if Shape.cast(shape) != wanted:
+                raise CircuitError(
+                    f"the link's {name} must be a signed number of {wanted.width} bits, not {describe(shape)}"
+                )
         if idle_cycles < 1:
             raise CircuitError(f"idle_cycles must be at least 1, not {idle_cycles}")
         self.identity = identity

@@ -4,9 +4,11 @@ Amaranth's shapes are widths and signs, and its `wiring.connect` compares widths
 """
 
 import enum
+from collections.abc import Iterable, Iterator
 from operator import index
 
-from amaranth.hdl import Const, Module, Shape, ShapeCastable, ShapeLike, Value
+from amaranth.hdl import Const, Elaboratable, Fragment, Module, Shape, ShapeCastable, ShapeLike, Signal, Value
+from amaranth.hdl._ast import Assign, SignalDict, Switch  # statements, which the library does not export
 from amaranth.lib import data, wiring
 
 from fixedpoint import QFormat
@@ -71,7 +73,7 @@ class FixedPointShape(ShapeCastable):
 
 
 def payload_shape(port) -> ShapeLike:
-    """Return the shape of a stream port's payload as it was declared.  (The payload itself, where it is one number, no longer knows its format.)"""
+    """Return the shape of a stream port's payload as it was declared; the payload itself, where it is one number, no longer knows its format."""
     return port.signature.members["payload"].shape
 
 
@@ -112,7 +114,8 @@ def connect(m: Module, *interfaces, **named) -> None:
 
     Args:
         m: The module.
-        interfaces, named: Streams or other interfaces, as for `wiring.connect`.
+        *interfaces: Streams or other interfaces, as for `wiring.connect`.
+        **named: The same, with names for the messages of `wiring.connect`.
 
     Raises:
         CircuitError: Two ports differ in a field's name or place, an array's length, a Q-format, a sign or a width.  To connect
@@ -127,11 +130,62 @@ def connect(m: Module, *interfaces, **named) -> None:
     wiring.connect(m, *interfaces, **named)
 
 
-def _ports(interface):
-    """Yield an interface's signals: path, then declared shape and the signal's name.  What has no signature is left to `wiring.connect` to refuse."""
+def check_connections(design: Elaboratable, platform=None) -> Fragment:
+    """Refuse ports of a whole design that are joined although they differ, as plain `wiring.connect` and assignments of whole payloads can do.
+
+    Args:
+        design: Anything that elaborates.
+        platform: What it is elaborated for.
+
+    Returns:
+        The design, elaborated.
+
+    Raises:
+        CircuitError: A port of a component is assigned to another one as `connect` refuses.
+    """
+    design = Fragment.get(design, platform)
+    parts = list(_fragments(design))
+    ports = SignalDict()
+    for part in parts:
+        for component in part.origins or ():
+            for path, member, value in _members(component):
+                if isinstance(signal := Value.cast(value), Signal):
+                    ports[signal] = (member.shape, ".".join(map(str, (type(component).__name__, *path))))
+    for part in parts:
+        for statement in _statements(list(part.statements.values())):
+            ends = [end for end in (statement.lhs, statement.rhs) if isinstance(end, Signal) and end in ports]
+            if len(ends) == 2:
+                _refuse_difference(*ports[ends[1]], *ports[ends[0]])
+    return design
+
+
+def _fragments(fragment: Fragment) -> Iterator[Fragment]:
+    yield fragment
+    for inner, *_ in fragment.subfragments:
+        yield from _fragments(inner)
+
+
+def _statements(nested) -> Iterator[Assign]:
+    """Yield the assignments, those under conditions too."""
+    for one in nested:
+        if isinstance(one, Assign):
+            yield one
+        elif isinstance(one, Switch):
+            yield from _statements(statements for _, statements, _ in one.cases)
+        elif isinstance(one, Iterable):
+            yield from _statements(one)
+
+
+def _members(interface):
+    """Yield an interface's ports as `Signature.flatten` does; none of what has no signature, which `wiring.connect` refuses."""
     if isinstance(getattr(interface, "signature", None), wiring.Signature):
-        for path, member, value in interface.signature.flatten(interface):
-            yield path, (member.shape, getattr(Value.cast(value), "name", "a constant"))
+        yield from interface.signature.flatten(interface)
+
+
+def _ports(interface):
+    """Yield an interface's ports: path, then declared shape and the signal's name."""
+    for path, member, value in _members(interface):
+        yield path, (member.shape, getattr(Value.cast(value), "name", "a constant"))
 
 
 def _refuse_difference(shape: ShapeLike, name: str, other_shape: ShapeLike, other_name: str) -> None:

@@ -21,6 +21,7 @@ from .board import BOARDS, DEFAULT_FREQUENCY, Board
 from .errors import CircuitError, ToolError
 from .memory_check import refuse_lost_block_rams, unmappable_memory
 from .output_registers import fold_output_registers
+from .payload import check_connections
 from .requirements import refuse_if_too_large
 from .toolchain import ToolFailure, run_tool, tool_version
 
@@ -28,7 +29,7 @@ DEFAULT_SEED = 1
 TOOL_NAMES = ("yosys", "nextpnr-ecp5", "ecppack")
 STAGES = {"yosys": "synthesis", "nextpnr-ecp5": "place and route", "ecppack": "bitstream"}
 REPORT_FILE = "report.json"
-OUTPUT_REGISTERS = "registers behind block RAMs are folded into them"  # part of the recipe that a kept report is for
+OUTPUT_REGISTERS = "registers behind block RAMs are folded into them, tables of 36 bits included"  # part of the recipe that a kept report is for
 # Amaranth names the elements of an array like Yosys names the bits of a wire, `x[0]`; such aliases are purged before they are mixed up.
 READ_SCRIPT = "read_rtlil {name}.il; proc; opt_clean -purge"
 
@@ -179,12 +180,13 @@ def synthesize(
         progress: Show the stages and their seconds on stderr.
 
     Raises:
-        CircuitError: The design does not fit or is too slow, with how much, or a memory that was to be block RAM became logic.
+        CircuitError: The design does not fit or is too slow, with how much, a memory that was to be block RAM became logic, or ports of
+            different formats are joined.
         ToolError: A tool is missing or failed.
     """
     platform = board.platform()
     # Sources' file names and line numbers are left out, so that the same circuit is the same file wherever it is made.
-    plan = platform.prepare(top, name, emit_src=False)
+    plan = platform.prepare(check_connections(top, platform), name, emit_src=False)
     files = {suffix: plan.files[f"{name}.{suffix}"] for suffix in ("il", "lpf")}
     arguments = ("--lpf", f"{name}.lpf", "--textcfg", f"{name}.config")
     return _build(files, board, Path(directory), name, arguments, seed, progress, out_of_context=False)
@@ -214,10 +216,12 @@ def synthesize_core(
         progress: Show the stages and their seconds on stderr.
 
     Raises:
-        CircuitError: The core does not fit, or a memory that was to be block RAM became logic.
+        CircuitError: The core does not fit, a memory that was to be block RAM became logic, or ports of different formats are joined.
         ToolError: A tool is missing or failed.
     """
-    files = {"il": rtlil.convert(core, name=name, platform=board.platform(), emit_src=False)}
+    platform = board.platform()
+    check_connections(core, platform)
+    files = {"il": rtlil.convert(core, name=name, platform=platform, emit_src=False)}
     arguments = ("--out-of-context", "--freq", f"{frequency / 1e6:g}")
     return _build(files, board, Path(directory), name, arguments, seed, progress, out_of_context=True)
 

@@ -15,7 +15,7 @@ from amaranth.lib.wiring import In
 
 from fixedpoint import QFormat
 
-from .payload import FixedPointShape, payload_shape
+from .payload import FixedPointShape, check_connections, payload_shape
 from .toolchain import run_tool
 
 # Processes become assignments, because `always @*` waits for a change that never comes where nothing but initial values is read.
@@ -88,8 +88,10 @@ def to_plain_verilog(component: wiring.Component, module: str) -> tuple[str, lis
     """Return a component as Verilog-2001, without assertions and vendor cells, and the ports of its top module.
 
     Raises:
+        CircuitError: Ports of different formats are joined.
         ToolError: Yosys is missing or failed.
     """
+    check_connections(component)
     text = rtlil.convert(component, name=module, emit_src=False)
     with tempfile.TemporaryDirectory() as made:
         directory = Path(made)
