@@ -55,7 +55,7 @@ class LayerNorm(RowNorm):
     reciprocal_square_root: ReciprocalSquareRoot = field(default_factory=ReciprocalSquareRoot)
 
     def __post_init__(self) -> None:
-        self._check()
+        super().__post_init__()
         if self.shift.shape != self.scale.shape:
             raise QuantizationError(
                 f"LayerNorm scale and shift must be vectors of one length, not {self.scale.shape} and {self.shift.shape}"

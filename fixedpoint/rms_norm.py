@@ -51,9 +51,6 @@ class RMSNorm(RowNorm):
     epsilon: int
     reciprocal_square_root: ReciprocalSquareRoot = field(default_factory=ReciprocalSquareRoot)
 
-    def __post_init__(self) -> None:
-        self._check()
-
     @classmethod
     def from_float(
         cls, scale: np.ndarray, epsilon: float, input_format: QFormat, output: QFormat, scale_bits: int

@@ -33,7 +33,7 @@ class RowNorm:
     epsilon: int
     reciprocal_square_root: ReciprocalSquareRoot
 
-    def _check(self) -> None:
+    def __post_init__(self) -> None:
         """Raise a QuantizationError where the fields do not fit together."""
         name = type(self).__name__
         if self.scale.ndim != 1 or not 1 <= len(self.scale) <= MAXIMUM_CHANNELS:
