@@ -31,12 +31,14 @@ def fold_output_registers(module: dict) -> int:
             followers = _followers(cells, sinks, ram, sides)
             if not followers:
                 continue
-            enable = _enable(cells[next(iter(followers.values()))])
+            example = cells[next(iter(followers.values()))]
+            enable, clock = _enable(example), example["connections"]["CLK"]
             for port, name in followers.items():
                 ram["connections"][port] = cells.pop(name)["connections"]["Q"]
             for side in sides:
                 ram["parameters"][f"REGMODE_{side}"] = "OUTREG"
                 ram["connections"][f"OCE{side}"] = enable
+                ram["connections"][f"CLK{side}"] = clock
             folded += len(followers)
     return folded
 
@@ -70,7 +72,8 @@ def _followers(cells: dict, sinks: dict, ram: dict, sides: str) -> dict[str, str
             return {}
         if connections.get(f"RST{side}", ["0"]) != ["0"]:
             return {}
-    clocks = [connections[f"CLK{side}"] for side in sides]
+    # Side A of a table of 36 bits, which nobody writes, has no clock yet; the half of the register that is on its pins needs one.
+    clocks = [connections[f"CLK{side}"] for side in sides if connections[f"CLK{side}"] not in (["0"], ["1"])]
     followers = {}
     for port, bits in connections.items():
         if not port.startswith(tuple(f"DO{side}" for side in sides)) or not bits or not sinks.get(bits[0]):
@@ -83,7 +86,7 @@ def _followers(cells: dict, sinks: dict, ram: dict, sides: str) -> dict[str, str
         # Yosys ends a text that could be taken for a number with a space.
         if any(flip_flop["parameters"].get(key, values[0]).strip() not in values for key, values in FOLLOWS.items()):
             return {}
-        if wires.get("LSR", ["0"]) != ["0"] or any(wires["CLK"] != clock for clock in clocks):
+        if wires.get("LSR", ["0"]) != ["0"] or not clocks or any(wires["CLK"] != clock for clock in clocks):
             return {}
         followers[port] = name
     enables = {tuple(_enable(cells[name])) for name in followers.values()}
