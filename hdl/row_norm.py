@@ -11,7 +11,6 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 import fixedpoint
-from fixedpoint import QFormat
 
 from .arithmetic import multiply, saturate, shape_of
 from .dot_product import Delay
@@ -19,19 +18,22 @@ from .errors import CircuitError
 from .multiplier import OPERAND_BITS, Multiplier
 from .reciprocal import ReciprocalSquareRoot
 from .row_statistics import RowStatistics
-from .stream_parts import StreamQueue, word_shape
+from .stream_parts import word_shape
 
 LOW_BITS = 16  # of a difference: an unsigned part that fits a hard multiplier beside the root's mantissa
 LOGIC_WORDS = 64  # of scale and shift that are cheaper in lookup tables than in block RAM
-OUTPUT_MOVES = 12  # stages from C·x to its result
+READ_MOVES = 2  # a block RAM's latch and its output register
+OUTPUT_MOVES = 12  # stages from a difference to its result
+FINE_BITS = 2  # of the shift by the exponent that are left to its second stage
 
 
 class RowNorm(wiring.Component):
     """The circuit under `LayerNorm` and `RMSNorm`, which differ in S and in the shift.
 
     Words of `lanes` elements go into a FIFO and through `RowStatistics`; its v becomes a root, and what belongs to a row (root, S) queues beside
-    its words.  When a row's root is there its words leave the FIFO one a cycle, through one pipeline of two multiplications.
-    The FIFO holds a row and all that arrives while its root is made, so that rows pass without a gap.
+    its words.  Statistics and root take a known time, so a row's words begin to leave the FIFO just early enough to meet their root, one a cycle,
+    through one pipeline of two multiplications.
+    The FIFO holds a row and all that arrives until the row begins to leave, so that rows pass without a gap.
 
     Attributes:
         parameters: Formats, scale and shift.
@@ -64,12 +66,15 @@ class RowNorm(wiring.Component):
         self.words = parameters.channels // lanes
         self._statistics = RowStatistics(parameters, lanes)
         self._root = ReciprocalSquareRoot(parameters.reciprocal_square_root, parameters.variance_bits)
-        # C·x is a choice of wires behind one register where C is a power of two, else a product.
-        self._scaled_moves = 1 if parameters.channels & (parameters.channels - 1) == 0 else Multiplier.latency
         root_cycles = self._statistics.settle + self._root.latency
-        self.latency = root_cycles + 1 + self._scaled_moves + OUTPUT_MOVES
-        # The memory of the FIFO inside the queue is a power of two; the FIFO's output holds one word more, the queue's another one.
-        self._depth = (1 << ceil_log2(self.words + root_cycles)) + 1
+        self.latency = root_cycles + 2 + OUTPUT_MOVES
+        # Moves from a word's address to its difference: reading, then C·x, which is a choice of wires where C is a power of two, and − S.
+        self._scaling = 0 if parameters.channels & (parameters.channels - 1) == 0 else Multiplier.latency
+        self._difference_moves = READ_MOVES + self._scaling + 1
+        # A root may be multiplied two cycles after it was found: one in its queue, one in a register.
+        self._lead = root_cycles + 1 - self._difference_moves
+        # A word's place is free again in the cycle after its address; a power of two, so that the level tells with one bit.
+        self._depth = 1 << ceil_log2(self.words + self._lead + 1)
         super().__init__(
             {"i": In(self._stream(shape_of(parameters.input))), "o": Out(self._stream(shape_of(parameters.output)))}
         )
@@ -91,18 +96,16 @@ class RowNorm(wiring.Component):
         centered = isinstance(parameters, fixedpoint.LayerNorm)
         m.submodules.statistics = statistics = self._statistics
         m.submodules.root = root = self._root
-        arrays = data.ArrayLayout(shape_of(parameters.input), self.lanes)
-        m.submodules.row = row = StreamQueue(arrays, self._depth)
+        depth, difference_moves = self._depth, self._difference_moves
 
         # Take a row.
         place = Signal(range(max(words, 2)))  # an assertion's message wants at least a bit
         final = place == words - 1
         taken = Signal()
+        level = Signal(range(depth + 1))  # words that are in the FIFO
         m.d.comb += [
-            self.i.ready.eq(row.i.ready),
+            self.i.ready.eq(~level[-1]),
             taken.eq(self.i.valid & self.i.ready),
-            row.i.valid.eq(self.i.valid),
-            Value.cast(row.i.payload).eq(self.i.payload.data),
             statistics.valid.eq(taken),
             statistics.first.eq(place == 0),
             statistics.last.eq(final),
@@ -118,28 +121,21 @@ class RowNorm(wiring.Component):
                 Format(f"{type(self).__name__} input: last is {{}} on word {{}}", self.i.payload.last, place),
             )
 
-        # What belongs to a row leaves with its last word, so there is never more of it than rows of which the FIFO holds a word.
-        rows = -(-(self._depth + 1) // words)
-        queues = [("roots", root.o.valid, root.o.payload)]
-        if centered:
-            queues.append(("totals", statistics.total_valid, statistics.total))
-        read = {}
+        # Give it, as soon as its root will be there when it is needed.
+        tag = data.StructLayout({"valid": 1, "last": 1, "index": range(words)})
+        m.submodules.tags = tags = Delay(tag, difference_moves + OUTPUT_MOVES)
+        m.submodules.lead = lead = Delay(unsigned(1), self._lead)
+        # Rows whose last word is in the FIFO, or on its way to where it meets the root.
+        rows = -(-(depth + difference_moves) // words)
+        due = Signal(range(rows + 1))  # rows that may leave
         index = Signal(range(words))
         last = index == words - 1
-        issue = Signal()
-        for name, valid, value in queues:
-            m.submodules[name] = read[name] = queue = SyncFIFO(width=len(Value.cast(value)), depth=rows)
-            m.d.comb += [queue.w_en.eq(valid), queue.w_data.eq(value), queue.r_en.eq(issue & last)]
-            m.d.sync += Assert(~valid | queue.w_rdy, f"{type(self).__name__}: {name} lost a row")
-
-        # Give it.
-        tag = data.StructLayout({"valid": 1, "last": 1, "index": range(words)})
-        m.submodules.tags = tags = Delay(tag, self._scaled_moves + OUTPUT_MOVES)
-        move = Signal()
+        move, issue = Signal(), Signal()
         m.d.comb += [
             move.eq(~self.o.valid | self.o.ready),
-            issue.eq(move & row.o.valid & read["roots"].r_rdy),
-            row.o.ready.eq(issue),
+            issue.eq(move & (due != 0)),
+            lead.en.eq(1),
+            lead.i.eq(taken & final),
             tags.en.eq(move),
             tags.i.valid.eq(issue),
             tags.i.last.eq(last),
@@ -147,8 +143,28 @@ class RowNorm(wiring.Component):
             self.o.valid.eq(tags.o.valid),
             self.o.payload.last.eq(tags.o.last),
         ]
+        m.d.sync += [due.eq(due + lead.o - (issue & last)), level.eq(level + taken - issue)]
         with m.If(issue):
             m.d.sync += index.eq(Mux(last, 0, index + 1))
+        word = self._row_memory(m, taken, issue, move)
+
+        # What belongs to a row leaves its queue with the row's last word, some moves after the word left the FIFO.
+        queues = {"roots": (root.o.valid, root.o.payload, difference_moves - 1)}
+        if centered:
+            queues["totals"] = (statistics.total_valid, statistics.total, difference_moves - 2)
+        read = {}
+        for name, (valid, value, moves) in queues.items():
+            m.submodules[name] = read[name] = queue = SyncFIFO(width=len(Value.cast(value)), depth=rows)
+            leaving = tags.taps[moves]
+            m.d.comb += [
+                queue.w_en.eq(valid),
+                queue.w_data.eq(value),
+                queue.r_en.eq(move & leaving.valid & leaving.last),
+            ]
+            m.d.sync += [
+                Assert(~valid | queue.w_rdy, f"{type(self).__name__}: {name} lost a row"),
+                Assert(~leaving.valid | queue.r_rdy, f"{type(self).__name__}: a word came before its {name}"),
+            ]
 
         def held(value, moves, name):
             """Return a value as it was some moves ago."""
@@ -160,32 +176,53 @@ class RowNorm(wiring.Component):
             return value
 
         # A row's numbers travel beside its words, each up to the stage that uses it.
-        moves = self._scaled_moves
         scale = data.View(root.o.payload.shape(), read["roots"].r_data)
-        offset = held(read["totals"].r_data.as_signed(), moves, "offset") if centered else 0
-        mantissa = held(scale.mantissa, moves, "mantissa")
-        exponent = held(scale.exponent - parameters.normalized.fraction, 1, "exponent")
-        shift = held(exponent[: len(scale.exponent)], moves + 3, "shift")
+        offset = held(read["totals"].r_data.as_signed(), 1, "offset") if centered else 0
+        mantissa = held(scale.mantissa, 1, "mantissa")
+        excess = held((scale.exponent - len(scale.mantissa))[: self._excess_bits], 5, "excess")
+        shifts = excess[FINE_BITS:], held(excess[:FINE_BITS], 1, "fine")
 
         m.submodules.affine = affine = self._affine_memory()
         port = affine.read_port()
-        m.d.comb += [port.addr.eq(tags.taps[moves + 5].index), port.en.eq(move)]
+        m.d.comb += [port.addr.eq(tags.taps[difference_moves + 5].index), port.en.eq(move)]
         for lane in range(self.lanes):
-            element = row.o.payload[lane]
-            scaled = self._scaled(m, f"lane_{lane}", move, element)
+            scaled = self._scaled(m, f"lane_{lane}", move, word[lane])
             result = self._lane(self.o.payload.data, lane)
-            self._lane_pipeline(m, f"lane_{lane}", move, scaled, offset, mantissa, shift, port.data[lane], result)
+            self._lane_pipeline(m, f"lane_{lane}", move, scaled, offset, mantissa, shifts, port.data[lane], result)
         return m
+
+    def _row_memory(self, m, taken, issue, move):
+        """Build the FIFO's memory and return the word issued `READ_MOVES` moves ago.
+
+        A word is read long after it was written, so what a read in the cycle of a write gives does not matter.  Without being told, Yosys
+        would build a detour around each block RAM that gives the old word.
+        """
+        arrays = data.ArrayLayout(shape_of(self.parameters.input), self.lanes)
+        m.submodules.row = row = memory.Memory(shape=arrays, depth=self._depth, init=[], attrs={"no_rw_check": 1})
+        write, read = row.write_port(), row.read_port(domain="comb")
+        latch, word = Signal(arrays, reset_less=True), Signal(arrays, name="word", reset_less=True)
+        m.d.comb += [write.en.eq(taken), Value.cast(write.data).eq(self.i.payload.data)]
+        with m.If(taken):
+            m.d.sync += write.addr.eq(write.addr + 1)
+        with m.If(issue):
+            m.d.sync += read.addr.eq(read.addr + 1)
+        with m.If(move):
+            m.d.sync += [latch.eq(read.data), word.eq(latch)]
+        collides = taken & issue & (write.addr == read.addr)
+        m.d.sync += Assert(~collides, f"{type(self).__name__}: a word is read while it is written")
+        return word
 
     def _scaled(self, m, name, move, element):
         """Return C·x."""
         channels = self.parameters.channels
-        if self._scaled_moves == Multiplier.latency:
+        if self._scaling:
             return multiply(m, f"{name}_scaled", element, Const(channels, unsigned(channels.bit_length())), move)
-        register = Signal(element.shape(), name=f"{name}_element", reset_less=True)
-        with m.If(move):
-            m.d.sync += register.eq(element)
-        return register << (channels.bit_length() - 1)
+        return element << (channels.bit_length() - 1)
+
+    @property
+    def _excess_bits(self) -> int:
+        """Width of what a root's exponent has beyond its mantissa's bits."""
+        return ((self.parameters.variance_bits - 1) // 2).bit_length()
 
     @property
     def _half(self) -> int:
@@ -212,26 +249,27 @@ class RowNorm(wiring.Component):
         style = {"ram_style": "logic"} if self.words <= LOGIC_WORDS else {}
         return memory.Memory(shape=word, depth=self.words, init=init, attrs=style)
 
-    def _lane_pipeline(self, m, name, move, scaled, offset, mantissa, shift, affine, result):
-        """Build one lane's last 12 stages: C·x − S times the root (3), its two halves added, shift, clip, round, times scale (3), plus shift, cast.
+    def _lane_pipeline(self, m, name, move, scaled, offset, mantissa, shifts, affine, result):
+        """Build one lane's last 13 stages: C·x − S, times the root (3), its two halves added, shift (2), round, times scale (3), plus shift, cast.
 
-        The shift leaves one bit more than the result for rounding (shift_right_half_up_by's doubling).  Saturating to the result's range and
-        this bit first keeps the adder short; rounding can then exceed the range by one at most.
+        The shift leaves one bit more than the result for rounding (shift_right_half_up_by's doubling).  No element exceeds sqrt(C) standard
+        deviations, the normalized format goes at least so far, and the root is wrong by less than a half: so the shifted product never reaches
+        twice the format's range, and of its bits only the lowest ones and one above them need to be chosen.
         """
         parameters = self.parameters
         normalized_format, output_shift = parameters.normalized, parameters.output_shift
         split = min(LOW_BITS, parameters.difference_bits - 1)
+        bits = normalized_format.bits + 2
 
         def register(stage, shape):
             return Signal(shape, name=f"{name}_{stage}", reset_less=True)
 
-        difference = Signal(signed(parameters.difference_bits), name=f"{name}_difference")
-        m.d.comb += difference.eq(scaled - offset)
+        difference = register("difference", signed(parameters.difference_bits))
         low = multiply(m, f"{name}_low", difference[:split], mantissa, move)
         high = multiply(m, f"{name}_high", difference[split:].as_signed(), mantissa, move)
         quotient = register("quotient", signed(parameters.difference_bits + len(mantissa)))
-        doubled = register("doubled", signed(len(quotient) + 1))
-        clipped = register("clipped", signed(normalized_format.bits + 1))
+        coarse = register("coarse", signed(bits + (1 << FINE_BITS) - 1))
+        doubled = register("doubled", signed(bits))
         scale = register("scale", affine.scale.shape())
         addend = Const(self._half, self._total_shape)
         if isinstance(parameters, fixedpoint.LayerNorm):
@@ -244,12 +282,15 @@ class RowNorm(wiring.Component):
         total = register("total", self._total_shape)
         output = register("output", result.shape())
         cast = total >> output_shift if output_shift > 0 else total << -output_shift
+        # The least shift is a choice of wires.
+        least = len(mantissa) - normalized_format.fraction
         with m.If(move):
             m.d.sync += [
+                difference.eq(scaled - offset),
                 quotient.eq((high << split) + low),
-                doubled.eq((quotient << 1) >> shift),
-                clipped.eq(saturate(doubled, QFormat(normalized_format.bits + 1, 0))),
-                normalized.eq(saturate((clipped + 1) >> 1, normalized_format)),
+                coarse.eq((quotient << 1 >> least) >> (shifts[0] << FINE_BITS)),
+                doubled.eq(coarse >> shifts[1]),
+                normalized.eq(saturate((doubled + 1) >> 1, normalized_format)),
                 scale.eq(affine.scale),
                 total.eq(product + addend),
                 output.eq(saturate(cast, parameters.output)),

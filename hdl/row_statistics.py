@@ -120,13 +120,13 @@ class RowStatistics(wiring.Component):
             self.total_valid.eq(tags.taps[summed - 2].valid & tags.taps[summed - 2].last),
         ]
 
-        # S²: |S| in two halves; the outer two products do not overlap, so one addition joins all three.
+        # S²: S in two halves, the upper one signed; their squares do not overlap, so one addition joins all three products.
         half = (parameters.sum_bits + 1) // 2
-        magnitude = Signal(unsigned(2 * half))
-        m.d.comb += magnitude.eq(Mux(total < 0, -total, total))
-        low, high = magnitude[:half], magnitude[half:]
+        extended = Signal(signed(2 * half))
+        m.d.comb += extended.eq(total)
+        low, high = extended[:half], extended[half:].as_signed()
         outer = Cat(*(multiply(m, name, part, part)[: 2 * half] for name, part in (("low", low), ("high", high))))
-        cross = multiply(m, "cross", low, high)[: 2 * half]
+        cross = multiply(m, "cross", low, high)
         total_squared = Signal(unsigned(4 * half), reset_less=True)
         variance = Signal.like(self.variance, reset_less=True)
         m.d.sync += [

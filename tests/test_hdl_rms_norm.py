@@ -53,7 +53,7 @@ def test_every_row_of_two_5_bit_elements(tmp_path):
     run(norm_bench("narrow", RMSNorm(parameters), rows), tmp_path)
 
 
-@pytest.mark.parametrize(("channels", "lanes", "latency"), [(64, 1, 26), (128, 8, 29), (96, 1, 29)])
+@pytest.mark.parametrize(("channels", "lanes", "latency"), [(64, 1, 26), (128, 8, 29), (96, 1, 27)])
 def test_latency_is_the_stated_one(channels, lanes, latency):
     """Shorter than LayerNorm's, which has a sum to square."""
     core = RMSNorm(specification(channels), lanes)
