@@ -10,7 +10,7 @@ from hdl import CircuitError
 
 from .harness import Harness, stream_ports
 from .payload import unpack
-from .streams import Record
+from .streams import Record, Stalls
 
 
 class BenchFailure(AssertionError):
@@ -92,7 +92,9 @@ class SimulationResult:
         seed: Seed of the stalls and of the rubbish between transfers.
         source_stall: Probability that a source pauses for a cycle.
         sink_stall: Probability that a sink pauses.
-        seconds: Wall time, building included.
+        reset_after: Cycles after which the circuit was reset and all began again; 0: it was not. Results from before are compared
+            too, but not counted in `transfers` and `cycles`.
+        seconds: Wall time, building included, of all runs that were asked for together.
         simulation_seconds: Wall time of the simulation itself.
     """
 
@@ -104,16 +106,14 @@ class SimulationResult:
     seed: int
     source_stall: float
     sink_stall: float
+    reset_after: int
     seconds: float
     simulation_seconds: float
 
 
-def plan(bench: StreamBench, harness: Harness, seed: int, source_stall: float, sink_stall: float) -> dict:
-    """Return everything that `sim.streams.Exchange` needs, as plain data."""
+def plan(bench: StreamBench, harness: Harness) -> dict:
+    """Return everything that `sim.streams.Exchange` needs beside the stalls, as plain data."""
     return {
-        "seed": int(seed),
-        "source_stall": float(source_stall),
-        "sink_stall": float(sink_stall),
         "sources": [asdict(port) for port in harness.sources],
         "sinks": [asdict(port) for port in harness.sinks],
         "inputs": {name: [int(word) for word in words] for name, words in bench.inputs.items()},
@@ -123,18 +123,17 @@ def plan(bench: StreamBench, harness: Harness, seed: int, source_stall: float, s
     }
 
 
-def judge(bench: StreamBench, record: Record, settings: dict, simulator: str) -> None:
+def judge(bench: StreamBench, record: Record, stalls: Stalls, simulator: str) -> None:
     """Raise `BenchFailure` unless the run did what the bench expects.
 
     Args:
         bench: The bench.
         record: What happened.
-        settings: The run's plan.
+        stalls: How the run was disturbed.
         simulator: The simulator's name, for the message.
     """
     _, shapes = stream_ports(bench.component)
-    stalls = f"source stall {settings['source_stall']:g}, sink stall {settings['sink_stall']:g}"
-    where = f"({simulator}, seed {settings['seed']}, {stalls}, {record.total_cycles} cycles)"
+    where = f"({simulator}, {stalls}, {record.total_cycles} cycles)"
     counts = ", ".join(
         f"{port} gave {len(record.received[port])} of {len(bench.outputs[port])}" for port in bench.outputs
     )
@@ -142,8 +141,9 @@ def judge(bench: StreamBench, record: Record, settings: dict, simulator: str) ->
     def fail(kind: str, message: str, **details):
         raise BenchFailure(kind, bench.name, f"{message}; {counts} {where}", **details)
 
-    for port, wanted in bench.outputs.items():
-        got = record.received[port]
+    received = [*record.received_before.items(), *record.received.items()]
+    for port, got in received:
+        wanted = bench.outputs[port]
         if len(got) > 1 and len(set(got)) == 1 and len({int(word) for word in wanted[: len(got)]}) > 1:
             fail("constant", f"{port} gives nothing but {unpack(shapes[port], got[0])}", port=port, index=0, got=got[0])
         for index, (expected_word, word) in enumerate(zip(wanted, got, strict=False)):
@@ -188,8 +188,7 @@ def judge(bench: StreamBench, record: Record, settings: dict, simulator: str) ->
             fail("missing", message, port=port, index=len(got), expected=value)
     if record.stopped != "done":
         fail("assertion", f"the simulation ended early ({record.stopped or 'no reason given'})")
-    stalled = settings["source_stall"] or settings["sink_stall"]
-    if bench.expected_cycles is not None and not stalled and record.cycles != bench.expected_cycles:
+    if bench.expected_cycles is not None and stalls.at_full_speed and record.cycles != bench.expected_cycles:
         values = {"expected": bench.expected_cycles, "got": record.cycles}
         fail(
             "cycles",

@@ -1,4 +1,4 @@
-"""The one cocotb test: runs inside Verilator or Icarus, reads its plan from a file and writes down what happened.
+"""The one cocotb test: runs inside Verilator or Icarus, reads its plan from a file and writes down what happened, run by run.
 
 The verdict falls outside (`sim.bench.judge`), so it is the same for every simulator. Only handles of the two words of `sim.harness`
 are touched, once each per clock edge, on the rising edge itself: values read there are those before the edge.
@@ -14,9 +14,9 @@ import cocotb
 from cocotb.clock import Clock
 from cocotb.triggers import RisingEdge
 
-from .streams import Exchange
+from .streams import Exchange, Record, Stalls
 
-PLAN_VARIABLE, RECORD_VARIABLE = "POSITRON_BENCH_PLAN", "POSITRON_BENCH_RECORD"
+PLAN_VARIABLE, RECORDS_VARIABLE = "POSITRON_BENCH_PLAN", "POSITRON_BENCH_RECORDS"
 
 
 def _split_undefined(text: str) -> tuple[int, int]:
@@ -25,29 +25,37 @@ def _split_undefined(text: str) -> tuple[int, int]:
     return ones, int("".join("0" if bit in "01" else "1" for bit in text), 2)
 
 
+def _write(records: list[Record]) -> None:
+    path = Path(os.environ[RECORDS_VARIABLE])
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(json.dumps([asdict(record) for record in records]))
+    temporary.replace(path)
+
+
 @cocotb.test()
 async def run_plan(dut):
-    """Exchange words with the circuit until the plan is done."""
-    exchange = Exchange(json.loads(Path(os.environ[PLAN_VARIABLE]).read_text()))
+    """Exchange words with the circuit until every run is done."""
+    job = json.loads(Path(os.environ[PLAN_VARIABLE]).read_text())
     inputs, outputs, edge = dut.inputs, dut.outputs, RisingEdge(dut.clk)
     dut.rst.value = 0
-    last = exchange.start()
-    inputs.value = last
-    started = time.perf_counter()
     Clock(dut.clk, 10, unit="ns").start(start_high=False)
-    try:
-        while not exchange.stopped:
-            await edge
-            text = str(outputs.value)
-            try:
-                word = exchange.edge(int(text, 2))
-            except ValueError:
-                word = exchange.edge(*_split_undefined(text))
-            if word != last:
-                inputs.value = last = word
-    finally:  # an assertion of the circuit ends the simulation from outside
-        record = exchange.record(time.perf_counter() - started)
-        path = Path(os.environ[RECORD_VARIABLE])
-        temporary = path.with_suffix(".partial")
-        temporary.write_text(json.dumps(asdict(record)))
-        temporary.replace(path)
+    records: list[Record] = []
+    for stalls in job["stalls"]:
+        exchange = Exchange(job["plan"], Stalls(**stalls))
+        inputs.value = last = exchange.start()
+        started = time.perf_counter()
+        try:
+            while not exchange.stopped:
+                await edge
+                text = str(outputs.value)
+                try:
+                    word = exchange.edge(int(text, 2))
+                except ValueError:
+                    word = exchange.edge(*_split_undefined(text))
+                if word != last:
+                    inputs.value = last = word
+        finally:  # an assertion of the circuit ends the simulation from outside
+            records.append(exchange.record(time.perf_counter() - started))
+            _write(records)
+        if exchange.stopped != "done":
+            return

@@ -23,7 +23,7 @@ from .harness import Harness, stream_ports
 from .payload import WORD_BITS, unpack
 from .processes import run_logged, tail
 from .runner import ASSERTION, to_verilog
-from .streams import Port
+from .streams import Port, Stalls
 
 SOURCE = Path(__file__).with_name("native") / "harness.cpp"
 NEEDED_TOOLS = ("yosys", "verilator", "perl", "make", "c++")
@@ -51,39 +51,6 @@ IDLE_CYCLES = 64
 WATCHDOG_CYCLES = 10_000
 # What the C++ says of a stream that breaks the rules → how the message goes on.
 BROKEN_RULES = {"withdrawn": "then valid fell", "protocol": "then the payload became {got}"}
-
-
-@dataclass(frozen=True)
-class Stalls:
-    """How a run disturbs the streams.
-
-    Attributes:
-        seed: Of everything below, and of the rubbish between transfers.
-        source: Probability, each cycle, that a source pauses.
-        sink: Probability that a sink pauses.
-        reset_after: Cycles after which the circuit is reset and all begins again; 0: no reset.
-    """
-
-    seed: int = 0
-    source: float = 0.0
-    sink: float = 0.0
-    reset_after: int = 0
-
-    def __post_init__(self):
-        """Refuse what would never end."""
-        if not (0 <= self.source < 1 and 0 <= self.sink < 1):
-            raise CircuitError(
-                f"a stall is a probability from 0 to below 1, not {self.source} (source), {self.sink} (sink)"
-            )
-        if not (0 <= self.seed < 1 << 32 and self.reset_after >= 0):
-            raise CircuitError(
-                f"a seed has 32 bits and a reset comes after 0 or more cycles, not {self.seed}, {self.reset_after}"
-            )
-
-    @property
-    def at_full_speed(self) -> bool:
-        """Whether nothing pauses."""
-        return self.source == 0 and self.sink == 0
 
 
 @dataclass(frozen=True)

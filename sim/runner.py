@@ -7,6 +7,8 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from .bench import SimulationResult, StreamBench, judge, plan
 from .builds import hash_texts, keep_objects, kept_build, refuse_spaces, simulator_environment, take_objects
 from .harness import Harness
 from .processes import run_logged, tail
-from .streams import Exchange, Record
+from .streams import Exchange, Record, Stalls
 from .tools import NEEDED_TOOLS, default_simulator, missing_for
 
 # cocotb's runner makes every signal public, which forbids Verilator to optimize; only the top's ports need to be.
@@ -30,7 +32,8 @@ PUBLIC_PORTS = "`verilator_config\n" + "".join(
     f'public_flat_rw -module "top" -var "{port}"\n' for port in ("clk", "rst", "inputs", "outputs")
 )
 # How a failed assertion looks in a log, after its message: Verilator's words, then Icarus's.
-ASSERTION = re.compile(r"^(.*?)(?:\[\d+\] %Error: .*Assertion failed|ERROR: \S+top\.v:\d+:)", re.MULTILINE)
+ASSERTION = re.compile(r"^(.*?)(?:\[\d+\] %Error: .*Assertion failed|FATAL: \S+top\.v:\d+:)", re.MULTILINE)
+IMMEDIATE_ASSERTION = re.compile(r"^(\s*assert \(.*\));$", re.MULTILINE)
 EMPTY_VALUE = "{0{1'b0}}"  # how Yosys writes a signal without bits in an assertion's message; Verilator refuses it
 CLOCK_PERIOD = 10e-9  # seconds; of no consequence
 EXECUTABLES = {"verilator": "top", "icarus": "sim.vvp"}
@@ -44,6 +47,7 @@ def simulate(
     seed: int = 0,
     source_stall: float = 0.0,
     sink_stall: float = 0.0,
+    reset_after: int = 0,
 ) -> SimulationResult:
     """Run a bench.
 
@@ -54,11 +58,31 @@ def simulate(
         seed: Of the stalls and of the rubbish between transfers.
         source_stall: Probability, each cycle, that a source pauses; 0 is full speed.
         sink_stall: Probability, each cycle, that a sink pauses.
+        reset_after: Cycles after which the circuit is reset and all begins again, as `sim.streams.Stalls` says; 0: no reset.
 
     Raises:
         BenchFailure: The circuit did not do what the bench expects.
         ToolError: The simulator is missing or failed.
         CircuitError: The settings or the circuit are impossible.
+    """
+    stalls = Stalls(int(seed), float(source_stall), float(sink_stall), int(reset_after))
+    return simulate_each(bench, [stalls], simulator, build_directory=build_directory)[0]
+
+
+def simulate_each(
+    bench: StreamBench, stalls: Sequence[Stalls], simulator: str | None = None, *, build_directory: str | Path
+) -> list[SimulationResult]:
+    """Run a bench several times, one run after the other on the same circuit, which is built and started only once.
+
+    Each run begins with a reset, so it finds registers as after power-up, but memories as the run before has left them.
+
+    Args:
+        bench: What to run.
+        stalls: How each run is disturbed.
+        simulator, build_directory: As for `simulate`.
+
+    Raises:
+        BenchFailure, ToolError, CircuitError: As for `simulate`.
     """
     if simulator is None:
         simulator, _ = default_simulator()
@@ -68,57 +92,68 @@ def simulate(
     build_directory = Path(build_directory).resolve()
     if simulator == "verilator":
         refuse_spaces(build_directory)
-    for name, stall in (("source_stall", source_stall), ("sink_stall", sink_stall)):
-        if not 0 <= stall < 1:
-            raise CircuitError(f"{name} is a probability from 0 (full speed) to below 1 (never), not {stall}")
+    if not stalls:
+        raise CircuitError(f"bench {bench.name} is to run not even once, so it cannot fail")
     started = time.perf_counter()
     harness = bench.harness()
-    settings = plan(bench, harness, seed, source_stall, sink_stall)
+    settings = plan(bench, harness)
     if simulator == "amaranth":
-        record = _run_amaranth(harness, settings)
+        records = _run_amaranth(harness, settings, stalls)
     else:
-        record = _run_cocotb(bench.name, harness, settings, simulator, build_directory)
-    judge(bench, record, settings, simulator)
-    return SimulationResult(
-        name=bench.name,
-        simulator=simulator,
-        transfers={port: len(words) for port, words in record.received.items()},
-        cycles=record.cycles,
-        total_cycles=record.total_cycles,
-        seed=seed,
-        source_stall=source_stall,
-        sink_stall=sink_stall,
-        seconds=time.perf_counter() - started,
-        simulation_seconds=record.seconds,
-    )
+        records = _run_cocotb(bench.name, harness, settings, stalls, simulator, build_directory)
+    for record, one in zip(records, stalls, strict=False):  # a run that is not done is the last one
+        judge(bench, record, one, simulator)
+    seconds = time.perf_counter() - started
+    return [
+        SimulationResult(
+            name=bench.name,
+            simulator=simulator,
+            transfers={port: len(words) for port, words in record.received.items()},
+            cycles=record.cycles,
+            total_cycles=record.total_cycles,
+            seed=one.seed,
+            source_stall=one.source,
+            sink_stall=one.sink,
+            reset_after=one.reset_after,
+            seconds=seconds,
+            simulation_seconds=record.seconds,
+        )
+        for record, one in zip(records, stalls, strict=True)
+    ]
 
 
-def _run_amaranth(harness: Harness, settings: dict) -> Record:
-    """Run a plan in Amaranth's own simulator."""
-    exchange = Exchange(settings)
+def _run_amaranth(harness: Harness, settings: dict, stalls: Sequence[Stalls]) -> list[Record]:
+    """Run a plan in Amaranth's own simulator, until a run is not done."""
+    records: list[Record] = []
+    exchange, started = None, 0.0
 
     async def run(context):
-        last = exchange.start()
-        context.set(harness.inputs, last)
-        async for _, _, outputs in context.tick().sample(harness.outputs):
-            word = exchange.edge(outputs)
-            if exchange.stopped:
+        nonlocal exchange, started
+        for one in stalls:
+            exchange, started = Exchange(settings, one), time.perf_counter()
+            last = exchange.start()
+            context.set(harness.inputs, last)
+            async for _, _, outputs in context.tick().sample(harness.outputs):
+                word = exchange.edge(outputs)
+                if exchange.stopped:
+                    break
+                if word != last:
+                    context.set(harness.inputs, word)
+                    last = word
+            records.append(exchange.record(time.perf_counter() - started))
+            if exchange.stopped != "done":
                 return
-            if word != last:
-                context.set(harness.inputs, word)
-                last = word
 
     simulation = Simulator(harness)
     simulation.add_clock(CLOCK_PERIOD)
     simulation.add_testbench(run)
-    started = time.perf_counter()
     try:
         simulation.run()
     except AssertionError as failure:
         record = exchange.record(time.perf_counter() - started)
         record.stopped, record.detail = "assertion", [str(failure)]
-        return record
-    return exchange.record(time.perf_counter() - started)
+        records.append(record)
+    return records
 
 
 def to_verilog(circuit: Elaboratable) -> str:
@@ -160,6 +195,8 @@ def build(harness: Elaboratable, simulator: str, build_directory: Path) -> Path:
             # Icarus sets initial values before `always @*` starts to wait for a change, so a block that depends on nothing but
             # registers would leave its output undefined until one of them changes. `always_comb` runs once at the start.
             text = text.replace("always @*", "always_comb")
+            # It would report a failed assertion and go on.
+            text = IMMEDIATE_ASSERTION.sub(r"\1 else $fatal;", text)
         source.write_text(text, encoding="utf-8")
         sources, objects = [source], directory / "build"
         objects.mkdir()
@@ -195,32 +232,36 @@ def _run_job(job: dict, log: Path, directory: Path) -> int:
     )
 
 
-def _run_cocotb(name: str, harness: Harness, settings: dict, simulator: str, build_directory: Path) -> Record:
-    """Run a plan with cocotb."""
+def _run_cocotb(
+    name: str, harness: Harness, settings: dict, stalls: Sequence[Stalls], simulator: str, build_directory: Path
+) -> list[Record]:
+    """Run a plan with cocotb, until a run is not done."""
     directory = build(harness, simulator, build_directory)
     # Runs of the same circuit at the same time must not share files.
     with tempfile.TemporaryDirectory(prefix="run-", dir=build_directory) as made:
         run_directory = Path(made)
-        plan_file, record_file = run_directory / "plan.json", run_directory / "record.json"
-        plan_file.write_text(json.dumps(settings))
+        plan_file, record_file = run_directory / "plan.json", run_directory / "records.json"
+        plan_file.write_text(json.dumps({"plan": settings, "stalls": [asdict(one) for one in stalls]}))
         job = {
             "task": "run",
             "simulator": simulator,
             "directory": str(directory),
             "run_directory": str(run_directory),
-            "environment": {"POSITRON_BENCH_PLAN": str(plan_file), "POSITRON_BENCH_RECORD": str(record_file)},
+            "environment": {"POSITRON_BENCH_PLAN": str(plan_file), "POSITRON_BENCH_RECORDS": str(record_file)},
         }
         log = run_directory / "run.log"
         status = _run_job(job, log, run_directory)
         kept = build_directory / f"{''.join(c if c.isalnum() else '_' for c in name)}-{simulator}.log"
         output = log.read_text(encoding="utf-8", errors="replace")  # before another run of this name may replace it
         shutil.move(log, kept)
-        record = Record(**json.loads(record_file.read_text())) if record_file.exists() else None
+        records = [Record(**one) for one in json.loads(record_file.read_text())] if record_file.exists() else []
     failed = ASSERTION.search(output)
     if failed:
-        if record is None:
-            record = Record({port.name: [] for port in harness.sinks}, {port.name: 0 for port in harness.sources})
-        record.stopped, record.detail = "assertion", [failed.group(1).strip() or "no message"]
-    if record is None or not record.stopped:
+        if not records or (records[-1].stopped == "done" and len(records) < len(stalls)):
+            records.append(
+                Record({port.name: [] for port in harness.sinks}, {port.name: 0 for port in harness.sources})
+            )
+        records[-1].stopped, records[-1].detail = "assertion", [failed.group(1).strip() or "no message"]
+    elif not records or not records[-1].stopped or (records[-1].stopped == "done" and len(records) < len(stalls)):
         raise ToolError(f"{simulator} ended without a result (exit status {status}); {kept} ends:\n{tail(kept)}")
-    return record
+    return records

@@ -8,7 +8,51 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 
+from hdl import CircuitError
+
 RESET_CYCLES = 2
+SEED_BITS = 32
+
+
+@dataclass(frozen=True)
+class Stalls:
+    """How a run disturbs a circuit; the same for every simulator.
+
+    With a reset in the middle, the run begins as any other, and what the circuit gives counts. After `reset_after` cycles, or when all is done if that
+    is earlier, the reset is high at one clock edge, at which nothing moves; then everything is offered and expected again, from the first word on.
+
+    Attributes:
+        seed: Of everything below, and of the rubbish between transfers.
+        source: Probability, each cycle, that a source pauses; 0 is full speed.
+        sink: Probability that a sink pauses.
+        reset_after: Cycles after which the circuit is reset and all begins again; 0: no reset.
+    """
+
+    seed: int = 0
+    source: float = 0.0
+    sink: float = 0.0
+    reset_after: int = 0
+
+    def __post_init__(self):
+        """Refuse what would never end."""
+        if not (0 <= self.source < 1 and 0 <= self.sink < 1):
+            raise CircuitError(
+                f"a stall is a probability from 0 to below 1, not {self.source} (source), {self.sink} (sink)"
+            )
+        if not (0 <= self.seed < 1 << SEED_BITS and self.reset_after >= 0):
+            raise CircuitError(
+                f"a seed has 32 bits and a reset comes after 0 or more cycles, not {self.seed}, {self.reset_after}"
+            )
+
+    def __str__(self) -> str:
+        """Everything that repeats the run, for a message."""
+        reset = f", reset after {self.reset_after}" if self.reset_after else ""
+        return f"seed {self.seed}, source stall {self.source:g}, sink stall {self.sink:g}{reset}"
+
+    @property
+    def at_full_speed(self) -> bool:
+        """Whether nothing pauses."""
+        return self.source == 0 and self.sink == 0
 
 
 @dataclass(frozen=True)
@@ -67,6 +111,12 @@ class SourceDriver:
             self._contribution = self._rubbish()
         return transfer
 
+    def restart(self) -> None:
+        """Withdraw what is offered and begin again with the first word."""
+        self.sent = 0
+        self._valid = False
+        self._contribution = self._rubbish()
+
     def inputs(self) -> int:
         """Return this port's bits of the word to write."""
         return self._contribution
@@ -98,6 +148,10 @@ class SinkDriver:
         self.ready = self._random.random() >= self._stall
         if not self.ready:
             self._until_valid = self._random.random() < 0.5
+
+    def restart(self) -> None:
+        """Forget that a pause lasts until valid."""
+        self._until_valid = False
 
     def inputs(self) -> int:
         """Return this port's bits of the word to write."""
@@ -135,6 +189,11 @@ class Monitor:
         self.words.append(word)
         return True
 
+    def restart(self) -> list[int]:
+        """Forget what was given and what was offered; return the former."""
+        words, self.words, self._waiting = self.words, [], None
+        return words
+
 
 class ProtocolViolation(Exception):
     """An output was taken back before its transfer; arguments: port, index, offered word, word (None: no valid) a cycle later."""
@@ -145,9 +204,10 @@ class Record:
     """What happened in a run; plain data, so that it can travel as JSON from a simulator's process.
 
     Attributes:
-        received: The words that each output port gave.
-        sent: How many words each input port took.
-        cycles: Clock edges from the one at which the first input was taken to the one at which the last output was.
+        received: The words that each output port gave, since the reset in the middle if there was one.
+        sent: How many words each input port took since then.
+        received_before: The words that each output port gave before the reset in the middle; empty where there was none.
+        cycles: Clock edges from the one at which the first input was taken to the one at which the last output was, since then.
         total_cycles: All clock edges of the run.
         stopped: Why the run ended: 'done', 'surplus' (a result too many), 'deadlock', 'protocol', 'undefined' or 'assertion'.
         detail: For 'protocol', port, index, offered and later word; for 'undefined', the port; for 'assertion', the message.
@@ -156,6 +216,7 @@ class Record:
 
     received: dict[str, list[int]] = field(default_factory=dict)
     sent: dict[str, int] = field(default_factory=dict)
+    received_before: dict[str, list[int]] = field(default_factory=dict)
     cycles: int = 0
     total_cycles: int = 0
     stopped: str = ""
@@ -170,30 +231,46 @@ class Exchange:
         stopped: Empty while the run goes on, then why it ended (see `Record.stopped`).
     """
 
-    def __init__(self, plan: dict):
+    def __init__(self, plan: dict, stalls: Stalls):
         """Make both ends of all streams; `plan` is what `sim.bench.plan` returns."""
-        seed = plan["seed"]
+        seed = stalls.seed
         self._sources = [
-            SourceDriver(
-                Port(**port), plan["inputs"][port["name"]], plan["source_stall"], f"{seed} source {port['name']}"
-            )
+            SourceDriver(Port(**port), plan["inputs"][port["name"]], stalls.source, f"{seed} source {port['name']}")
             for port in plan["sources"]
         ]
         self._sinks = [
-            (SinkDriver(Port(**port), plan["sink_stall"], f"{seed} sink {port['name']}"), Monitor(Port(**port)))
+            (SinkDriver(Port(**port), stalls.sink, f"{seed} sink {port['name']}"), Monitor(Port(**port)))
             for port in plan["sinks"]
         ]
         self._expected = [plan["expected_counts"][sink.port.name] for sink, _ in self._sinks]
-        self._missing = sum(self._expected)
-        self._unsent = sum(len(words) for words in plan["inputs"].values())
+        self._num_inputs = sum(len(words) for words in plan["inputs"].values())
         self._idle_cycles = plan["idle_cycles"]
         self._watchdog_cycles = plan["watchdog_cycles"]
-        self._quiet = 0
+        self._reset_at = RESET_CYCLES + stalls.reset_after if stalls.reset_after else None
+        self._received_before: dict[str, list[int]] = {}
         self._now = 0
+        self._detail: list = []
+        self._begin(RESET_CYCLES)
+
+    def _begin(self, reset_cycles: int) -> None:
+        """Begin with a reset, with everything still to be taken and given."""
+        self._reset_left = reset_cycles
+        self._missing = sum(self._expected)
+        self._unsent = self._num_inputs
+        self._quiet = 0
         self._first: int | None = None
         self._last = 0
-        self._detail: list = []
         self.stopped = ""
+
+    def _restart(self) -> None:
+        """Reset in the middle."""
+        self._reset_at = None
+        for source in self._sources:
+            source.restart()
+        for sink, monitor in self._sinks:
+            sink.restart()
+            self._received_before[sink.port.name] = monitor.restart()
+        self._begin(1)
 
     def start(self) -> int:
         """Return the word to write before the first clock edge: reset, and rubbish on the payloads."""
@@ -218,16 +295,21 @@ class Exchange:
             The word to write after the edge.
         """
         self._now += 1
-        if self._now < RESET_CYCLES:
-            return self.start()
-        if self._now > RESET_CYCLES:
+        if self._reset_left:
+            self._reset_left -= 1
+            if self._reset_left:
+                return self.start()
+            for source in self._sources:  # the reset's last edge: nothing has been offered yet
+                source.edge(outputs)
+        else:
             if undefined and self._is_undefined(outputs, undefined):
                 return self._inputs()
-            if not self._observe(outputs):
+            goes_on = self._observe(outputs)
+            if self._reset_at is not None and (self._now == self._reset_at if goes_on else self.stopped == "done"):
+                self._restart()
+                return self.start()
+            if not goes_on:
                 return self._inputs()
-        else:  # the reset's last edge: nothing has been offered yet
-            for source in self._sources:
-                source.edge(outputs)
         word = 0
         for source in self._sources:
             word |= source.inputs()
@@ -285,6 +367,7 @@ class Exchange:
         return Record(
             received={sink.port.name: monitor.words for sink, monitor in self._sinks},
             sent={source.port.name: source.sent for source in self._sources},
+            received_before=self._received_before,
             cycles=max(0, self._last - self._first) if self._first is not None else 0,
             total_cycles=self._now,
             stopped=self.stopped,

@@ -1,4 +1,5 @@
 # amaranth: UnusedElaboratable=no
+import dataclasses
 import json
 import os
 import random
@@ -19,7 +20,8 @@ import sim.runner
 from hdl import CircuitError, ToolError
 from sim.bench import BenchFailure, StreamBench
 from sim.payload import pack_all
-from sim.runner import simulate, to_verilog
+from sim.runner import simulate, simulate_each, to_verilog
+from sim.streams import Stalls
 from sim.tools import SIMULATORS, default_simulator, missing_for
 
 OFFSET = -3
@@ -74,11 +76,30 @@ def test_right_circuit_passes(run, source_stall, sink_stall):
         assert result.cycles == 60
 
 
-def test_simulators_agree_on_every_cycle(run, build_directory):
-    settings = {"seed": 3, "source_stall": 0.4, "sink_stall": 0.4}
+@pytest.mark.parametrize("reset_after", [0, 1, 250])
+def test_simulators_agree_on_every_cycle(run, build_directory, reset_after):
+    settings = {"seed": 3, "source_stall": 0.4, "sink_stall": 0.4, "reset_after": reset_after}
     ours = run(make_bench(count=500), **settings)
     theirs = simulate(make_bench(count=500), "amaranth", build_directory=build_directory, **settings)
     assert (ours.cycles, ours.total_cycles) == (theirs.cycles, theirs.total_cycles)
+
+
+@pytest.mark.parametrize("reset_after", [1, 7, 30, 1000])
+def test_a_reset_in_the_middle_begins_again(run, reset_after):
+    result = run(make_bench(), seed=7, reset_after=reset_after)
+    assert (result.transfers, result.cycles, result.reset_after) == ({"o": 60}, 60, reset_after)
+    assert result.total_cycles > reset_after if reset_after < 60 else result.total_cycles < 300
+
+
+def test_runs_of_one_circuit_are_as_those_of_several(run, build_directory):
+    each = [Stalls(1), Stalls(2, 0.3, 0.4), Stalls(3, 0.3, 0.4, 20), Stalls(4, reset_after=9)]
+    together = simulate_each(make_bench(), each, run.simulator, build_directory=build_directory)
+    for one, result in zip(each, together, strict=True):
+        alone = run(
+            make_bench(), seed=one.seed, source_stall=one.source, sink_stall=one.sink, reset_after=one.reset_after
+        )
+        assert (alone.seed, alone.cycles, alone.total_cycles) == (result.seed, result.cycles, result.total_cycles)
+        assert (alone.transfers, alone.reset_after) == (result.transfers, result.reset_after)
 
 
 def test_seeds_stall_differently(build_directory):
@@ -110,6 +131,56 @@ def test_wrong_circuit_fails(run, fault, stall, kind, message):
         run(make_bench(fault), seed=11, source_stall=stall, sink_stall=stall)
     assert failure.value.kind == kind
     assert f"{run.simulator}, seed 11, source stall {stall:g}, sink stall {stall:g}" in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    "fault, message", [(Fault.VALUE, r"o\[13\]: expected"), (Fault.ASSERTION, "alarm on word 13")], ids=str
+)
+def test_what_is_wrong_before_a_reset_counts(run, fault, message):
+    """The reset comes after the faulty word, the surplus after it would have been seen too."""
+    with pytest.raises(BenchFailure, match=rf"{message}.*sink stall 0, reset after 30, \d+ cycles\)"):
+        run(make_bench(fault), reset_after=30)
+
+
+class Forgetful(Doubler):
+    """Its first fault is remembered across a reset: the word held then is not lost."""
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.inner = inner = Doubler()
+        held, waits = Signal.like(self.o.payload, reset_less=True), Signal(reset_less=True)
+        wiring.connect(m, wiring.flipped(self.i), inner.i)
+        m.d.comb += [
+            inner.offset.eq(self.offset),
+            self.o.valid.eq(waits),
+            self.o.payload.eq(held),
+            inner.o.ready.eq(~waits | self.o.ready),
+        ]
+        with m.If(inner.o.ready):
+            m.d.sync += [held.eq(inner.o.payload), waits.eq(inner.o.valid)]
+        return m
+
+
+def test_state_that_survives_a_reset_is_found(run):
+    bench = dataclasses.replace(make_bench(expected_cycles=61), component=Forgetful())
+    run(bench)
+    with pytest.raises(BenchFailure, match=r"o\[0\]: expected .*, got .*, reset after 30") as failure:
+        run(bench, reset_after=30)
+    assert failure.value.kind == "value"
+
+
+def test_the_first_run_that_fails_is_named(run, build_directory):
+    each = [Stalls(1), Stalls(2, reset_after=30), Stalls(3)]
+    bench = dataclasses.replace(make_bench(expected_cycles=61), component=Forgetful())
+    with pytest.raises(BenchFailure, match=r"seed 2, .* reset after 30"):
+        simulate_each(bench, each, run.simulator, build_directory=build_directory)
+    with pytest.raises(BenchFailure, match=r"alarm on word 13.*seed 1,"):
+        simulate_each(make_bench(Fault.ASSERTION), each, run.simulator, build_directory=build_directory)
+
+
+def test_no_runs_are_refused(build_directory):
+    with pytest.raises(CircuitError, match="doubler is to run not even once, so it cannot fail"):
+        simulate_each(make_bench(), [], "amaranth", build_directory=build_directory)
 
 
 def test_failure_names_port_index_and_values(run):
@@ -256,7 +327,7 @@ def test_unknown_simulator_is_refused(tmp_path):
 
 @pytest.mark.parametrize("stall", [-0.1, 1.0])
 def test_impossible_stalls_are_refused(tmp_path, stall):
-    with pytest.raises(CircuitError, match="sink_stall is a probability"):
+    with pytest.raises(CircuitError, match="a stall is a probability"):
         simulate(make_bench(), "amaranth", build_directory=tmp_path, sink_stall=stall)
 
 

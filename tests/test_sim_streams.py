@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from sim.streams import RESET_CYCLES, Exchange, Monitor, Port, ProtocolViolation, SinkDriver, SourceDriver
+from sim.streams import RESET_CYCLES, Exchange, Monitor, Port, ProtocolViolation, SinkDriver, SourceDriver, Stalls
 
 WIDTH = 8
 # Source: valid at bit 1, payload from bit 3; ready at bit 0. Sink: ready at bit 2; valid at bit 1, payload from bit 2.
@@ -84,11 +84,8 @@ def test_monitor_sees_what_does_not_stay(later, seen):
     assert violation.value.args == ("o", 0, 9, seen)
 
 
-def make_exchange(words, expected, **changes):
+def make_exchange(words, expected, stalls=Stalls(1)):
     plan = {
-        "seed": 1,
-        "source_stall": 0.0,
-        "sink_stall": 0.0,
         "sources": [vars(SOURCE)],
         "sinks": [vars(SINK)],
         "inputs": {"i": words},
@@ -96,7 +93,7 @@ def make_exchange(words, expected, **changes):
         "idle_cycles": 5,
         "watchdog_cycles": 20,
     }
-    return Exchange(plan | changes)
+    return Exchange(plan, stalls)
 
 
 def run(exchange, respond):
@@ -161,3 +158,63 @@ def test_undefined_payload_without_valid_does_not_matter():
     for _ in range(RESET_CYCLES + 3):
         exchange.edge(0, 0xFF << 2)
     assert not exchange.stopped
+
+
+class Counting:
+    """A circuit that gives what it takes in the next cycle, the first bit of each word flipped; a reset forgets the word it has."""
+
+    def __init__(self, forgets=True):
+        self.held, self.forgets = None, forgets
+
+    def __call__(self, inputs):
+        """Answer to the inputs before an edge, and take it."""
+        reset, valid, ready, payload = inputs & 1, inputs >> 1 & 1, inputs >> 2 & 1, inputs >> 3
+        outputs = 0 if self.held is None else 2 | (self.held ^ 1) << 2
+        takes = self.held is None or ready
+        outputs |= takes
+        if reset:
+            self.held = None if self.forgets else self.held
+        elif takes:
+            self.held = payload if valid else None
+        return outputs
+
+
+@pytest.mark.parametrize("reset_after", [1, 2, 3, 9, 400])
+@pytest.mark.parametrize("stall", [0.0, 0.4])
+def test_after_a_reset_in_the_middle_all_begins_again(reset_after, stall):
+    words = list(range(20))
+    expected = [word ^ 1 for word in words]
+    record = run(make_exchange(words, 20, Stalls(1, stall, stall, reset_after)), Counting())
+    assert record.stopped == "done"
+    assert record.received == {"o": expected}
+    before = record.received_before["o"]
+    assert before == expected[: len(before)]
+    assert record.sent == {"i": 20}
+    if not stall:
+        assert len(before) == min(max(reset_after - 1, 0), 20)
+        assert record.cycles == 20
+        # A run that is done is reset at once; its last word came at edge 1 + 20, and 5 quiet ones follow.
+        assert record.total_cycles == RESET_CYCLES + min(reset_after, 21 + 5) + 1 + 21 + 5
+
+
+def test_what_survives_a_reset_is_a_surplus():
+    record = run(make_exchange([3, 4, 5], 3, Stalls(1, reset_after=2)), Counting(forgets=False))
+    assert record.received["o"][0] == 4 ^ 1
+    assert record.stopped == "surplus"
+
+
+def test_what_is_wrong_before_the_reset_ends_the_run():
+    record = run(make_exchange([3, 4, 5], 2, Stalls(1, reset_after=9)), Counting())
+    assert (record.stopped, record.received_before) == ("surplus", {})
+    assert len(record.received["o"]) == 3
+
+
+def test_the_reset_in_the_middle_lasts_one_edge_at_which_nothing_is_offered():
+    exchange = make_exchange(list(range(8)), 8, Stalls(1, 0.0, 0.5, 4))
+    circuit, inputs = Counting(), exchange.start()
+    resets = []
+    while not exchange.stopped:
+        resets.append((inputs & 1, inputs >> 1 & 1))
+        inputs = exchange.edge(circuit(inputs))
+    assert [place for place, (reset, _) in enumerate(resets) if reset] == [0, 1, RESET_CYCLES + 4]
+    assert all(valid == 0 for reset, valid in resets if reset)
