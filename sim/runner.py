@@ -79,7 +79,8 @@ def simulate_each(
     Args:
         bench: What to run.
         stalls: How each run is disturbed.
-        simulator, build_directory: As for `simulate`.
+        simulator: As for `simulate`.
+        build_directory: As for `simulate`.
 
     Raises:
         BenchFailure, ToolError, CircuitError: As for `simulate`.

@@ -84,7 +84,7 @@ def test_monitor_sees_what_does_not_stay(later, seen):
     assert violation.value.args == ("o", 0, 9, seen)
 
 
-def make_exchange(words, expected, stalls=Stalls(1)):
+def make_exchange(words, expected, stalls=None):
     plan = {
         "sources": [vars(SOURCE)],
         "sinks": [vars(SINK)],
@@ -93,7 +93,7 @@ def make_exchange(words, expected, stalls=Stalls(1)):
         "idle_cycles": 5,
         "watchdog_cycles": 20,
     }
-    return Exchange(plan, stalls)
+    return Exchange(plan, stalls or Stalls(1))
 
 
 def run(exchange, respond):
