@@ -1,6 +1,6 @@
 """Writing a core with its interface and test bench for other people's projects, and running such a bench with Icarus Verilog."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from amaranth.lib import wiring
@@ -64,7 +64,13 @@ def export_core(entry: CoreEntry, core: wiring.Component, directory: Path, count
 
 
 def run_icarus(
-    directory: Path, module: str, sources: Sequence[str], *, stall: int = 25, options: Sequence[str] = ()
+    directory: Path,
+    module: str,
+    sources: Sequence[str],
+    *,
+    stall: int = 25,
+    options: Sequence[str] = (),
+    tick: Callable[[], None] | None = None,
 ) -> str:
     """Compile a test bench and its module in a directory, run it, and return its verdict, the line after PASS.
 
@@ -74,6 +80,7 @@ def run_icarus(
         sources: The other Verilog files, relative to `directory` or absolute.
         stall: Percent of the cycles in which sources and sinks pause.
         options: More options for iverilog.
+        tick: Called about five times a second; what it raises ends the simulation.
 
     Raises:
         ToolError: Icarus is missing or failed, or the bench says FAIL or nothing.
@@ -81,8 +88,8 @@ def run_icarus(
     directory, bench = Path(directory).resolve(), f"{module}_testbench"
     # The bench is the only root; libraries of cells hold many modules that nobody uses.
     arguments = ("-g2012", "-o", BENCH_PROGRAM, "-s", bench, f"-P{bench}.STALL={stall}", *options)
-    run_tool("iverilog", (*arguments, f"{bench}.v", *sources), directory)
-    output = run_tool("vvp", ("-n", BENCH_PROGRAM), directory)
+    run_tool("iverilog", (*arguments, f"{bench}.v", *sources), directory, tick)
+    output = run_tool("vvp", ("-n", BENCH_PROGRAM), directory, tick)
     (directory / BENCH_PROGRAM).unlink()
     lines = sorted(line for line in output.splitlines() if line.startswith(("PASS", "FAIL")))  # FAIL comes first
     if not lines or not lines[0].startswith("PASS"):
