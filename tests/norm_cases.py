@@ -1,9 +1,11 @@
 """What the tests of LayerNorm's and RMSNorm's circuits share: rows, and a bench for any number of lanes."""
 
+import dataclasses
+
 import numpy as np
 from core_bench import bench
 
-from fixedpoint import QFormat
+from fixedpoint import QFormat, requantize
 from sim.payload import pack_all
 
 RESIDUAL = QFormat(16, 10)
@@ -36,6 +38,22 @@ def random_rows(parameters, generator, count):
         row = generator.integers(-spread, spread, parameters.channels) + generator.integers(-spread, spread)
         rows.append(np.clip(row, parameters.input.minimum_integer, parameters.input.maximum_integer))
     return rows
+
+
+def one_hot_rows(parameters):
+    """Every row of zeros but for one element, which then is as large as any can be."""
+    values = np.arange(parameters.input.minimum_integer, parameters.input.maximum_integer + 1)
+    rows = np.zeros((len(values), parameters.channels), dtype=int)
+    rows[np.arange(len(values)), np.arange(len(values)) % parameters.channels] = values
+    return list(rows)
+
+
+def normalized_beyond_the_range(parameters, difference, variance):
+    """The elements d / sqrt(v) outside the normalized format, which the root's error alone can bring there."""
+    root = parameters.reciprocal_square_root.compute(variance)
+    wide = dataclasses.replace(parameters.normalized, bits=32)
+    normalized = requantize(difference * root.mantissa, root.exponent - parameters.normalized.fraction, wide)
+    return normalized[np.abs(normalized) > parameters.normalized.maximum_integer]
 
 
 def pack_words(port, rows, lanes):

@@ -4,7 +4,15 @@ import dataclasses
 import numpy as np
 import pytest
 from core_bench import ResetOnce, bench, run, run_with_stalls
-from norm_cases import NORMED, RESIDUAL, norm_bench, random_rows, special_rows
+from norm_cases import (
+    NORMED,
+    RESIDUAL,
+    norm_bench,
+    normalized_beyond_the_range,
+    one_hot_rows,
+    random_rows,
+    special_rows,
+)
 
 import fixedpoint
 from fixedpoint import QFormat
@@ -76,6 +84,17 @@ def test_a_sink_that_hardly_takes_does_not_mix_rows(tmp_path, channels, lanes):
     parameters = specification(channels)
     rows = random_rows(parameters, np.random.default_rng(3), 80 if channels == lanes else 20)
     run(make("slow sink", parameters, rows, lanes=lanes), tmp_path, sink_stall=0.97, seed=8)
+
+
+def test_an_element_that_a_coarse_root_lifts_beyond_the_range_saturates(tmp_path):
+    coarse = fixedpoint.ReciprocalSquareRoot(2, 13)
+    parameters = dataclasses.replace(specification(16, input_format=QFormat(6, 2)), reciprocal_square_root=coarse)
+    rows = np.array(one_hot_rows(parameters))
+    total = rows.sum(axis=1, keepdims=True)
+    variance = 16 * (rows**2).sum(axis=1, keepdims=True) - total**2 + parameters.epsilon
+    beyond = normalized_beyond_the_range(parameters, 16 * rows - total, variance)
+    assert beyond.min() < 0 < beyond.max()
+    run(make("lifted", parameters, list(rows), lanes=4), tmp_path)
 
 
 def test_every_row_of_two_5_bit_elements(tmp_path):

@@ -4,7 +4,15 @@ import dataclasses
 import numpy as np
 import pytest
 from core_bench import ResetOnce, bench, run, run_with_stalls
-from norm_cases import NORMED, RESIDUAL, norm_bench, random_rows, special_rows
+from norm_cases import (
+    NORMED,
+    RESIDUAL,
+    norm_bench,
+    normalized_beyond_the_range,
+    one_hot_rows,
+    random_rows,
+    special_rows,
+)
 
 import fixedpoint
 from fixedpoint import QFormat
@@ -45,6 +53,16 @@ def test_stalls_lose_and_repeat_nothing(tmp_path, channels, lanes):
     parameters = specification(channels)
     rows = special_rows(parameters) + random_rows(parameters, np.random.default_rng(2), 12)
     run_with_stalls(norm_bench("stalls", RMSNorm(parameters, lanes), rows), tmp_path)
+
+
+def test_an_element_that_a_coarse_root_lifts_beyond_the_range_saturates(tmp_path):
+    coarse = fixedpoint.ReciprocalSquareRoot(2, 13)
+    parameters = dataclasses.replace(specification(16, input_format=QFormat(6, 2)), reciprocal_square_root=coarse)
+    rows = np.array(one_hot_rows(parameters))
+    variance = 16 * (rows**2).sum(axis=1, keepdims=True) + parameters.epsilon
+    beyond = normalized_beyond_the_range(parameters, 16 * rows, variance)
+    assert beyond.min() < 0 < beyond.max()
+    run(norm_bench("lifted", RMSNorm(parameters, 4), list(rows)), tmp_path)
 
 
 def test_every_row_of_two_5_bit_elements(tmp_path):
