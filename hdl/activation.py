@@ -9,7 +9,7 @@ import fixedpoint
 
 from .arithmetic import shape_of
 from .dot_product import Delay
-from .errors import CircuitError
+from .parameter_checks import check_whole
 from .stream_parts import word_shape
 
 
@@ -35,8 +35,7 @@ class TableActivation(wiring.Component):
     def __init__(self, parameters: fixedpoint.TableActivation, lanes: int = 1):
         if not isinstance(parameters, fixedpoint.TableActivation):
             raise TypeError(f"parameters must be a fixedpoint.TableActivation, not {type(parameters).__name__}")
-        if not isinstance(lanes, int) or lanes < 1:
-            raise CircuitError(f"activation lanes must be a whole number of at least 1, not {lanes!r}")
+        check_whole("activation lanes", lanes)
         self.parameters = parameters
         self.lanes = lanes
         super().__init__(

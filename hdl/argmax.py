@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 from fixedpoint import QFormat
 
 from .arithmetic import shape_of
-from .errors import CircuitError
+from .parameter_checks import check_whole
 
 LONGEST_ROW = 1 << 16
 
@@ -18,8 +18,7 @@ def check_row(name: str, length: int) -> None:
     Raises:
         CircuitError: It is not a whole number from 1 to 65,536.
     """
-    if isinstance(length, bool) or not isinstance(length, int) or not 1 <= length <= LONGEST_ROW:
-        raise CircuitError(f"{name} length must be a whole number from 1 to {LONGEST_ROW}, not {length!r}")
+    check_whole(f"{name} length", length, 1, LONGEST_ROW)
 
 
 class ArgMax(wiring.Component):

@@ -14,8 +14,8 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
-from .errors import CircuitError
 from .multiplier import Multiplier
+from .parameter_checks import check_whole
 
 
 class LaneProducts(wiring.Component):
@@ -35,8 +35,7 @@ class LaneProducts(wiring.Component):
     latency = Multiplier.latency
 
     def __init__(self, lanes: int, a_bits: int, b_bits: int):
-        if not isinstance(lanes, int) or lanes < 1:
-            raise CircuitError(f"lanes must be a whole number of at least 1, not {lanes!r}")
+        check_whole("lanes", lanes)
         self.lanes = lanes
         self._multipliers = [Multiplier(a_bits, b_bits) for _ in range(lanes)]
         super().__init__(
@@ -77,8 +76,8 @@ class AdderTree(wiring.Component):
     """
 
     def __init__(self, count: int, bits: int):
-        if not isinstance(count, int) or count < 1:
-            raise CircuitError(f"an adder tree's count must be a whole number of at least 1, not {count!r}")
+        check_whole("an adder tree's count", count)
+        check_whole("an adder tree's bits", bits)
         self.count = count
         self.latency = ceil_log2(count)
         super().__init__(
@@ -118,6 +117,7 @@ class Delay(wiring.Component):
     """
 
     def __init__(self, shape, moves: int):
+        check_whole("a delay's moves", moves, 0)
         self.moves = moves
         super().__init__({"en": In(1), "i": In(shape), "o": Out(shape)})
         self.taps = [self.i] + [Signal(shape, name=f"after_{move + 1}") for move in range(moves)]

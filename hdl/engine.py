@@ -2,15 +2,16 @@
 # (a core may be built only to ask for its latency)
 """The dot-product engine: a memory as wide as there are multipliers, and the two ways in which transformers sum products.
 
-    address ─ memory ─ register ─┐                  ┌─ trees, tapped at each tile's columns ─ slices summed up ─ FIFO ─ o
-                                 ├─ multipliers ─ split ┤
-    activations ──── registers ──┘                  └─ one sum a lane ─ o_lanes
+    address ─ memory ─ register ─ operands ─┐                      ┌─ trees, tapped at each tile's columns ─ slices summed up ─ FIFO ─ o
+                                            ├─ multipliers ─ split ┤
+    activations ──────────── registers ─────┘                      └─ one sum a lane ─ o_lanes
 
 *Dot product*: each group of lanes sums its products, so that several rows, or several heads of one row, come out at once.  *Accumulate*: each lane
 sums its own products over many words, which weighs the rows of a matrix (attention's values) without transposing it.
 """
 
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 
 from amaranth.hdl import Assert, Format, Module, Mux, Signal, signed
 from amaranth.lib import data, enum, memory, stream, wiring
@@ -23,9 +24,12 @@ import fixedpoint
 from .dot_product import AdderTree, Delay, LaneProducts
 from .errors import CircuitError
 from .multiplier import OPERAND_BITS, pair_operand, pair_products, pair_spacing
+from .parameter_checks import check_whole
+from .requantize import WIDEST_INPUT
 from .tile import Tile
 
 ELEMENT_BITS = 8  # of weights, keys and values; two 4-bit weights
+FETCH_MOVES = 3  # from a command to its operands: memory, the memory's register, the operands' register
 
 
 class Operation(enum.Enum, shape=2):
@@ -50,8 +54,8 @@ class Engine(wiring.Component):
     `first` starts a sum and `last` gives it out, so a sum extends over one or more commands, of one operation and tap.
     Elements, weights and activations are signed.  No sum overflows while no sum has more than `terms` words.
 
-    Latency: 10 clock edges and one for each level of the trees, `ceil(log2)` of each tap's columns over those of the tap before, from a command taken
-    to its result given; 7 for ACCUMULATE.
+    Latency: 11 clock edges and one for each level of the trees, `ceil(log2)` of each tap's columns over those of the tap before, from a command taken
+    to its result given; 8 for ACCUMULATE.
     Throughput: one command a cycle, `lanes` products, twice as many in PAIRS: every multiplier works in every cycle.
     Nothing stalls the pipeline: results wait in a FIFO, and a command is taken only if there is room for a result.  A sum of lanes waits in the lanes'
     own registers; the first command of another such sum is not taken before.
@@ -84,8 +88,10 @@ class Engine(wiring.Component):
         init: Sequence[int] = (),
     ):
         for name, value in (("lanes", lanes), ("depth", depth), ("terms", terms)):
-            if not isinstance(value, int) or value < 1:
-                raise CircuitError(f"{name} must be a whole number of at least 1, not {value!r}")
+            check_whole(name, value)
+        for name, value in (("columns", columns), ("operations", operations), ("init", init)):
+            if not isinstance(value, Collection) or isinstance(value, str):
+                raise CircuitError(f"{name} must be a collection, not {value!r}")
         self.lanes, self.columns, self.depth, self.terms = lanes, tuple(columns), depth, terms
         self.activation_bits, self.element_bits = activation_bits, element_bits
         self.operations = frozenset(operations)
@@ -110,6 +116,13 @@ class Engine(wiring.Component):
         )
         self._upper_trees = self._make_trees(self.spacing) if self.pairs else []
         self.tree_latency = sum(level[0].latency for level in self._trees)
+        widest = max(
+            [self.lane_sum_bits, *(self._sum_bits(levels) for levels in (self._trees, self._upper_trees) if levels)]
+        )
+        if widest > WIDEST_INPUT:
+            raise CircuitError(
+                f"terms of {terms} words need sums of {widest} bits; at most {WIDEST_INPUT} can be requantized"
+            )
         self.groups = lanes // self.columns[0]
 
         members = {
@@ -137,8 +150,7 @@ class Engine(wiring.Component):
                 f"operations must be some of Operation and more than WRITE, not {sorted(map(str, self.operations))}"
             )
         for name, bits in (("activation_bits", self.activation_bits), ("element_bits", self.element_bits)):
-            if not isinstance(bits, int) or bits < 1:
-                raise CircuitError(f"{name} must be a whole number of at least 1, not {bits!r}")
+            check_whole(name, bits)
         if Operation.PAIRS in self.operations and self.element_bits % 2:
             raise CircuitError(f"element_bits must be even for pairs of weights, not {self.element_bits}")
         if Operation.WRITE in self.operations and self.activation_bits < self.element_bits:
@@ -148,14 +160,14 @@ class Engine(wiring.Component):
         if not self.columns:
             raise CircuitError("columns must name at least one tap")
         for smaller, larger in zip(self.columns, (*self.columns[1:], self.lanes), strict=True):
-            if not isinstance(smaller, int) or smaller < 1 or larger % smaller:
+            if isinstance(smaller, bool) or not isinstance(smaller, int) or smaller < 1 or larger % smaller:
                 raise CircuitError(
                     f"each of columns must divide the next, and the last the {self.lanes} lanes; {smaller!r} does not divide {larger}"
                 )
         if len(set(self.columns)) != len(self.columns):
             raise CircuitError(f"columns must differ, not {self.columns}")
         if len(self.init) > self.depth or any(
-            not 0 <= word < 1 << self.lanes * self.element_bits for word in self.init
+            not isinstance(word, int) or not 0 <= word < 1 << self.lanes * self.element_bits for word in self.init
         ):
             raise CircuitError(
                 f"init must be at most {self.depth} words of {self.lanes * self.element_bits} bits, not {len(self.init)} words"
@@ -174,8 +186,8 @@ class Engine(wiring.Component):
 
     @property
     def dot_moves(self) -> int:
-        """Cycles from a command to its sum: memory, its register, multipliers, split, trees, selection of the tap, slices."""
-        return 2 + self._products.latency + 1 + self.tree_latency + 2
+        """Cycles from a command to its sum: fetching, multipliers, split, trees, selection of the tap, slices."""
+        return FETCH_MOVES + self._products.latency + 1 + self.tree_latency + 2
 
     @property
     def latency(self) -> int:
@@ -185,7 +197,7 @@ class Engine(wiring.Component):
     @property
     def lanes_latency(self) -> int:
         """Clock edges from an ACCUMULATE command taken to its sums given."""
-        return 2 + self._products.latency + 1 + 1
+        return FETCH_MOVES + self._products.latency + 1 + 1
 
     def cycles(self, commands: int) -> int:
         """Return the clock edges from the first of so many commands taken to the result of the last given, without stalls."""
@@ -237,35 +249,42 @@ class Engine(wiring.Component):
             tags.i.first.eq(command.first),
             tags.i.last.eq(command.last),
         ]
-        for operation in set(Operation) - self.operations:
+        for operation in [
+            one for one in Operation if one not in self.operations
+        ]:  # in their own order, the same each time
             m.d.sync += Assert(
                 ~taken | (command.operation != operation), Format(f"this engine was made without {operation.name}")
             )
 
         # Multiply: the activations wait as long as the memory takes.
         activations = [
-            Signal(command.activations.shape(), name=f"activations_{stage}", reset_less=True) for stage in range(2)
+            Signal(command.activations.shape(), name=f"activations_{stage}", reset_less=True)
+            for stage in range(FETCH_MOVES)
         ]
         with m.If(self.i.valid):  # multipliers that have nothing to do rest
             m.d.sync += activations[0].eq(command.activations)
-        m.d.sync += activations[1].eq(activations[0])
+        m.d.sync += [after.eq(before) for before, after in pairwise(activations)]
         m.submodules.products = products = self._products
-        m.d.comb += [products.en.eq(1), products.a.eq(activations[1])]
+        m.d.comb += [products.en.eq(1), products.a.eq(activations[-1])]
+        # Block RAMs and multipliers lie in columns all over the chip: the way from one to the other takes a cycle of its own.
+        operands = Signal(products.b.shape(), reset_less=True)
+        m.d.comb += products.b.eq(operands)
+        fetched = tags.taps[FETCH_MOVES - 1]
         half = self.element_bits // 2
         for lane in range(lanes):
             whole = elements[lane]
             if self.pairs:
                 bits = whole.as_unsigned()
                 pair = pair_operand(bits[:half], bits[half:], self.spacing)
-                m.d.comb += products.b[lane].eq(Mux(tags.taps[2].pairs, pair, whole) if self.whole else pair)
+                m.d.sync += operands[lane].eq(Mux(fetched.pairs, pair, whole) if self.whole else pair)
             else:
-                m.d.comb += products.b[lane].eq(whole)
+                m.d.sync += operands[lane].eq(whole)
 
         # Split: the whole product, or the lower and the upper one of a pair.
         lower_bits = self.product_bits if self.whole else self.spacing
         lower = Signal(data.ArrayLayout(signed(lower_bits), lanes), reset_less=True)
         upper = Signal(data.ArrayLayout(signed(self.spacing), lanes), reset_less=True)
-        multiplied = tags.taps[2 + products.latency]
+        multiplied = tags.taps[FETCH_MOVES + products.latency]
         for lane in range(lanes):
             if self.pairs:
                 low, high = pair_products(products.o[lane], self.spacing)
@@ -275,7 +294,7 @@ class Engine(wiring.Component):
 
         lanes_free = Signal(init=1)
         if Operation.ACCUMULATE in self.operations:
-            self._accumulate_lanes(m, lower, tags.taps[3 + products.latency], taken, lanes_free)
+            self._accumulate_lanes(m, lower, tags.taps[FETCH_MOVES + products.latency + 1], taken, lanes_free)
         room = Signal(init=1)
         if self._trees:
             self._dot_product(m, lower, upper, tags, taken, room)

@@ -10,10 +10,11 @@ import fixedpoint
 from fixedpoint import QFormat
 
 from .arithmetic import shape_of, shift_right_half_up
-from .errors import CircuitError
+from .parameter_checks import check_whole
 from .stream_parts import moving_together
 from .table import BlockTable
 
+WIDEST_DISTANCE = 32
 LOGIC_TABLE_BITS = 8  # up to 256 entries cost some hundred LUTs; larger tables are worth a block RAM
 
 
@@ -39,8 +40,7 @@ class Exponential(wiring.Component):
     def __init__(self, parameters: fixedpoint.Exponential, width: int):
         if not isinstance(parameters, fixedpoint.Exponential):
             raise TypeError(f"parameters must be a fixedpoint.Exponential, not {type(parameters).__name__}")
-        if not isinstance(width, int) or not 1 <= width <= 32:
-            raise CircuitError(f"an exponential's distance must be 1 to 32 bits wide, not {width!r}")
+        check_whole("an exponential's width", width, 1, WIDEST_DISTANCE)
         self.parameters = parameters
         self.width = width
         self._block_table = parameters.table_bits > LOGIC_TABLE_BITS

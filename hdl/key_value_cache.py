@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from .dot_product import Delay
 from .errors import CircuitError
+from .parameter_checks import check_shape, check_whole
 from .stream_parts import word_shape
 
 READ_MOVES = 2  # the memory, and the register behind it that its slow output deserves
@@ -37,12 +38,10 @@ class KeyValueCache(wiring.Component):
 
     def __init__(self, element: ShapeLike, channels: int, context_length: int, lanes: int = 1):
         for name, number in (("channels", channels), ("context_length", context_length), ("lanes", lanes)):
-            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-                raise CircuitError(f"key-value cache {name} must be a whole number of at least 1, not {number!r}")
+            check_whole(f"key-value cache {name}", number)
+        check_shape("key-value cache element", element)
         if channels % lanes:
             raise CircuitError(f"key-value cache lanes must divide its {channels} channels, not be {lanes}")
-        if not Shape.cast(element).width:
-            raise CircuitError("a key-value cache needs elements of at least one bit")
         self.element = element
         self.channels, self.context_length, self.lanes = channels, context_length, lanes
         self.words = channels // lanes

@@ -26,6 +26,7 @@ from amaranth.lib import data, fifo, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from .errors import CircuitError, ToolError
+from .parameter_checks import check_whole
 from .payload import describe
 
 IDLE_SECONDS = 0.05  # a USB adapter's pauses inside a burst last a few milliseconds
@@ -158,8 +159,7 @@ class HostLink(wiring.Component):
                 raise CircuitError(
                     f"the link's {name} must be a signed number of {wanted.width} bits, not {describe(shape)}"
                 )
-        if idle_cycles < 1:
-            raise CircuitError(f"idle_cycles must be at least 1, not {idle_cycles}")
+        check_whole("idle_cycles", idle_cycles)
         self.identity = identity
         self.idle_cycles = idle_cycles
         super().__init__(

@@ -14,8 +14,8 @@ from fixedpoint import Linear
 from .arithmetic import shape_of
 from .dot_product import Delay
 from .engine import Engine, Operation
-from .errors import CircuitError
 from .multiplier import OPERAND_BITS, pair_spacing
+from .parameter_checks import check_whole
 from .requantize import RowRequantize
 from .tile import Tile
 
@@ -44,8 +44,7 @@ class MatrixVector(wiring.Component):
     def __init__(self, parameters: Linear, lanes: int):
         if not isinstance(parameters, Linear):
             raise TypeError(f"parameters must be a fixedpoint.Linear, not {type(parameters).__name__}")
-        if not isinstance(lanes, int) or not 1 <= lanes <= parameters.columns:
-            raise CircuitError(f"lanes must be 1 to {parameters.columns} (the matrix's columns), not {lanes!r}")
+        check_whole("lanes", lanes, 1, parameters.columns, "the matrix's columns")
         self.parameters = parameters
         self.lanes = lanes
         self.tile = serial_tile(parameters, lanes)

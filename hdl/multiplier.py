@@ -9,7 +9,7 @@ from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Signal, Valu
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from .errors import CircuitError
+from .parameter_checks import check_whole
 
 OPERAND_BITS = 18  # of a hard multiplier, on ECP5 and Gowin alike; iCE40 has 16
 
@@ -33,8 +33,7 @@ class Multiplier(wiring.Component):
 
     def __init__(self, a_bits: int, b_bits: int):
         for name, bits in (("a_bits", a_bits), ("b_bits", b_bits)):
-            if not isinstance(bits, int) or not 1 <= bits <= OPERAND_BITS:
-                raise CircuitError(f"{name} must be 1 to {OPERAND_BITS}, the width of a hard multiplier, not {bits!r}")
+            check_whole(name, bits, 1, OPERAND_BITS, "a hard multiplier's operand")
         super().__init__(
             {"en": In(1), "a": In(signed(a_bits)), "b": In(signed(b_bits)), "o": Out(signed(a_bits + b_bits))}
         )

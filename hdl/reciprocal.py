@@ -7,9 +7,11 @@ from amaranth.utils import ceil_log2
 
 import fixedpoint
 
-from .errors import CircuitError
+from .parameter_checks import check_whole
 from .stream_parts import moving_together
 from .table import BlockTable
+
+WIDEST_ARGUMENT = 62  # as the specification's integers
 
 
 class _NormalizedTable(wiring.Component):
@@ -24,8 +26,7 @@ class _NormalizedTable(wiring.Component):
     """
 
     def __init__(self, width: int, digit_bits: int, index_bits: int, table: list[int], mantissa_bits: int):
-        if not isinstance(width, int) or not 1 <= width <= 62:
-            raise CircuitError(f"a reciprocal's argument must be 1 to 62 bits wide, not {width!r}")
+        check_whole("a reciprocal's width", width, 1, WIDEST_ARGUMENT)
         self.width = width
         self._digit_bits = digit_bits
         self._digits = -(-width // digit_bits)

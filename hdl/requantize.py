@@ -11,6 +11,7 @@ from fixedpoint import Linear, QFormat
 from .arithmetic import saturate, shape_of
 from .dot_product import Delay
 from .errors import CircuitError
+from .parameter_checks import check_whole
 from .stream_parts import moving_together
 
 FINE_BITS = 2  # of a shift: what the second of the two shifters does
@@ -96,18 +97,12 @@ class Requantize(wiring.Component):
     latency = 1 + ShiftRoundSaturate.latency
 
     def __init__(self, bits: int, target: QFormat, lowest: int, highest: int, lanes: int = 1):
-        if not isinstance(lanes, int) or lanes < 1:
-            raise CircuitError(f"lanes must be a whole number of at least 1, not {lanes!r}")
-        if not isinstance(bits, int) or not 1 <= bits <= WIDEST_INPUT:
-            raise CircuitError(f"bits must be 1 to {WIDEST_INPUT}, not {bits!r}")
+        check_whole("lanes", lanes)
+        check_whole("bits", bits, 1, WIDEST_INPUT)
         if not isinstance(target, QFormat) or not target.signed:
             raise CircuitError(f"target must be a signed QFormat, not {target!r}")
-        if not (isinstance(lowest, int) and isinstance(highest, int)):
-            raise CircuitError(f"lowest and highest must be whole numbers, not {lowest!r} and {highest!r}")
-        if not -LARGEST_SHIFT <= lowest <= highest <= LARGEST_SHIFT:
-            raise CircuitError(
-                f"shifts must rise from lowest to highest within ±{LARGEST_SHIFT}, not from {lowest} to {highest}"
-            )
+        check_whole("lowest", lowest, -LARGEST_SHIFT, LARGEST_SHIFT)
+        check_whole("highest", highest, lowest, LARGEST_SHIFT)
         if bits - lowest > LARGEST_SHIFT:
             raise CircuitError(
                 f"{bits} bits shifted left by {-lowest} are {bits - lowest}; at most {LARGEST_SHIFT} are supported"
@@ -171,8 +166,8 @@ class RowRequantize(wiring.Component):
     latency = 3 + ShiftRoundSaturate.latency
 
     def __init__(self, layers: Sequence[Linear]):
-        if not layers:
-            raise CircuitError("RowRequantize needs at least one layer")
+        if not layers or not all(isinstance(layer, Linear) for layer in layers):
+            raise CircuitError("layers must be one fixedpoint.Linear or more")
         self.layers = tuple(layers)
         self.widths = sorted({layer.output.bits for layer in layers})
         shifts = [int(shift) for layer in layers for shift in layer.shift]

@@ -7,6 +7,7 @@ from amaranth.lib.wiring import In, Out
 
 from .dot_product import Delay
 from .errors import CircuitError
+from .parameter_checks import check_shape, check_whole
 
 
 def moving_together(m: Module, i, o, latency: int) -> Signal:
@@ -51,7 +52,7 @@ class StreamRegister(wiring.Component):
     latency = 1
 
     def __init__(self, shape: ShapeLike):
-        Shape.cast(shape)  # what is no shape is refused here
+        check_shape("a stream register's shape", shape)
         super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
 
     def elaborate(self, platform):
@@ -90,8 +91,8 @@ class StreamQueue(wiring.Component):
     latency = 3
 
     def __init__(self, shape: ShapeLike, depth: int):
-        if isinstance(depth, bool) or not isinstance(depth, int) or depth < 2:
-            raise CircuitError(f"a queue's depth must be a whole number of at least 2, not {depth!r}")
+        check_shape("a queue's shape", shape)
+        check_whole("a queue's depth", depth, 2)
         self.depth = depth
         self._width = Shape.cast(shape).width
         super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
@@ -131,9 +132,9 @@ class WidthConverter(wiring.Component):
     """
 
     def __init__(self, element: ShapeLike, i_lanes: int, o_lanes: int):
+        check_shape("a width converter's element", element)
         for name, lanes in (("i_lanes", i_lanes), ("o_lanes", o_lanes)):
-            if not isinstance(lanes, int) or lanes < 1:
-                raise CircuitError(f"a width converter's {name} must be a whole number of at least 1, not {lanes!r}")
+            check_whole(f"a width converter's {name}", lanes)
         if i_lanes == o_lanes or max(i_lanes, o_lanes) % min(i_lanes, o_lanes):
             raise CircuitError(
                 f"a width converter's lanes must differ, and one number divide the other, not be {i_lanes} and {o_lanes}"

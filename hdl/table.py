@@ -8,6 +8,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from .errors import CircuitError
+from .parameter_checks import check_whole
 
 # Of an ECP5 block RAM: how many bits its words have, for address bits up to this number.
 WORD_BITS = {10: 18, 11: 9, 12: 4}
@@ -37,13 +38,14 @@ class BlockTable(wiring.Component):
     def __init__(self, values: Sequence[int], bits: int):
         if not 1 <= len(values) <= 1 << max(WORD_BITS):
             raise CircuitError(f"a block table has 1 to {1 << max(WORD_BITS)} values, not {len(values)}")
-        if not isinstance(bits, int) or bits < 1:
-            raise CircuitError(f"a block table's bits must be a whole number of at least 1, not {bits!r}")
+        check_whole("a block table's bits", bits)
+        if not all(isinstance(value, int) for value in values):
+            raise CircuitError("a block table's values must be whole numbers")
         if min(values) < 0 or max(values) >= 1 << bits:
             raise CircuitError(
                 f"a block table of {bits} bits holds 0 to {(1 << bits) - 1}, not {min(values)} to {max(values)}"
             )
-        self.values = [int(value) for value in values]
+        self.values = list(values)
         self.bits = bits
         super().__init__({"en": In(1), "address": In(range(len(self.values))), "o": Out(unsigned(bits))})
 

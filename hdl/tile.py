@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .errors import CircuitError
+from .parameter_checks import check_whole
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,11 @@ class Tile:
 
     def __post_init__(self):
         """Refuse a tile that does not fill the lanes."""
-        if not isinstance(self.lanes, int) or self.lanes < 1:
-            raise CircuitError(f"lanes must be a whole number of at least 1, not {self.lanes!r}")
-        if not isinstance(self.columns, int) or self.columns < 1 or self.lanes % self.columns:
+        check_whole("lanes", self.lanes)
+        check_whole("columns", self.columns)
+        if not isinstance(self.pairs, bool):
+            raise CircuitError(f"pairs must be a bool, not {self.pairs!r}")
+        if self.lanes % self.columns:
             raise CircuitError(f"a tile's columns must divide its {self.lanes} lanes; {self.columns!r} does not")
 
     @property

@@ -9,8 +9,10 @@ from amaranth.lib.cdc import FFSynchronizer
 from amaranth.lib.wiring import In, Out
 
 from .errors import CircuitError
+from .parameter_checks import check_whole
 from .payload import connect
 
+SMALLEST_DIVISOR = 4  # clock cycles of a bit
 FRAME_BITS = 10  # start, eight data bits, stop
 # Both ends together may be off by half a bit at the middle of the stop bit, 9.5 bits after the start edge: 5 %. Half of that is the far end's.
 LARGEST_BAUD_ERROR = 0.02
@@ -29,9 +31,9 @@ def baud_divisor(clock_frequency: float, baud: float) -> int:
     if clock_frequency <= 0 or baud <= 0:
         raise CircuitError(f"a UART needs a positive clock and baud rate, not {clock_frequency} Hz and {baud} baud")
     divisor = round(clock_frequency / baud)
-    if divisor < 4:
+    if divisor < SMALLEST_DIVISOR:
         raise CircuitError(
-            f"a UART at {baud:,.0f} baud needs a clock of at least {4 * baud:,.0f} Hz, not {clock_frequency:,.0f} Hz"
+            f"a UART at {baud:,.0f} baud needs a clock of at least {SMALLEST_DIVISOR * baud:,.0f} Hz, not {clock_frequency:,.0f} Hz"
         )
     error = abs(clock_frequency / divisor / baud - 1)
     if error > LARGEST_BAUD_ERROR:
@@ -39,12 +41,6 @@ def baud_divisor(clock_frequency: float, baud: float) -> int:
             f"a clock of {clock_frequency:,.0f} Hz makes {clock_frequency / divisor:,.0f} baud, {error:.1%} off {baud:,.0f}; "
             f"choose a rate below {clock_frequency / 25:,.0f} baud or one that divides the clock"
         )
-    return divisor
-
-
-def _checked_divisor(divisor: int) -> int:
-    if not isinstance(divisor, int) or isinstance(divisor, bool) or divisor < 4:
-        raise CircuitError(f"divisor must be a whole number of at least 4 clock cycles a bit, not {divisor!r}")
     return divisor
 
 
@@ -60,7 +56,8 @@ class UARTTransmitter(wiring.Component):
     """
 
     def __init__(self, divisor: int):
-        self.divisor = _checked_divisor(divisor)
+        check_whole("divisor", divisor, SMALLEST_DIVISOR)
+        self.divisor = divisor
         super().__init__({"i": In(stream.Signature(8)), "tx": Out(1, init=1)})
 
     def elaborate(self, platform):
@@ -102,7 +99,8 @@ class UARTReceiver(wiring.Component):
     """
 
     def __init__(self, divisor: int):
-        self.divisor = _checked_divisor(divisor)
+        check_whole("divisor", divisor, SMALLEST_DIVISOR)
+        self.divisor = divisor
         super().__init__(
             {"rx": In(1, init=1), "o": Out(stream.Signature(8)), "framing_error": Out(1), "overrun": Out(1)}
         )

@@ -53,7 +53,7 @@ def test_stalls_lose_and_repeat_nothing(tmp_path):
 
 @pytest.mark.parametrize("width", [0, 33, 1.5])
 def test_impossible_widths_are_refused_by_name(width):
-    with pytest.raises(CircuitError, match=f"1 to 32 bits wide, not {width}"):
+    with pytest.raises(CircuitError, match=f"width must be a whole number from 1 to 32, not {width}"):
         Exponential(fixedpoint.Exponential(10), width)
 
 

@@ -104,5 +104,5 @@ def test_impossible_parameters_are_refused_by_name():
                 KeyValueCache(*arguments)
     with pytest.raises(CircuitError, match="lanes must divide its 6 channels, not be 4"):
         KeyValueCache(signed(8), 6, 4, 4)
-    with pytest.raises(CircuitError, match="elements of at least one bit"):
+    with pytest.raises(CircuitError, match="element must have at least one bit, not be 0"):
         KeyValueCache(0, 6, 4)

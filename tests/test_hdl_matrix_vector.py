@@ -139,5 +139,5 @@ def test_parameters_of_another_type_are_refused():
 
 @pytest.mark.parametrize("lanes", [0, -1, 9, 2.5])
 def test_impossible_lanes_are_refused(lanes):
-    with pytest.raises(CircuitError, match="lanes must be 1 to 8"):
+    with pytest.raises(CircuitError, match=r"lanes must be a whole number from 1 to 8 \(the matrix's columns\), not "):
         MatrixVector(layer(5, 8), lanes)

@@ -204,7 +204,7 @@ def test_products_closer_together_would_overlap():
 
 @pytest.mark.parametrize("bits", [0, 19, -1, 2.5])
 def test_impossible_widths_are_refused(bits):
-    with pytest.raises(CircuitError, match="a_bits must be 1 to 18"):
+    with pytest.raises(CircuitError, match="a_bits must be a whole number from 1 to 18"):
         Multiplier(bits, 8)
-    with pytest.raises(CircuitError, match="b_bits must be 1 to 18"):
+    with pytest.raises(CircuitError, match="b_bits must be a whole number from 1 to 18"):
         Multiplier(8, bits)

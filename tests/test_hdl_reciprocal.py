@@ -77,7 +77,7 @@ def test_zero_fails_in_simulation(tmp_path, circuit, specification):
 @both
 @pytest.mark.parametrize("width", [0, 63, "8"])
 def test_impossible_widths_are_refused_by_name(circuit, specification, width):
-    with pytest.raises(CircuitError, match="argument must be 1 to 62 bits wide, not "):
+    with pytest.raises(CircuitError, match="width must be a whole number from 1 to 62, not "):
         circuit(specification(), width)
 
 

@@ -104,13 +104,13 @@ def test_a_shift_out_of_range_is_found(tmp_path):
     ("change", "message"),
     [
         ({"lanes": 0}, "lanes must be a whole number"),
-        ({"bits": 0}, "bits must be 1 to 48"),
-        ({"bits": 49}, "bits must be 1 to 48"),
+        ({"bits": 0}, "bits must be a whole number from 1 to 48, not "),
+        ({"bits": 49}, "bits must be a whole number from 1 to 48, not "),
         ({"target": QFormat(8, 0, False)}, "target must be a signed QFormat"),
         ({"target": 8}, "target must be a signed QFormat"),
-        ({"lowest": 5, "highest": 4}, "from 5 to 4"),
-        ({"highest": 8.5}, "must be whole numbers"),
-        ({"highest": 63}, "within ±62"),
+        ({"lowest": 5, "highest": 4}, "highest must be a whole number from 5 to 62, not 4"),
+        ({"highest": 8.5}, "highest must be a whole number from 0 to 62, not 8.5"),
+        ({"lowest": -63}, "lowest must be a whole number from -62 to 62, not -63"),
         ({"bits": 40, "lowest": -30}, "40 bits shifted left by 30 are 70"),
     ],
 )
