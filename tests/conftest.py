@@ -34,6 +34,15 @@ def tiny_run_original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="session")
+def simulation_builds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the directory of compiled simulations, one for all test processes: Verilator's own library is compiled once."""
+    base = tmp_path_factory.getbasetemp()
+    directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "simulation"
+    directory.mkdir(exist_ok=True)
+    return directory
+
+
 @pytest.fixture
 def tiny_run(tiny_run_original: Path, tmp_path: Path) -> Path:
     """Return a copy of the tiny run that a test may change."""

@@ -1,26 +1,73 @@
 # amaranth: UnusedElaboratable=no
 import dataclasses
+import random
 
 import pytest
+from amaranth.hdl import Signal
 
+import hdl.argmax
 from hdl import CircuitError
 from hdl.example_model import SMALL, TYPICAL, example_model
 from hdl.registry import CORES, find_core
 from sim.bench import BenchFailure
 from sim.core_cases import Wired, core_bench
-from sim.runner import simulate
+from sim.runner import simulate, simulate_each
+from sim.streams import Stalls
+from sim.tools import SIMULATORS, missing_for
 
 COUNT = 12
+# Probabilities (source, sink) of a pause; full speed comes first because it also checks the cycle count.
+LEVELS = ((0.0, 0.0), (0.4, 0.0), (0.0, 0.4), (0.3, 0.3))
+RESETS = 6  # in the middle of as many runs, at full speed and with stalls in turn
 
 
+def stalls_of(entry, cycles):
+    """Return how a core's runs are disturbed: all levels, then resets at random moments of a run of so many cycles."""
+    moments = random.Random(entry.name)
+    resets = [0] * len(LEVELS) + [moments.randrange(1, cycles) for _ in range(RESETS)]
+    levels = [*LEVELS, *(LEVELS[0], LEVELS[-1]) * (RESETS // 2)]
+    # What leaves by a wire does not wait: a receiver whose sink pauses would lose bytes.
+    return [
+        Stalls(seed, source, 0.0 if entry.wires else sink, reset_after)
+        for seed, ((source, sink), reset_after) in enumerate(zip(levels, resets, strict=True))
+    ]
+
+
+def simulate_all(entry, bench, simulator, builds):
+    """Run a core's bench in every way; return the results."""
+    if missing := missing_for(simulator):
+        pytest.skip(f"{simulator} lacks {', '.join(missing)}")
+    cycles = simulate(bench, "amaranth", build_directory=builds).total_cycles - bench.idle_cycles
+    return simulate_each(bench, stalls_of(entry, cycles), simulator, build_directory=builds)
+
+
+@pytest.mark.parametrize("simulator", SIMULATORS)
 @pytest.mark.parametrize("name", CORES)
-def test_every_core_equals_its_specification(name, tmp_path):
+def test_every_core_equals_its_specification(name, simulator, simulation_builds):
+    """Back to back, with stalls on either side, and after resets in the middle; the simulators agree on every cycle."""
     entry = CORES[name]
-    for source_stall, sink_stall in ((0.0, 0.0), (0.3, 0.0 if entry.wires else 0.3)):
-        bench = core_bench(entry, entry.example(), COUNT, seed=1)
-        stalls = {"source_stall": source_stall, "sink_stall": sink_stall}
-        result = simulate(bench, "amaranth", build_directory=tmp_path, **stalls)
-        assert sum(result.transfers.values()) >= COUNT
+    bench = core_bench(entry, entry.example(), COUNT, seed=1)
+    results = simulate_all(entry, bench, simulator, simulation_builds)
+    assert all(sum(result.transfers.values()) >= COUNT for result in results)
+    golden = results if simulator == "amaranth" else simulate_all(entry, bench, "amaranth", simulation_builds)
+    cycles, golden_cycles = ([(one.cycles, one.total_cycles) for one in runs] for runs in (results, golden))
+    assert cycles == golden_cycles
+
+
+@pytest.mark.parametrize("simulator", SIMULATORS)
+def test_a_core_that_remembers_its_place_across_a_reset_is_caught(simulator, simulation_builds, monkeypatch):
+    """Argmax's count of a row's elements is made a register without reset: rows are right until one is cut short."""
+
+    def forgetful(*arguments, **settings):
+        signal = Signal(*arguments, **settings)
+        return Signal.like(signal, name=signal.name, reset_less=True) if signal.name == "place" else signal
+
+    monkeypatch.setattr(hdl.argmax, "Signal", forgetful)
+    entry = CORES["argmax"]
+    bench = core_bench(entry, entry.example(), COUNT, seed=1)
+    with pytest.raises(BenchFailure, match=rf"\({simulator}, .*reset after") as failure:
+        simulate_all(entry, bench, simulator, simulation_builds)
+    assert failure.value.kind in ("value", "assertion")
 
 
 @pytest.mark.parametrize("name", CORES)

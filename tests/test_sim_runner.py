@@ -1,7 +1,6 @@
 # amaranth: UnusedElaboratable=no
 import dataclasses
 import json
-import os
 import random
 import signal
 import subprocess
@@ -43,13 +42,9 @@ def data_shape(port):
     return port.payload.shape()
 
 
-@pytest.fixture(scope="session")
-def build_directory(tmp_path_factory):
-    # One for all test processes: the circuit is the same everywhere.
-    base = tmp_path_factory.getbasetemp()
-    directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "simulation"
-    directory.mkdir(exist_ok=True)
-    return directory
+@pytest.fixture
+def build_directory(simulation_builds):
+    return simulation_builds
 
 
 @pytest.fixture(params=SIMULATORS)
