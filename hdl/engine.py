@@ -249,9 +249,8 @@ class Engine(wiring.Component):
             tags.i.first.eq(command.first),
             tags.i.last.eq(command.last),
         ]
-        for operation in [
-            one for one in Operation if one not in self.operations
-        ]:  # in their own order, the same each time
+        missing = [one for one in Operation if one not in self.operations]  # in their own order, the same each time
+        for operation in missing:
             m.d.sync += Assert(
                 ~taken | (command.operation != operation), Format(f"this engine was made without {operation.name}")
             )
