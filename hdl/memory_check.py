@@ -1,6 +1,7 @@
 """Whether memories became what they were meant to be: a block RAM that turned into logic is an error, not a surprise.
 
-What a memory was meant to be stands in its circuit (`attrs={"ram_style": "block"}`); what it became stands in Yosys's log.
+What a memory was meant to be stands in its circuit (`attrs={"ram_style": "block"}`); what it became stands in Yosys's log, how it is used in
+the netlist.
 """
 
 import re
@@ -82,6 +83,27 @@ def refuse_lost_block_rams(rtlil: str, log: str) -> None:
             raise CircuitError(
                 f"the memory {path} of {memory.bits:,} bits became logic: "
                 'read it with a clock, or say that logic is wanted, attrs={"ram_style": "logic"}'
+            )
+
+
+def refuse_block_ram_resets(name: str, design: dict) -> None:
+    """Refuse an ECP5 netlist that resets the output of a block RAM: on silicon such a read can give zero.
+
+    Yosys makes one of a register with a reset directly behind a read port; `reset_less=True` on that register avoids it.
+
+    Args:
+        name: The core's, for the message.
+        design: The core's module in Yosys's JSON.
+
+    Raises:
+        CircuitError: There is such a block RAM.
+    """
+    for cell, body in design["cells"].items():
+        resets = body["connections"].get("RSTA", ["0"]) + body["connections"].get("RSTB", ["0"])
+        if body["type"] == "DP16KD" and set(resets) - {"0", "x", "z"}:
+            raise CircuitError(
+                f"{name}: the block RAM {cell} resets its output, which reads zero on silicon at times; "
+                "the register behind its read port needs reset_less=True"
             )
 
 

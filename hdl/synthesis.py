@@ -19,7 +19,7 @@ from fixedpoint import atomic_directory
 
 from .board import BOARDS, DEFAULT_FREQUENCY, Board
 from .errors import CircuitError, ToolError
-from .memory_check import refuse_lost_block_rams, unmappable_memory
+from .memory_check import refuse_block_ram_resets, refuse_lost_block_rams, unmappable_memory
 from .output_registers import fold_output_registers
 from .payload import check_connections
 from .requirements import refuse_if_too_large
@@ -180,8 +180,8 @@ def synthesize(
         progress: Show the stages and their seconds on stderr.
 
     Raises:
-        CircuitError: The design does not fit or is too slow, with how much, a memory that was to be block RAM became logic, or ports of
-            different formats are joined.
+        CircuitError: The design does not fit or is too slow, with how much, a memory that was to be block RAM became logic, a block RAM
+            resets its output, or ports of different formats are joined.
         ToolError: A tool is missing or failed.
     """
     platform = board.platform()
@@ -216,7 +216,8 @@ def synthesize_core(
         progress: Show the stages and their seconds on stderr.
 
     Raises:
-        CircuitError: The core does not fit, a memory that was to be block RAM became logic, or ports of different formats are joined.
+        CircuitError: The core does not fit, a memory that was to be block RAM became logic, a block RAM resets its output, or ports of
+            different formats are joined.
         ToolError: A tool is missing or failed.
     """
     platform = board.platform()
@@ -289,6 +290,7 @@ def _build(
             if tool == "yosys":
                 refuse_lost_block_rams(files["il"], _read(work / "yosys.log"))
                 design = json.loads((work / f"{name}.json").read_text(encoding="utf-8"))
+                refuse_block_ram_resets(name, design["modules"][name])
                 if fold_output_registers(design["modules"][name]):
                     (work / f"{name}.json").write_text(json.dumps(design), encoding="utf-8")
         bitstream = None if out_of_context else f"{name}.bit"

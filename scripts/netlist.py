@@ -1,6 +1,7 @@
 """Simulate every core again after synthesis, as cells of ECP5 and of iCE40: each result must be the golden one.
 
-The cores are small examples. Cell models are those that come with Yosys, and this project's for ECP5's block RAM and multiplier.
+The cores are small examples. Cell models are those that come with Yosys, and this project's for ECP5's block RAM and multiplier. Results are kept in
+build/netlists; a netlist whose circuit, vectors and tools are unchanged is not checked again, and an interrupted run goes on where it stopped.
 Needs Icarus Verilog.
 
 Example:
@@ -12,19 +13,22 @@ from __future__ import annotations
 
 import argparse
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from tqdm import tqdm
 
 from hdl.errors import CircuitError, ToolError
-from hdl.registry import CORES, find_core
+from hdl.registry import CORES, CoreEntry, find_core
 from scripts.output import add_json_argument, format_duration, format_table, write_json
-from sim.netlist import FAMILIES, NetlistResult, check_netlist, find_family
+from sim.netlist import FAMILIES, Family, NetlistResult, check_netlist, find_family, plan_netlist
 
+NETLISTS_DIRECTORY = Path("build") / "netlists"
 DEFAULT_VECTORS = 30
-LUT_CELLS = ("LUT4", "SB_LUT4")
+LUT_CELLS, FLIP_FLOP_CELLS = ("LUT4", "SB_LUT4"), ("TRELLIS_FF", "SB_DFF")
 HARD_CELLS = ("DP16KD", "MULT18X18D", "SB_RAM40_4K")
 
 
@@ -35,59 +39,122 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--family", action="append", help=f"one of {', '.join(FAMILIES)} (default: all)")
     parser.add_argument("--vectors", type=int, default=DEFAULT_VECTORS, metavar="N", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="seed of the vectors (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="netlists at a time (default: %(default)s)")
     add_json_argument(parser)
     arguments = parser.parse_args(words)
     try:
+        for name in ("vectors", "jobs"):
+            if getattr(arguments, name) < 1:
+                raise CircuitError(f"--{name} must be at least 1, not {getattr(arguments, name)}")
+        if arguments.seed < 0:
+            raise CircuitError(f"--seed must not be negative, not {arguments.seed}")
         work = [
             (find_core(core), find_family(family))
             for core in arguments.only or CORES
             for family in arguments.family or FAMILIES
         ]
-        return check_all(work, arguments.vectors, arguments.seed, arguments.json)
+        began = time.time()
+        outcomes = check_all(work, arguments.vectors, arguments.seed, arguments.jobs)
     except CircuitError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nstopped; nothing was left half written", file=sys.stderr)
+        print("\nstopped; what was checked is kept, and the same command goes on from there", file=sys.stderr)
         return 130
+    return report(work, outcomes, arguments, time.time() - began)
 
 
-def check_all(work: Sequence[tuple], vectors: int, seed: int, path: Path | None) -> int:
-    """Check each (core, family), print what was shown, and return the exit status."""
-    began = time.monotonic()
-    results: list[NetlistResult] = []
-    failures: list[str] = []
-    with tqdm(work, unit="netlist", leave=False, disable=None) as progress:
-        for entry, family in progress:
-            progress.set_description(f"{entry.name}, {family.name}")
-            try:
-                results.append(check_netlist(entry, family, vectors, seed))
-            except (CircuitError, ToolError) as error:
-                failures.append(f"{entry.name}, {family.name}: {error}")
-    rows = [
-        (
-            result.core,
-            result.family,
-            sum(result.cells.get(kind, 0) for kind in LUT_CELLS),
-            ", ".join(f"{result.cells[kind]} {kind}" for kind in HARD_CELLS if kind in result.cells) or "–",
-            result.results,
-            f"{result.seconds:.1f}",
-        )
-        for result in results
+def check_all(
+    work: Sequence[tuple[CoreEntry, Family]], vectors: int, seed: int, jobs: int
+) -> list[NetlistResult | CircuitError | ToolError]:
+    """Check some netlists at a time, and return each one's result or error, in the order of the work. Ctrl-C ends all tools first."""
+    stopped = threading.Event()
+
+    def tick() -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+
+    with ThreadPoolExecutor(jobs) as executor, tqdm(total=len(work), unit="netlist", disable=None) as progress:
+        try:
+            futures = []
+            for entry, family in work:
+                future = _submit(executor, entry, family, vectors, seed, tick)
+                future.add_done_callback(lambda _: progress.update())
+                futures.append(future)
+            return [_outcome(future) for future in futures]
+        except BaseException:
+            stopped.set()
+            executor.shutdown(cancel_futures=True)
+            raise
+
+
+def _submit(
+    executor: ThreadPoolExecutor,
+    entry: CoreEntry,
+    family: Family,
+    vectors: int,
+    seed: int,
+    tick: Callable[[], None],
+) -> Future:
+    """Plan a netlist here, because circuits are for one thread, and have it checked by the executor."""
+    try:
+        plan = plan_netlist(entry, entry.example(), family, vectors, seed)
+    except CircuitError as error:
+        failed: Future = Future()
+        failed.set_exception(error)
+        return failed
+    return executor.submit(check_netlist, plan, NETLISTS_DIRECTORY, tick)
+
+
+def _outcome(future: Future) -> NetlistResult | CircuitError | ToolError:
+    try:
+        return future.result()
+    except (CircuitError, ToolError) as error:
+        return error
+
+
+def report(
+    work: Sequence[tuple[CoreEntry, Family]],
+    outcomes: Sequence[NetlistResult | CircuitError | ToolError],
+    arguments: argparse.Namespace,
+    seconds: float,
+) -> int:
+    """Print what was shown and what failed, write the figures, and return the exit status."""
+    results = [outcome for outcome in outcomes if isinstance(outcome, NetlistResult)]
+    failures = [
+        f"{entry.name}, {family.name}: {outcome}"
+        for (entry, family), outcome in zip(work, outcomes, strict=True)
+        if not isinstance(outcome, NetlistResult)
     ]
-    print(format_table(("core", "family", "LUTs", "hard cells", "equal results", "seconds"), rows))
-    if path is not None:
-        write_json(path, {"vectors": vectors, "seed": seed, "netlists": results, "failures": failures})
-        print(f"figures: {path}")
+    print(format_table(("core", "family", "LUTs", "FFs", "hard cells", "equal results", "seconds"), map(_row, results)))
+    if arguments.json is not None:
+        figures = {"vectors": arguments.vectors, "seed": arguments.seed, "netlists": results, "failures": failures}
+        write_json(arguments.json, figures)
+        print(f"figures: {arguments.json}")
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
-    if not failures:
-        compared = sum(result.results for result in results)
-        duration = format_duration(time.monotonic() - began)
-        print(
-            f"{len(results)} netlists, {compared:,} results (seed {seed}), every one the golden model's, in {duration}"
-        )
+    compared = sum(result.results for result in results)
+    print(
+        f"{len(results)} of {len(work)} netlists, {compared:,} results (seed {arguments.seed}), every one the golden model's; "
+        f"{format_duration(seconds)}, results in {NETLISTS_DIRECTORY}"
+    )
     return 1 if failures else 0
+
+
+def _row(result: NetlistResult) -> tuple[object, ...]:
+    def count(kinds: Sequence[str]) -> int:
+        return sum(number for kind, number in result.cells.items() if kind.startswith(tuple(kinds)))
+
+    hard = ", ".join(f"{result.cells[kind]} {kind}" for kind in HARD_CELLS if kind in result.cells)
+    return (
+        result.core,
+        result.family,
+        count(LUT_CELLS),
+        count(FLIP_FLOP_CELLS),
+        hard or "–",
+        result.results,
+        f"{result.seconds:.1f}",
+    )
 
 
 if __name__ == "__main__":

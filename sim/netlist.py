@@ -3,36 +3,53 @@
 Yosys ships models of all iCE40 cells and of ECP5's logic. ECP5's hard multiplier and block RAM are black boxes to it; their models
 are in `hdl/cells`. The test bench is the one that `positron export-verilog` writes; four-valued simulation (Icarus) shows what a
 missing reset or an uninitialized memory leaves unknown.
+
+Three steps: `plan_netlist` writes circuit and test bench, `make_netlist` synthesizes, `simulate_netlist` runs the bench. `check_netlist` does the
+last two, unless the same plan has passed before.
 """
 
+import dataclasses
+import hashlib
 import importlib.util
 import json
 import re
+import shutil
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from amaranth.back import rtlil
 from amaranth.lib import wiring
 
 import hdl
-from hdl import CircuitError, ToolError
+from fixedpoint import atomic_directory
+from hdl import CircuitError, ToolError, memory_check, output_registers
 from hdl.board import BOARDS
+from hdl.memory_check import refuse_block_ram_resets, refuse_lost_block_rams, unmappable_memory
 from hdl.output_registers import fold_output_registers
+from hdl.payload import check_connections
 from hdl.registry import CoreEntry
 from hdl.synthesis import READ_SCRIPT
-from hdl.toolchain import INSTALL_EXTRA, run_tool
+from hdl.toolchain import INSTALL_EXTRA, ToolFailure, run_tool, tool_version
 from hdl.verilog import ports_of
+from model.files import atomic_write
 
+from . import verilog_export
 from .core_cases import core_words
 from .verilog_export import bench_files, module_name, run_icarus
 
 CELLS_DIRECTORY = Path(hdl.__file__).with_name("cells")
 NETLIST_FILE, FIGURES_FILE, CELLS_FILE = "netlist.v", "netlist.json", "cells.v"
 STALL_PERCENT = 25
+# What is done with a netlist, a part of what a kept result is for.
+SOURCES = [
+    Path(file).read_text(encoding="utf-8")
+    for file in (__file__, memory_check.__file__, output_registers.__file__, verilog_export.__file__)
+]
 # No cells under Lattice's older names, and no default values of ports, which Icarus does not know.
 LIBRARY_DEFINITIONS = "`define NO_INCLUDES\n`define NO_ICE40_DEFAULT_ASSIGNMENTS"
 
@@ -76,6 +93,38 @@ FAMILIES = {
 
 
 @dataclass(frozen=True)
+class NetlistPlan:
+    """A core that is to be synthesized for a family and simulated: all that decides what comes out, the tools aside.
+
+    Attributes:
+        core: The core's name.
+        family: The family.
+        circuit: Its RTLIL.
+        bench: File name → text: the test bench and its words.
+        results: Words that the test bench compares.
+        seed: Of the random vectors.
+    """
+
+    core: str
+    family: Family
+    circuit: str
+    bench: dict[str, str]
+    results: int
+    seed: int
+
+    @cached_property
+    def inputs_sha256(self) -> str:
+        """SHA-256 of circuit, vectors, cell models, scripts and the tools' versions."""
+        inputs = [
+            (self.core, self.circuit, self.bench, READ_SCRIPT),
+            SOURCES,
+            cell_models(self.family),
+            {tool: tool_version(tool) or "unknown" for tool in ("yosys", "iverilog", "vvp")},
+        ]
+        return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
 class Netlist:
     """A core made of a family's cells.
 
@@ -103,7 +152,8 @@ class NetlistResult:
         cells: Cell type → count.
         results: Words compared, all of them equal.
         seed: Of the random vectors.
-        seconds: Wall time, synthesis included.
+        seconds: Wall time of synthesis and simulation.
+        inputs_sha256: The plan's.
     """
 
     core: str
@@ -112,6 +162,7 @@ class NetlistResult:
     results: int
     seed: int
     seconds: float
+    inputs_sha256: str
 
 
 def yosys_share() -> Path:
@@ -155,8 +206,10 @@ def cell_models(family: Family) -> str:
     )
 
 
-def make_netlist(entry: CoreEntry, core: wiring.Component, family: Family, count: int, seed: int) -> Netlist:
-    """Synthesize a core for a family, with a test bench.
+def plan_netlist(entry: CoreEntry, core: wiring.Component, family: Family, count: int, seed: int) -> NetlistPlan:
+    """Return a core's circuit for a family, with a test bench.
+
+    Not for several threads at once: Amaranth numbers signals with a counter of the process.
 
     Args:
         entry: The core's entry.
@@ -166,75 +219,72 @@ def make_netlist(entry: CoreEntry, core: wiring.Component, family: Family, count
         seed: Of the random ones among them.
 
     Raises:
-        ToolError: Yosys failed.
-        CircuitError: The netlist uses a block RAM in a way that silicon does not bear.
+        CircuitError: `count` is not positive, or ports of different formats are joined.
     """
     module = module_name(entry)
     words = core_words(entry, core, count, seed)
     platform = family.platform() if family.platform is not None else None
+    check_connections(core, platform)
     text = rtlil.convert(core, name=module, platform=platform, emit_src=False)
+    bench = bench_files(entry, core, ports_of(text, module), words)
+    return NetlistPlan(entry.name, family, text, bench, sum(len(values) for values in words.outputs.values()), seed)
+
+
+def make_netlist(plan: NetlistPlan, tick: Callable[[], None] | None = None) -> Netlist:
+    """Synthesize a plan's circuit.
+
+    Args:
+        plan: The plan.
+        tick: Called about five times a second; what it raises ends this.
+
+    Raises:
+        ToolError: Yosys failed.
+        CircuitError: A memory that was to be block RAM became logic, or a block RAM is used in a way that silicon does not bear.
+    """
+    family, module = plan.family, plan.core.replace("-", "_")
     with tempfile.TemporaryDirectory() as made:
         directory = Path(made)
-        (directory / "core.il").write_text(text, encoding="utf-8")
+        (directory / "core.il").write_text(plan.circuit, encoding="utf-8")
         script = (
             f"{READ_SCRIPT.format(name='core')}; delete t:$check t:$print; {family.synthesis} -top {module}; "
             f"write_json {FIGURES_FILE}; write_verilog -noattr -noexpr {NETLIST_FILE}"
         )
-        run_tool("yosys", ("-q", "-p", script), directory)
+        try:
+            run_tool("yosys", ("-q", "-l", "yosys.log", "-p", script), directory, tick)
+        except ToolFailure as failure:
+            if memory := unmappable_memory(failure.output):
+                raise CircuitError(
+                    f"the memory {memory} was to be block RAM, but none of {family.name} does what it needs: "
+                    "read it with a clock, write it at one place a cycle"
+                ) from failure
+            raise
+        refuse_lost_block_rams(plan.circuit, (directory / "yosys.log").read_text(encoding="utf-8"))
         whole = json.loads((directory / FIGURES_FILE).read_text(encoding="utf-8"))
         design = whole["modules"][module]
         if fold_output_registers(design):
             (directory / FIGURES_FILE).write_text(json.dumps(whole), encoding="utf-8")
             script = f"read_json {FIGURES_FILE}; hierarchy -top {module}; write_verilog -noattr -noexpr {NETLIST_FILE}"
-            run_tool("yosys", ("-q", "-p", script), directory)
+            run_tool("yosys", ("-q", "-p", script), directory, tick)
         netlist = (directory / NETLIST_FILE).read_text(encoding="utf-8")
     cells = Counter(cell["type"] for cell in design["cells"].values() if cell["type"] != "$scopeinfo")
     unmapped = sorted(kind for kind in cells if kind.startswith("$"))
     if unmapped:
-        raise ToolError(f"Yosys left {', '.join(unmapped)} of {entry.name} unmapped for {family.name}")
-    refuse_block_ram_resets(entry.name, design)
-    files = {
-        NETLIST_FILE: netlist,
-        CELLS_FILE: cell_models(family),
-        **bench_files(entry, core, ports_of(text, module), words),
-    }
-    return Netlist(
-        entry.name,
-        family.name,
-        dict(sorted(cells.items())),
-        files,
-        sum(len(values) for values in words.outputs.values()),
-    )
+        raise ToolError(f"Yosys left {', '.join(unmapped)} of {plan.core} unmapped for {family.name}")
+    refuse_block_ram_resets(plan.core, design)
+    files = {NETLIST_FILE: netlist, CELLS_FILE: cell_models(family), **plan.bench}
+    return Netlist(plan.core, family.name, dict(sorted(cells.items())), files, plan.results)
 
 
-def refuse_block_ram_resets(name: str, design: dict) -> None:
-    """Refuse an ECP5 netlist that resets the output of a block RAM: on silicon such a read can give zero.
-
-    Yosys makes one of a register with a reset directly behind a read port; `reset_less=True` on that register avoids it.
-
-    Args:
-        name: The core's, for the message.
-        design: The core's module in Yosys's JSON.
-
-    Raises:
-        CircuitError: There is such a block RAM.
-    """
-    for cell, body in design["cells"].items():
-        resets = body["connections"].get("RSTA", ["0"]) + body["connections"].get("RSTB", ["0"])
-        if body["type"] == "DP16KD" and set(resets) - {"0", "x", "z"}:
-            raise CircuitError(
-                f"{name}: the block RAM {cell} resets its output, which reads zero on silicon at times; "
-                "the register behind its read port needs reset_less=True"
-            )
-
-
-def simulate_netlist(netlist: Netlist, directory: Path, *, stall: int = STALL_PERCENT) -> None:
+def simulate_netlist(
+    netlist: Netlist, directory: Path, *, stall: int = STALL_PERCENT, tick: Callable[[], None] | None = None
+) -> None:
     """Run a netlist's test bench.
 
     Args:
         netlist: The netlist.
         directory: Where it is written and run.
         stall: Percent of the cycles in which sources and sinks pause.
+        tick: Called about five times a second; what it raises ends this.
 
     Raises:
         ToolError: Icarus is missing or failed, or a result is not the golden one.
@@ -244,16 +294,51 @@ def simulate_netlist(netlist: Netlist, directory: Path, *, stall: int = STALL_PE
         (directory / name).write_text(text, encoding="utf-8")
     module = netlist.core.replace("-", "_")
     try:
-        run_icarus(directory, module, [NETLIST_FILE, CELLS_FILE], stall=stall)
+        run_icarus(directory, module, [NETLIST_FILE, CELLS_FILE], stall=stall, tick=tick)
     except ToolError as error:
         raise ToolError(f"{netlist.core} as a netlist for {netlist.family}: {error}") from error
 
 
-def check_netlist(entry: CoreEntry, family: Family, count: int, seed: int) -> NetlistResult:
-    """Synthesize the small example of a core, simulate the netlist, and return what was shown."""
+def check_netlist(plan: NetlistPlan, directory: Path, tick: Callable[[], None] | None = None) -> NetlistResult:
+    """Synthesize and simulate what was planned, and return what was shown; what was shown before is not shown again.
+
+    Args:
+        plan: The plan.
+        directory: Where results are kept, CORE-FAMILY.json each; the files of a netlist that fails are left in CORE-FAMILY-failed.
+        tick: Called about five times a second; what it raises ends this.
+
+    Raises:
+        CircuitError, ToolError: As `make_netlist` and `simulate_netlist`.
+    """
+    name = f"{plan.core}-{plan.family.name}"
+    kept = read_result(directory / f"{name}.json")
+    if kept is not None and kept.inputs_sha256 == plan.inputs_sha256:
+        return kept
+    failed = directory / f"{name}-failed"
+    shutil.rmtree(failed, ignore_errors=True)
     started = time.perf_counter()
-    netlist = make_netlist(entry, entry.example(), family, count, seed)
+    netlist = make_netlist(plan, tick)
     with tempfile.TemporaryDirectory() as made:
-        simulate_netlist(netlist, Path(made))
-    seconds = time.perf_counter() - started
-    return NetlistResult(entry.name, family.name, netlist.cells, netlist.results, seed, seconds)
+        try:
+            simulate_netlist(netlist, Path(made), tick=tick)
+        except ToolError as error:
+            with atomic_directory(failed) as work:
+                for file, text in netlist.files.items():
+                    (work / file).write_text(text, encoding="utf-8")
+            raise ToolError(f"{error}; its files are in {failed}") from error
+    seconds = round(time.perf_counter() - started, 2)
+    result = NetlistResult(
+        plan.core, plan.family.name, netlist.cells, netlist.results, plan.seed, seconds, plan.inputs_sha256
+    )
+    directory.mkdir(parents=True, exist_ok=True)
+    with atomic_write(directory / f"{name}.json") as file:
+        json.dump(dataclasses.asdict(result), file, indent=2)
+    return result
+
+
+def read_result(path: Path) -> NetlistResult | None:
+    """Return a kept result; None when there is none or it is damaged."""
+    try:
+        return NetlistResult(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
