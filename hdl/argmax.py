@@ -35,8 +35,8 @@ class ArgMax(wiring.Component):
         logits: Format of the logits.
         length: The longest row.
         latency: 2.
-        i: In, stream of {data, last}: rows of 1 to `length` logits, `last` on the final one.
-        o: Out, stream of {token}, one a row.
+        i: In, stream of {data: `logits`, last}: rows of 1 to `length` logits, `last` on the final one.
+        o: Out, stream of {token}, unsigned indices, one a row.
     """
 
     latency = 2

@@ -44,6 +44,8 @@ class Attention(wiring.Component):
     meanwhile, and stops before its own results only if some of these have not been taken.  So nothing else ever has to stall.
     Resources: C + 2 hard multipliers; block RAM for 4·C words of weights and 2·context_length words of keys and values, each word C elements wide.
 
+    Source: Vaswani et al., "Attention Is All You Need", arXiv:1706.03762.
+
     Attributes:
         parameters: Weights, formats and sizes.
         schedule: The order of work of one token.

@@ -57,6 +57,25 @@ def command_columns(core: Engine, commands: list[tuple]) -> dict[str, Columns]:
     return columns
 
 
+def sum_cycles(core: Engine, writes: int, by_lane: np.ndarray, terms: np.ndarray) -> int:
+    """Return the clock edges from the first command taken to the last result given, without stalls.
+
+    Args:
+        core: The engine.
+        writes: Commands before the sums.
+        by_lane: Whether each sum is one of lanes: its first command waits until the lanes' registers have given the one before.
+        terms: The commands of each sum.
+    """
+    edge, free, given = writes, 0, 0
+    for accumulates, count in zip(by_lane.tolist(), terms.tolist(), strict=True):
+        last = (max(edge, free) if accumulates else edge) + count - 1
+        result = last + (core.lanes_latency if accumulates else core.latency)
+        edge, given = last + 1, max(given, result)
+        if accumulates:
+            free = result + 1
+    return given
+
+
 def engine_vectors(core: Engine, generator: np.random.Generator, count: int) -> Vectors:
     """Return commands that write words, then sum them up in every mode, and the `count` sums, at least one in each mode."""
     stored = stored_elements(core)
@@ -104,4 +123,4 @@ def engine_vectors(core: Engine, generator: np.random.Generator, count: int) -> 
     if writes:
         write_columns = command_columns(core, writes)
         inputs = {name: np.concatenate([write_columns[name], column], axis=-1) for name, column in sum_columns.items()}
-    return Vectors({"i": inputs}, outputs)
+    return Vectors({"i": inputs}, outputs, sum_cycles(core, len(writes), ~dots, terms))

@@ -33,8 +33,8 @@ class Exponential(wiring.Component):
         parameters: Formats and table.
         width: Bits of the distance.
         latency: 3 or 5.
-        i: In, stream of unsigned distances with `parameters.fraction` fraction bits.
-        o: Out, stream of unsigned exponentials.
+        i: In, stream of distances, unsigned with `parameters.fraction` fraction bits.
+        o: Out, stream of exponentials, unsigned, `output_bits` bits.
     """
 
     def __init__(self, parameters: fixedpoint.Exponential, width: int):

@@ -30,8 +30,8 @@ class KeyValueCache(wiring.Component):
         context_length: Tokens of a sequence.
         lanes: Elements a word; divides `channels`.
         words: W.
-        i: In, stream of {data, restart, last}: 2·W words a token, `last` on the final one; with several lanes `data` is an array.
-        o: Out, stream of {data, value, final, last}: `value` tells values from keys, `last` is set on a row's final word, `final` on the words of row p.
+        i: In, stream of {data: element, restart, last}: 2·W words a token, `last` on the final one; with several lanes `data` is an array.
+        o: Out, stream of {data: element, value, final, last}: `value` tells values from keys, `last` is set on a row's final word, `final` on the words of row p.
     """
 
     latency = 1 + READ_MOVES

@@ -29,9 +29,11 @@ class MatrixVector(wiring.Component):
     tile's columns a cycle, so that the multipliers always read the same place.  Weights of up to 4 bits go in pairs, two to a multiplier, and short rows
     share the lanes, as far as the results, which leave one at a time, keep up: a tile has no more rows than a row has slices.
 
-    Latency and throughput: V vectors take V·(K + W) + `pipeline` − 1 clock edges from the first element taken to the last result given, without stalls;
-    W = `tile.num_words(R, K)`, that is R·ceil(K / lanes) without pairs and sharing.
+    Latency: `cycles(V)` = V·(K + W) + `pipeline` − 1 clock edges from the first element of V vectors taken to the last result given, without stalls;
+    W = `tile.num_words(R, K)`, that is R·ceil(K / lanes) without pairs and sharing.  Throughput: a vector in K + W cycles.
     Resources: `lanes` hard multipliers; W words of `lanes` weights, or pairs of weights, in block RAM; K·8 flip-flops for the ring.
+
+    Source: two weights to a multiplier: Fu, Wu, Sirasao, "8-Bit Dot-Product Acceleration", Xilinx WP487, 2017.
 
     Attributes:
         parameters: The layer.

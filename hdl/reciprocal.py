@@ -90,12 +90,14 @@ class Reciprocal(_NormalizedTable):
     Resources: `ceil(log2 width)` rows of `width` multiplexers and registers, one table of `2**index_bits` entries in block RAM, no multiplier.
     In simulation an argument of 0 is an assertion's failure; in hardware its result means nothing.
 
+    Source: tables of midpoints: DasSarma, Matula, "Measuring the Accuracy of ROM Reciprocal Tables", IEEE Transactions on Computers 43(8), 1994.
+
     Attributes:
         parameters: Index and mantissa widths, and the table.
         width: Bits of the argument.
         latency: The formula above.
-        i: In, stream of unsigned arguments.
-        o: Out, stream of {mantissa, exponent}, both unsigned.
+        i: In, stream of unsigned arguments, `width` bits.
+        o: Out, stream of {mantissa, exponent}, both unsigned; the mantissa has `mantissa_bits` bits.
     """
 
     def __init__(self, parameters: fixedpoint.Reciprocal, width: int):
@@ -127,8 +129,8 @@ class ReciprocalSquareRoot(_NormalizedTable):
         parameters: Index and mantissa widths, and the table.
         width: Bits of the argument.
         latency: The formula above.
-        i: In, stream of unsigned arguments.
-        o: Out, stream of {mantissa, exponent}, both unsigned.
+        i: In, stream of unsigned arguments, `width` bits.
+        o: Out, stream of {mantissa, exponent}, both unsigned; the mantissa has `mantissa_bits` bits.
     """
 
     def __init__(self, parameters: fixedpoint.ReciprocalSquareRoot, width: int):

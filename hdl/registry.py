@@ -9,6 +9,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from amaranth.hdl import signed
 from amaranth.lib import wiring
@@ -56,6 +57,7 @@ class CoreEntry:
         name: As on the command line.
         build: Makes the component from a quantized model and the number of one of its blocks.
         vectors: Makes stimuli and golden results for a component that `build` made.
+        steady_vectors: The same in rows of one length, where `vectors` mixes lengths and no formula says how long these take.
         latency, throughput: The formulas of the component's docstring, in a few words, for the table.
         wires: Plain inputs that a bench connects to plain outputs: input → output.
         constants: Values of the other plain inputs in a bench.
@@ -70,6 +72,7 @@ class CoreEntry:
     wires: Mapping[str, str] = field(default_factory=dict)
     constants: Mapping[str, int] = field(default_factory=dict)
     typical: ModelShape = TYPICAL
+    steady_vectors: make.Maker | None = None
 
     def example(self, shape: ModelShape = SMALL) -> wiring.Component:
         """Return the core for a model of a given shape with random weights, the same ones each time."""
@@ -165,6 +168,7 @@ _ENTRIES = (
         make.row_vectors("score", "probability", shortest=lambda core: 1),
         "N + 10 + E + R from a row's last score",
         "1 score a cycle",
+        steady_vectors=make.row_vectors("score", "probability", shortest=make.longest_row),
     ),
     CoreEntry(
         "softmax-numerators",
@@ -172,6 +176,7 @@ _ENTRIES = (
         make.numerators_vectors,
         "4 + E from a row's last score",
         "1 score a cycle",
+        steady_vectors=partial(make.numerators_vectors, one_length=True),
     ),
     CoreEntry(
         "layer-norm",
@@ -214,6 +219,7 @@ _ENTRIES = (
         make.sampler_vectors,
         "2·n + 17 + E from a row's last logit",
         "1 logit a cycle",
+        steady_vectors=partial(make.sampler_vectors, one_length=True),
     ),
     CoreEntry(
         "key-value-cache",

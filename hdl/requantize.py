@@ -90,8 +90,8 @@ class Requantize(wiring.Component):
         lowest, highest: The shifts that occur, −62 to 62; negative ones multiply. The shifted accumulator is at most 62 bits wide.
         lanes: Numbers at a time.
         latency: 5.
-        i: In, stream of {value, shift}, arrays of `lanes`.
-        o: Out, stream of arrays of `lanes` results.
+        i: In, stream of {value, shift}, arrays of `lanes`: signed accumulators of `bits` bits, and shifts.
+        o: Out, stream of arrays of `lanes` results of format `target`.
     """
 
     latency = 1 + ShiftRoundSaturate.latency

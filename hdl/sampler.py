@@ -90,10 +90,12 @@ class Sampler(wiring.Component):
     Resources: FIFOs of `length` + 2 logits and `length` + 10 numerators of 16 bits, a table of 1,024 exponentials, 5 hard multipliers: 1 to scale, 4 for the threshold.
     In simulation a row without `last` on its `length`-th logit is an assertion's failure; in hardware it ends there.
 
+    Source: inversion by sequential search: Devroye, "Non-Uniform Random Variate Generation", Springer, 1986, chapter III.
+
     Attributes:
         parameters: Format and temperature.
         length: The longest row, for instance the vocabulary's size.
-        i: In, stream of {data, last}: rows of 1 to `length` logits, `last` on the final one.
+        i: In, stream of {data: `parameters.logits`, last}: rows of 1 to `length` logits, `last` on the final one.
         i_random: In, stream of unsigned 32-bit numbers, one a row.
         o: Out, stream of {token}, one a row.
     """

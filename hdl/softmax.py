@@ -40,12 +40,14 @@ class SoftmaxNumerators(RowNumerators):
     Resources: a FIFO of `length` + 2 scores, an `Exponential`, no multiplier.
     In simulation a row without `last` on its `length`-th score is an assertion's failure; in hardware it ends there.
 
+    Source: base 2 instead of e: Stevens et al., "Softermax: Hardware/Software Co-Design of an Efficient Softmax for Transformers", arXiv:2103.09301.
+
     Attributes:
         parameters: Formats, the longest row, the exponential.
         latency: The formula above.
-        i: In, stream of {score, last}: rows of 1 to `length` scores, `last` on the final one.
-        o: Out, stream of {numerator, last}.
-        o_denominator: Out, stream of unsigned sums, one a row.
+        i: In, stream of {score: `parameters.score`, last}: rows of 1 to `length` scores, `last` on the final one.
+        o: Out, stream of {numerator, last}: unsigned, `exponential.output_bits` bits, in units of 1 / (2**output_bits - 1).
+        o_denominator: Out, stream of unsigned sums of numerators, `denominator_bits` bits, one a row.
     """
 
     def __init__(self, parameters: fixedpoint.Softmax):
@@ -69,10 +71,12 @@ class Softmax(wiring.Component):
     long one may wait.
     Resources: `SoftmaxNumerators`, a queue of `length` + R + 4 numerators, a `Reciprocal`, one hard multiplier.
 
+    Source: base 2 instead of e: Stevens et al., "Softermax: Hardware/Software Co-Design of an Efficient Softmax for Transformers", arXiv:2103.09301.
+
     Attributes:
         parameters: Formats, the longest row, tables.
-        i: In, stream of {score, last}: rows of 1 to `length` scores, `last` on the final one.
-        o: Out, stream of {probability, last}.
+        i: In, stream of {score: `parameters.score`, last}: rows of 1 to `length` scores, `last` on the final one.
+        o: Out, stream of {probability: `parameters.probability`, last}.
     """
 
     def __init__(self, parameters: fixedpoint.Softmax):

@@ -127,9 +127,12 @@ class WidthConverter(wiring.Component):
     Attributes:
         element: Shape of an element.
         i_lanes, o_lanes: Elements a word.
+        latency: 1.
         i: In, stream of {data: element, last}; with several lanes `data` is an array.
         o: Out, stream of {data, last}, of the same form.
     """
+
+    latency = 1
 
     def __init__(self, element: ShapeLike, i_lanes: int, o_lanes: int):
         check_shape("a width converter's element", element)
@@ -148,6 +151,10 @@ class WidthConverter(wiring.Component):
                 for side, direction, lanes in (("i", In, i_lanes), ("o", Out, o_lanes))
             }
         )
+
+    def cycles(self, words: int) -> int:
+        """Return the cycles from the first word taken to the last one given, for so many words of the narrower side, without stalls."""
+        return words - 1 + self.latency
 
     def elaborate(self, platform):
         """Build the circuit."""

@@ -92,7 +92,7 @@ def row_vectors(field_in: str, field_out: str, shortest: Callable[[wiring.Compon
     Args:
         field_in: The input payload's field beside `last`.
         field_out: The output payload's.
-        shortest: The shortest row; None where all rows have one length.
+        shortest: The shortest row; None where the core takes rows of one length alone.
     """
 
     def make(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
@@ -103,20 +103,33 @@ def row_vectors(field_in: str, field_out: str, shortest: Callable[[wiring.Compon
         number_format = parameters.score if hasattr(parameters, "score") else parameters.input
         rows = random_rows(number_format, shortest(core) if shortest else longest, longest, generator, count)
         results = each_row(parameters.compute, rows)
-        cycles = None if shortest else core.cycles(len(rows))
+        cycles = cycles_of_rows(core, rows) if shortest else core.cycles(len(rows))
         lanes = core.lanes if isinstance(core, RowNorm) else 1
         return Vectors({"i": row_columns(field_in, rows, lanes)}, {"o": row_columns(field_out, results, lanes)}, cycles)
 
     return make
 
 
-def numerators_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
-    """Return rows of scores, their numerators and the rows' sums."""
+def longest_row(core: wiring.Component) -> int:
+    """Return a softmax's longest row, for `row_vectors` to have no shorter one."""
+    return core.parameters.length
+
+
+def cycles_of_rows(core: wiring.Component, rows: Sequence[np.ndarray]) -> int | None:
+    """Return a core's `cycles` for rows of one length; None for mixed ones, of which short ones may wait behind a long one."""
+    lengths = {len(row) for row in rows}
+    return core.cycles(lengths.pop(), len(rows)) if len(lengths) == 1 else None
+
+
+def numerators_vectors(
+    core: wiring.Component, generator: np.random.Generator, count: int, one_length: bool = False
+) -> Vectors:
+    """Return rows of scores, all of the longest length if asked for, their numerators and the rows' sums."""
     parameters = core.parameters
-    rows = random_rows(parameters.score, 1, parameters.length, generator, count)
+    rows = random_rows(parameters.score, parameters.length if one_length else 1, parameters.length, generator, count)
     results = each_row(parameters.numerators, rows)
     outputs = {"o": row_columns("numerator", results), "o_denominator": [int(row.sum()) for row in results]}
-    return Vectors({"i": row_columns("score", rows)}, outputs)
+    return Vectors({"i": row_columns("score", rows)}, outputs, cycles_of_rows(core, rows))
 
 
 def random_magnitudes(width: int, smallest: int, generator: np.random.Generator, count: int) -> np.ndarray:
@@ -162,7 +175,7 @@ def attention_vectors(core: wiring.Component, generator: np.random.Generator, co
 def byte_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
     """Return bytes that arrive as they were sent."""
     values = np.concatenate([[0x00, 0xFF, 0x55, 0xAA, 0x01, 0x80], generator.integers(0, 256, count)])[:count]
-    return Vectors({"i": values}, {"o": values})
+    return Vectors({"i": values}, {"o": values}, core.cycles(count))
 
 
 def requantize_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
@@ -187,26 +200,24 @@ def activation_vectors(core: wiring.Component, generator: np.random.Generator, c
     return Vectors(inputs, outputs, count - 1 + core.latency)
 
 
-def logit_rows(core: wiring.Component, logits: QFormat, generator: np.random.Generator, count: int) -> list[np.ndarray]:
-    """Return rows of logits of all lengths, with ties."""
-    return random_rows(logits, 1, core.length, generator, count)
-
-
 def argmax_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
     """Return rows of logits and the lowest index of each row's maximum."""
-    rows = logit_rows(core, core.logits, generator, count)
+    rows = random_rows(core.logits, 1, core.length, generator, count)
     tokens = each_row(argmax, rows)
     cycles = sum(map(len, rows)) - 1 + core.latency
     return Vectors({"i": row_columns("data", rows)}, {"o": {"token": tokens}}, cycles)
 
 
-def sampler_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
-    """Return rows of logits, random numbers with both extremes among them, and the tokens that they choose."""
-    rows = logit_rows(core, core.parameters.logits, generator, count)
+def sampler_vectors(
+    core: wiring.Component, generator: np.random.Generator, count: int, one_length: bool = False
+) -> Vectors:
+    """Return rows of logits, all of the longest length if asked for, random numbers with both extremes, and the tokens that they choose."""
+    rows = random_rows(core.parameters.logits, core.length if one_length else 1, core.length, generator, count)
     extremes = np.array([0, (1 << 32) - 1], dtype=np.uint32)
     numbers = np.concatenate([extremes, generator.integers(0, 1 << 32, count, dtype=np.uint32)])[:count]
     tokens = each_row(core.parameters.choose, rows, numbers)
-    return Vectors({"i": row_columns("data", rows), "i_random": numbers}, {"o": {"token": tokens}})
+    inputs = {"i": row_columns("data", rows), "i_random": numbers}
+    return Vectors(inputs, {"o": {"token": tokens}}, cycles_of_rows(core, rows))
 
 
 def random_number_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
@@ -262,4 +273,4 @@ def width_vectors(core: wiring.Component, generator: np.random.Generator, count:
     wide = max(core.i_lanes, core.o_lanes)
     rows = [generator.integers(-128, 128, wide * generator.integers(1, 5)) for _ in range(count)]
     inputs, outputs = row_columns("data", rows, core.i_lanes), row_columns("data", rows, core.o_lanes)
-    return Vectors({"i": inputs}, {"o": outputs}, sum(map(len, rows)) // min(core.i_lanes, core.o_lanes))
+    return Vectors({"i": inputs}, {"o": outputs}, core.cycles(sum(map(len, rows)) // min(core.i_lanes, core.o_lanes)))
