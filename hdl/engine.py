@@ -62,6 +62,8 @@ class Engine(wiring.Component):
 
     Resources: `lanes` hard multipliers; `depth` words of block RAM, with a register behind it.
 
+    Source: two weights to a multiplier: Fu, Wu, Sirasao, "8-Bit Dot-Product Acceleration", Xilinx WP487, 2017.
+
     Attributes:
         lanes: Multipliers.
         columns: Lanes of a group, for each tap; each divides the next, the last divides `lanes`.
