@@ -21,6 +21,7 @@ from amaranth.utils import ceil_log2
 
 import fixedpoint
 
+from .copies import Copies
 from .dot_product import AdderTree, Delay, LaneProducts
 from .errors import CircuitError
 from .multiplier import OPERAND_BITS, pair_operand, pair_products, pair_spacing
@@ -29,6 +30,7 @@ from .requantize import WIDEST_INPUT
 from .tile import Tile
 
 ELEMENT_BITS = 8  # of weights, keys and values; two 4-bit weights
+LANES_PER_COPY = 16  # of a control bit that all lanes look at
 FETCH_MOVES = 3  # from a command to its operands: memory, the memory's register, the operands' register
 
 
@@ -270,46 +272,57 @@ class Engine(wiring.Component):
         # Block RAMs and multipliers lie in columns all over the chip: the way from one to the other takes a cycle of its own.
         operands = Signal(products.b.shape(), reset_less=True)
         m.d.comb += products.b.eq(operands)
-        fetched = tags.taps[FETCH_MOVES - 1]
+        in_pairs = self._copies(m, "fetched", tags.taps[FETCH_MOVES - 2].pairs)
         half = self.element_bits // 2
         for lane in range(lanes):
-            whole = elements[lane]
-            if self.pairs:
-                bits = whole.as_unsigned()
-                pair = pair_operand(bits[:half], bits[half:], self.spacing)
-                m.d.sync += operands[lane].eq(Mux(fetched.pairs, pair, whole) if self.whole else pair)
-            else:
-                m.d.sync += operands[lane].eq(whole)
+            bits = elements[lane].as_unsigned()
+            pair = pair_operand(bits[:half], bits[half:], self.spacing) if self.pairs else None
+            m.d.sync += operands[lane].eq(self._either(in_pairs[lane], pair, elements[lane]))
 
         # Split: the whole product, or the lower and the upper one of a pair.
         lower_bits = self.product_bits if self.whole else self.spacing
         lower = Signal(data.ArrayLayout(signed(lower_bits), lanes), reset_less=True)
         upper = Signal(data.ArrayLayout(signed(self.spacing), lanes), reset_less=True)
-        multiplied = tags.taps[FETCH_MOVES + products.latency]
+        in_pairs = self._copies(m, "multiplied", tags.taps[FETCH_MOVES + products.latency - 1].pairs)
         for lane in range(lanes):
+            low, high = pair_products(products.o[lane], self.spacing)
+            m.d.sync += lower[lane].eq(self._either(in_pairs[lane], low, products.o[lane]))
             if self.pairs:
-                low, high = pair_products(products.o[lane], self.spacing)
-                m.d.sync += [lower[lane].eq(Mux(multiplied.pairs, low, products.o[lane])), upper[lane].eq(high)]
-            else:
-                m.d.sync += lower[lane].eq(products.o[lane])
+                m.d.sync += upper[lane].eq(high)
 
         lanes_free = Signal(init=1)
         if Operation.ACCUMULATE in self.operations:
-            self._accumulate_lanes(m, lower, tags.taps[FETCH_MOVES + products.latency + 1], taken, lanes_free)
+            stages = tags.taps[FETCH_MOVES + products.latency :]
+            self._accumulate_lanes(m, lower, stages[0], stages[1], taken, lanes_free)
         room = Signal(init=1)
         if self._trees:
             self._dot_product(m, lower, upper, tags, taken, room)
         m.d.comb += self.i.ready.eq(room & (lanes_free | (command.operation != Operation.ACCUMULATE) | ~command.first))
         return m
 
-    def _accumulate_lanes(self, m: Module, products: Signal, tag, taken: Signal, free: Signal) -> None:
-        """Sum up products lane by lane."""
-        # Cleared by reset and when they are taken, so that the first product needs no multiplexer in front of every adder.
-        sums = Signal(self.o_lanes.payload.shape())
-        with m.If(self.o_lanes.valid & self.o_lanes.ready):
-            m.d.sync += [lane_sum.eq(0) for lane_sum in sums]
-        with m.Elif(tag.lanes):
-            m.d.sync += [lane_sum.eq(lane_sum + product) for lane_sum, product in zip(sums, products, strict=True)]
+    def _either(self, in_pairs, pair, whole):
+        """Return what belongs to a pair of weights or to a whole element; an engine that has only one of them does not choose."""
+        return Mux(in_pairs, pair, whole) if self.pairs and self.whole else pair if self.pairs else whole
+
+    def _copies(self, m: Module, name: str, bit: Signal) -> list:
+        """Return for each lane what `bit` was a cycle before."""
+        m.submodules[name] = copies = Copies(1, -(-self.lanes // LANES_PER_COPY))
+        m.d.comb += copies.i.eq(bit)
+        return [copies.o[lane // LANES_PER_COPY] for lane in range(self.lanes)]
+
+    def _accumulate_lanes(self, m: Module, products: Signal, before, tag, taken: Signal, free: Signal) -> None:
+        """Sum up products lane by lane, `tag` saying what they are and `before` what the next ones are."""
+        # Cleared after reset and when they have been taken, so that the first product needs no multiplexer in front of every adder.  The next
+        # product is many cycles away then, so there is time for two registers on the way to all lanes.
+        sums = Signal(self.o_lanes.payload.shape(), reset_less=True)
+        given = Signal(init=1)
+        m.d.sync += given.eq(self.o_lanes.valid & self.o_lanes.ready)
+        clear, add = self._copies(m, "clear", given), self._copies(m, "add", before.lanes)
+        for lane in range(self.lanes):
+            with m.If(clear[lane]):
+                m.d.sync += sums[lane].eq(0)
+            with m.Elif(add[lane]):
+                m.d.sync += sums[lane].eq(sums[lane] + products[lane])
         m.d.comb += self.o_lanes.payload.eq(sums)
         with m.If(tag.lanes & tag.last):
             m.d.sync += self.o_lanes.valid.eq(1)

@@ -1,14 +1,17 @@
 # amaranth: UnusedElaboratable=no
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.sim import Simulator
-from core_bench import STALLS, ResetOnce, run
+from core_bench import STALLS, ResetOnce, every_row, needs_compiler, run, run_compiled
 
 import hdl.engine
+from fixedpoint import QFormat
 from hdl import CircuitError
-from hdl.engine import Engine, Operation
+from hdl.engine import FETCH_MOVES, Engine, Operation
 from hdl.engine_vectors import command_columns, dot_sums, engine_vectors, stored_elements
 from hdl.tile import Tile
 from sim.bench import BenchFailure, StreamBench
@@ -78,6 +81,22 @@ def test_the_largest_sums_do_not_overflow(mode, bits, tmp_path):
     run(StreamBench("engine", core, vectors, {"o": pack_all(core.o.payload.shape(), outputs)}), tmp_path)
 
 
+@needs_compiler
+@pytest.mark.parametrize("mode", [DOT, PAIRS])
+def test_every_product_of_8_bits_and_a_word_of_8(mode, simulation_builds):
+    """One lane: 8 × 8 bits, or 8 bits by both halves of the word."""
+    core = Engine(1, (1,), 256, 1, operations=(mode,), init=range(256))
+    activations, words = every_row(QFormat(8, 0), 2).T
+    one = np.ones(len(words), dtype=np.int64)
+    commands = {"operation": mode.value * one, "tap": 0 * one, "first": one, "last": one, "address": words & 255}
+    factors = (words,) if mode is DOT else ((words & 15 ^ 8) - 8, words >> 4)
+    sums = {half: [activations * factor] for half, factor in zip(("lower", "upper"), factors, strict=False)}
+    inputs = {"i": pack_all(core.i.payload.shape(), {**commands, "activations": [activations]})}
+    outputs = {"o": pack_all(core.o.payload.shape(), sums)}
+    bench = StreamBench("products", core, inputs, outputs, expected_cycles=core.cycles(len(words)))
+    run_compiled(bench, simulation_builds)
+
+
 def one_word_sums(core, mode, count, seed=0):
     """`count` commands, each a sum of its own, with rows of non-zero activations, as a bench."""
     generator = np.random.default_rng(seed)
@@ -126,9 +145,9 @@ class Busy(wiring.Component):
         for name in ("i", "o"):
             wiring.connect(m, wiring.flipped(getattr(self, name)), getattr(core, name))
         lanes = [(core._products.a[lane] != 0) & (core._products.b[lane] != 0) for lane in range(core.lanes)]
-        at_work = [self.i.valid & self.i.ready, Signal(), Signal()]  # as long as the memory and its register take
-        m.d.sync += [at_work[1].eq(at_work[0]), at_work[2].eq(at_work[1])]
-        m.d.comb += self.busy.eq(Mux(at_work[2], sum(lanes), 0))
+        at_work = [self.i.valid & self.i.ready, *(Signal(name=f"at_work_{move}") for move in range(FETCH_MOVES))]
+        m.d.sync += [after.eq(before) for before, after in pairwise(at_work)]
+        m.d.comb += self.busy.eq(Mux(at_work[-1], sum(lanes), 0))
         return m
 
 
