@@ -73,6 +73,7 @@ class Engine(wiring.Component):
         terms: Words that a sum may extend over.
         activation_bits, element_bits: Signed widths.
         operations: What the engine can do; hardware for the rest is left out.
+        init: The first words of the memory, unsigned; the rest is zero.
         latency, lanes_latency: See above.
         i: In, stream of {operation, tap, first, last, address, activations}.
         o: Out, stream of {lower, upper}: arrays of a sum a group, 0 in places beyond the tap's groups. Only with DOT or PAIRS; `upper` only with PAIRS.
