@@ -30,6 +30,8 @@ class Normalize(wiring.Component):
     latency = 5
 
     def __init__(self, parameters: fixedpoint.Attention):
+        if not isinstance(parameters, fixedpoint.Attention):
+            raise TypeError(f"parameters must be a fixedpoint.Attention, not {type(parameters).__name__}")
         self.parameters = parameters
         softmax = parameters.softmax
         self._fraction_shift = parameters.value.output.fraction - parameters.context.fraction

@@ -166,7 +166,7 @@ class RowRequantize(wiring.Component):
     latency = 3 + ShiftRoundSaturate.latency
 
     def __init__(self, layers: Sequence[Linear]):
-        if not layers or not all(isinstance(layer, Linear) for layer in layers):
+        if not isinstance(layers, Sequence) or not layers or not all(isinstance(layer, Linear) for layer in layers):
             raise CircuitError("layers must be one fixedpoint.Linear or more")
         self.layers = tuple(layers)
         self.widths = sorted({layer.output.bits for layer in layers})

@@ -48,7 +48,7 @@ class RowNorm(wiring.Component):
         name = type(self).__name__
         if not isinstance(parameters, self.specification):
             raise TypeError(f"parameters must be a fixedpoint.{name}, not {type(parameters).__name__}")
-        if not isinstance(lanes, int) or lanes < 1 or parameters.channels % lanes:
+        if isinstance(lanes, bool) or not isinstance(lanes, int) or lanes < 1 or parameters.channels % lanes:
             raise CircuitError(f"{name} lanes must divide the row's {parameters.channels} channels, not be {lanes!r}")
         if parameters.reciprocal_square_root.mantissa_bits < parameters.normalized.fraction:
             raise CircuitError(

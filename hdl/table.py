@@ -36,11 +36,11 @@ class BlockTable(wiring.Component):
     latency = 2
 
     def __init__(self, values: Sequence[int], bits: int):
+        if not isinstance(values, Sequence) or not all(isinstance(value, int) for value in values):
+            raise CircuitError(f"a block table's values must be a sequence of whole numbers, not {values!r}")
         if not 1 <= len(values) <= 1 << max(WORD_BITS):
             raise CircuitError(f"a block table has 1 to {1 << max(WORD_BITS)} values, not {len(values)}")
         check_whole("a block table's bits", bits)
-        if not all(isinstance(value, int) for value in values):
-            raise CircuitError("a block table's values must be whole numbers")
         if min(values) < 0 or max(values) >= 1 << bits:
             raise CircuitError(
                 f"a block table of {bits} bits holds 0 to {(1 << bits) - 1}, not {min(values)} to {max(values)}"
