@@ -116,8 +116,8 @@ class NetlistPlan:
     def inputs_sha256(self) -> str:
         """SHA-256 of circuit, vectors, cell models, scripts and the tools' versions."""
         inputs = [
-            (self.core, self.circuit, self.bench, READ_SCRIPT),
-            SOURCES,
+            (self.core, self.circuit, self.bench),
+            (READ_SCRIPT, self.family.synthesis, SOURCES),
             cell_models(self.family),
             {tool: tool_version(tool) or "unknown" for tool in ("yosys", "iverilog", "vvp")},
         ]
