@@ -1,20 +1,21 @@
 """Cores with a bug on purpose: what each kind of proof must refute."""
 
-from amaranth.hdl import Module, Signal, Value
+from collections.abc import Callable
+from unittest import mock
+
+from amaranth.hdl import Fragment, Module, Signal, Value
 from amaranth.lib import stream, wiring
 
-from hdl.payload import connect
 
-
-class _Wrapped(wiring.Component):
-    """A core inside another one with the same ports, through which `elaborate` of a subclass leads the output streams with a bug."""
+class Wrapped(wiring.Component):
+    """A core inside another one with the same ports, through which a subclass leads the streams with a bug."""
 
     def __init__(self, core: wiring.Component):
         self._core = core
         super().__init__(core.signature)
 
     def elaborate(self, platform):
-        """Connect all ports straight through, except output streams."""
+        """Connect all ports straight through, then put the bug in."""
         m = Module()
         m.submodules.core = core = self._core
         for name, member in core.signature.members.items():
@@ -23,7 +24,8 @@ class _Wrapped(wiring.Component):
                 m.d.comb += [outer.valid.eq(inner.valid), outer.payload.eq(inner.payload), inner.ready.eq(outer.ready)]
                 self._spoil(m, name, outer, inner)
             elif not member.is_port:
-                connect(m, wiring.flipped(outer), inner)
+                m.d.comb += [inner.valid.eq(outer.valid), inner.payload.eq(outer.payload), outer.ready.eq(inner.ready)]
+                self._starve(m, name, outer, inner)
             elif member.flow is wiring.In:
                 m.d.comb += Value.cast(inner).eq(Value.cast(outer))
             else:
@@ -31,10 +33,13 @@ class _Wrapped(wiring.Component):
         return m
 
     def _spoil(self, m: Module, name: str, outer, inner) -> None:
-        raise NotImplementedError
+        """Put the bug into an output."""
+
+    def _starve(self, m: Module, name: str, outer, inner) -> None:
+        """Put the bug into an input."""
 
 
-class Withdrawing(_Wrapped):
+class Withdrawing(Wrapped):
     """Takes an offer back for a cycle after it was refused."""
 
     def _spoil(self, m, name, outer, inner):
@@ -44,7 +49,7 @@ class Withdrawing(_Wrapped):
         m.d.comb += inner.ready.eq(outer.ready & ~refused)
 
 
-class Blocking(_Wrapped):
+class Blocking(Wrapped):
     """Stops offering anything once it was refused in two cycles one after the other."""
 
     def _spoil(self, m, name, outer, inner):
@@ -53,7 +58,7 @@ class Blocking(_Wrapped):
         m.d.comb += [outer.valid.eq(inner.valid & ~stuck), inner.ready.eq(outer.ready & ~stuck)]
 
 
-class Repeating(_Wrapped):
+class Repeating(Wrapped):
     """Gives the first result of all twice."""
 
     def _spoil(self, m, name, outer, inner):
@@ -63,8 +68,27 @@ class Repeating(_Wrapped):
         m.d.comb += inner.ready.eq(outer.ready & repeated)
 
 
-class Silent(_Wrapped):
+class Losing(Wrapped):
+    """Takes the first payload of each input and forgets it."""
+
+    def _starve(self, m, name, outer, inner):
+        begun = Signal(name=f"{name}_begun")
+        with m.If(outer.valid & outer.ready):
+            m.d.sync += begun.eq(1)
+        m.d.comb += inner.valid.eq(outer.valid & begun)
+
+
+class Silent(Wrapped):
     """Offers nothing, ever."""
 
     def _spoil(self, m, name, outer, inner):
         m.d.comb += [outer.valid.eq(0), inner.ready.eq(1)]
+
+
+def built_with(build: Callable[[], wiring.Component], module: str, **names) -> wiring.Component:
+    """Return a core that is built and elaborated while names of the module that defines it stand for something else."""
+    with mock.patch.multiple(module, **names):
+        core = build()
+        fragment = Fragment.get(core, None)
+    core.elaborate = lambda platform: fragment
+    return core

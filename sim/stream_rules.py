@@ -10,6 +10,8 @@ from amaranth.asserts import AnySeq
 from amaranth.hdl import Assert, Assume, Elaboratable, Format, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 
+from .proof_inside import Inside
+
 
 def has_last(payload) -> bool:
     """Say whether a payload has a field `last`, which marks the end of a row."""
@@ -23,6 +25,7 @@ class Environment(Elaboratable):
 
     Attributes:
         core: The circuit.
+        inside: The circuit's parts, for invariants.
         row_lengths: For an input with a `last` field: the length of its rows; `(1, n)` lets the solver choose from 1 to n.
         taken: Per stream port, a signal: a transfer happens at this edge.
         counts: Per stream port, the number of transfers so far, saturating.
@@ -43,7 +46,7 @@ class Environment(Elaboratable):
     def elaborate(self, platform):
         """Build the circuit around the core."""
         m = Module()
-        m.submodules.core = self.core
+        m.submodules.core = self.inside = Inside(self.core)
         for name, member in self.core.signature.members.items():
             if not isinstance(member.signature if member.is_signature else None, stream.Signature):
                 if member.flow is wiring.In:
