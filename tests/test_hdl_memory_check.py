@@ -12,10 +12,10 @@ from hdl.synthesis import synthesize_core
 
 
 class Table(wiring.Component):
-    """A memory in a submodule, read with a clock or, what no block RAM does, without."""
+    """A memory in a submodule, read with a clock or, what no block RAM does, without; `reset`: the register that it is read into has a reset."""
 
-    def __init__(self, *, clocked=True, style="block", depth=512, writable=False):
-        self.clocked, self.style, self.depth, self.writable = clocked, style, depth, writable
+    def __init__(self, *, clocked=True, style="block", depth=512, writable=False, reset=False):
+        self.clocked, self.style, self.depth, self.writable, self.reset = clocked, style, depth, writable, reset
         super().__init__({"address": In(range(depth)), "data": Out(16), "written": In(16), "enable": In(1)})
 
     def elaborate(self, platform):
@@ -25,8 +25,9 @@ class Table(wiring.Component):
         attrs = {} if self.style is None else {"ram_style": self.style}
         table = memory.Memory(shape=unsigned(16), depth=self.depth, init=init, attrs=attrs)
         inner.submodules.table = table
-        port = table.read_port(domain="sync" if self.clocked else "comb")
-        m.d.comb += [port.addr.eq(self.address), self.data.eq(port.data)]
+        port = table.read_port(domain="sync" if self.clocked and not self.reset else "comb")
+        m.d.comb += port.addr.eq(self.address)
+        m.d["sync" if self.reset else "comb"] += self.data.eq(port.data)
         if self.writable:
             write = table.write_port()
             m.d.comb += [write.addr.eq(self.address), write.data.eq(self.written), write.en.eq(self.enable)]
@@ -88,10 +89,11 @@ def test_yosys_words_for_no_mapping_are_understood():
             "the memory core.inner.table was to be block RAM, but none on ulx3s-85f does what it needs",
         ),
         (Table(clocked=False, style=None, depth=1024), "the memory core.inner.table of 16,384 bits became logic"),
+        (Table(reset=True), r"core: the block RAM inner\.table\S* resets its output, which reads zero on silicon"),
     ],
 )
-def test_a_memory_that_is_read_without_a_clock_is_refused_by_synthesis(core, message, tmp_path):
-    """The seeded bug: an asynchronous read port, which makes some thousand lookup tables of a block RAM."""
+def test_a_memory_that_silicon_cannot_be_is_refused_by_synthesis(core, message, tmp_path):
+    """The seeded bugs: a read port without a clock, which makes some thousand lookup tables of a block RAM, and a reset where ECP5 bears none."""
     with pytest.raises(CircuitError, match=message):
         synthesize_core(core, tmp_path / "core", progress=False)
     assert not (tmp_path / "core").exists()
