@@ -1,19 +1,20 @@
 """Small random integer models of every kind that an export, a C program or an ONNX graph must represent."""
 
+from dataclasses import replace
+
 import numpy as np
-from fixedpoint_builders import with_rms_norms
+from fixedpoint_builders import random_linear, random_norm
 
 from fixedpoint import (
     Attention,
     Block,
     Embedding,
     EmbeddingTable,
-    LayerNorm,
-    Linear,
     QFormat,
     QuantizedTransformer,
     Reciprocal,
     ReciprocalSquareRoot,
+    RMSNorm,
     TableActivation,
 )
 
@@ -42,22 +43,11 @@ def make_model(
         return QFormat(bits, fraction + bits - 8)
 
     def linear(rows, columns, source, target):
-        spread = 2.0 ** generator.integers(-2, 2, size=(rows, 1))
-        weight, bias = generator.normal(size=(rows, columns)) * spread, generator.normal(size=rows)
-        return Linear.from_float(weight, bias, weight_bits, source, target)
+        return random_linear(generator, rows, columns, source, target, weight_bits)
 
     def norm():
-        scale, shift = generator.uniform(-2, 2, size=channels), generator.normal(size=channels)
-        layer = LayerNorm.from_float(scale, shift, 1e-5, residual, activations(5), 8)
-        return LayerNorm(
-            residual,
-            layer.scale,
-            layer.scale_format,
-            layer.shift,
-            layer.output,
-            layer.epsilon,
-            reciprocal_square_root=root or ReciprocalSquareRoot(),
-        )
+        layer = random_norm(generator, channels, residual, activations(5))
+        return replace(layer, reciprocal_square_root=root or layer.reciprocal_square_root)
 
     def block():
         up, activated = activations(4, narrow), activations(5)
@@ -89,6 +79,23 @@ def make_model(
         logits=linear(vocab_size, channels, activations(5), QFormat(16, 8)),
         residual=residual,
     )
+
+
+def with_rms_norms(model):
+    """The same model with RMSNorms."""
+
+    def without_mean(norm):
+        return RMSNorm(norm.input, norm.scale, norm.scale_format, norm.output, norm.epsilon)
+
+    blocks = tuple(
+        replace(
+            block,
+            attention_norm=without_mean(block.attention_norm),
+            feed_forward_norm=without_mean(block.feed_forward_norm),
+        )
+        for block in model.blocks
+    )
+    return replace(model, blocks=blocks, final_norm=without_mean(model.final_norm))
 
 
 KINDS = {

@@ -4,18 +4,17 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from fixedpoint_builders import random_block, random_norm, random_transformer, with_rms_norms
+from fixedpoint_builders import random_norm
+from model_kinds import make_model, with_rms_norms
+from norm_equations import intermediates
 from test_fixedpoint_attention import python_attention, python_linear
 from test_fixedpoint_embedding import python_embedding
-from test_fixedpoint_layer_norm import intermediates as layer_norm_exactly
-from test_fixedpoint_rms_norm import intermediates as rms_norm_exactly
 
-from fixedpoint import LayerNorm, QFormat, QuantizationError, Sampler, residual_add
+from fixedpoint import QFormat, QuantizationError, Sampler, residual_add
 
 
 def python_norm(norm, x):
-    exactly = layer_norm_exactly if isinstance(norm, LayerNorm) else rms_norm_exactly
-    return exactly(norm, x)["outputs"]
+    return intermediates(norm, x)["outputs"]
 
 
 def saturated_sum(a, b):
@@ -38,7 +37,7 @@ def python_transformer(model, tokens):
 @pytest.mark.parametrize("norms", ["layer", "rms"])
 @pytest.mark.parametrize("seed", range(2))
 def test_equals_scalar_python(seed, norms):
-    model = random_transformer(seed) if norms == "layer" else with_rms_norms(random_transformer(seed))
+    model = make_model(seed) if norms == "layer" else with_rms_norms(make_model(seed))
     tokens = np.random.default_rng(seed).integers(0, 11, size=(2, 7))
     logits = model.forward(tokens)
     assert logits.shape == (2, 7, 11)
@@ -49,7 +48,7 @@ def test_equals_scalar_python(seed, norms):
 @pytest.mark.parametrize("norms", ["layer", "rms"])
 @pytest.mark.parametrize("parts", [[1] * 7, [4, 3], [1, 5, 1]], ids=str)
 def test_cached_parts_equal_whole_sequences(parts, norms):
-    model = random_transformer(3) if norms == "layer" else with_rms_norms(random_transformer(3))
+    model = make_model(3) if norms == "layer" else with_rms_norms(make_model(3))
     tokens = np.random.default_rng(3).integers(0, 11, size=(4, 7))
     cache, logits, seen = model.empty_cache(4), [], {}
     for part in np.split(tokens, np.cumsum(parts)[:-1], axis=1):
@@ -66,7 +65,7 @@ def test_cached_parts_equal_whole_sequences(parts, norms):
 
 
 def test_a_full_context_takes_no_token():
-    model = random_transformer(3)
+    model = make_model(3)
     _, cache = model.extend(np.zeros((1, 7), dtype=int), model.empty_cache(1))
     with pytest.raises(ValueError, match="exceed the context of 7"):
         model.extend(np.zeros((1, 1), dtype=int), cache)
@@ -89,17 +88,17 @@ def test_a_full_context_takes_no_token():
 )
 def test_real_values_are_refused_instead_of_cut_off(operator):
     with pytest.raises(TypeError, match="integers"):
-        operator(random_transformer(5), np.zeros((1, 3), dtype=int))
+        operator(make_model(5), np.zeros((1, 3), dtype=int))
 
 
 def test_a_single_sequence_needs_no_batch():
-    model = random_transformer(4)
+    model = make_model(4)
     tokens = np.arange(7)
     np.testing.assert_array_equal(model.forward(tokens), model.forward(tokens[None])[0])
 
 
 def test_the_residual_saturates_at_each_addition():
-    model = random_transformer(1)
+    model = make_model(1)
     block = model.blocks[0]
     loud = replace(
         block.down, weight_fraction=block.down.weight_fraction - 6, bias=np.full(block.down.rows, block.down.bias_limit)
@@ -113,7 +112,7 @@ def test_the_residual_saturates_at_each_addition():
 
 
 def test_later_tokens_never_change_earlier_logits():
-    model = random_transformer(4)
+    model = make_model(4)
     generator = np.random.default_rng(4)
     tokens = generator.integers(0, 11, size=(1, 7))
     logits = model.forward(tokens)
@@ -127,7 +126,7 @@ def test_later_tokens_never_change_earlier_logits():
 
 
 def test_every_tensor_on_the_way_can_be_observed():
-    model = random_transformer(0)
+    model = make_model(0)
     names = []
     tokens = np.zeros((1, 3), dtype=np.int64)
     tensors = {}
@@ -160,24 +159,24 @@ def test_every_tensor_on_the_way_can_be_observed():
 
 
 def test_the_loss_is_the_mean_cross_entropy():
-    model = random_transformer(2)
+    model = make_model(2)
     generator = np.random.default_rng(2)
     inputs, targets = generator.integers(0, 11, size=(5, 7)), generator.integers(0, 11, size=(5, 7))
     total = 0.0
     for window, wanted in zip(inputs, targets, strict=True):
         for row, target in zip(python_transformer(model, window.tolist()), wanted.tolist(), strict=True):
-            values = [Fraction(logit) / 2**9 for logit in row]
+            values = [Fraction(logit) / 2**model.logits.output.fraction for logit in row]
             total += math.log(sum(math.exp(value) for value in values)) - float(values[target])
     assert model.loss(inputs, targets) == pytest.approx(total / 35, rel=1e-12)
 
 
 def test_the_loss_needs_a_window():
     with pytest.raises(ValueError, match="at least one window"):
-        random_transformer(0).loss(np.zeros((0, 7), dtype=np.int64), np.zeros((0, 7), dtype=np.int64))
+        make_model(0).loss(np.zeros((0, 7), dtype=np.int64), np.zeros((0, 7), dtype=np.int64))
 
 
 def test_sizes():
-    model = random_transformer(0)
+    model = make_model(0)
     assert (model.context_length, model.vocab_size) == (7, 11)
     with pytest.raises(ValueError, match="context of 7"):
         model.forward(np.zeros((1, 8), dtype=np.int64))
@@ -219,27 +218,23 @@ def in_block(name, change):
         (in_block("attention", lambda a: replace(a, num_heads=2)), "heads, context"),
         (in_block("attention", lambda a: replace(a, context_length=6)), "heads, context"),
         (
-            lambda m: {"blocks": (m.blocks[0], random_block(np.random.default_rng(0), channels=15))},
+            lambda m: {"blocks": (m.blocks[0], make_model(0, channels=15).blocks[0])},
             "block 1: attention_norm must have shape",
         ),
         (
-            lambda m: {
-                "blocks": (m.blocks[0], replace(m.blocks[1], up=random_block(np.random.default_rng(0), hidden=21).up))
-            },
+            lambda m: {"blocks": (m.blocks[0], replace(m.blocks[1], up=make_model(0, hidden=21).blocks[0].up))},
             "down must have shape",
         ),
         (lambda m: {"final_norm": random_norm(np.random.default_rng(0), 13)}, "final norm"),
         (lambda m: {"final_norm": replace(m.final_norm, output=QFormat(8, 4))}, "final norm"),
-        (lambda m: {"logits": random_transformer(0, vocab_size=10).logits}, "11 tokens are embedded"),
+        (lambda m: {"logits": make_model(0, vocab_size=10).logits}, "11 tokens are embedded"),
         (
-            lambda m: {
-                "embedding": replace(m.embedding, position=random_transformer(0, context_length=6).embedding.position)
-            },
+            lambda m: {"embedding": replace(m.embedding, position=make_model(0, context_length=6).embedding.position)},
             "6 positions",
         ),
     ],
 )
 def test_layers_must_join(change, message):
-    model = random_transformer(0)
+    model = make_model(0)
     with pytest.raises(QuantizationError, match=message):
         replace(model, **change(model))

@@ -2,7 +2,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fixedpoint_builders import NORMED, RESIDUAL, random_attention, random_linear, random_transformer, with_rms_norms
+from fixedpoint_builders import NORMED, RESIDUAL, random_attention, random_linear
+from model_kinds import make_model, with_rms_norms
 
 import fixedpoint
 from fixedpoint import (
@@ -39,9 +40,9 @@ def extremes(linear):
 
 
 MODELS = {
-    "layer": random_transformer(0),
-    "rms": with_rms_norms(random_transformer(1)),
-    "one layer": random_transformer(2, num_layers=1, channels=8, num_heads=1, context_length=1, vocab_size=2),
+    "layer": make_model(0),
+    "rms": with_rms_norms(make_model(1)),
+    "one layer": make_model(2, num_layers=1, channels=8, num_heads=1, context_length=1, vocab_size=2),
 }
 
 
@@ -198,7 +199,7 @@ def test_partial_sums_in_any_order(bias):
     generator = np.random.default_rng(6)
     layer = random_linear(generator, 3, 8, NORMED, RESIDUAL)
     layer = replace(layer, bias=np.full(3, bias))
-    model = random_transformer(3, channels=8, num_heads=2)
+    model = make_model(3, channels=8, num_heads=2)
     model = replace(
         model, logits=replace(model.logits, weight=np.tile(layer.weight, (4, 1))[:11], bias=np.full(11, bias))
     )
@@ -332,7 +333,7 @@ def test_the_margin_is_that_of_float32():
 
 def test_a_weight_that_was_changed_is_refused():
     """Arrays can be written to after a layer has checked them."""
-    model = random_transformer(5)
+    model = make_model(5)
     accumulator_table(model)
     bits = model.blocks[1].up.accumulator_bits
     model.blocks[1].up.weight[3] = 30_000
@@ -342,7 +343,7 @@ def test_a_weight_that_was_changed_is_refused():
 
 def test_the_smallest_overflow_is_refused():
     """A bias of one unit beyond the last that fits."""
-    model = random_transformer(6)
+    model = make_model(6)
     logits = model.logits
     end = (1 << (logits.accumulator_bits - 1)) - 1
     logits.bias[2] += end - linear_range(logits)[1][2]
@@ -353,14 +354,14 @@ def test_the_smallest_overflow_is_refused():
 
 
 def test_every_accumulator_that_could_overflow_is_named():
-    model = random_transformer(7)
+    model = make_model(7)
     model.logits.weight[0], model.blocks[0].attention.key.bias[1] = 99_999, 1 << 40
     with pytest.raises(QuantizationError, match=r"blocks\.0\.attention\.key needs 42 bits.*; logits needs 29 bits"):
         accumulator_table(model)
 
 
 def test_an_embedding_too_coarse_for_32_bits_is_refused():
-    model = random_transformer(8)
+    model = make_model(8)
     table = model.embedding.token
     coarse = EmbeddingTable(table.weight, 8, table.weight_fraction - table.weight_fraction.max() - 17)
     model = replace(model, embedding=replace(model.embedding, token=coarse))
@@ -369,7 +370,7 @@ def test_an_embedding_too_coarse_for_32_bits_is_refused():
 
 
 def test_a_vocabulary_too_large_for_the_sampler_is_refused():
-    model = random_transformer(9, num_layers=1, channels=3, num_heads=1, context_length=1)
+    model = make_model(9, num_layers=1, channels=3, num_heads=1, context_length=1)
     generator = np.random.default_rng(0)
     vocabulary = (1 << 16) + 2
     token = EmbeddingTable(generator.integers(-9, 9, size=(vocabulary, 3)), 8, np.full(vocabulary, 4))
@@ -386,7 +387,7 @@ def test_a_vocabulary_too_large_for_the_sampler_is_refused():
 
 def test_a_type_that_declares_too_little_is_refused(monkeypatch):
     """Where a width's formula were wrong, the weights would show it."""
-    model = random_transformer(10)
+    model = make_model(10)
     needed = widths(accumulator_table(model))["blocks.0.attention.weighted_sum"].bits
     monkeypatch.setattr(fixedpoint.Attention, "weighted_sum_bits", needed - 1)
     with pytest.raises(QuantizationError, match=rf"weighted_sum needs {needed} bits and has {needed - 1}"):
