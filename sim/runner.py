@@ -189,9 +189,14 @@ def build(harness: Elaboratable, simulator: str, build_directory: Path) -> Path:
     tools = [version("cocotb"), *(f"{tool} {tool_version(tool)}" for tool in NEEDED_TOOLS[simulator])]
     library = build_directory / f"verilator-library-{hash_texts(*options, *tools)}"
 
+    def make_verilog(directory: Path, log: Path) -> list[Path]:
+        (directory / "top.v").write_text(to_verilog(harness), encoding="utf-8")
+        return [directory / "top.v"]
+
     def make(directory: Path, log: Path) -> list[Path]:
         source = directory / "top.v"
-        text = to_verilog(harness)
+        verilog_key = f"verilog-{hash_texts(circuit, tool_version('yosys'))}"  # the same for both simulators
+        text = (kept_build(build_directory, verilog_key, make_verilog) / "top.v").read_text(encoding="utf-8")
         if simulator == "icarus":
             # Icarus sets initial values before `always @*` starts to wait for a change, so a block that depends on nothing but
             # registers would leave its output undefined until one of them changes. `always_comb` runs once at the start.

@@ -1,15 +1,24 @@
 """What the tests of the stream cores share: rows, runs with and without stalls, and a reset in the middle."""
 
 import numpy as np
+import pytest
 from amaranth.hdl import Module, ResetInserter, Signal
 from amaranth.lib import wiring
 
+from hdl.toolchain import find_tool
+from hdl.vectors import row_columns
 from sim.bench import StreamBench
-from sim.payload import pack_all
+from sim.native_bench import NEEDED_TOOLS, NativeBench
+from sim.payload import WORD_BITS, pack_all
 from sim.runner import simulate
+from sim.streams import Stalls
 
 # Source and sink stall independently; full speed comes first because it also checks the cycle count.
 STALLS = ((0.0, 0.0), (0.4, 0.0), (0.0, 0.4), (0.3, 0.3))
+
+needs_compiler = pytest.mark.skipif(
+    any(find_tool(tool) is None for tool in NEEDED_TOOLS), reason="Verilator or a compiler is missing"
+)
 
 
 def run(bench, build_directory, source_stall=0.0, sink_stall=0.0, seed=0):
@@ -36,6 +45,35 @@ def pack_rows(port, field, rows):
 
 def bench(name, core, inputs, outputs, **settings):
     return StreamBench(name, core, {"i": inputs}, outputs, watchdog_cycles=2000, **settings)
+
+
+def run_compiled(bench, build_directory):
+    """Run a bench that is too long for Python at every clock edge: at full speed, then with stalls and a reset in the middle."""
+    harness = bench.harness()
+    compiled = NativeBench.build(bench.name, harness, build_directory)
+    columns = {}
+    for port in (*harness.sources, *harness.sinks):
+        size = -(-port.width // WORD_BITS) * WORD_BITS // 8
+        words = {**bench.inputs, **bench.outputs}[port.name]
+        memory = b"".join(int(word).to_bytes(size, "little") for word in words)
+        columns[port.name] = np.frombuffer(memory, dtype="<u4").reshape(len(words), -1)
+    inputs, outputs = ({name: columns[name] for name in words} for words in (bench.inputs, bench.outputs))
+    for stalls in (Stalls(), Stalls(1, 0.2, 0.2, reset_after=5000)):
+        result = compiled.run(inputs, outputs, stalls, expected_cycles=bench.expected_cycles)
+        assert result.results == sum(map(len, bench.outputs.values()))
+
+
+def every_row(number_format, length):
+    """All rows (n, length) of a format's numbers."""
+    values = np.arange(number_format.minimum_integer, number_format.maximum_integer + 1)
+    return values[np.indices((len(values),) * length).reshape(length, -1).T]
+
+
+def rows_bench(name, core, field_in, rows, field_out, **settings):
+    """A core that turns rows (n, N) into rows by its parameters' `compute`, all of them at once."""
+    inputs = pack_all(core.i.payload.shape(), row_columns(field_in, rows))
+    outputs = pack_all(core.o.payload.shape(), row_columns(field_out, core.parameters.compute(rows)))
+    return bench(name, core, inputs, {"o": outputs}, **settings)
 
 
 class ResetOnce(wiring.Component):

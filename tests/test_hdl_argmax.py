@@ -1,7 +1,7 @@
 # amaranth: UnusedElaboratable=no
 import numpy as np
 import pytest
-from core_bench import ResetOnce, bench, pack_rows, run, run_with_stalls
+from core_bench import ResetOnce, bench, every_row, needs_compiler, pack_rows, run, run_compiled, run_with_stalls
 
 import fixedpoint
 from fixedpoint import QFormat
@@ -46,6 +46,15 @@ def test_every_row_of_three_3_bit_logits(tmp_path):
     rows = [np.array(row) - 4 for row in np.ndindex(8, 8, 8)]
     core = ArgMax(QFormat(3, 0), 3)
     run(make(rows, 3, QFormat(3, 0), expected_cycles=core.cycles(3, len(rows))), tmp_path)
+
+
+@needs_compiler
+def test_every_row_of_two_8_bit_logits(simulation_builds):
+    rows, core = every_row(QFormat(8, 4), 2), ArgMax(QFormat(8, 4), 2)
+    inputs = pack_rows(core.i, "data", rows)
+    tokens = fixedpoint.argmax(rows).tolist()
+    cycles = core.cycles(2, len(rows))
+    run_compiled(bench("argmax", core, inputs, {"o": tokens}, expected_cycles=cycles), simulation_builds)
 
 
 def test_unsigned_logits_compare_as_such(tmp_path):

@@ -3,7 +3,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from core_bench import ResetOnce, bench, pack_rows, run, run_with_stalls
+from core_bench import ResetOnce, bench, every_row, needs_compiler, pack_rows, run, run_compiled, run_with_stalls
 
 import fixedpoint
 import hdl.requantize
@@ -80,6 +80,17 @@ def test_every_result_and_the_cycles_equal_the_specification(channels, heads, co
     core = Attention(parameters)
     cycles = core.cycles(positions(restart, context_length))
     run_with_stalls(attention_bench(parameters, vectors, restart, core, expected_cycles=cycles), tmp_path)
+
+
+@needs_compiler
+def test_every_pair_of_tokens_of_one_8_bit_channel(simulation_builds):
+    core = Attention(attention(1, 1, 2))
+    pairs = every_row(core.parameters.query.input, 2)[..., None]  # (sequences, tokens, channels)
+    place = np.tile([0, 1], len(pairs))
+    inputs = pack_all(core.i.payload.shape(), {"data": pairs.reshape(-1), "restart": (place == 0).astype(int)})
+    results = {"data": core.parameters.compute(pairs).reshape(-1), "last": np.ones_like(place)}
+    outputs = {"o": pack_all(core.o.payload.shape(), results)}
+    run_compiled(bench("pairs", core, inputs, outputs, expected_cycles=core.cycles(place)), simulation_builds)
 
 
 def test_narrow_weights(tmp_path):

@@ -1,7 +1,7 @@
 # amaranth: UnusedElaboratable=no
 import numpy as np
 import pytest
-from core_bench import bench, run, run_with_stalls
+from core_bench import bench, needs_compiler, run, run_compiled, run_with_stalls
 
 import fixedpoint
 from hdl import CircuitError
@@ -35,6 +35,13 @@ def make(parameters, width, distances):
 def test_every_distance_has_the_specified_exponential(tmp_path, fraction, table_bits, output_bits, width):
     parameters = fixedpoint.Exponential(fraction, table_bits, output_bits)
     run(make(parameters, width, np.arange(1 << width)), tmp_path)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("fraction", "table_bits", "output_bits"), [(10, 8, 8), (12, 10, 16)])
+def test_every_distance_of_16_bits(simulation_builds, fraction, table_bits, output_bits):
+    parameters = fixedpoint.Exponential(fraction, table_bits, output_bits)
+    run_compiled(make(parameters, 16, np.arange(1 << 16)), simulation_builds)
 
 
 def test_distances_wider_than_any_result_give_zero(tmp_path):

@@ -1,7 +1,17 @@
 # amaranth: UnusedElaboratable=no
 import numpy as np
 import pytest
-from core_bench import ResetOnce, bench, pack_rows, run, run_with_stalls
+from core_bench import (
+    ResetOnce,
+    bench,
+    every_row,
+    needs_compiler,
+    pack_rows,
+    rows_bench,
+    run,
+    run_compiled,
+    run_with_stalls,
+)
 
 from fixedpoint import Linear, QFormat
 from hdl import CircuitError
@@ -89,6 +99,14 @@ def test_a_row_that_shifts_left_and_one_that_saturates(tmp_path):
     assert parameters.shift.tolist() == [-4, -6, 1]
     vectors = np.array([[a, b] for a in (-128, -9, -8, -1, 0, 1, 7, 8, 127) for b in (-128, 0, 127)])
     run_with_stalls(matrix_bench(parameters, 2, vectors), tmp_path)
+
+
+@needs_compiler
+def test_every_vector_of_two_8_bit_elements(simulation_builds):
+    core = MatrixVector(layer(3, 2), 2)
+    vectors = every_row(core.parameters.input, 2)
+    cycles = core.cycles(len(vectors))
+    run_compiled(rows_bench("pairs", core, "data", vectors, "data", expected_cycles=cycles), simulation_builds)
 
 
 def test_the_largest_accumulator_does_not_overflow(tmp_path):

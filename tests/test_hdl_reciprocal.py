@@ -1,7 +1,7 @@
 # amaranth: UnusedElaboratable=no
 import numpy as np
 import pytest
-from core_bench import bench, run, run_with_stalls
+from core_bench import bench, needs_compiler, run, run_compiled, run_with_stalls
 
 import fixedpoint
 from hdl import CircuitError
@@ -38,6 +38,12 @@ def make(circuit, parameters, width, arguments):
 )
 def test_every_argument_has_the_specified_result(tmp_path, circuit, specification, index_bits, mantissa_bits, width):
     run(make(circuit, specification(index_bits, mantissa_bits), width, np.arange(1, 1 << width)), tmp_path)
+
+
+@needs_compiler
+@both
+def test_every_argument_of_16_bits(simulation_builds, circuit, specification):
+    run_compiled(make(circuit, specification(), 16, np.arange(1, 1 << 16)), simulation_builds)
 
 
 @both

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from core_bench import STALLS, ResetOnce, bench, run
+from core_bench import STALLS, ResetOnce, bench, needs_compiler, run, run_compiled
 
 import hdl.requantize
 from fixedpoint import QFormat, requantize
@@ -47,6 +47,12 @@ def every(bits, lowest, highest):
 def test_every_value_and_shift_equals_the_specification(bits, target, lowest, highest, lanes, tmp_path):
     core = Requantize(bits, target, lowest, highest, lanes)
     run(requantize_bench(core, *every(bits, lowest, highest)), tmp_path)
+
+
+@needs_compiler
+def test_every_16_bit_value_and_shift(simulation_builds):
+    core = Requantize(16, QFormat(8, 0), -1, 17, 8)
+    run_compiled(requantize_bench(core, *every(16, -1, 17)), simulation_builds)
 
 
 @pytest.mark.parametrize("stalls", STALLS[1:])

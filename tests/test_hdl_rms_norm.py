@@ -3,7 +3,16 @@ import dataclasses
 
 import numpy as np
 import pytest
-from core_bench import ResetOnce, bench, run, run_with_stalls
+from core_bench import (
+    ResetOnce,
+    bench,
+    every_row,
+    needs_compiler,
+    rows_bench,
+    run,
+    run_compiled,
+    run_with_stalls,
+)
 from norm_cases import (
     NORMED,
     RESIDUAL,
@@ -63,6 +72,15 @@ def test_an_element_that_a_coarse_root_lifts_beyond_the_range_saturates(tmp_path
     beyond = normalized_beyond_the_range(parameters, 16 * rows, variance)
     assert beyond.min() < 0 < beyond.max()
     run(norm_bench("lifted", RMSNorm(parameters, 4), list(rows)), tmp_path)
+
+
+@needs_compiler
+def test_every_row_of_two_8_bit_elements(simulation_builds):
+    core = RMSNorm(specification(2, input_format=QFormat(8, 3), output=QFormat(8, 4)))
+    rows = every_row(core.parameters.input, 2)
+    run_compiled(
+        rows_bench("pairs", core, "data", rows, "data", expected_cycles=core.cycles(len(rows))), simulation_builds
+    )
 
 
 def test_every_row_of_two_5_bit_elements(tmp_path):

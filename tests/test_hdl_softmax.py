@@ -3,7 +3,17 @@ import numpy as np
 import pytest
 from amaranth.hdl import Module, Signal
 from amaranth.lib import wiring
-from core_bench import ResetOnce, bench, pack_rows, run, run_with_stalls
+from core_bench import (
+    ResetOnce,
+    bench,
+    every_row,
+    needs_compiler,
+    pack_rows,
+    rows_bench,
+    run,
+    run_compiled,
+    run_with_stalls,
+)
 
 import fixedpoint
 from fixedpoint import QFormat
@@ -100,6 +110,16 @@ def test_every_short_row_of_a_narrow_format(tmp_path):
     rows = [np.array(row) for row in [*np.ndindex(16), *np.ndindex(16, 16), *np.ndindex(8, 8, 8)]]
     rows = [narrow[row] for row in rows]
     run(softmax_bench("narrow", specification(length=3, bits=4, fraction=1), rows), tmp_path)
+
+
+@needs_compiler
+def test_every_row_of_two_8_bit_scores(simulation_builds):
+    core = Softmax(specification(length=2, bits=8, fraction=4))
+    rows = every_row(core.parameters.score, 2)
+    run_compiled(
+        rows_bench("pairs", core, "score", rows, "probability", expected_cycles=core.cycles(2, len(rows))),
+        simulation_builds,
+    )
 
 
 @pytest.mark.parametrize(("length", "rows"), [(1, 1), (1, 40), (2, 40), (3, 30), (64, 1), (8, 20), (64, 4)])

@@ -1,7 +1,6 @@
 # amaranth: UnusedElaboratable=no
 import dataclasses
 import json
-import os
 
 import numpy as np
 import pytest
@@ -34,10 +33,8 @@ def wrong_core():
 
 
 @pytest.fixture(scope="module")
-def builds(tmp_path_factory):
-    # One for all test processes: Verilator's own library, the slowest part, is compiled once.
-    base = tmp_path_factory.getbasetemp()
-    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "native-benches"
+def builds(simulation_builds):
+    return simulation_builds
 
 
 @needs_verilator

@@ -1,6 +1,4 @@
 # amaranth: UnusedElaboratable=no
-import os
-
 import numpy as np
 import pytest
 from sim_circuits import FAULTY_WORD, Doubler, Fault
@@ -23,10 +21,8 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory):
-    base = tmp_path_factory.getbasetemp()  # as in test_sim_campaign: they share Verilator's library
-    builds = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "native-benches"
-    return NativeBench.build("doubler", Harness(Doubler(), {"offset": OFFSET}), builds)
+def bench(simulation_builds):
+    return NativeBench.build("doubler", Harness(Doubler(), {"offset": OFFSET}), simulation_builds)
 
 
 def words(fault=Fault.NONE, count=COUNT):
