@@ -96,7 +96,6 @@ class Trainer:
         csv_path, json_path = (None, None) if self.run is None else (self.run.log_csv, self.run.log_json_lines)
         self.earlier_seconds, self.started = self.progress.seconds, time.monotonic()
         self.log = TrainingLog(csv_path, json_path, self.progress.step)
-        stopped_early = False
         with open_engine(
             self.model.config,
             self.config,
@@ -111,26 +110,8 @@ class Trainer:
             if self.run is not None:
                 self._write_record()
                 if saved is None:
-                    if self.straight_through is not None:
-                        self.straight_through.save(self.run)
-                    self._take_parameters(engine)
-                    self._save_best()
-                    self._save_state(engine)  # so that a run killed from now on can be resumed
-            with first_interrupt(self._request_stop), self._bar() as bar:
-                self.started = self.last_line = time.monotonic()
-                self.last_line_step = self.progress.step
-                while (
-                    not (self.stop_requested or stopped_early or self.progress.finished)
-                    and self.progress.step < self.total_steps
-                ):
-                    results = engine.run(self.progress.step, self._steps_to_next_event())
-                    self._take(engine, results, bar)
-                    stopped_early = self._events(engine, results[-1])
-                    if (
-                        self.config.time_limit is not None
-                        and self._elapsed() - self.earlier_seconds >= self.config.time_limit
-                    ):
-                        self.stop_requested = True
+                    self._begin(engine, self.run)
+            stopped_early = self._run_steps(engine)
             interrupted = self.stop_requested and self.progress.step < self.total_steps and not stopped_early
             self.progress.finished = int(not interrupted)
             self._save_state(engine)
@@ -148,6 +129,32 @@ class Trainer:
         if saved is not None:
             for name, array in engine.memory.state.items():
                 array[:] = saved.optimizer[name]
+
+    def _begin(self, engine: TrainingEngine, run: RunDirectory) -> None:
+        """Write what a run that is killed from now on needs to be resumed."""
+        if self.straight_through is not None:
+            self.straight_through.save(run)
+        self._take_parameters(engine)
+        self._save_best()
+        self._save_state(engine)
+
+    def _run_steps(self, engine: TrainingEngine) -> bool:
+        """Do steps until all are done, something stops them, or nothing improves any more; return whether it was the last."""
+        stopped_early = False
+        with first_interrupt(self._request_stop), self._bar() as bar:
+            self.started = self.last_line = time.monotonic()
+            self.last_line_step = self.progress.step
+            while (
+                not (self.stop_requested or stopped_early or self.progress.finished)
+                and self.progress.step < self.total_steps
+            ):
+                results = engine.run(self.progress.step, self._steps_to_next_event())
+                self._take(engine, results, bar)
+                stopped_early = self._events(engine, results[-1])
+                limit = self.config.time_limit
+                if limit is not None and self._elapsed() - self.earlier_seconds >= limit:
+                    self.stop_requested = True
+        return stopped_early
 
     def _steps_to_next_event(self) -> int:
         step = self.progress.step
