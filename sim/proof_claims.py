@@ -28,24 +28,28 @@ class Finishes(Environment):
         self.bound = bound
 
     def claims(self, m: Module) -> None:
-        """Count the cycles without an end while nobody stalls."""
-        inputs, outputs = self.streams(wiring.In), self.streams(wiring.Out)
-        flowing = Signal()
-        m.d.comb += flowing.eq(
-            Value.cast(1)
-            & all_of(getattr(self.core, name).valid for name in inputs)
-            & all_of(getattr(self.core, name).ready for name in outputs)
-        )
-        for name in outputs:
-            payload, end = getattr(self.core, name).payload, self.taken[name]
-            if has_last(payload):
-                end = end & payload.last
-            cycles = Signal(range(self.bound + 2), name=f"{name}_cycles")
-            with m.If(~flowing | end):
-                m.d.sync += cycles.eq(0)
-            with m.Elif(cycles <= self.bound):
-                m.d.sync += cycles.eq(cycles + 1)
-            m.d.comb += Assert(cycles <= self.bound)
+        """Claim it of every output."""
+        finishes(self, m, self.bound)
+
+
+def finishes(environment: Environment, m: Module, bound: int) -> None:
+    """Count the cycles without the end of a row while nobody stalls, and assert that they are at most `bound`."""
+    core = environment.core
+    inputs, outputs = environment.streams(wiring.In), environment.streams(wiring.Out)
+    flowing = Signal()
+    m.d.comb += flowing.eq(
+        all_of(getattr(core, name).valid for name in inputs) & all_of(getattr(core, name).ready for name in outputs)
+    )
+    for name in outputs:
+        payload, end = getattr(core, name).payload, environment.taken[name]
+        if has_last(payload) and environment.ends_rows:
+            end = end & payload.last
+        cycles = Signal(range(bound + 2), name=f"{name}_cycles")
+        with m.If(~flowing | end):
+            m.d.sync += cycles.eq(0)
+        with m.Elif(cycles <= bound):
+            m.d.sync += cycles.eq(cycles + 1)
+        m.d.comb += Assert(cycles <= bound)
 
 
 def all_of(values) -> Value:

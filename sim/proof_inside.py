@@ -9,7 +9,6 @@ from amaranth.utils import ceil_log2
 
 from .proof_faults import Wrapped
 
-
 UNNAMED = "$signal"  # what Amaranth calls all but the last of the signals that are made in one line
 
 

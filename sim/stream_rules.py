@@ -35,6 +35,8 @@ class Environment(Elaboratable):
     COUNTER_BITS = 8
     # A subclass with other claims leaves the rules, and the data they speak of, to their own proof.
     asserts_rules = True
+    # Outputs with `last` finish with it; where it passes unchanged and an input may leave it out, any payload will do.
+    ends_rows = True
 
     def __init__(self, core: wiring.Component, row_lengths: Mapping[str, tuple[int, int]] | None = None):
         self.core = core
