@@ -12,16 +12,19 @@ from amaranth.sim import Simulator
 
 from fixedpoint import QFormat
 from hdl import CircuitError
+from hdl.activation import TableActivation
 from hdl.arithmetic import shape_of
 from hdl.board import BOARDS, BoardTop, SerialAccelerator
 from hdl.engine import Operation
+from hdl.example_model import SMALL, example_model
 from hdl.link import HostLink, Identity
+from hdl.matrix_vector import MatrixVector
 from hdl.payload import FixedPointShape, check_connections, connect, describe, difference, payload_shape
 from hdl.registry import CORES
 from hdl.stream_parts import StreamRegister, WidthConverter
 from hdl.synthesis import synthesize, synthesize_core
 from hdl.uart import UARTReceiver
-from hdl.verilog import to_plain_verilog
+from hdl.verilog import interface_text, to_plain_verilog
 
 ROOT = Path(__file__).parent.parent
 Q44, Q17, UQ44 = (shape_of(QFormat.parse(text)) for text in ("Q4.4", "Q1.7", "UQ4.4"))
@@ -287,6 +290,33 @@ def test_ports_of_cores_know_their_formats():
     converter = WidthConverter(Q44, 1, 4)
     assert describe(payload_shape(converter.o)) == "{data: 4 × Q4.4, last: unsigned(1)}"
     assert describe(struct(operation=Operation)) == "{operation: Operation}"
+
+
+def test_a_models_layers_fit_together_and_others_do_not():
+    block = example_model(SMALL).blocks[0]
+    m = Module()
+    m.submodules.up, m.submodules.activation = up, activation = (
+        MatrixVector(block.up, 4),
+        TableActivation(block.activation),
+    )
+    m.submodules.down = down = MatrixVector(block.down, 4)
+    connect(m, up.o, activation.i)
+    connect(m, activation.o, down.i)
+    check_connections(m)
+    with pytest.raises(CircuitError, match=rf"they differ in data: {block.down.output} against {block.up.input}"):
+        connect(Module(), down.o, up.i)
+
+
+def test_the_interface_page_shows_formats():
+    for name in ("softmax", "exponential"):
+        core = CORES[name].example()
+        text = interface_text(name, core, [])
+        for port in (core.i, core.o):
+            for _, shape in getattr(payload_shape(port), "members", {"(whole)": payload_shape(port)}).items():
+                if isinstance(shape, FixedPointShape):
+                    sign = "signed" if shape.number_format.signed else "unsigned"
+                    assert f"| {shape.number_format}, {sign}, {shape.number_format.bits} bits |" in text
+    assert f"{core.width - 1}:0 | UQ" in text
 
 
 def direct_connections(source: str) -> list[int]:
