@@ -2,20 +2,15 @@
 
 import numpy as np
 
+from fixedpoint import QFormat
+
 from .engine import Engine, Operation
-from .vectors import Columns, Vectors
+from .vectors import Columns, Vectors, random_rows
 
 
-def random_values(bits: int, generator: np.random.Generator, count: int) -> np.ndarray:
-    """Return signed integers: a quarter of the time all of them at one rail, else random ones."""
-    return random_rows_of(bits, generator, 1, count)[0]
-
-
-def random_rows_of(bits: int, generator: np.random.Generator, count: int, length: int) -> np.ndarray:
-    """Return rows of signed integers (count, length): a quarter of the rows with all of them at one rail, the others random."""
-    low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
-    kind = generator.integers(8, size=(count, 1))
-    return np.where(kind < 2, np.where(kind == 0, low, high), generator.integers(low, high + 1, (count, length)))
+def random_words(bits: int, generator: np.random.Generator, count: int, length: int) -> np.ndarray:
+    """Return words of signed integers (count, length), of the kinds that `random_rows` gives."""
+    return np.array(random_rows(QFormat(bits, 0), length, length, generator, count)).reshape(count, length)
 
 
 def stored_elements(core: Engine) -> np.ndarray:
@@ -77,21 +72,26 @@ def sum_cycles(core: Engine, writes: int, by_lane: np.ndarray, terms: np.ndarray
 
 
 def engine_vectors(core: Engine, generator: np.random.Generator, count: int) -> Vectors:
-    """Return commands that write words, then sum them up in every mode, and the `count` sums, at least one in each mode."""
+    """Return commands that write words, then sum them up in every mode, and the `count` sums, at least one in each mode.
+
+    In each mode the first sum is as long as it can be, the second one a single term.
+    """
     stored = stored_elements(core)
     writes: list[tuple] = []
     if Operation.WRITE in core.operations:
-        for address in generator.permutation(core.depth)[:count]:
-            stored[address] = random_values(core.element_bits, generator, core.lanes)
+        addresses = generator.permutation(core.depth)[:count]
+        stored[addresses] = random_words(core.element_bits, generator, len(addresses), core.lanes)
+        for address in addresses:
             writes.append((Operation.WRITE, 0, 0, 0, address, stored[address]))
     modes = [mode for mode in Operation if mode in core.operations - {Operation.WRITE}]
     sums = max(count, len(modes))
     mode = np.resize([mode.value for mode in modes], sums)  # in turns
     tap, terms = generator.integers(len(core.columns), size=sums), generator.integers(1, core.terms + 1, sums)
+    terms[: len(modes)], terms[len(modes) : 2 * len(modes)] = core.terms, 1
     first = np.cumsum(terms) - terms  # each sum's first term; from here on, (terms, lanes) in one array
     owner = np.repeat(np.arange(sums), terms)
     addresses = generator.integers(0, core.depth, len(owner))
-    rows = random_rows_of(core.activation_bits, generator, len(owner), core.lanes)
+    rows = random_words(core.activation_bits, generator, len(owner), core.lanes)
     products = rows * stored[addresses]
     outputs: dict[str, Columns] = {}
     dots = mode != Operation.ACCUMULATE.value

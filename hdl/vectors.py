@@ -14,6 +14,9 @@ from fixedpoint import QFormat, argmax, requantize
 
 from .row_norm import RowNorm
 
+BYTES = (0x00, 0xFF, 0x55, 0xAA, 0x01, 0x80)  # these come first
+ELEMENT = QFormat(8, 0)  # of the stream parts and of the key-value cache
+
 # The values of a stream: integers, or for a struct payload a mapping from field to its values.
 Columns = Sequence[int] | np.ndarray | Mapping[str, object]
 
@@ -159,8 +162,7 @@ def attention_vectors(core: wiring.Component, generator: np.random.Generator, co
     parameters = core.parameters
     rows = random_rows(parameters.query.input, parameters.embed_dim, parameters.embed_dim, generator, count)
     tokens = np.array(rows)
-    starts = generator.random(count) < 0.5 / parameters.context_length
-    starts[0] = True
+    starts = sequence_starts(parameters.context_length, generator, count)
     places = places_of(starts, parameters.context_length)
     restart = np.zeros_like(tokens)
     restart[:, 0] = starts
@@ -174,26 +176,44 @@ def attention_vectors(core: wiring.Component, generator: np.random.Generator, co
 
 def byte_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
     """Return bytes that arrive as they were sent."""
-    values = np.concatenate([[0x00, 0xFF, 0x55, 0xAA, 0x01, 0x80], generator.integers(0, 256, count)])[:count]
+    values = np.concatenate([BYTES, generator.integers(0, 256, count)])[:count]
     return Vectors({"i": values}, {"o": values}, core.cycles(count))
 
 
+def requantize_limits(core: wiring.Component) -> np.ndarray:
+    """Return values with shifts (2, n): rails, neighbours of zero, ties, and both sides of where saturation begins."""
+    low, high = -(1 << (core.bits - 1)), (1 << (core.bits - 1)) - 1
+    limits = []
+    for shift in sorted({core.lowest, core.highest}):
+        values = [low, high, -1, 0, 1]
+        if shift > 0:
+            half = 1 << (shift - 1)
+            least, most = (value << shift for value in (core.target.minimum_integer, core.target.maximum_integer))
+            values += [half, -half, 3 * half, -3 * half, most + half - 1, most + half, least - half, least - half - 1]
+        limits += [(value, shift) for value in values if low <= value <= high]
+    return np.array(limits).T
+
+
 def requantize_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
-    """Return accumulators of all magnitudes with their shifts, and the casts."""
+    """Return accumulators with their shifts, the limits first, then those of all magnitudes, and the casts."""
     shifts = generator.integers(core.lowest, core.highest + 1, (core.lanes, count))
     narrowed = generator.integers(0, core.bits, (core.lanes, count))
     values = generator.integers(-(1 << (core.bits - 1)), 1 << (core.bits - 1), (core.lanes, count)) >> narrowed
-    values[:, :2] = [[-(1 << (core.bits - 1)), (1 << (core.bits - 1)) - 1][:count]]
+    for columns, limits in zip((values, shifts), requantize_limits(core), strict=True):
+        elements = columns.T.reshape(-1)  # a copy: word by word
+        elements[: len(limits)] = limits[: len(elements)]
+        columns[:] = elements.reshape(columns.T.shape).T
     return Vectors(
         {"i": {"value": values, "shift": shifts}}, {"o": requantize(values, shifts, core.target)}, core.cycles(count)
     )
 
 
 def activation_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
-    """Return elements, every value of the input's format among them where there are enough, and the table's answers."""
+    """Return elements, the rails and, where there are enough, every other value of the input's format among them, and the table's answers."""
     parameters, lanes = core.parameters, core.lanes
     low, high = parameters.input.minimum_integer, parameters.input.maximum_integer
-    elements = np.concatenate([np.arange(low, high + 1), generator.integers(low, high + 1, count * lanes)])
+    every = generator.permutation(np.arange(low, high + 1))
+    elements = np.concatenate([[low, high], every, generator.integers(low, high + 1, count * lanes)])
     rows = [generator.permutation(elements[: count * lanes])]
     results = [parameters.compute(row) for row in rows]
     inputs, outputs = ({side: row_columns("data", values, lanes)} for side, values in (("i", rows), ("o", results)))
@@ -221,10 +241,12 @@ def sampler_vectors(
 
 
 def random_number_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
-    """Return requests, some of which start a new sequence, and the numbers of the sequences."""
+    """Return requests, some of which start a new sequence, the first ones at states of a single one and of ones only, and the numbers."""
+    limits = [1, 1 << 31, (1 << 32) - 1][:count]
     restart = generator.random(count) < 0.1
-    restart[0] = True
+    restart[: len(limits)] = True
     states = generator.integers(1, 1 << 32, count)
+    states[: len(limits)] = limits
     numbers, sequence = [], None
     for starts, state in zip(restart, states, strict=True):
         if starts:
@@ -236,10 +258,12 @@ def random_number_vectors(core: wiring.Component, generator: np.random.Generator
 
 def cache_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
     """Return tokens' keys and values, in sequences of all lengths, and the rows that each token finds."""
-    pairs = generator.integers(-128, 128, (count, 2, core.channels))
-    places = places_of(generator.random(count) < 0.5 / core.context_length, core.context_length)
+    pairs = np.array(random_rows(ELEMENT, 2 * core.channels, 2 * core.channels, generator, count))
+    pairs = pairs.reshape(count, 2, core.channels)
+    starts = sequence_starts(core.context_length, generator, count)
+    places = places_of(starts, core.context_length)
     restart = np.zeros((count, 2 * core.words), dtype=np.int64)
-    restart[:, 0] = [place == 0 for place in places]
+    restart[:, 0] = starts
     found = [
         (pairs[token - place + row, kind], kind, row == place)
         for token, place in enumerate(places)
@@ -253,6 +277,14 @@ def cache_vectors(core: wiring.Component, generator: np.random.Generator, count:
     return Vectors({"i": {**inputs, "restart": restart.reshape(-1)}}, {"o": outputs}, core.cycles(places))
 
 
+def sequence_starts(context_length: int, generator: np.random.Generator, count: int) -> np.ndarray:
+    """Return which tokens start a sequence: one of a single token first, then one that is longer than the context, then random ones."""
+    starts = generator.random(count) < 0.5 / context_length
+    starts[:2] = True
+    starts[2 : context_length + 2] = False
+    return starts
+
+
 def places_of(starts: np.ndarray, context_length: int) -> list[int]:
     """Return each token's place in its sequence; one starts where it says so and where the context is full."""
     places: list[int] = []
@@ -264,13 +296,13 @@ def places_of(starts: np.ndarray, context_length: int) -> list[int]:
 
 def passing_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
     """Return bytes that leave a register or a queue as they came."""
-    values = generator.integers(0, 256, count)
+    values = np.concatenate([BYTES, generator.integers(0, 256, count)])[:count]
     return Vectors({"i": values}, {"o": values}, count - 1 + core.latency)
 
 
 def width_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
-    """Return rows of whole words, in words of one width and of the other."""
+    """Return rows of up to four wide words, in words of one width and of the other."""
     wide = max(core.i_lanes, core.o_lanes)
-    rows = [generator.integers(-128, 128, wide * generator.integers(1, 5)) for _ in range(count)]
+    rows = [row[: len(row) // wide * wide] for row in random_rows(ELEMENT, wide, 4 * wide, generator, count)]
     inputs, outputs = row_columns("data", rows, core.i_lanes), row_columns("data", rows, core.o_lanes)
     return Vectors({"i": inputs}, {"o": outputs}, core.cycles(sum(map(len, rows)) // min(core.i_lanes, core.o_lanes)))
