@@ -293,13 +293,13 @@ def test_a_netlist_that_fails_leaves_its_files_and_no_result(tmp_path, monkeypat
 class Table(wiring.Component):
     """A memory that is to be block RAM, read and written in ways that few block RAMs bear."""
 
-    def __init__(self, *, clocked=True, reset=False, writers=0):
-        self.clocked, self.reset, self.writers = clocked, reset, writers
+    def __init__(self, *, clocked=True, reset=False, writers=0, empty=False):
+        self.clocked, self.reset, self.writers, self.empty = clocked, reset, writers, empty
         super().__init__({"address": In(9), "data": Out(16), "written": In(16), "enable": In(4)})
 
     def elaborate(self, platform):
         m = Module()
-        init = [] if self.writers else [index * 2654435761 >> 7 & 0xFFFF for index in range(512)]
+        init = [] if self.writers or self.empty else [index * 2654435761 >> 7 & 0xFFFF for index in range(512)]
         m.submodules.table = table = memory.Memory(
             shape=unsigned(16), depth=512, init=init, attrs={"ram_style": "block"}
         )
@@ -323,11 +323,13 @@ def cells_of(core, family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_memory_that_cannot_be_block_ram_is_refused(family):
-    """An asynchronous read, and more write ports than a block RAM has; one write port is what each of them has."""
+    """An asynchronous read, more write ports than a block RAM has, nothing in it; one write port is what each of them has."""
     message = f"the memory core.table was to be block RAM, but none of {family} does what it needs"
     for core in (Table(clocked=False), Table(writers=3)):
         with pytest.raises(CircuitError, match=message):
             cells_of(core, family)
+    with pytest.raises(CircuitError, match=r"the memory core\.table was to be block RAM and became nothing"):
+        cells_of(Table(empty=True), family)
     block = {"ecp5": "DP16KD", "ice40": "SB_RAM40_4K"}[family]
     assert cells_of(Table(writers=1), family)[block] == {"ecp5": 1, "ice40": 2}[family]
 
