@@ -260,7 +260,12 @@ def cache_vectors(core: wiring.Component, generator: np.random.Generator, count:
     """Return tokens' keys and values, in sequences of all lengths, and the rows that each token finds."""
     pairs = np.array(random_rows(ELEMENT, 2 * core.channels, 2 * core.channels, generator, count))
     pairs = pairs.reshape(count, 2, core.channels)
-    starts = sequence_starts(core.context_length, generator, count)
+    return cache_traffic(core, pairs, sequence_starts(core.context_length, generator, count))
+
+
+def cache_traffic(core: wiring.Component, pairs: np.ndarray, starts: np.ndarray) -> Vectors:
+    """Return a key-value cache's vectors for given keys and values (tokens, 2, channels) and the tokens that start a sequence."""
+    count = len(pairs)
     places = places_of(starts, core.context_length)
     restart = np.zeros((count, 2 * core.words), dtype=np.int64)
     restart[:, 0] = starts
