@@ -141,7 +141,7 @@ def check_connections(design: Elaboratable, platform=None) -> Fragment:
         The design, elaborated.
 
     Raises:
-        CircuitError: A port of a component is assigned to another one as `connect` refuses.
+        CircuitError: A port of a component is assigned to another one as `connect` refuses; whole numbers that no stream carries may differ.
     """
     design = Fragment.get(design, platform)
     parts = list(_fragments(design))
@@ -153,9 +153,9 @@ def check_connections(design: Elaboratable, platform=None) -> Fragment:
                     ports[signal] = (member.shape, ".".join(map(str, (type(component).__name__, *path))))
     for part in parts:
         for statement in _statements(list(part.statements.values())):
-            ends = [end for end in (statement.lhs, statement.rhs) if isinstance(end, Signal) and end in ports]
-            if len(ends) == 2:
-                _refuse_difference(*ports[ends[1]], *ports[ends[0]])
+            source, target = statement.rhs, statement.lhs
+            if all(isinstance(end, Signal) and end in ports for end in (source, target)):
+                _refuse_assignment(*ports[source], *ports[target])
     return design
 
 
@@ -193,6 +193,13 @@ def _refuse_difference(shape: ShapeLike, name: str, other_shape: ShapeLike, othe
         raise CircuitError(
             f"cannot connect {name} ({describe(shape)}) with {other_name} ({describe(other_shape)}); they differ in {found}"
         )
+
+
+def _refuse_assignment(shape: ShapeLike, name: str, other_shape: ShapeLike, other_name: str) -> None:
+    # Whole numbers of several widths and signs may be assigned to each other, unless they are what a stream carries.
+    payloads = name.endswith(".payload") and other_name.endswith(".payload")
+    if payloads or not (_is_plain(shape) and _is_plain(other_shape)):
+        _refuse_difference(shape, name, other_shape, other_name)
 
 
 def _is_plain(shape: ShapeLike) -> bool:

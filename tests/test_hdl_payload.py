@@ -250,6 +250,29 @@ def test_copies_of_whole_payloads_are_found():
         check_connections(Copying(struct(data=Q44), struct(data=Q17)))
 
 
+class Number(wiring.Component):
+    """A port that is no stream, and another one inside that it is assigned to."""
+
+    def __init__(self, shape, inner=None):
+        self._inner = inner
+        super().__init__({"number": In(shape)})
+
+    def elaborate(self, platform):
+        m = Module()
+        if self._inner is not None:
+            m.submodules.inner = self._inner
+            m.d.comb += self._inner.number.eq(self.number)
+        return m
+
+
+def test_whole_numbers_may_be_assigned_to_each_other():
+    check_connections(Number(4, Number(signed(8))))
+    check_connections(Number(Q44, Number(Q44)))
+    for one, other in ((Q44, Q17), (Q44, signed(8)), (8, UQ44)):
+        with pytest.raises(CircuitError, match=r"cannot connect Number\.number \(.*\) with Number\.number"):
+            check_connections(Number(one, Number(other)))
+
+
 def test_designs_with_mixed_formats_are_neither_synthesized_nor_exported(tmp_path):
     mixed = Copying(struct(data=Q44), struct(data=Q17))
     for make in (
