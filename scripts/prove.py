@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from hdl.errors import CircuitError
 from scripts.output import add_json_argument, format_table, write_json
-from sim.proof import Proof, Verdict, settle
+from sim.proof import Proof, Unsettled, Verdict, settle
 from sim.proofs import all_proofs
 
 # Whether the proof is a cover → what the solver said → the word for it.
@@ -70,6 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"scripts and logs: {arguments.out}")
     for proof, verdict in wrong:
         place = f"; counterexample: {verdict.trace}" if verdict.trace else ""
+        place = f"; {verdict.log}" if verdict.holds is None and "\n" not in verdict.log else place
         print(f"wrong: {proof.core}: {proof.claim}{place}", file=sys.stderr)
     if arguments.json:
         names = ("core", "claim", "method", "verdict", "seconds")
@@ -79,12 +81,18 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def settle_all(tasks: list[tuple[Proof, bool]], directory: Path, jobs: int) -> list[Verdict]:
-    """Settle proofs, some at a time, with a progress bar; a proof that cannot be settled ends it all."""
+    """Settle proofs, some at a time, the deepest first, with a progress bar; one on which the tools give up counts as unsettled."""
+
+    def verdict(task: tuple[Proof, bool]) -> Verdict:
+        start = time.perf_counter()
+        try:
+            return settle(task[0], directory, faulty=task[1])
+        except Unsettled as failure:
+            return Verdict(None, time.perf_counter() - start, None, str(failure))
+
+    order = sorted(range(len(tasks)), key=lambda number: -tasks[number][0].depth)
     with ThreadPoolExecutor(jobs) as executor, tqdm(total=len(tasks), unit="proof", disable=None) as bar:
-        futures = {
-            executor.submit(settle, proof, directory, faulty=faulty): number
-            for number, (proof, faulty) in enumerate(tasks)
-        }
+        futures = {executor.submit(verdict, tasks[number]): number for number in order}
         verdicts: dict[int, Verdict] = {}
         try:
             for future in as_completed(futures):

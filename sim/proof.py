@@ -24,8 +24,8 @@ from amaranth.hdl import Elaboratable, UnusedElaboratable
 from hdl import ToolError
 from hdl.toolchain import ToolFailure, require_tool, run_tool
 
-BUG_DEPTH = 48  # cycles within which a faulty core must show its bug
 TIME_LIMIT = 900  # seconds of a proof
+REASONS = {"TIMEOUT": f"no result in {TIME_LIMIT} seconds"}
 GATES, WORDS = "smtbmc --syn --nomem z3", "smtbmc z3"
 MODES = ("prove", "bmc", "cover")
 # UNKNOWN: every bounded case holds, but induction found a state from which the claim fails, reachable or not.
@@ -46,7 +46,9 @@ class Proof:
         bug: What the faulty circuit does wrong, in words.
         faulty: Makes the same with a bug in it: the proof must fail. None for `cover`, where reaching the goal is itself the check.
         gates: The solver gets gates and flip-flops, and what no claim depends on is gone: tens of times faster for control. Else words and memories, which
-            is faster for wide arithmetic that no claim speaks of.
+            is faster for wide arithmetic that no claim speaks of. Bugs are looked for among gates.
+        bug_depth: Cycles within which the faulty circuit must show its bug.
+        free_memories: Memories begin with whatever the solver likes, not with what they are made with.
     """
 
     core: str
@@ -58,6 +60,8 @@ class Proof:
     faulty: Callable[[], Elaboratable] | None = None
     internal: bool = False
     gates: bool = True
+    bug_depth: int = 48
+    free_memories: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -73,6 +77,10 @@ class Proof:
     def name(self) -> str:
         """The core and the claim, as a file name."""
         return re.sub(r"[^a-z0-9]+", "-", f"{self.core} {self.claim}".lower()).strip("-")[:100]
+
+
+class Unsettled(ToolError):
+    """The tools ended, or were ended, without a verdict."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,8 @@ def settle(proof: Proof, directory: Path, *, faulty: bool = False, tick: Callabl
         tick: Called about five times a second.
 
     Raises:
-        ToolError: A tool is missing or gave up: neither proven nor refuted.
+        ToolError: A tool is missing.
+        Unsettled: The tools gave up: neither proven nor refuted.
     """
     top = proof.faulty if faulty else proof.top
     if top is None:
@@ -125,11 +134,13 @@ def settle(proof: Proof, directory: Path, *, faulty: bool = False, tick: Callabl
         log = failure.output
     seconds = time.perf_counter() - start
     found = re.search(r"DONE \((\w+)", log)
+    if found and found[1] == "ERROR" and "Temporal induction failed!" in log:
+        return Verdict(None, seconds, None, log)  # the tools cannot write the trace of an induction among gates
     if found is None or found[1] not in VERDICTS:
         (work / "output.log").write_text(log, encoding="utf-8")
-        raise ToolError(
+        raise Unsettled(
             f"the proof of {proof.core} ({proof.claim}) was neither accepted nor refuted "
-            f"({found[1] if found else 'the tools gave up'}); the log is {work / 'output.log'}"
+            f"({REASONS.get(found[1], found[1]) if found else 'the tools gave up'}); the log is {work / 'output.log'}"
         )
     traces = sorted((work / "proof").glob("engine_0/trace*.vcd"))
     return Verdict(VERDICTS[found[1]], seconds, traces[0] if traces and not VERDICTS[found[1]] else None, log)
@@ -140,15 +151,16 @@ def script(proof: Proof, faulty: bool = False) -> str:
     hunted = faulty and proof.mode == "prove"
     return f"""[options]
 mode {"bmc" if hunted else proof.mode}
-depth {max(proof.depth, BUG_DEPTH) if hunted else proof.depth}
+depth {max(proof.depth, proof.bug_depth) if hunted else proof.depth}
 timeout {TIME_LIMIT}
 
 [engines]
-{GATES if proof.gates else WORDS}
+{GATES if proof.gates or hunted else WORDS}
 
 [script]
 read_rtlil top.il
 chformal -assert -remove {"top.core*.reciprocal top.core*.root" if proof.internal else "top.core*"}
+{"delete top.core*/t:$meminit*" if proof.free_memories else ""}
 prep -flatten -top top
 opt_clean -purge
 

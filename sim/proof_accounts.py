@@ -81,7 +81,7 @@ class WholeSums(Accounts):
         super().claims(m)
 
 
-def nothing(environment: Accounts, m: Module) -> list[Assert]:
+def no_invariants(environment: Accounts, m: Module) -> list[Assert]:
     """Return no invariants, for a core of which only its own assertions are claimed."""
     return []
 

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Mapping
 
-from amaranth.asserts import AnyConst, AnySeq
+from amaranth.asserts import AnyConst
 from amaranth.hdl import Array, Assert, Assume, Const, Cover, Elaboratable, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import wiring
 
 import fixedpoint
 from hdl.arithmetic import saturate, shift_right_half_up_by
-from hdl.row_statistics import RowStatistics
 
 from .stream_rules import Environment, has_last
 
@@ -60,22 +59,31 @@ def all_of(values) -> Value:
     return result
 
 
-class Conserves(Environment):
-    """As many payloads leave `o` as entered `i`, less those inside, of which there are at most `capacity`: none is lost to an overrun, none made up.
-
-    Bounded by the proof's depth; counts do not saturate within it.
-    """
+class Loopback(Environment):
+    """The first byte that a UART sends to itself arrives as it was, within `bound` cycles, while bytes are taken as they come."""
 
     asserts_rules = False
 
-    def __init__(self, core: wiring.Component, capacity: int, row_lengths: Mapping[str, tuple[int, int]] | None = None):
-        super().__init__(core, row_lengths)
-        self.capacity = capacity
+    def __init__(self, core: wiring.Component, bound: int):
+        super().__init__(core)
+        self.wires = {"rx": "tx"}
+        self.bound = bound
 
     def claims(self, m: Module) -> None:
-        """Compare the counts."""
-        inside = self.counts["i"] - self.counts["o"]
-        m.d.comb += [Assert(inside >= 0), Assert(inside <= self.capacity)]
+        """Remember the byte, and wait for it."""
+        core, sent = self.core, Signal(8)
+        cycles = Signal(range(self.bound + 2))
+        with m.If(self.taken["i"] & (self.counts["i"] == 0)):
+            m.d.sync += sent.eq(core.i.payload)
+        with m.If((self.counts["i"] != 0) & (self.counts["o"] == 0) & (cycles <= self.bound)):
+            m.d.sync += cycles.eq(cycles + 1)
+        first = self.taken["o"] & (self.counts["o"] == 0)
+        m.d.comb += [
+            Assume(core.o.ready),
+            Assert(~first | (core.o.payload == sent)),
+            Assert(cycles <= self.bound),
+            Assert(~core.framing_error & ~core.overrun),
+        ]
 
 
 class ReachesEndOfRow(Environment):
@@ -117,11 +125,11 @@ class Transaction(Environment):
     def claims(self, m: Module) -> None:
         """Remember the chosen argument, and look at its result."""
         number = AnyConst(3)
-        argument = Signal.like(Value.cast(self.core.i.payload), name="argument")
+        argument = Signal.like(self.core.i.payload, name="argument")
         if self.allowed is not None:
             m.d.comb += Assume(self.allowed(Value.cast(self.core.i.payload)))
         with m.If(self.taken["i"] & (self.counts["i"] == number)):
-            m.d.sync += argument.eq(Value.cast(self.core.i.payload))
+            m.d.sync += argument.eq(self.core.i.payload)
         # A result never leaves in the cycle its argument arrives: every core here has a register between.
         related = self.relation(m, argument, self.core.o.payload)
         with m.If(self.taken["o"] & (self.counts["o"] == number)):
@@ -181,6 +189,23 @@ def root_bound(parameters: fixedpoint.ReciprocalSquareRoot) -> Callable[[Module,
     return relation
 
 
+def requantize_definition(target: fixedpoint.QFormat) -> Callable[[Module, Value, Value], Value]:
+    """Return the relation of a `Requantize` core of one lane: half up, then saturate, by comparison with the range's ends."""
+
+    def relation(m: Module, argument: Value, result) -> Value:
+        value, places = argument.value[0], Signal(range(32))
+        rounded = Signal(signed(len(value) + 16))
+        # With 8 fraction bits more than the number has, every shift goes to the right and has a half.
+        m.d.comb += [
+            places.eq(argument.shift[0] + 8),
+            rounded.eq(((value << 8) + (Const(1, 1) << (places - 1)[:5])) >> places),
+        ]
+        low, high = target.minimum_integer, target.maximum_integer
+        return result[0] == Mux(rounded < low, low, Mux(rounded > high, high, rounded))
+
+    return relation
+
+
 class RequantizeDefinition(Elaboratable):
     """`requantize` as circuits do it (shift twice the number, add one, halve, saturate) equals its definition (add half, shift, saturate).
 
@@ -203,52 +228,4 @@ class RequantizeDefinition(Elaboratable):
             defined.eq((number + half) >> shift),
             Assert(saturate(self.cast(number, shift), self.output) == saturate(defined, self.output)),
         ]
-        return m
-
-
-class StatisticsNeverOverflow(Elaboratable):
-    """The sums of a row against sums of `LONG` bits, which cannot overflow: S for LayerNorm, v = C·Q + epsilon for RMSNorm.
-
-    LayerNorm's v is left to benches: S², made of three products, is more than the solver settles in minutes.
-    """
-
-    def __init__(self, statistics: RowStatistics):
-        self.core = statistics
-        self.parameters = statistics.parameters
-
-    def elaborate(self, platform):
-        """Build the circuit beside its equation."""
-        m = Module()
-        m.submodules.core = core = self.core
-        words = self.parameters.channels // core.lanes
-        place = Signal(range(words))
-        m.d.comb += [
-            core.valid.eq(AnySeq(1)),
-            Value.cast(core.elements).eq(AnySeq(len(Value.cast(core.elements)))),
-            core.first.eq(place == 0),
-            core.last.eq(place == words - 1),
-        ]
-        centered = isinstance(self.parameters, fixedpoint.LayerNorm)
-        total, squares = Signal(signed(LONG)), Signal(signed(LONG))
-        sum_now = sum((core.elements[lane] for lane in range(core.lanes)), start=Mux(core.first, 0, total))
-        square_now = sum(
-            (core.elements[lane] * core.elements[lane] for lane in range(core.lanes)), start=Mux(core.first, 0, squares)
-        )
-        whole, variance = Signal(signed(LONG)), Signal(signed(LONG))
-        with m.If(core.valid):
-            m.d.sync += [
-                place.eq(Mux(core.last, 0, place + 1)),
-                total.eq(sum_now),
-                squares.eq(square_now),
-            ]
-            with m.If(core.last):
-                m.d.sync += [
-                    whole.eq(sum_now),
-                    variance.eq(self.parameters.channels * square_now + self.parameters.epsilon),
-                ]
-        # Rows are at least as long as the pipeline here, so the last row's numbers still stand when the circuit's arrive.
-        if centered:
-            m.d.comb += Assert(~core.total_valid | (core.total == whole))
-        else:
-            m.d.comb += Assert(~core.variance_valid | (core.variance == variance))
         return m

@@ -6,6 +6,8 @@ from unittest import mock
 from amaranth.hdl import Fragment, Module, Signal, Value
 from amaranth.lib import stream, wiring
 
+from hdl.uart import UARTReceiver
+
 
 class Wrapped(wiring.Component):
     """A core inside another one with the same ports, through which a subclass leads the streams with a bug."""
@@ -83,6 +85,11 @@ class Silent(Wrapped):
 
     def _spoil(self, m, name, outer, inner):
         m.d.comb += [outer.valid.eq(0), inner.ready.eq(1)]
+
+
+def slow_receiver(divisor: int) -> UARTReceiver:
+    """Return a receiver that takes a bit for a cycle longer than it is."""
+    return UARTReceiver(divisor + 1)
 
 
 def built_with(build: Callable[[], wiring.Component], module: str, **names) -> wiring.Component:

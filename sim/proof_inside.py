@@ -47,7 +47,7 @@ class Inside(Elaboratable):
     def _fragment(self, path: str) -> Fragment:
         fragment = self._root
         for name in filter(None, path.split(".")):
-            fragment = fragment.find_subfragment(name)
+            fragment = fragment.find_subfragment(int(name) if name.isdigit() else name)
         return fragment
 
     def part(self, path: str = ""):

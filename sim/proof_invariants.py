@@ -202,3 +202,14 @@ def matrix_vector(environment: Accounts, m: Module) -> list[Assert]:
         Assert(environment.index["i"] == taken, "the circuit counts as its neighbour does"),
         Assert(tiles * (vectors - leaving) == to_come + tile_of_row, "each vector gives all its tiles, once"),
     ]
+
+
+def uart(environment: Accounts, m: Module) -> list[Assert]:
+    """A `UART` counts no further than a bit's cycles and a frame's bits."""
+    inside, core = environment.inside, environment.inside.part()
+    sender, receiver = "0", "1"
+    return [
+        Assert(inside.signal(f"{sender}.timer") < core.divisor, "sender: cycles of a bit"),
+        Assert(inside.signal(f"{sender}.remaining") <= 10, "sender: bits of a frame"),
+        Assert(inside.signal(f"{receiver}.timer") < core.divisor, "receiver: cycles of a bit"),
+    ]
