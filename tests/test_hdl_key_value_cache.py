@@ -70,6 +70,15 @@ def test_rows_come_back_in_order(tmp_path, channels, context_length, lanes):
     run_with_stalls(make(core, restarts), tmp_path)
 
 
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_every_byte_in_every_place(tmp_path, lanes):
+    """Each of the 256 values as each element of a key and of a value."""
+    values = np.arange(256) - 128
+    tokens = np.stack([np.roll(values, 31 * place) for place in range(8)], axis=-1).reshape(256, 2, 4)
+    core = KeyValueCache(signed(8), 4, 2, lanes)
+    run(make(core, np.zeros(256, dtype=bool), tokens=tokens), tmp_path)
+
+
 def test_a_restart_on_every_token_gives_one_row_each(tmp_path):
     run(make(KeyValueCache(signed(8), 4, 4, 2), np.ones(6, dtype=bool)), tmp_path)
 

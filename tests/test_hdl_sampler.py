@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from amaranth.hdl import Module
 from amaranth.lib import wiring
-from core_bench import STALLS, ResetOnce, bench, pack_rows, run, run_with_stalls
+from core_bench import STALLS, ResetOnce, bench, every_row, pack_rows, run, run_with_stalls
 from test_hdl_argmax import LOGITS, random_rows, special_rows
 
 import fixedpoint
@@ -71,6 +71,19 @@ def test_random_numbers_fall_on_both_sides_of_every_share(tmp_path):
     )
     whole = make(parameters, [row] * len(numbers), 6, numbers)
     assert len(set(whole.outputs["o"])) == 6
+    run(whole, tmp_path)
+
+
+def test_every_row_of_two_4_bit_logits_on_both_sides_of_its_shares(tmp_path):
+    parameters = specification(1.0, QFormat(4, 1))
+    rows, numbers = [], []
+    for row in every_row(parameters.logits, 2):
+        first, total = parameters.numerators(row).cumsum().tolist()
+        least = -(-(first << 32) // total)  # the least number that chooses the second place
+        rows += [row] * 4
+        numbers += [0, least - 1, min(least, 2**32 - 1), 2**32 - 1]
+    whole = make(parameters, rows, 2, np.array(numbers, dtype=np.uint32))
+    assert set(whole.outputs["o"][1::4]) == {0}
     run(whole, tmp_path)
 
 

@@ -104,12 +104,13 @@ def test_stalls_lose_and_repeat_nothing(tmp_path, make, parameters):
     run_with_stalls(make("stalls", parameters, rows), tmp_path)
 
 
-def test_every_short_row_of_a_narrow_format(tmp_path):
+@both
+def test_every_short_row_of_a_narrow_format(tmp_path, make):
     """All rows of one and two 4-bit scores, and three of 3 bits: every order of maxima and ties."""
     narrow = np.arange(-8, 8)
     rows = [np.array(row) for row in [*np.ndindex(16), *np.ndindex(16, 16), *np.ndindex(8, 8, 8)]]
     rows = [narrow[row] for row in rows]
-    run(softmax_bench("narrow", specification(length=3, bits=4, fraction=1), rows), tmp_path)
+    run(make("narrow", specification(length=3, bits=4, fraction=1), rows), tmp_path)
 
 
 @needs_compiler

@@ -13,8 +13,13 @@ from sim.payload import pack_all
 PAYLOAD = data.StructLayout({"data": signed(6), "last": 1})
 
 
+def payloads(count):
+    """As many payloads, all 128 among them from there on."""
+    return np.random.default_rng(1).permutation(np.arange(count) % 128).tolist()
+
+
 def register_bench(count, component=None, **settings):
-    words = np.random.default_rng(1).integers(0, 128, count).tolist()
+    words = payloads(count)
     return bench("register", component or StreamRegister(PAYLOAD), words, {"o": words}, **settings)
 
 
@@ -30,7 +35,7 @@ def test_a_reset_empties_the_register(tmp_path, given):
 
 
 def queue_bench(count, depth=5, **settings):
-    words = np.random.default_rng(1).integers(0, 128, count).tolist()
+    words = payloads(count)
     return bench("queue", StreamQueue(PAYLOAD, depth), words, {"o": words}, **settings)
 
 
@@ -69,6 +74,14 @@ def converter_bench(i_lanes, o_lanes, rows=15, row_words=3, component=None, **se
 @pytest.mark.parametrize(("i_lanes", "o_lanes"), [(1, 2), (2, 1), (1, 5), (5, 1), (2, 8), (9, 3)])
 def test_elements_keep_their_order_and_rows_their_ends(tmp_path, i_lanes, o_lanes):
     run_with_stalls(converter_bench(i_lanes, o_lanes), tmp_path)
+
+
+@pytest.mark.parametrize(("i_lanes", "o_lanes"), [(1, 3), (3, 1)])
+def test_every_wide_word_of_three_4_bit_elements(tmp_path, i_lanes, o_lanes):
+    core = WidthConverter(unsigned(4), i_lanes, o_lanes)
+    elements = np.indices((16, 16, 16)).reshape(3, -1).T.ravel()
+    inputs, outputs = (pack(port, lanes, elements, 3) for port, lanes in ((core.i, i_lanes), (core.o, o_lanes)))
+    run(bench("words", core, inputs, {"o": outputs}, expected_cycles=3 * 16**3), tmp_path)
 
 
 @pytest.mark.parametrize(("i_lanes", "o_lanes", "taken", "given"), [(1, 4, 2, 0), (4, 1, 1, 3)])

@@ -7,7 +7,10 @@ from amaranth.sim import Simulator
 from serial_wire import CLOCK_PERIOD, send_frame
 
 from hdl import CircuitError
-from hdl.uart import UARTReceiver, UARTTransmitter, baud_divisor
+from hdl.uart import UART, UARTReceiver, UARTTransmitter, baud_divisor
+from sim.bench import StreamBench
+from sim.core_cases import Wired
+from sim.runner import simulate
 
 
 def receive(stimulus, divisor=16, ready=lambda: 1):
@@ -174,6 +177,13 @@ def test_transmitter_and_receiver_understand_each_other_under_stalls():
     simulator.add_testbench(monitor, background=True)
     simulator.run()
     assert received == values
+
+
+def test_every_byte_goes_out_and_comes_back(tmp_path):
+    """The transmitter's wire led to the receiver, all 256 bytes back to back."""
+    values = list(range(256))
+    bench = StreamBench("uart", Wired(UART(4), {"rx": "tx"}), {"i": values}, {"o": values})
+    simulate(bench, "amaranth", build_directory=tmp_path)
 
 
 def test_divisor_is_the_nearest_number_of_cycles():
