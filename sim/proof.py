@@ -12,6 +12,7 @@ The solver sees what synthesis sees: Amaranth's RTLIL, memories included.
 
 import re
 import shutil
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from hdl.toolchain import ToolFailure, require_tool, run_tool
 TIME_LIMIT = 900  # seconds of a proof
 REASONS = {"TIMEOUT": f"no result in {TIME_LIMIT} seconds"}
 GATES, WORDS = "smtbmc --syn --nomem z3", "smtbmc z3"
+ELABORATION = threading.Lock()  # bugs change what names stand for while a core is elaborated
 MODES = ("prove", "bmc", "cover")
 # UNKNOWN: every bounded case holds, but induction found a state from which the claim fails, reachable or not.
 VERDICTS = {"PASS": True, "FAIL": False, "UNKNOWN": None}
@@ -123,7 +125,8 @@ def settle(proof: Proof, directory: Path, *, faulty: bool = False, tick: Callabl
     work.mkdir(parents=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnusedElaboratable)  # a core may be built only to ask for its latency
-        (work / "top.il").write_text(rtlil.convert(top(), ports=[]), encoding="utf-8")
+        with ELABORATION:
+            (work / "top.il").write_text(rtlil.convert(top(), ports=[]), encoding="utf-8")
     (work / "proof.sby").write_text(script(proof, faulty), encoding="utf-8")
     start = time.perf_counter()
     try:

@@ -44,9 +44,9 @@ def arithmetic_proofs() -> list[Proof]:
 
 
 def with_wrong_entry(function, index: int = 1):
-    """Return a function whose table has one entry a little more than half too large."""
+    """Return a function whose table has one entry too small by a little less than half."""
     table = function.table.copy()
-    table[index] += (function.table.max() >> 1) - 1
+    table[index] -= (function.table.max() >> 1) - 1
     wrong = type(function)(**{name: getattr(function, name) for name in function.__dataclass_fields__})
     wrong.__dict__["table"] = table  # in place of what the cached property would compute
     return wrong

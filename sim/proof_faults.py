@@ -96,6 +96,11 @@ def built_with(build: Callable[[], wiring.Component], module: str, **names) -> w
     """Return a core that is built and elaborated while names of the module that defines it stand for something else."""
     with mock.patch.multiple(module, **names):
         core = build()
-        fragment = Fragment.get(core, None)
-    core.elaborate = lambda platform: fragment
+    elaborate = core.elaborate
+
+    def changed(platform) -> Fragment:
+        with mock.patch.multiple(module, **names):
+            return Fragment.get(elaborate(platform), platform)
+
+    core.elaborate = changed
     return core

@@ -193,7 +193,7 @@ def matrix_vector(environment: Accounts, m: Module) -> list[Assert]:
     leaving = how_many(tag.valid & tag.last for tag in pipeline(inside.part("tags")))
     return [
         *claims,
-        Assert((taken < core.parameters.columns) & (address < core.engine.depth), "counters are within their range"),
+        Assert((taken < core.parameters.columns) & (address < core._engine.depth), "counters are within their range"),
         Assert(row < rows, "rows are counted"),
         Assert(part == part_of_address, "a slice is counted with its word"),
         Assert(loading | (taken == 0), "a vector is taken before it is multiplied"),

@@ -13,15 +13,16 @@ from hdl.registry import CORES
 from hdl.stream_parts import StreamRegister
 from hdl.toolchain import find_tool
 from scripts import prove
-from sim.proof import Proof, script, settle
-from sim.proof_claims import (
-    Conserves,
-    Finishes,
-    RequantizeDefinition,
-    exponential_limits,
-)
-from sim.proof_faults import Blocking, Repeating, Withdrawing
-from sim.proofs import all_proofs, with_wrong_entry
+from sim.proof import TIME_LIMIT, Proof, Unsettled, script, settle
+from sim.proof_accounts import Accounts
+from sim.proof_arithmetic import with_wrong_entry
+from sim.proof_claims import Finishes, RequantizeDefinition, exponential_limits
+from sim.proof_cores import TINY_CORES, few_maxima
+from sim.proof_faults import Blocking, Losing, Repeating, Withdrawing, built_with
+from sim.proof_inside import Inside
+from sim.proof_invariants import stream_register
+from sim.proof_sums import PairsOfProducts, TreesNeverOverflow
+from sim.proofs import PIPELINES, all_proofs
 from sim.stream_rules import Environment
 
 needs_solver = pytest.mark.skipif(
@@ -65,14 +66,42 @@ KINDS = {
         "blocks",
         lambda: Finishes(Blocking(StreamRegister(3)), 3),
     ),
-    "conservation": Proof(
+    "accounts": Proof(
         "register",
         "gives what it took",
-        lambda: Conserves(StreamRegister(3), 2),
-        "bmc",
-        8,
+        lambda: Accounts(StreamRegister(3), stream_register),
+        "prove",
+        2,
+        "forgets",
+        lambda: Accounts(Losing(StreamRegister(3)), stream_register),
+        internal=True,
+    ),
+    "order": Proof(
+        "register",
+        "gives what it took once",
+        lambda: Accounts(StreamRegister(3), stream_register),
+        "prove",
+        2,
         "repeats",
-        lambda: Conserves(Repeating(StreamRegister(3)), 2),
+        lambda: Accounts(Repeating(StreamRegister(3)), stream_register),
+    ),
+    "sums": Proof(
+        "tree",
+        "never overflows",
+        lambda: TreesNeverOverflow(range(2, 4), 3),
+        "bmc",
+        4,
+        "a bit too few",
+        lambda: TreesNeverOverflow(range(2, 4), 3, 1),
+    ),
+    "products": Proof(
+        "pair",
+        "equals both products",
+        lambda: PairsOfProducts(3, 2),
+        "bmc",
+        1,
+        "keeps what it borrowed",
+        lambda: PairsOfProducts(3, 2, lambda product, spacing: (product[:5].as_signed(), product[5:].as_signed())),
     ),
     "definition": Proof(
         "requantize",
@@ -124,9 +153,31 @@ def test_the_command_tells_proven_from_refuted(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "proofs.json").exists()
 
 
-def test_every_core_has_a_proof_of_its_streams_and_every_claim_a_bug():
+def test_a_proof_without_a_verdict_is_told_from_a_missing_tool(tmp_path, monkeypatch, capsys):
+    def give_up(proof, directory, **_):
+        raise Unsettled("the proof was neither accepted nor refuted (no result)")
+
+    monkeypatch.setattr(prove, "all_proofs", lambda: (KINDS["definition"],))
+    monkeypatch.setattr(prove, "settle", give_up)
+    from scripts.cli import main
+
+    assert main(["prove", "--out", str(tmp_path)]) == 1
+    captured = capsys.readouterr()
+    assert "UNSETTLED" in captured.out and "0 of 1 claims hold" in captured.out
+    assert "neither accepted nor refuted (no result)" in captured.err
+
+
+def test_every_core_has_its_claims_and_every_claim_a_bug():
     proofs = all_proofs()
     assert {proof.core for proof in proofs if "rules of streams" in proof.claim} == set(CORES)
+    rows = {
+        proof.core for proof in proofs if "without stalls" in proof.claim or "that it sends to itself" in proof.claim
+    }
+    assert rows == set(CORES)
+    assert {proof.core for proof in proofs if "nothing lost" in proof.claim} == set(CORES) - set(PIPELINES) - {
+        "attention",  # bounded, and by benches
+        "uart",
+    }
     assert len({proof.name for proof in proofs}) == len(proofs)
     for proof in proofs:
         assert (proof.faulty is None) == (proof.mode == "cover")
@@ -162,8 +213,43 @@ def test_a_missing_solver_is_named(tmp_path, monkeypatch):
 
 
 def test_assertions_inside_a_core_are_left_out_unless_they_are_claims():
-    assert "chformal -assert -remove top.core*" in script(KINDS["rules"])
-    assert "chformal" not in script(replace(KINDS["rules"], internal=True))
+    assert "chformal -assert -remove top.core*\n" in script(KINDS["rules"])
+    # A reciprocal's argument is a number, of which accounts know nothing.
+    assert "chformal -assert -remove top.core*.reciprocal top.core*.root\n" in script(KINDS["accounts"])
+
+
+def test_a_proof_has_a_time_limit_and_its_bug_enough_cycles():
+    assert f"timeout {TIME_LIMIT}" in script(KINDS["rules"])
+    assert "mode prove\ndepth 3" in script(KINDS["rules"])
+    assert "mode bmc\ndepth 48" in script(KINDS["rules"], faulty=True)
+    assert "mode bmc\ndepth 70" in script(replace(KINDS["rules"], bug_depth=70), faulty=True)
+    assert "$meminit" in script(replace(KINDS["rules"], free_memories=True))
+
+
+def test_the_inside_of_a_core_is_found_by_name_and_through_a_bug_around_it():
+    core = TINY_CORES["softmax"].build()
+    inside, around = Inside(core), Inside(Losing(TINY_CORES["softmax"].build()))
+    assert inside.part() is core
+    for found in (inside, around):
+        assert found.part("numerators.maxima").depth == 4
+        assert found.signal("numerators.index").shape().width == 1
+        assert len(found.queue("queue")) == found.part("queue").depth + 1
+        with pytest.raises(LookupError, match=r"'numerators\.nobody'"):
+            found.signal("numerators.nobody")
+        with pytest.raises(LookupError, match="is no memory"):
+            found.word("tags", Signal(3))
+        with pytest.raises(NameError, match="nobody"):
+            found.part("nobody")
+
+
+def test_a_changed_name_is_in_force_for_one_core_only():
+    from hdl import row_numerators
+
+    build = few_maxima(CORES["softmax-numerators"].example)
+    assert Inside(build()).part("maxima").depth == 4
+    assert row_numerators.MAXIMA == 16
+    with pytest.raises(AttributeError, match="NOBODY"):
+        built_with(build, "hdl.row_numerators", NOBODY=1)
 
 
 def test_stated_limits_of_the_exponential_hold_its_table_and_not_a_wrong_one():
