@@ -283,10 +283,14 @@ def cache_traffic(core: wiring.Component, pairs: np.ndarray, starts: np.ndarray)
 
 
 def sequence_starts(context_length: int, generator: np.random.Generator, count: int) -> np.ndarray:
-    """Return which tokens start a sequence: one of a single token first, then one that is longer than the context, then random ones."""
+    """Return which tokens say that they start a sequence.
+
+    The first one does not say so, since a core that was reset begins one anyway; it stands alone, a sequence longer than the context
+    follows, then random ones.
+    """
     starts = generator.random(count) < 0.5 / context_length
-    starts[:2] = True
-    starts[2 : context_length + 2] = False
+    starts[: context_length + 2] = False
+    starts[1:2] = True
     return starts
 
 

@@ -18,15 +18,19 @@ from sim.tools import SIMULATORS, missing_for
 COUNT = 12
 # Probabilities (source, sink) of a pause; full speed comes first because it also checks the cycle count.
 LEVELS = ((0.0, 0.0), (0.4, 0.0), (0.0, 0.4), (0.3, 0.3))
-RESETS = 10  # in the middle of as many runs, at full speed and, so that results wait where it comes, with a slow sink in turn
 SLOW_SINK = (0.1, 0.6)
+# Runs with a reset in the middle, at full speed and, so that results wait where it comes, with a slow sink in turn: as many pairs as take
+# about so many cycles.
+RESET_PAIRS, CYCLES_OF_RESETS = (3, 15), 4000
 
 
 def stalls_of(entry, cycles):
     """Return how a core's runs are disturbed: all levels, then resets at random moments of a run of so many cycles."""
     moments = random.Random(entry.name)
-    resets = [0] * len(LEVELS) + [moments.randrange(1, cycles) for _ in range(RESETS)]
-    levels = [*LEVELS, *(LEVELS[0], SLOW_SINK) * (RESETS // 2)]
+    fewest, most = RESET_PAIRS
+    pairs = min(most, max(fewest, CYCLES_OF_RESETS // cycles))
+    levels = [*LEVELS, *(LEVELS[0], SLOW_SINK) * pairs]
+    resets = [0] * len(LEVELS) + [moments.randrange(1, cycles) for _ in range(2 * pairs)]
     # What leaves by a wire does not wait: a receiver whose sink pauses would lose bytes.
     return [
         Stalls(seed, source, 0.0 if entry.wires else sink, reset_after)

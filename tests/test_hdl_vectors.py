@@ -125,7 +125,8 @@ def test_sequences_are_of_one_token_and_longer_than_the_context(name):
     length = core.parameters.context_length if name == "attention" else core.context_length
     width = core.parameters.embed_dim if name == "attention" else 2 * core.words
     starts = np.asarray(vectors.inputs["i"]["restart"]).reshape(-1, width)[:, 0]
-    gaps = np.diff([*np.flatnonzero(starts), len(starts)])
+    assert not starts[0], "a core that was reset begins a sequence without being told"
+    gaps = np.diff([0, *np.flatnonzero(starts), len(starts)])
     assert gaps.min() == 1
     assert gaps.max() > length
     assert max(places_of(starts, length)) == length - 1
