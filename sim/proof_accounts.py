@@ -1,7 +1,7 @@
 """Accounts: what entered a core and has not left it is inside, for all time.
 
 Induction begins in any state. What no reset leads to, a word in one queue of which another knows nothing, must therefore be excluded: invariants say which
-numbers inside a core agree. They are asserted, never assumed, so that they are proven together with what follows from them.
+numbers inside a core agree. One proof asserts them, together with what follows from them; another one, about rows that end, builds upon it.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ class Accounts(Environment):
 
     Attributes:
         invariants: Returns the assertions, given this environment and the module around the core.
-        bound: Cycles within which a row must end while nobody stalls, or None to claim nothing of it.
+        bound: None, to claim that the invariants hold; or the cycles within which a row must end while nobody stalls, from any state in which they do.
     """
 
     asserts_rules = False
@@ -37,9 +37,12 @@ class Accounts(Environment):
         self.bound = bound
 
     def claims(self, m: Module) -> None:
-        """Assert the invariants, and that rows end."""
-        m.d.comb += self.invariants(self, m)
-        if self.bound is not None:
+        """Assert the invariants, or that rows end from wherever they hold."""
+        claims = self.invariants(self, m)
+        if self.bound is None:
+            m.d.comb += claims
+        else:
+            m.d.comb += [Assume(claim.test) for claim in claims]
             finishes(self, m, self.bound)
 
     def passed(self, m: Module, name: str, *, rows: bool = False) -> Signal:
@@ -67,6 +70,7 @@ class WholeSums(Accounts):
     """
 
     asserts_rules = True
+    finishing = ("i",)  # an output rests while only other operations are asked for
 
     def claims(self, m: Module) -> None:
         """Assume whole sums."""

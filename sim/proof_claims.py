@@ -3,7 +3,21 @@
 from collections.abc import Callable, Mapping
 
 from amaranth.asserts import AnyConst
-from amaranth.hdl import Array, Assert, Assume, Const, Cover, Elaboratable, Module, Mux, Signal, Value, signed, unsigned
+from amaranth.hdl import (
+    Array,
+    Assert,
+    Assume,
+    Const,
+    Cover,
+    Elaboratable,
+    Module,
+    Mux,
+    ResetSignal,
+    Signal,
+    Value,
+    signed,
+    unsigned,
+)
 from amaranth.lib import wiring
 
 import fixedpoint
@@ -31,17 +45,28 @@ class Finishes(Environment):
         finishes(self, m, self.bound)
 
 
+class FinishesAfterReset(Finishes):
+    """The same for the cycles after one reset: nobody stalls, and no other reset comes, so that the solver has little to choose."""
+
+    def claims(self, m: Module) -> None:
+        """Assume the quiet."""
+        super().claims(m)
+        inputs, outputs = self.streams(wiring.In), self.streams(wiring.Out)
+        m.d.comb += [Assume(~ResetSignal()), *(Assume(getattr(self.core, name).valid) for name in inputs)]
+        m.d.comb += [Assume(getattr(self.core, name).ready) for name in outputs]
+
+
 def finishes(environment: Environment, m: Module, bound: int) -> None:
-    """Count the cycles without the end of a row while nobody stalls, and assert that they are at most `bound`."""
+    """Count the cycles without the end of a row, or a transfer of `finishing`, while nobody stalls, and assert that they are at most `bound`."""
     core = environment.core
     inputs, outputs = environment.streams(wiring.In), environment.streams(wiring.Out)
     flowing = Signal()
     m.d.comb += flowing.eq(
         all_of(getattr(core, name).valid for name in inputs) & all_of(getattr(core, name).ready for name in outputs)
     )
-    for name in outputs:
+    for name in environment.finishing or outputs:
         payload, end = getattr(core, name).payload, environment.taken[name]
-        if has_last(payload) and environment.ends_rows:
+        if has_last(payload) and environment.ends_rows and not environment.finishing:
             end = end & payload.last
         cycles = Signal(range(bound + 2), name=f"{name}_cycles")
         with m.If(~flowing | end):

@@ -19,7 +19,7 @@ from hdl.uart import UART
 from .proof import Proof
 from .proof_accounts import Accounts, WholeSums, no_invariants
 from .proof_arithmetic import arithmetic_proofs
-from .proof_claims import Finishes, Loopback, ReachesEndOfRow
+from .proof_claims import Finishes, FinishesAfterReset, Loopback, ReachesEndOfRow
 from .proof_cores import FEW_MAXIMA, TINY_CORES, tiny_attention, tiny_engine, tiny_norm, tiny_softmax
 from .proof_faults import Blocking, Losing, Silent, Withdrawing, built_with, slow_receiver
 from .proof_invariants import engine as engine_invariants
@@ -196,24 +196,24 @@ def finishing() -> list[Proof]:
     queues = [
         Proof(
             name,
-            f"ends a row within {core.bound} cycles without stalls, after any with stalls",
+            f"{'takes a command' if name == 'engine' else 'ends a row'} within {core.bound} cycles without stalls, after any with stalls",
             partial(_finishes, core),
             "prove",
             core.bound + 2,
             "offers nothing more after two refusals in a row",
             lambda core=core: _blocking(core),
-            bug_depth=2 * core.bound + 8,
+            bug_depth=max(48, 2 * core.bound + 8),
         )
         for name, core in TINY_CORES.items()
     ]
     attention = Proof(
         "attention",
         f"gives its first token's results within {ATTENTION_BOUND} cycles of reset without stalls",
-        lambda: Finishes(tiny_attention(), ATTENTION_BOUND),
+        lambda: FinishesAfterReset(tiny_attention(), ATTENTION_BOUND),
         "bmc",
         ATTENTION_BOUND + 2,
         "never offers anything",
-        lambda: Finishes(Silent(tiny_attention()), ATTENTION_BOUND),
+        lambda: FinishesAfterReset(Silent(tiny_attention()), ATTENTION_BOUND),
     )
     return [*pipelines, *queues, attention]
 

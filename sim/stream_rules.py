@@ -38,6 +38,8 @@ class Environment(Elaboratable):
     asserts_payload = True
     # Outputs with `last` finish with it; where it passes unchanged and an input may leave it out, any payload will do.
     ends_rows = True
+    # Streams that must not rest, where they are not the outputs.
+    finishing: tuple[str, ...] = ()
 
     def __init__(self, core: wiring.Component, row_lengths: Mapping[str, tuple[int, int]] | None = None):
         self.core = core
