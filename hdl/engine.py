@@ -11,9 +11,8 @@ sums its own products over many words, which weighs the rows of a matrix (attent
 """
 
 from collections.abc import Collection, Sequence
-from itertools import pairwise
 
-from amaranth.hdl import Assert, Format, Module, Mux, Signal, signed
+from amaranth.hdl import Assert, Cat, Format, Module, Mux, Signal, signed
 from amaranth.lib import data, enum, memory, stream, wiring
 from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
@@ -234,7 +233,7 @@ class Engine(wiring.Component):
         if Operation.WRITE in self.operations:
             write_port = words.write_port()
             m.d.comb += [
-                writing.eq(taken & (command.operation == Operation.WRITE)),
+                writing.eq(self.i.valid & (command.operation == Operation.WRITE)),
                 write_port.en.eq(writing),
                 write_port.addr.eq(command.address),
             ]
@@ -265,9 +264,12 @@ class Engine(wiring.Component):
             Signal(command.activations.shape(), name=f"activations_{stage}", reset_less=True)
             for stage in range(FETCH_MOVES)
         ]
-        with m.If(self.i.valid):  # multipliers that have nothing to do rest
-            m.d.sync += activations[0].eq(command.activations)
-        m.d.sync += [after.eq(before) for before, after in pairwise(activations)]
+        m.d.sync += activations[0].eq(command.activations)
+        offered = self._copies(m, "offered", self.i.valid)
+        for lane in range(lanes):
+            with m.If(offered[lane]):  # multipliers that have nothing to do rest
+                m.d.sync += activations[1][lane].eq(activations[0][lane])
+        m.d.sync += activations[2].eq(activations[1])
         m.submodules.products = products = self._products
         m.d.comb += [products.en.eq(1), products.a.eq(activations[-1])]
         # Block RAMs and multipliers lie in columns all over the chip: the way from one to the other takes a cycle of its own.
@@ -298,7 +300,14 @@ class Engine(wiring.Component):
         room = Signal(init=1)
         if self._trees:
             self._dot_product(m, lower, upper, tags, taken, room)
-        m.d.comb += self.i.ready.eq(room & (lanes_free | (command.operation != Operation.ACCUMULATE) | ~command.first))
+        # A word can always be written, so what writes does not wait for the credits' sum.
+        with m.Switch(command.operation):
+            with m.Case(Operation.WRITE):
+                m.d.comb += self.i.ready.eq(1)
+            with m.Case(Operation.ACCUMULATE):
+                m.d.comb += self.i.ready.eq(lanes_free | ~command.first)
+            with m.Default():
+                m.d.comb += self.i.ready.eq(room)
         return m
 
     def _either(self, in_pairs, pair, whole):
@@ -338,7 +347,7 @@ class Engine(wiring.Component):
 
     def _dot_product(self, m: Module, lower: Signal, upper: Signal, tags: Delay, taken: Signal, room: Signal) -> None:
         """Sum up products within groups of lanes, then slice by slice, and keep the results until they are taken."""
-        selected, slice_sum = tags.taps[self.dot_moves - 1], tags.o
+        chosen_soon, slice_sum = tags.taps[self.dot_moves - 2], tags.o
         payload = self.o.payload.shape()
         sums = Signal(payload, reset_less=True)
         for name, products, levels in (("lower", lower, self._trees), ("upper", upper, self._upper_trees)):
@@ -349,18 +358,20 @@ class Engine(wiring.Component):
             chosen = Signal(
                 data.ArrayLayout(levels[-1][0].o.shape(), self.groups), name=f"{name}_chosen", reset_less=True
             )
-            tag = tags.taps[self.dot_moves - 2]
-            with m.Switch(tag.tap):
+            with m.Switch(chosen_soon.tap):
                 for number, results in enumerate(taps):
                     with m.Case(number):
                         padded = results + [0] * (self.groups - len(results))
                         if name == "upper":
-                            padded = [Mux(tag.pairs, result, 0) for result in padded]
+                            padded = [Mux(chosen_soon.pairs, result, 0) for result in padded]
                         m.d.sync += [chosen[group].eq(result) for group, result in enumerate(padded)]
             total = getattr(sums, name)
-            with m.If(selected.dot):
-                for group in range(self.groups):
-                    m.d.sync += total[group].eq(Mux(selected.first, 0, total[group]) + chosen[group])
+            m.submodules[f"{name}_tags"] = selected = Copies(2, self.groups)
+            m.d.comb += selected.i.eq(Cat(chosen_soon.dot, chosen_soon.first))
+            for group in range(self.groups):
+                dot, first = selected.o[group]
+                with m.If(dot):
+                    m.d.sync += total[group].eq(Mux(first, 0, total[group]) + chosen[group])
 
         # A credit is a free place for a result; there are enough to keep the pipeline full.
         places = self.latency + 1
