@@ -18,15 +18,12 @@ from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
-import fixedpoint
-
 from .copies import Copies
 from .dot_product import AdderTree, Delay, LaneProducts
 from .errors import CircuitError
 from .multiplier import OPERAND_BITS, pair_operand, pair_products, pair_spacing
 from .parameter_checks import check_whole
 from .requantize import WIDEST_INPUT
-from .tile import Tile
 
 ELEMENT_BITS = 8  # of weights, keys and values; two 4-bit weights
 LANES_PER_COPY = 16  # of a control bit that all lanes look at
@@ -411,25 +408,3 @@ class Engine(wiring.Component):
                 waiting = late
             taps.append(waiting)
         return taps
-
-
-def attention_engine(attention: fixedpoint.Attention) -> Engine:
-    """Return an engine of C lanes for an attention block, with all operations, the trees tapped at the heads and at all lanes.
-
-    Its memory holds the key, value, query and output weights, in pairs if they have up to 4 bits, then room for C keys and values of
-    `context_length` tokens.  Activations are wide enough for softmax numerators.
-    """
-    layers = (attention.key, attention.value, attention.query, attention.output)
-    weight_bits = max(layer.weight_bits for layer in layers)
-    lanes, pairs = attention.embed_dim, weight_bits <= ELEMENT_BITS // 2
-    tile = Tile(lanes, lanes, pairs)
-    words = [word for layer in layers for word in tile.words(layer.weight, ELEMENT_BITS >> pairs)]
-    return Engine(
-        lanes,
-        sorted({attention.head_dim, lanes}),
-        len(words) + 2 * attention.context_length,
-        attention.context_length,
-        activation_bits=max(attention.query.input.bits, attention.softmax.exponential.output_bits + 1),
-        element_bits=ELEMENT_BITS,
-        init=words,
-    )

@@ -21,7 +21,7 @@ from . import vectors as make
 from .activation import TableActivation
 from .argmax import ArgMax
 from .attention import Attention
-from .engine import attention_engine
+from .engine import ELEMENT_BITS, Engine
 from .engine_vectors import engine_vectors
 from .errors import CircuitError
 from .example_model import MEDIUM, SMALL, TYPICAL, ModelShape, example_model
@@ -35,6 +35,7 @@ from .rms_norm import RMSNorm
 from .sampler import Sampler, XorShift32
 from .softmax import Softmax, SoftmaxNumerators
 from .stream_parts import StreamQueue, StreamRegister, WidthConverter
+from .tile import Tile
 from .uart import UART
 
 MATRIX_LANES = 64
@@ -118,6 +119,29 @@ def _matrix_vector(model: QuantizedTransformer, layer: int) -> MatrixVector:
     return MatrixVector(up, min(MATRIX_LANES, up.columns))
 
 
+def _engine(model: QuantizedTransformer, layer: int) -> Engine:
+    """Return an engine of C lanes for an attention block, with all operations, the trees tapped at the heads and at all lanes.
+
+    Its memory holds the key, value, query and output weights, in pairs if they have up to 4 bits, then room for C keys and values of
+    `context_length` tokens.  Activations are wide enough for softmax numerators.
+    """
+    attention = model.blocks[layer].attention
+    layers = (attention.key, attention.value, attention.query, attention.output)
+    weight_bits = max(linear.weight_bits for linear in layers)
+    lanes, pairs = attention.embed_dim, weight_bits <= ELEMENT_BITS // 2
+    tile = Tile(lanes, lanes, pairs)
+    words = [word for linear in layers for word in tile.words(linear.weight, ELEMENT_BITS >> pairs)]
+    return Engine(
+        lanes,
+        sorted({attention.head_dim, lanes}),
+        len(words) + 2 * attention.context_length,
+        attention.context_length,
+        activation_bits=max(attention.query.input.bits, attention.softmax.exponential.output_bits + 1),
+        element_bits=ELEMENT_BITS,
+        init=words,
+    )
+
+
 def _requantize(model: QuantizedTransformer, layer: int) -> Requantize:
     up = model.blocks[layer].up
     return Requantize(up.accumulator_bits, up.output, int(up.shift.min()), int(up.shift.max()), REQUANTIZE_LANES)
@@ -156,7 +180,7 @@ _ENTRIES = (
     ),
     CoreEntry(
         "engine",
-        lambda model, layer: attention_engine(model.blocks[layer].attention),
+        _engine,
         engine_vectors,
         "11 + ceil(log2 columns), sums of lanes 8",
         "1 word of `lanes` products or pairs of products a cycle",
