@@ -10,7 +10,8 @@ from hdl import CircuitError
 
 from .harness import Harness, stream_ports
 from .payload import unpack
-from .streams import Record, Stalls
+from .stalls import Stalls
+from .streams import Record
 
 
 class BenchFailure(AssertionError):

@@ -20,8 +20,9 @@ from hdl.registry import CoreEntry
 from .bench import BenchFailure
 from .core_cases import wired
 from .harness import Harness
-from .native_bench import NativeBench, Stalls
+from .native_bench import NativeBench
 from .payload import pack_words
+from .stalls import Stalls
 
 CHUNK = 20_000  # vectors; the smallest unit of time limits and of repetition
 # Probabilities (source, sink) of a pause: full speed, light on both sides, heavy on either or both. Odd and even seeds get all of them.

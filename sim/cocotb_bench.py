@@ -14,7 +14,7 @@ import cocotb
 from cocotb.clock import Clock
 from cocotb.triggers import RisingEdge
 
-from .streams import Exchange, Record, Stalls
+from .streams import Exchange, Record
 
 PLAN_VARIABLE, RECORDS_VARIABLE = "POSITRON_BENCH_PLAN", "POSITRON_BENCH_RECORDS"
 
@@ -41,7 +41,7 @@ async def run_plan(dut):
     Clock(dut.clk, 10, unit="ns").start(start_high=False)
     records: list[Record] = []
     for stalls in job["stalls"]:
-        exchange = Exchange(job["plan"], Stalls(**stalls))
+        exchange = Exchange(job["plan"], stalls)
         inputs.value = last = exchange.start()
         started = time.perf_counter()
         try:

@@ -23,7 +23,8 @@ from .harness import Harness, stream_ports
 from .payload import WORD_BITS, unpack
 from .processes import run_logged, tail
 from .runner import ASSERTION, to_verilog
-from .streams import Port, Stalls
+from .stalls import Stalls
+from .streams import Port
 
 SOURCE = Path(__file__).with_name("native") / "harness.cpp"
 NEEDED_TOOLS = ("yosys", "verilator", "perl", "make", "c++")
@@ -229,4 +230,4 @@ def _ports_header(harness: Harness) -> str:
     return table("SOURCES", harness.sources) + table("SINKS", harness.sinks)
 
 
-__all__ = ["NativeBench", "NativeResult", "Stalls"]
+__all__ = ["NativeBench", "NativeResult"]

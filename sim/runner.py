@@ -23,7 +23,8 @@ from .bench import SimulationResult, StreamBench, judge, plan
 from .builds import hash_texts, keep_objects, kept_build, refuse_spaces, simulator_environment, take_objects
 from .harness import Harness
 from .processes import run_logged, tail
-from .streams import Exchange, Record, Stalls
+from .stalls import Stalls
+from .streams import Exchange, Record
 from .tools import NEEDED_TOOLS, default_simulator, missing_for
 
 # cocotb's runner makes every signal public, which forbids Verilator to optimize; only the top's ports need to be.
@@ -58,7 +59,7 @@ def simulate(
         seed: Of the stalls and of the rubbish between transfers.
         source_stall: Probability, each cycle, that a source pauses; 0 is full speed.
         sink_stall: Probability, each cycle, that a sink pauses.
-        reset_after: Cycles after which the circuit is reset and all begins again, as `sim.streams.Stalls` says; 0: no reset.
+        reset_after: Cycles after which the circuit is reset and all begins again, as `sim.stalls.Stalls` says; 0: no reset.
 
     Raises:
         BenchFailure: The circuit did not do what the bench expects.
@@ -131,7 +132,7 @@ def _run_amaranth(harness: Harness, settings: dict, stalls: Sequence[Stalls]) ->
     async def run(context):
         nonlocal exchange, started
         for one in stalls:
-            exchange, started = Exchange(settings, one), time.perf_counter()
+            exchange, started = Exchange(settings, asdict(one)), time.perf_counter()
             last = exchange.start()
             context.set(harness.inputs, last)
             async for _, _, outputs in context.tick().sample(harness.outputs):

@@ -8,51 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 
-from hdl import CircuitError
-
 RESET_CYCLES = 2
-SEED_BITS = 32
-
-
-@dataclass(frozen=True)
-class Stalls:
-    """How a run disturbs a circuit; the same for every simulator.
-
-    With a reset in the middle, the run begins as any other, and what the circuit gives counts. After `reset_after` cycles, or when all is done if that
-    is earlier, the reset is high at one clock edge, at which nothing moves; then everything is offered and expected again, from the first word on.
-
-    Attributes:
-        seed: Of everything below, and of the rubbish between transfers.
-        source: Probability, each cycle, that a source pauses; 0 is full speed.
-        sink: Probability that a sink pauses.
-        reset_after: Cycles after which the circuit is reset and all begins again; 0: no reset.
-    """
-
-    seed: int = 0
-    source: float = 0.0
-    sink: float = 0.0
-    reset_after: int = 0
-
-    def __post_init__(self):
-        """Refuse what would never end."""
-        if not (0 <= self.source < 1 and 0 <= self.sink < 1):
-            raise CircuitError(
-                f"a stall is a probability from 0 to below 1, not {self.source} (source), {self.sink} (sink)"
-            )
-        if not (0 <= self.seed < 1 << SEED_BITS and self.reset_after >= 0):
-            raise CircuitError(
-                f"a seed has 32 bits and a reset comes after 0 or more cycles, not {self.seed}, {self.reset_after}"
-            )
-
-    def __str__(self) -> str:
-        """Everything that repeats the run, for a message."""
-        reset = f", reset after {self.reset_after}" if self.reset_after else ""
-        return f"seed {self.seed}, source stall {self.source:g}, sink stall {self.sink:g}{reset}"
-
-    @property
-    def at_full_speed(self) -> bool:
-        """Whether nothing pauses."""
-        return self.source == 0 and self.sink == 0
 
 
 @dataclass(frozen=True)
@@ -231,22 +187,22 @@ class Exchange:
         stopped: Empty while the run goes on, then why it ended (see `Record.stopped`).
     """
 
-    def __init__(self, plan: dict, stalls: Stalls):
-        """Make both ends of all streams; `plan` is what `sim.bench.plan` returns."""
-        seed = stalls.seed
+    def __init__(self, plan: dict, stalls: dict):
+        """Make both ends of all streams; `plan` is what `sim.bench.plan` returns, `stalls` the fields of a `sim.stalls.Stalls`."""
+        seed, reset_after = stalls["seed"], stalls["reset_after"]
         self._sources = [
-            SourceDriver(Port(**port), plan["inputs"][port["name"]], stalls.source, f"{seed} source {port['name']}")
+            SourceDriver(Port(**port), plan["inputs"][port["name"]], stalls["source"], f"{seed} source {port['name']}")
             for port in plan["sources"]
         ]
         self._sinks = [
-            (SinkDriver(Port(**port), stalls.sink, f"{seed} sink {port['name']}"), Monitor(Port(**port)))
+            (SinkDriver(Port(**port), stalls["sink"], f"{seed} sink {port['name']}"), Monitor(Port(**port)))
             for port in plan["sinks"]
         ]
         self._expected = [plan["expected_counts"][sink.port.name] for sink, _ in self._sinks]
         self._num_inputs = sum(len(words) for words in plan["inputs"].values())
         self._idle_cycles = plan["idle_cycles"]
         self._watchdog_cycles = plan["watchdog_cycles"]
-        self._reset_at = RESET_CYCLES + stalls.reset_after if stalls.reset_after else None
+        self._reset_at = RESET_CYCLES + reset_after if reset_after else None
         self._received_before: dict[str, list[int]] = {}
         self._now = 0
         self._detail: list = []

@@ -11,7 +11,7 @@ from sim.bench import StreamBench
 from sim.native_bench import NEEDED_TOOLS, NativeBench
 from sim.payload import WORD_BITS, pack_all
 from sim.runner import simulate
-from sim.streams import Stalls
+from sim.stalls import Stalls
 
 # Source and sink stall independently; full speed comes first because it also checks the cycle count.
 STALLS = ((0.0, 0.0), (0.4, 0.0), (0.0, 0.4), (0.3, 0.3))

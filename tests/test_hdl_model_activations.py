@@ -15,7 +15,7 @@ from sim.cases import CIRCUITS, activations, flat, score_rows, windows
 from sim.core_cases import wired
 from sim.payload import pack_all
 from sim.runner import simulate_each
-from sim.streams import Stalls
+from sim.stalls import Stalls
 
 TOKENS = 16
 LAYER = 1

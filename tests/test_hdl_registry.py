@@ -12,7 +12,7 @@ from hdl.registry import CORES, find_core
 from sim.bench import BenchFailure
 from sim.core_cases import Wired, core_bench
 from sim.runner import simulate, simulate_each
-from sim.streams import Stalls
+from sim.stalls import Stalls
 from sim.tools import SIMULATORS, missing_for
 
 COUNT = 12

@@ -8,8 +8,9 @@ from hdl.toolchain import find_tool
 from sim import native_bench
 from sim.bench import BenchFailure
 from sim.harness import Harness
-from sim.native_bench import NEEDED_TOOLS, NativeBench, Stalls
+from sim.native_bench import NEEDED_TOOLS, NativeBench
 from sim.payload import pack_words
+from sim.stalls import Stalls
 
 OFFSET = 3
 COUNT = 200

@@ -20,7 +20,7 @@ from hdl import CircuitError, ToolError
 from sim.bench import BenchFailure, StreamBench
 from sim.payload import pack_all
 from sim.runner import simulate, simulate_each, to_verilog
-from sim.streams import Stalls
+from sim.stalls import Stalls
 from sim.tools import SIMULATORS, default_simulator, missing_for
 
 OFFSET = -3

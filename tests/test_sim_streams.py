@@ -1,10 +1,12 @@
 """The ends of streams without any circuit."""
 
 from collections import Counter
+from dataclasses import asdict
 
 import pytest
 
-from sim.streams import RESET_CYCLES, Exchange, Monitor, Port, ProtocolViolation, SinkDriver, SourceDriver, Stalls
+from sim.stalls import Stalls
+from sim.streams import RESET_CYCLES, Exchange, Monitor, Port, ProtocolViolation, SinkDriver, SourceDriver
 
 WIDTH = 8
 # Source: valid at bit 1, payload from bit 3; ready at bit 0. Sink: ready at bit 2; valid at bit 1, payload from bit 2.
@@ -93,7 +95,7 @@ def make_exchange(words, expected, stalls=None):
         "idle_cycles": 5,
         "watchdog_cycles": 20,
     }
-    return Exchange(plan, stalls or Stalls(1))
+    return Exchange(plan, asdict(stalls or Stalls(1)))
 
 
 def run(exchange, respond):
