@@ -57,6 +57,12 @@ def positive(argument):
     return argument != 0
 
 
+def within_shifts(payload):
+    """Say that a shift is one of those that the core is made for."""
+    *_, lowest, highest = REQUANTIZE
+    return (payload.shift[0] >= lowest) & (payload.shift[0] <= highest)
+
+
 def wrap(value, number_format: QFormat):
     """Return the low bits of a number, what a cast without saturation would give."""
     return value[: number_format.bits].as_signed()
@@ -98,13 +104,14 @@ def tables_and_casts() -> list[Proof]:
         Proof(
             "requantize",
             "the core gives what the definition gives, for every number of 12 bits and shifts from -1 to 6",
-            lambda: Transaction(Requantize(*REQUANTIZE), requantize_definition(REQUANTIZE[1])),
+            lambda: Transaction(Requantize(*REQUANTIZE), requantize_definition(REQUANTIZE[1]), within_shifts),
             "bmc",
             9,
             "wraps instead of saturating",
             lambda: Transaction(
                 built_with(lambda: Requantize(*REQUANTIZE), "hdl.requantize", saturate=wrap),
                 requantize_definition(REQUANTIZE[1]),
+                within_shifts,
             ),
         ),
         *(
@@ -191,7 +198,7 @@ def sums() -> list[Proof]:
     tall = tiny_norm(4, 2)
 
     def engine(terms: int) -> Engine:
-        return Engine(2, (1, 2), 2, terms, activation_bits=4, element_bits=4)
+        return Engine(2, (1, 2), 2, terms, activation_bits=3, element_bits=2)
 
     return [
         Proof(
@@ -205,10 +212,10 @@ def sums() -> list[Proof]:
         ),
         Proof(
             "engine",
-            "sums of products equal sums of more bits, in every operation, for all activations and weights of 4 bits",
+            "sums of products equal sums of more bits, in every operation, for all activations of 3 bits and weights of 2",
             lambda: SumsAreExact(engine(TERMS), TERMS),
             "bmc",
-            18,
+            16,
             "made for sums of one word",
             lambda: SumsAreExact(engine(TERMS - 1), TERMS),
             free_memories=True,
@@ -218,7 +225,7 @@ def sums() -> list[Proof]:
             "a denominator is the sum of its numerators, and positive",
             lambda: DenominatorsAreExact(SoftmaxNumerators(tiny_softmax()), {"i": (1, 2)}),
             "bmc",
-            20,
+            15,
             "the denominator has a bit too few",
             lambda: DenominatorsAreExact(SoftmaxNumerators(understated_softmax()), {"i": (1, 2)}),
         ),

@@ -46,14 +46,20 @@ class Finishes(Environment):
 
 
 class FinishesAfterReset(Finishes):
-    """The same for the cycles after one reset: nobody stalls, and no other reset comes, so that the solver has little to choose."""
+    """The same for the cycles after one reset, undisturbed."""
 
     def claims(self, m: Module) -> None:
         """Assume the quiet."""
         super().claims(m)
-        inputs, outputs = self.streams(wiring.In), self.streams(wiring.Out)
-        m.d.comb += [Assume(~ResetSignal()), *(Assume(getattr(self.core, name).valid) for name in inputs)]
-        m.d.comb += [Assume(getattr(self.core, name).ready) for name in outputs]
+        undisturbed(self, m)
+
+
+def undisturbed(environment: Environment, m: Module) -> None:
+    """Assume that nobody stalls and that no other reset comes: where only numbers are in question the solver has less to choose."""
+    core = environment.core
+    m.d.comb += [Assume(~ResetSignal())]
+    m.d.comb += [Assume(getattr(core, name).valid) for name in environment.streams(wiring.In)]
+    m.d.comb += [Assume(getattr(core, name).ready) for name in environment.streams(wiring.Out)]
 
 
 def finishes(environment: Environment, m: Module, bound: int) -> None:
@@ -141,7 +147,7 @@ class Transaction(Environment):
         self,
         core: wiring.Component,
         relation: Callable[[Module, Value, Value], Value],
-        allowed: Callable[[Value], Value] | None = None,
+        allowed: Callable[..., Value] | None = None,
     ):
         super().__init__(core)
         self.relation = relation
@@ -152,7 +158,7 @@ class Transaction(Environment):
         number = AnyConst(3)
         argument = Signal.like(self.core.i.payload, name="argument")
         if self.allowed is not None:
-            m.d.comb += Assume(self.allowed(Value.cast(self.core.i.payload)))
+            m.d.comb += Assume(self.allowed(self.core.i.payload))
         with m.If(self.taken["i"] & (self.counts["i"] == number)):
             m.d.sync += argument.eq(self.core.i.payload)
         # A result never leaves in the cycle its argument arrives: every core here has a register between.

@@ -13,6 +13,7 @@ from hdl.multiplier import Multiplier, pair_operand, pair_products, pair_spacing
 from hdl.row_statistics import RowStatistics
 
 from .proof_accounts import WholeSums, no_invariants
+from .proof_claims import undisturbed
 from .stream_rules import Environment
 
 SPARE_BITS = 4  # of a sum that is compared, beyond what the circuit has
@@ -62,7 +63,7 @@ class TreesNeverOverflow(Elaboratable):
 class SumsAreExact(WholeSums):
     """An engine's results equal sums of products of all activations and all weights; sums have at most `terms` words.
 
-    Weights are the memory's, of any contents. The sum is one of the first two, of the solver's choice.
+    Weights are the memory's, of any contents. The sum is the first one of its kind; words of the other kind may lie between.
     """
 
     asserts_rules = False
@@ -74,6 +75,7 @@ class SumsAreExact(WholeSums):
     def claims(self, m: Module) -> None:
         """Add up what the commands ask for, and compare."""
         super().claims(m)
+        undisturbed(self, m)
         core, command, taken = self.core, self.core.i.payload, self.taken["i"]
         bits, half = core.element_bits, core.element_bits // 2
         word = self.inside.word("words", command.address)
@@ -97,12 +99,12 @@ class SumsAreExact(WholeSums):
         lanes = [(core.o_lanes.payload[lane], product) for lane, product in enumerate(whole)]
         dot = pairs | (command.operation == Operation.DOT)
         for name, mine, sums in (("o", dot, dots), ("o_lanes", command.operation == Operation.ACCUMULATE, lanes)):
-            number, ended = AnyConst(1), Signal(8, name=f"{name}_ended")
+            ended = Signal(8, name=f"{name}_ended")
             m.d.sync += ended.eq(ended + (taken & mine & command.last))
-            given = self.taken[name] & (self.counts[name] == number)
+            given = self.taken[name] & (self.counts[name] == 0)
             for position, (result, product) in enumerate(sums):
                 exact = Signal(signed(len(Value.cast(result)) + SPARE_BITS), name=f"{name}_exact_{position}")
-                with m.If(taken & mine & (ended == number)):
+                with m.If(taken & mine & (ended == 0)):
                     m.d.sync += exact.eq(Mux(command.first, 0, exact) + product)
                 m.d.comb += Assert(~given | (result == exact), "a result is the sum of its products")
 
@@ -125,6 +127,7 @@ class DenominatorsAreExact(Environment):
 
     def claims(self, m: Module) -> None:
         """Add up the numerators given."""
+        undisturbed(self, m)
         payload, result = self.core.o.payload, self.core.o_denominator.payload
         number, ended = AnyConst(1), Signal(8)
         exact = Signal(unsigned(len(result) + SPARE_BITS))
