@@ -215,7 +215,7 @@ def sums() -> list[Proof]:
             "sums of products equal sums of more bits, in every operation, for all activations of 3 bits and weights of 2",
             lambda: SumsAreExact(engine(TERMS), TERMS),
             "bmc",
-            16,
+            15,
             "made for sums of one word",
             lambda: SumsAreExact(engine(TERMS - 1), TERMS),
             free_memories=True,
