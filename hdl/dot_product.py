@@ -1,3 +1,5 @@
+# amaranth: UnusedElaboratable=no
+# (a core may be built only to ask for its latency)
 """Multipliers and adders side by side: the arithmetic shared by the matrix-vector core and the attention circuit.
 
 Nothing here has a handshake.  Every register moves only while `en` is high, so that the core around it can stall the whole pipeline with

@@ -1,3 +1,5 @@
+# amaranth: UnusedElaboratable=no
+# (a core may be built only to ask for its latency)
 """From accumulators to activations: shift right, round half up, saturate; alone, and after a row's bias and scale have been looked up."""
 
 from collections.abc import Sequence
