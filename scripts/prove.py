@@ -60,7 +60,9 @@ def run(arguments: argparse.Namespace) -> int:
         expected = verdict.holds is not faulty and verdict.holds is not None
         words = OUTCOMES[proof.mode == "cover"][verdict.holds]
         claim = f"{proof.claim}; bug: {proof.bug}" if faulty else proof.claim
-        rows.append((proof.core, claim, method(proof), words if expected else words.upper(), round(verdict.seconds, 1)))
+        rows.append(
+            (proof.core, claim, method(proof, faulty), words if expected else words.upper(), round(verdict.seconds, 1))
+        )
         if not expected:
             wrong.append((proof, verdict))
     print(format_table(("core", "claim", "method", "verdict", "seconds"), rows))
@@ -103,8 +105,10 @@ def settle_all(tasks: list[tuple[Proof, bool]], directory: Path, jobs: int) -> l
     return [verdicts[number] for number in range(len(tasks))]
 
 
-def method(proof: Proof) -> str:
-    """Return how a claim is settled, in a few words."""
+def method(proof: Proof, faulty: bool = False) -> str:
+    """Return how a claim is settled, or its bug looked for, in a few words."""
+    if faulty and proof.mode == "prove":
+        return f"first {max(proof.depth, proof.bug_depth)} cycles"
     words = {"prove": "induction over {}", "bmc": "first {} cycles", "cover": "within {} cycles"}
     return words[proof.mode].format(proof.depth)
 
