@@ -14,7 +14,6 @@ from collections.abc import Collection, Sequence
 
 from amaranth.hdl import Assert, Cat, Format, Module, Mux, Signal, signed
 from amaranth.lib import data, enum, memory, stream, wiring
-from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
@@ -23,7 +22,9 @@ from .dot_product import AdderTree, Delay, LaneProducts
 from .errors import CircuitError
 from .multiplier import OPERAND_BITS, pair_operand, pair_products, pair_spacing
 from .parameter_checks import check_whole
+from .payload import connect, payload_shape
 from .requantize import WIDEST_INPUT
+from .stream_parts import PromisedQueue
 
 ELEMENT_BITS = 8  # of weights, keys and values; two 4-bit weights
 LANES_PER_COPY = 16  # of a control bit that all lanes look at
@@ -345,7 +346,7 @@ class Engine(wiring.Component):
     def _dot_product(self, m: Module, lower: Signal, upper: Signal, tags: Delay, taken: Signal, room: Signal) -> None:
         """Sum up products within groups of lanes, then slice by slice, and keep the results until they are taken."""
         chosen_soon, slice_sum = tags.taps[self.dot_moves - 2], tags.o
-        payload = self.o.payload.shape()
+        payload = payload_shape(self.o)
         sums = Signal(payload, reset_less=True)
         for name, products, levels in (("lower", lower, self._trees), ("upper", upper, self._upper_trees)):
             if not levels:
@@ -372,15 +373,9 @@ class Engine(wiring.Component):
 
         # A credit is a free place for a result; there are enough to keep the pipeline full.
         places = self.latency + 1
-        m.submodules.results = results = SyncFIFOBuffered(width=payload.size, depth=places)
-        m.d.comb += [
-            results.w_en.eq(slice_sum.dot & slice_sum.last),
-            results.w_data.eq(sums),
-            self.o.valid.eq(results.r_rdy),
-            self.o.payload.eq(results.r_data),
-            results.r_en.eq(self.o.ready),
-        ]
-        m.d.sync += Assert(~results.w_en | results.w_rdy, "a result found no room")
+        m.submodules.results = results = PromisedQueue(payload, places)
+        m.d.comb += [results.write.eq(slice_sum.dot & slice_sum.last), results.data.eq(sums)]
+        connect(m, results.o, wiring.flipped(self.o))
         credits = Signal(range(places + 1), init=places)
         spend = Signal()
         m.d.comb += spend.eq(tags.i.dot & tags.i.last)

@@ -1,13 +1,14 @@
-"""What joins streams and Amaranth's library lacks: a register that cuts every path, a queue behind one, and a converter between widths of words."""
+"""What joins streams and Amaranth's library lacks: a register that cuts every path, two kinds of queue, and a converter between widths of words."""
 
 from amaranth.hdl import Assert, Cat, Format, Module, Mux, Shape, ShapeLike, Signal, Value, unsigned
-from amaranth.lib import data, stream, wiring
+from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 
 from .dot_product import Delay
 from .errors import CircuitError
 from .parameter_checks import check_shape, check_whole
+from .payload import payload_shape
 
 
 def moving_together(m: Module, i, o, latency: int) -> Signal:
@@ -111,6 +112,71 @@ class StreamQueue(wiring.Component):
         ]
         with m.If(memory.r_en):
             m.d.sync += [word.eq(memory.r_data), self.o.valid.eq(memory.r_rdy)]
+        return m
+
+
+class PromisedQueue(wiring.Component):
+    """A FIFO that never refuses: whoever writes has counted its free places before.
+
+    Equation: `o = data` of each cycle with `write`.  Latency: 2 cycles from a payload written, with nothing before it, to it offered.
+    Throughput: one a cycle.
+
+    A FIFO that refuses compares its level in the cycle of a write, and what comes of it goes on to every cell of the memory; for wide payloads
+    that is the longest way of a core.  A pipeline that starts nothing without a free place for what comes out of it needs no such comparison.
+    In simulation a write without room is an assertion's failure.
+    Resources: a memory of `depth` - 1 payloads, distributed where it is small, and a register of the payload.
+
+    Attributes:
+        depth: Payloads that it holds, 3 or more: with two, the memory's only word would be read and written at once.
+        level: Payloads that it holds now.
+        latency: 2.
+        write: In, 1 bit. Take `data`.
+        data: In, of the given shape.
+        o: Out, stream of the same shape.
+    """
+
+    latency = 2
+
+    def __init__(self, shape: ShapeLike, depth: int):
+        check_shape("a queue's shape", shape)
+        check_whole("a queue's depth", depth, 3)
+        self.depth = depth
+        self.level = Signal(range(depth + 1))
+        super().__init__({"write": In(1), "data": In(shape), "o": Out(stream.Signature(shape))})
+
+    def elaborate(self, platform):
+        """Build the circuit."""
+        m = Module()
+        places = self.depth - 1
+        m.submodules.storage = storage = memory.Memory(
+            shape=Shape.cast(payload_shape(self.o)).width, depth=places, init=[], attrs={"no_rw_check": 1}
+        )
+        write, read = storage.write_port(), storage.read_port(domain="comb")
+        inner_level = Signal(range(places + 1))
+        produce = Signal(range(places))
+        consume = Signal(range(places))
+        offered = Signal(len(read.data), reset_less=True)
+        load = Signal()
+        m.d.comb += [
+            write.en.eq(self.write),
+            write.addr.eq(produce),
+            write.data.eq(self.data),
+            read.addr.eq(consume),
+            load.eq((inner_level != 0) & (~self.o.valid | self.o.ready)),
+            Value.cast(self.o.payload).eq(offered),
+            self.level.eq(inner_level + self.o.valid),
+        ]
+        m.d.sync += [
+            inner_level.eq(inner_level + self.write - load),
+            Assert(~self.write | (inner_level != places), "a queue was written although it was full"),
+        ]
+        for place, moves in ((produce, self.write), (consume, load)):
+            with m.If(moves):
+                m.d.sync += place.eq(Mux(place == places - 1, 0, place + 1))
+        with m.If(load):
+            m.d.sync += [offered.eq(read.data), self.o.valid.eq(1)]
+        with m.Elif(self.o.ready):
+            m.d.sync += self.o.valid.eq(0)
         return m
 
 

@@ -10,6 +10,8 @@ from amaranth.hdl import Assert, Assume, Const, Module, Mux, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.fifo import SyncFIFOBuffered
 
+from hdl.stream_parts import PromisedQueue
+
 from .proof_claims import finishes
 from .proof_inside import Inside
 from .stream_rules import Environment
@@ -95,7 +97,7 @@ def no_invariants(environment: Accounts, m: Module) -> list[Assert]:
 def fifo_claims(inside: Inside, path: str) -> list[Assert]:
     """Return that the pointers of a FIFO at a path are as far apart as it is full."""
     fifo = inside.part(path)
-    buffered = isinstance(fifo, SyncFIFOBuffered)
+    buffered = isinstance(fifo, (SyncFIFOBuffered, PromisedQueue))
     depth = fifo.depth - buffered
     level = inside.signal(f"{path}.inner_level") if buffered else fifo.level
     produce, consume = (inside.signal(f"{path}.{name}") for name in ("produce", "consume"))

@@ -14,6 +14,7 @@ from amaranth.lib.fifo import SyncFIFO, SyncFIFOBuffered
 from hdl.layer_norm import LayerNorm
 from hdl.registry import CORES
 from hdl.softmax import SoftmaxNumerators
+from hdl.stream_parts import PromisedQueue
 from hdl.uart import UART
 
 from .proof import Proof
@@ -110,20 +111,10 @@ def _accounts(core, change) -> Accounts:
     return core.environment(change(core.build), core.invariants, core.row_lengths)
 
 
-def shallower(kind: type, *, by: int = 1):
-    """Return a FIFO of fewer places than are asked for."""
-
-    class Shallower(kind):
-        def __init__(self, *, width: int, depth: int):
-            super().__init__(width=width, depth=depth - by)
-
-    return Shallower
-
-
 def overruns() -> list[Proof]:
     """What has no handshake always finds room: an engine's results, a norm's roots, a softmax's maxima."""
     engine, norm, numerators = (TINY_CORES[name] for name in ("engine", "layer-norm", "softmax-numerators"))
-    fifos = SimpleNamespace(SyncFIFOBuffered=shallower(SyncFIFOBuffered, by=2))
+    fifos = SimpleNamespace(SyncFIFOBuffered=lambda *, width, depth: SyncFIFOBuffered(width=width, depth=depth - 2))
     return [
         Proof(
             "engine",
@@ -133,7 +124,7 @@ def overruns() -> list[Proof]:
             ACCOUNTS_INDUCTION,
             "the FIFO of results has two places fewer",
             lambda: WholeSums(
-                built_with(tiny_engine, "hdl.engine", SyncFIFOBuffered=shallower(SyncFIFOBuffered, by=2)),
+                built_with(tiny_engine, "hdl.engine", PromisedQueue=_two_places_fewer),
                 no_invariants,
             ),
             internal=True,
@@ -168,6 +159,10 @@ def overruns() -> list[Proof]:
             ),
         ),
     ]
+
+
+def _two_places_fewer(shape, depth: int) -> PromisedQueue:
+    return PromisedQueue(shape, depth - 2)
 
 
 def _two_places(*, width: int, depth: int) -> SyncFIFO:

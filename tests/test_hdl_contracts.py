@@ -30,7 +30,7 @@ from hdl.requantize import Requantize, RowRequantize
 from hdl.rms_norm import RMSNorm
 from hdl.sampler import Sampler, XorShift32
 from hdl.softmax import Softmax, SoftmaxNumerators
-from hdl.stream_parts import StreamQueue, StreamRegister, WidthConverter
+from hdl.stream_parts import PromisedQueue, StreamQueue, StreamRegister, WidthConverter
 from hdl.table import BlockTable
 from hdl.tile import Tile
 from hdl.uart import UART, UARTReceiver, UARTTransmitter
@@ -77,6 +77,7 @@ ARGUMENTS = {
     Softmax: {"parameters": SOFTMAX},
     SoftmaxNumerators: {"parameters": SOFTMAX},
     StreamQueue: {"shape": signed(8), "depth": 4},
+    PromisedQueue: {"shape": signed(8), "depth": 4},
     StreamRegister: {"shape": signed(8)},
     TableActivation: {"parameters": BLOCK.activation, "lanes": 2},
     Tile: {"lanes": 8, "columns": 4, "pairs": True},

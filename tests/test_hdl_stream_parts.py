@@ -1,12 +1,14 @@
 # amaranth: UnusedElaboratable=no
 import numpy as np
 import pytest
-from amaranth.hdl import signed, unsigned
-from amaranth.lib import data
+from amaranth.hdl import Module, Signal, signed, unsigned
+from amaranth.lib import data, stream, wiring
 from core_bench import ResetOnce, bench, run, run_with_stalls
 
 from hdl import CircuitError
-from hdl.stream_parts import StreamQueue, StreamRegister, WidthConverter
+from hdl.dot_product import Delay
+from hdl.payload import connect
+from hdl.stream_parts import PromisedQueue, StreamQueue, StreamRegister, WidthConverter
 from sim.bench import BenchFailure
 from sim.payload import pack_all
 
@@ -45,6 +47,51 @@ def test_a_queue_passes_everything_in_order(tmp_path, depth):
     cycles = {"expected_cycles": 199 + 3} if depth > 3 else {}
     run_with_stalls(queue_bench(200, depth, **cycles), tmp_path)
     run(queue_bench(100, depth), tmp_path, sink_stall=0.9)
+
+
+class Writer(wiring.Component):
+    """A stream in front of a promised queue: takes a payload when `places` of the queue are not yet promised, and writes it `late` cycles after."""
+
+    def __init__(self, depth: int, places: int, late: int):
+        self.queue, self.places, self.late = PromisedQueue(PAYLOAD, depth), places, late
+        super().__init__(
+            {name: flow(stream.Signature(PAYLOAD)) for name, flow in (("i", wiring.In), ("o", wiring.Out))}
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.queue = self.queue
+        m.submodules.coming = coming = Delay(data.StructLayout({"valid": 1, "payload": PAYLOAD}), self.late)
+        promised = Signal(range(self.places + 1))
+        m.d.comb += [
+            self.i.ready.eq(promised != self.places),
+            coming.en.eq(1),
+            coming.i.valid.eq(self.i.valid & self.i.ready),
+            coming.i.payload.eq(self.i.payload),
+            self.queue.write.eq(coming.o.valid),
+            self.queue.data.eq(coming.o.payload),
+        ]
+        m.d.sync += promised.eq(promised + coming.i.valid - (self.o.valid & self.o.ready))
+        connect(m, self.queue.o, wiring.flipped(self.o))
+        return m
+
+
+@pytest.mark.parametrize(("depth", "late"), [(3, 0), (4, 1), (9, 4), (20, 17)])
+def test_a_promised_queue_takes_all_that_it_has_room_for(tmp_path, depth, late):
+    """A word a cycle if its places cover the way into it and its own two cycles."""
+    words = payloads(200)
+    cycles = 199 + late + PromisedQueue.latency if depth > late + PromisedQueue.latency else None
+    run_with_stalls(
+        bench("promised", Writer(depth, depth, late), words, {"o": words}, expected_cycles=cycles), tmp_path
+    )
+    run(bench("promised", Writer(depth, depth, late), words, {"o": words}), tmp_path, sink_stall=0.9)
+
+
+def test_a_write_without_room_fails_in_simulation(tmp_path):
+    words = payloads(60)
+    with pytest.raises(BenchFailure, match="a queue was written although it was full") as failure:
+        run(bench("promised", Writer(4, 5, 0), words, {"o": words}), tmp_path, sink_stall=0.9)
+    assert failure.value.kind == "assertion"
 
 
 def pack(port, lanes, elements, row):
