@@ -15,6 +15,7 @@ from hdl import CircuitError
 from hdl.activation import TableActivation
 from hdl.argmax import ArgMax
 from hdl.attention import Attention
+from hdl.copies import Copies
 from hdl.dot_product import AdderTree, Delay, LaneProducts
 from hdl.engine import Engine, Operation
 from hdl.example_model import SMALL, example_model
@@ -50,6 +51,7 @@ ARGUMENTS = {
     ArgMax: {"logits": QFormat(8, 4), "length": 4},
     Attention: {"parameters": BLOCK.attention},
     BlockTable: {"values": [1, 2, 3], "bits": 4},
+    Copies: {"bits": 2, "count": 3},
     Delay: {"shape": signed(4), "moves": 2},
     Engine: {
         "lanes": 8,
