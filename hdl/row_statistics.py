@@ -1,3 +1,5 @@
+# amaranth: UnusedElaboratable=no
+# (a core may be built only to ask for its latency)
 """The sums of a row that LayerNorm and RMSNorm divide by, gathered while the row passes, a row right behind another."""
 
 from amaranth.hdl import Cat, Module, Mux, Signal, signed, unsigned

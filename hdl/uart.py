@@ -1,3 +1,5 @@
+# amaranth: UnusedElaboratable=no
+# (a core may be built only to ask for its latency)
 r"""A UART: bytes over two wires, eight data bits, no parity, one stop bit (8N1), least significant bit first.
 
 idle ‾‾‾‾\_start_/ bit 0 ╳ bit 1 ╳ … ╳ bit 7 ╱‾stop‾‾‾
