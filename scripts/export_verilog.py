@@ -50,6 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the files, and run the bench where that is asked for."""
     if arguments.vectors < 1:
         raise InputError(f"--vectors must be at least 1, not {arguments.vectors}")
+    if arguments.seed < 0:
+        raise InputError(f"--seed must not be negative, not {arguments.seed}")
     entry = find_core(arguments.core)
     core = make_core(entry, arguments)
     directory = arguments.out or Path("verilog") / entry.name

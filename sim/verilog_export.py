@@ -1,6 +1,6 @@
 """Writing a core with its interface and test bench for other people's projects, and running such a bench with Icarus Verilog."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from amaranth.lib import wiring
@@ -10,6 +10,7 @@ from hdl import ToolError
 from hdl.registry import CoreEntry
 from hdl.toolchain import run_tool
 from hdl.verilog import VerilogPort, interface_text, memory_text, stream_ports, testbench, to_plain_verilog
+from model.errors import InputError
 
 from .core_cases import CoreWords, core_words
 
@@ -34,7 +35,7 @@ def bench_files(
 
 
 def export_core(entry: CoreEntry, core: wiring.Component, directory: Path, count: int, seed: int) -> list[str]:
-    """Write MODULE.v, MODULE.md, MODULE_testbench.v and the bench's words into a directory, replaced as a whole.
+    """Write MODULE.v, MODULE.md, MODULE_testbench.v and the bench's words into a directory, which is replaced as a whole if it holds an earlier export.
 
     Args:
         entry: The core's entry.
@@ -47,6 +48,7 @@ def export_core(entry: CoreEntry, core: wiring.Component, directory: Path, count
         The names of the files.
 
     Raises:
+        InputError: The directory holds something else, which would be lost.
         ToolError: Yosys is missing or failed.
     """
     words = core_words(entry, core, count, seed)
@@ -57,10 +59,28 @@ def export_core(entry: CoreEntry, core: wiring.Component, directory: Path, count
         f"{module}.md": interface_text(module, core, ports),
         **bench_files(entry, core, ports, words),
     }
+    refuse_to_lose(Path(directory), {*files, BENCH_PROGRAM})
     with atomic_directory(Path(directory)) as work:
         for name, content in files.items():
             (work / name).write_text(content, encoding="utf-8")
     return list(files)
+
+
+def refuse_to_lose(directory: Path, names: Collection[str]) -> None:
+    """Refuse a directory that holds anything but files of these names, and a path that is no directory.
+
+    Raises:
+        InputError: It is one.
+    """
+    if not directory.exists():
+        return
+    if not directory.is_dir():
+        raise InputError(f"{directory} is no directory; choose another one to export to")
+    others = sorted(path.name for path in directory.iterdir() if path.name not in names)
+    if others:
+        raise InputError(
+            f"{directory} also holds {others[0]}, which would be lost; choose a directory for this core alone"
+        )
 
 
 def run_icarus(

@@ -25,6 +25,7 @@ def test_a_core_of_a_run_is_exported_and_simulated(tiny_run_original, tmp_path, 
     [
         (["sofmax"], "there is no core 'sofmax'; choose one of activation"),
         (["softmax", "--vectors", "0"], "--vectors must be at least 1, not 0"),
+        (["softmax", "--seed", "-1"], "--seed must not be negative, not -1"),
         (["softmax", "--layer", "1"], "--layer chooses a block of a run: it needs --run"),
         (["softmax", "--run", "nowhere"], "there is no run directory nowhere"),
     ],
@@ -34,3 +35,27 @@ def test_wrong_arguments_are_refused(words, message, capsys, tmp_path, monkeypat
     assert cli.main(["export-verilog", *words]) == 1
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_of_somebody_else_is_not_replaced(tmp_path, capsys):
+    project, file = tmp_path / "project", tmp_path / "file"
+    project.mkdir()
+    (project / "top.v").write_text("mine")
+    file.write_text("mine")
+    export = ["export-verilog", "stream-register", "--out"]
+    assert cli.main([*export, str(project)]) == 1
+    assert f"{project} also holds top.v, which would be lost; choose a directory" in capsys.readouterr().err
+    assert cli.main([*export, str(file)]) == 1
+    assert f"{file} is no directory" in capsys.readouterr().err
+    assert (project / "top.v").read_text() == file.read_text() == "mine"
+    assert sorted(tmp_path.iterdir()) == [file, project]
+    assert list(project.iterdir()) == [project / "top.v"]
+
+
+def test_an_earlier_export_is_replaced(tmp_path):
+    export = ["export-verilog", "stream-register", "--out", str(tmp_path / "core")]
+    assert cli.main(export) == 0
+    first = (tmp_path / "core" / "i.mem").read_text()
+    (tmp_path / "core" / "bench").write_text("compiled as the page says")
+    assert cli.main([*export, "--seed", "1"]) == 0
+    assert (tmp_path / "core" / "i.mem").read_text() != first
