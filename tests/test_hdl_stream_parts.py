@@ -87,6 +87,14 @@ def test_a_promised_queue_takes_all_that_it_has_room_for(tmp_path, depth, late):
     run(bench("promised", Writer(depth, depth, late), words, {"o": words}), tmp_path, sink_stall=0.9)
 
 
+@pytest.mark.parametrize(("taken", "given"), [(1, 0), (3, 0), (5, 2), (6, 5)])
+def test_a_reset_empties_the_promised_queue(tmp_path, taken, given):
+    """With payloads on their way into it, in its memory and in its register; its addresses stand anywhere."""
+    words = payloads(40)
+    reset = ResetOnce(Writer(4, 4, 1), taken, given)
+    run(bench("reset", reset, words, {"o": words[:given] + words[taken:]}), tmp_path)
+
+
 def test_a_write_without_room_fails_in_simulation(tmp_path):
     words = payloads(60)
     with pytest.raises(BenchFailure, match="a queue was written although it was full") as failure:
