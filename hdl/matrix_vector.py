@@ -30,7 +30,8 @@ class MatrixVector(wiring.Component):
     share the lanes, as far as the results, which leave one at a time, keep up: a tile has no more rows than a row has slices.
 
     Latency: `cycles(V)` = V·(K + W) + `pipeline` − 1 clock edges from the first element of V vectors taken to the last result given, without stalls;
-    W = `tile.num_words(R, K)`, that is R·ceil(K / lanes) without pairs and sharing.  Throughput: a vector in K + W cycles.
+    W = `tile.num_words(R, K)`, that is R·ceil(K / lanes) without pairs and sharing; `pipeline` = 18 + ceil(log2 `tile.columns`) + rows of the last tile.
+    Throughput: a vector in K + W cycles.
     Resources: `lanes` hard multipliers; W words of `lanes` weights, or pairs of weights, in block RAM; K·8 flip-flops for the ring.
 
     Source: two weights to a multiplier: Fu, Wu, Sirasao, "8-Bit Dot-Product Acceleration", Xilinx WP487, 2017.

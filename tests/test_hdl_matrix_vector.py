@@ -82,6 +82,16 @@ def test_the_tile_that_keeps_the_multipliers_busiest(rows, columns, lanes, weigh
     assert core.tile.num_words(rows, columns) == words
 
 
+@pytest.mark.parametrize(
+    ("rows", "lanes", "words", "levels", "last_rows"), [(16, 64, 16, 6, 1), (16, 16, 32, 4, 2), (15, 16, 32, 4, 1)]
+)
+def test_the_pipeline_is_the_docstrings_formula(rows, lanes, words, levels, last_rows):
+    """For 64 columns of 4-bit weights; that the prediction is the simulation's is shown above."""
+    core = MatrixVector(layer(rows, 64, weight_bits=4), lanes)
+    assert core.pipeline == 18 + levels + last_rows
+    assert core.cycles(3) == 3 * (64 + words) + core.pipeline - 1
+
+
 def test_pairs_take_half_the_cycles():
     cycles = [MatrixVector(layer(16, 64, weight_bits=bits), 16).tile.num_words(16, 64) for bits in (8, 4)]
     assert cycles == [64, 32]
