@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from amaranth.back import rtlil
 from amaranth.hdl import Signal, signed
 
 import fixedpoint
@@ -17,6 +18,7 @@ from hdl import CircuitError
 from hdl.activation import TableActivation
 from hdl.argmax import ArgMax
 from hdl.attention import Attention
+from hdl.board import BOARDS
 from hdl.copies import Copies
 from hdl.dot_product import AdderTree, Delay, LaneProducts
 from hdl.engine import Engine, Operation
@@ -28,8 +30,9 @@ from hdl.matrix_vector import MatrixVector
 from hdl.multiplier import Multiplier
 from hdl.normalize import Normalize
 from hdl.reciprocal import Reciprocal, ReciprocalSquareRoot
-from hdl.registry import CORES
+from hdl.registry import CORES, NORM_LANES
 from hdl.requantize import Requantize, RowRequantize
+from hdl.requirements import requirements
 from hdl.rms_norm import RMSNorm
 from hdl.sampler import Sampler, XorShift32
 from hdl.softmax import Softmax, SoftmaxNumerators
@@ -175,6 +178,30 @@ def test_the_docstring_says_everything(name):
         parameter for parameter in inspect.signature(type(core)).parameters if hasattr(core, parameter)
     } <= described
     assert hasattr(core, "latency") or hasattr(core, "cycles")
+
+
+def multipliers(name, channels):
+    """The hard multipliers that a core's docstring counts; those that name none have none."""
+    norm_lane = 4 + bool(channels & channels - 1)
+    counts = {
+        "attention": channels + 2,
+        "engine": channels,
+        "layer-norm": norm_lane + 3,
+        "layer-norm-lanes": NORM_LANES * norm_lane + 3,
+        "matrix-vector": channels,
+        "rms-norm": norm_lane,
+        "sampler": 5,
+        "softmax": 1,
+    }
+    return counts.get(name, 0)
+
+
+@pytest.mark.parametrize("channels", [8, 24])
+@pytest.mark.parametrize("name", CORES)
+def test_a_core_has_the_multipliers_of_its_docstring(name, channels):
+    core = CORES[name].example(dataclasses.replace(SMALL, channels=channels))
+    text = rtlil.convert(core, emit_src=False, platform=BOARDS["ulx3s-85f"].platform())
+    assert requirements(text).multipliers == multipliers(name, channels)
 
 
 @pytest.mark.parametrize("name", CORES)
