@@ -134,8 +134,9 @@ def report(
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     compared = sum(result.results for result in results)
+    equal = ", every one the golden model's" if results else ""
     print(
-        f"{len(results)} of {len(work)} netlists, {compared:,} results (seed {arguments.seed}), every one the golden model's; "
+        f"{len(results)} of {len(work)} netlists, {compared:,} results (seed {arguments.seed}){equal}; "
         f"{format_duration(seconds)}, results in {NETLISTS_DIRECTORY}"
     )
     return 1 if failures else 0

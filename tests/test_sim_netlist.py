@@ -209,6 +209,8 @@ def test_a_netlist_that_fails_does_not_keep_the_others_from_running(monkeypatch,
     assert [result["core"] for result in written["netlists"]] == ["uart", "argmax"]
     assert written["failures"] == ["uart, ecp5: wrong", "argmax, ecp5: wrong"]
     assert len(checked.calls) == 4
+    assert command.main(["--only", "uart", "--family", "ecp5"]) == 1
+    assert "0 of 1 netlists, 0 results (seed 0); " in capsys.readouterr().out
 
 
 def test_a_failure_that_is_none_of_a_tool_or_a_circuit_is_not_hidden(monkeypatch):
