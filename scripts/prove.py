@@ -1,7 +1,8 @@
 """Prove claims about the cores with SymbiYosys and z3: stream rules, finishing, error bounds, no overflow.
 
-Every claim is settled for all inputs and all stalls; a refuted one leaves a waveform of its counterexample. With --bugs each
-proof is also run on a circuit with a bug of its kind, which it must refute.
+A claim is settled for all inputs of a small core, by induction for all time and all stalls, or for the first cycles after reset: the table says
+by which method, docs/hardware/proofs.md how far it reaches. A refuted one leaves a waveform of its counterexample. With --bugs each proof,
+unless it is that something can be reached, is also run on a circuit with a bug of its kind, which it must refute.
 
 Example:
   positron prove
