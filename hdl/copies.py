@@ -1,4 +1,4 @@
-"""One register several times, for what very many others wait for."""
+"""Register duplication: one register several times, for what very many others wait for."""
 
 from amaranth.hdl import ClockSignal, Const, Instance, Module, Signal
 from amaranth.lib import data, wiring
@@ -19,6 +19,7 @@ class Copies(wiring.Component):
     Source: Lattice FPGA-DS-02012, "ECP5 and ECP5-5G Family Data Sheet", the register of a slice; cell and ports as in Yosys's ecp5/cells_sim.v.
 
     Attributes:
+        bits: Of the input, and of each copy.
         count: Copies.
         i: In, `bits` bits.
         o: Out, array of `count` times `bits` bits.
