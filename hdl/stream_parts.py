@@ -208,7 +208,6 @@ class WidthConverter(wiring.Component):
             raise CircuitError(
                 f"a width converter's lanes must differ, and one number divide the other, not be {i_lanes} and {o_lanes}"
             )
-        Shape.cast(element)
         self.element = element
         self.i_lanes, self.o_lanes = i_lanes, o_lanes
         super().__init__(
