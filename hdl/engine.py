@@ -10,6 +10,7 @@
 sums its own products over many words, which weighs the rows of a matrix (attention's values) without transposing it.
 """
 
+import reprlib
 from collections.abc import Collection, Sequence
 
 from amaranth.hdl import Assert, Cat, Format, Module, Mux, Signal, signed
@@ -171,9 +172,8 @@ class Engine(wiring.Component):
         if len(self.init) > self.depth or any(
             not isinstance(word, int) or not 0 <= word < 1 << self.lanes * self.element_bits for word in self.init
         ):
-            raise CircuitError(
-                f"init must be at most {self.depth} words of {self.lanes * self.element_bits} bits, not {len(self.init)} words"
-            )
+            wanted = f"{self.depth} words of {self.lanes * self.element_bits} bits, unsigned"
+            raise CircuitError(f"init must be at most {wanted}, not {reprlib.repr(list(self.init))}")
 
     def _make_trees(self, bits: int) -> list[list[AdderTree]]:
         """Return for each tap the trees that sum up the one before."""

@@ -264,7 +264,7 @@ def test_an_operation_that_was_left_out_is_refused(tmp_path):
         ({"operations": (WRITE,)}, "more than WRITE"),
         ({"operations": ()}, "more than WRITE"),
         ({"operations": ("dot",)}, "some of Operation"),
-        ({"init": [1 << 64]}, "at most 4 words of 64 bits"),
+        ({"init": [1 << 64]}, r"at most 4 words of 64 bits, unsigned, not \[18446744073709551616\]"),
         ({"init": [0] * 5}, "at most 4 words"),
     ],
 )
