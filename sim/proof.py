@@ -28,7 +28,8 @@ from hdl.toolchain import ToolFailure, require_tool, run_tool
 TIME_LIMIT = 900  # seconds of a proof
 REASONS = {"TIMEOUT": f"no result in {TIME_LIMIT} seconds"}
 GATES, WORDS = "smtbmc --syn --nomem z3", "smtbmc z3"
-ELABORATION = threading.Lock()  # bugs change what names stand for while a core is elaborated
+# For one thread at a time: bugs change what names stand for while a core is elaborated, and filters of warnings are the process's own.
+ELABORATION = threading.Lock()
 MODES = ("prove", "bmc", "cover")
 # UNKNOWN: every bounded case holds, but induction found a state from which the claim fails, reachable or not.
 VERDICTS = {"PASS": True, "FAIL": False, "UNKNOWN": None}
@@ -123,10 +124,9 @@ def settle(proof: Proof, directory: Path, *, faulty: bool = False, tick: Callabl
     work = directory / (f"{proof.name}-faulty" if faulty else proof.name)
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    with warnings.catch_warnings():
+    with ELABORATION, warnings.catch_warnings():
         warnings.simplefilter("ignore", UnusedElaboratable)  # a core may be built only to ask for its latency
-        with ELABORATION:
-            (work / "top.il").write_text(rtlil.convert(top(), ports=[]), encoding="utf-8")
+        (work / "top.il").write_text(rtlil.convert(top(), ports=[]), encoding="utf-8")
     (work / "proof.sby").write_text(script(proof, faulty), encoding="utf-8")
     start = time.perf_counter()
     try:
