@@ -79,7 +79,8 @@ class StreamRegister(wiring.Component):
 class StreamQueue(wiring.Component):
     """A FIFO whose output comes from flip-flops: Amaranth's buffered one, whose block RAM answers late in the cycle, and a register behind it.
 
-    Equation: `o = i`.  Latency: 3 cycles from a payload taken, with nothing before it, to it offered.  Throughput: one a cycle.
+    Equation: `o = i`.  Latency: 3 cycles from a payload taken, with nothing before it, to it offered.
+    Throughput: one a cycle from a depth of 3 on; one in two cycles with 2.
     Resources: a memory of `depth` - 1 payloads, in block RAM where the tools find that worth while, and a register of the payload.
 
     Attributes:

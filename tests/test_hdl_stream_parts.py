@@ -43,8 +43,8 @@ def queue_bench(count, depth=5, **settings):
 
 @pytest.mark.parametrize("depth", [2, 3, 4, 9])
 def test_a_queue_passes_everything_in_order(tmp_path, depth):
-    """A word a cycle, three cycles late, from a depth of 4 on; a shallower queue waits for its own registers."""
-    cycles = {"expected_cycles": 199 + 3} if depth > 3 else {}
+    """A word a cycle, three cycles late, from a depth of 3 on; a shallower queue waits for its own register."""
+    cycles = {"expected_cycles": 199 + 3 if depth > 2 else 2 * 199 + 3}
     run_with_stalls(queue_bench(200, depth, **cycles), tmp_path)
     run(queue_bench(100, depth), tmp_path, sink_stall=0.9)
 
