@@ -16,7 +16,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from amaranth.back import rtlil
@@ -138,7 +138,10 @@ def settle(proof: Proof, directory: Path, *, faulty: bool = False, tick: Callabl
     seconds = time.perf_counter() - start
     found = re.search(r"DONE \((\w+)", log)
     if found and found[1] == "ERROR" and "Temporal induction failed!" in log:
-        return Verdict(None, seconds, None, log)  # the tools cannot write the trace of an induction among gates
+        # The tools cannot write the trace of an induction among gates, and give up the search from reset on with it: that is done alone.
+        bounded = settle(replace(proof, mode="bmc"), directory, faulty=faulty, tick=tick)
+        holds = None if bounded.holds else False
+        return replace(bounded, holds=holds, seconds=seconds + bounded.seconds, log=log + bounded.log)
     if found is None or found[1] not in VERDICTS:
         (work / "output.log").write_text(log, encoding="utf-8")
         raise Unsettled(

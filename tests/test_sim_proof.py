@@ -7,11 +7,12 @@ from amaranth.asserts import AnySeq
 from amaranth.hdl import Assert, Cover, Elaboratable, Module, Signal
 
 import fixedpoint
+import sim.proof
 from fixedpoint import QFormat
 from hdl.exponential import Exponential
 from hdl.registry import CORES
 from hdl.stream_parts import StreamRegister
-from hdl.toolchain import find_tool
+from hdl.toolchain import ToolFailure, find_tool, run_tool
 from scripts import prove
 from sim.proof import TIME_LIMIT, Proof, Unsettled, script, settle
 from sim.proof_accounts import Accounts
@@ -137,6 +138,27 @@ def test_a_limit_that_is_reached_is_told_from_one_that_is_not(tmp_path):
     assert verdict(7, "cover").holds is False
     # From a count of 6, which no reset leads to, the claim below 8 fails: induction alone cannot tell.
     assert verdict(8, "prove").holds in (True, None)
+
+
+@needs_solver
+@pytest.mark.parametrize(("limit", "holds"), [(5, False), (8, None)])
+def test_an_induction_that_breaks_the_tools_hides_no_counterexample(limit, holds, tmp_path, monkeypatch):
+    """Whichever of induction and search from reset on ends first: here the former, always."""
+    runs = []
+
+    def break_first(tool, arguments, directory, tick=None):
+        runs.append((directory / "proof.sby").read_text().splitlines()[1])
+        if len(runs) == 1:
+            raise ToolFailure(tool, 16, "Temporal induction failed!\nSolver Error\nDONE (ERROR, rc=16)")
+        return run_tool(tool, arguments, directory, tick)
+
+    monkeypatch.setattr(sim.proof, "run_tool", break_first)
+    proof = Proof("counter", f"below {limit}", lambda: Counter(limit), "prove", 8, "none", lambda: Counter(1))
+    verdict = settle(proof, tmp_path)
+    assert verdict.holds is holds
+    assert (verdict.trace is not None) == (holds is False)
+    assert runs == ["mode prove", "mode bmc"]
+    assert "Temporal induction failed!" in verdict.log and "DONE" in verdict.log
 
 
 @needs_solver
