@@ -135,10 +135,15 @@ def execute(command: ModuleType, arguments: argparse.Namespace) -> int:
         print(f"\nstopped: {advice(arguments)}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except OSError as error:
-        place = f"{error.filename}: " if error.filename is not None else ""
-        return fail(f"{place}{error.strerror or error}")
+        return fail(describe(error))
     except user_errors() as error:
         return fail(str(error))
+
+
+def describe(error: OSError) -> str:
+    """Return what a file system refused, and where: of a file that takes another one's place that place, not the name beside it."""
+    name = error.filename if error.filename2 is None else error.filename2
+    return f"{'' if name is None else f'{name}: '}{error.strerror or error}"
 
 
 def user_errors() -> tuple[type[Exception], ...]:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from hdl.errors import CircuitError, ToolError
 from hdl.registry import CORES, CoreEntry, find_core
+from scripts.cli import describe, fail
 from scripts.output import add_json_argument, format_duration, format_table, write_json
 from sim.netlist import FAMILIES, Family, NetlistResult, check_netlist, find_family, plan_netlist
 
@@ -55,13 +56,14 @@ def main(words: Sequence[str] | None = None) -> int:
         ]
         began = time.time()
         outcomes = check_all(work, arguments.vectors, arguments.seed, arguments.jobs)
+        return report(work, outcomes, arguments, time.time() - began)
+    except OSError as error:
+        return fail(describe(error))
     except CircuitError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return fail(str(error))
     except KeyboardInterrupt:
         print("\nstopped; what was checked is kept, and the same command goes on from there", file=sys.stderr)
         return 130
-    return report(work, outcomes, arguments, time.time() - began)
 
 
 def check_all(

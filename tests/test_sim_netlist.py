@@ -213,6 +213,12 @@ def test_a_netlist_that_fails_does_not_keep_the_others_from_running(monkeypatch,
     assert "0 of 1 netlists, 0 results (seed 0); " in capsys.readouterr().out
 
 
+def test_figures_that_cannot_be_written_are_an_error_in_a_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(command, "check_netlist", Passing())
+    assert command.main(["--only", "uart", "--json", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path}: Is a directory\n"
+
+
 def test_a_failure_that_is_none_of_a_tool_or_a_circuit_is_not_hidden(monkeypatch):
     monkeypatch.setattr(command, "check_netlist", Passing(ZeroDivisionError()))
     with pytest.raises(ZeroDivisionError):
