@@ -6,9 +6,11 @@ from amaranth.lib.wiring import In, Out
 from sim_circuits import Doubler
 
 from hdl import CircuitError
-from sim.bench import StreamBench
+from sim.bench import BenchFailure, StreamBench, judge
 from sim.harness import Harness, stream_ports
 from sim.runner import simulate
+from sim.stalls import Stalls
+from sim.streams import Record
 
 
 class Ports(wiring.Component):
@@ -125,3 +127,16 @@ def test_several_ports_of_any_width(tmp_path, source_stall, sink_stall):
         bench, "amaranth", build_directory=tmp_path, seed=2, source_stall=source_stall, sink_stall=sink_stall
     )
     assert result.transfers == {"total": 80, "parity": 80}
+
+
+@pytest.mark.parametrize("before, kind", [([5, 7], "value"), ([5, 5], "constant")])
+def test_results_before_a_reset_are_judged_too(before, kind):
+    bench = StreamBench("reset", Ports(**PLAIN), {"i": [5, 6, 7]}, {"o": [5, 6, 7]})
+    record = Record({"o": [5, 6, 7]}, {"i": 3}, stopped="done")
+    for right in ([], [5], [5, 6]):
+        record.received_before = {"o": right}
+        judge(bench, record, Stalls(reset_after=9), "amaranth")
+    record.received_before = {"o": before}
+    with pytest.raises(BenchFailure, match=r"reset after 9") as failure:
+        judge(bench, record, Stalls(reset_after=9), "amaranth")
+    assert (failure.value.kind, failure.value.port) == (kind, "o")

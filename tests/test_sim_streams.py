@@ -86,6 +86,15 @@ def test_monitor_sees_what_does_not_stay(later, seen):
     assert violation.value.args == ("o", 0, 9, seen)
 
 
+def test_what_a_reset_takes_back_breaks_no_rule():
+    monitor = Monitor(SINK)
+    monitor.edge(2 | 3 << 2, True)
+    monitor.edge(2 | 9 << 2, False)
+    assert monitor.restart() == [3]
+    assert not monitor.edge(0, True)
+    assert monitor.words == []
+
+
 def make_exchange(words, expected, stalls=None):
     plan = {
         "sources": [vars(SOURCE)],
