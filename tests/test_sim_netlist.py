@@ -260,16 +260,16 @@ def wait_for(condition, process):
 def test_what_was_checked_is_not_checked_again_unless_something_changed(tmp_path, monkeypatch):
     entry, family = CORES["stream-register"], FAMILIES["ice40"]
 
-    def plan(count=3, seed=1):
+    def plan(count=20, seed=1):
         return plan_netlist(entry, entry.example(), family, count, seed)
 
     first = check_netlist(plan(), tmp_path)
-    assert (first.results, first.cells["SB_DFFESR"] > 0) == (3, True)
+    assert (first.results, first.cells["SB_DFFESR"] > 0) == (20, True)
     kept = tmp_path / "stream-register-ice40.json"
     monkeypatch.setattr(netlist_module, "make_netlist", lambda plan, tick: pytest.fail("synthesized again"))
     assert check_netlist(plan(), tmp_path) == first
     others = [
-        plan(count=4),
+        plan(count=21),
         plan(seed=2),
         dataclasses.replace(plan(), circuit=plan().circuit + "\n"),
         dataclasses.replace(plan(), family=dataclasses.replace(family, synthesis="synth_ice40 -noabc")),
