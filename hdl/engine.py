@@ -51,7 +51,8 @@ class Engine(wiring.Component):
     - ACCUMULATE: `o_lanes[l] = sum over words of a[l] * w[l]`.
     - WRITE: `memory[address] = a`, as many low bits as an element has; later commands read it.
 
-    `first` starts a sum and `last` gives it out, so a sum extends over one or more commands, of one operation and tap.
+    `first` starts a sum and `last` gives it out, so a sum extends over one or more commands, of one operation and tap.  A sum that was begun must be
+    ended before another of its kind: sums of lanes begin at zero because the one before was taken, not because of `first`.
     Elements, weights and activations are signed.  No sum overflows while no sum has more than `terms` words.
 
     Latency: 11 clock edges and one for each level of the trees, `ceil(log2)` of each tap's columns over those of the tap before, from a command taken
