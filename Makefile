@@ -39,7 +39,7 @@ prove: $(ENVIRONMENT) ## prove claims about the cores, each also against a circu
 netlist: $(ENVIRONMENT) ## every core again after synthesis, as cells of ECP5 and of iCE40, against the golden model: some minutes
 	@$(BIN)/python -m scripts.netlist
 
-cores: $(ENVIRONMENT) ## place and route every core alone, write the table of docs/hardware/cores.md: an hour the first time
+cores: $(ENVIRONMENT) ## place and route every core alone, write the table of docs/hardware/cores.md: half an hour the first time
 	@$(BIN)/python -m scripts.cores
 
 lint: $(ENVIRONMENT) ## style (ruff) and types (mypy)
