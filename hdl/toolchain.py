@@ -129,11 +129,6 @@ def tool_environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
     return environment
 
 
-def use_tools() -> None:
-    """Set this process's environment so that Amaranth finds the tools; harmless when called twice."""
-    os.environ.update(tool_environment())
-
-
 @cache
 def tool_version(name: str) -> str | None:
     """Return the version of a tool: its package's, else what it says; None when it is missing or says nothing."""
