@@ -1,32 +1,28 @@
 #!/bin/sh
 # Create or complete .venv in the project: a virtual environment with everything that pyproject.toml names.
-# Called by make, which keeps the stamp .venv/installed. Needs no root and nothing but Python 3.11 or newer.
+# Called by make, which keeps the stamp .venv/installed. Needs no root and nothing but a Python from 3.11 to 3.13.
 # PYTHON=/path/to/python chooses the interpreter.
 set -eu
 cd "$(dirname "$0")/.."
+# The versions that the whole test suite passes on; pyproject.toml says the same, and a test holds them together.
 oldest="3.11"
+newest="3.13"
 
-is_new_enough() {
-    "$1" -c 'import sys; sys.exit(sys.version_info < tuple(map(int, sys.argv[1].split("."))))' "$oldest" >/dev/null 2>&1
+is_supported() {
+    "$1" -c 'import sys; low, high = (tuple(map(int, word.split("."))) for word in sys.argv[1:]); sys.exit(not low <= sys.version_info[:2] <= high)' \
+        "$oldest" "$newest" >/dev/null 2>&1
 }
 
 find_python() {
-    for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11 python}; do
-        if is_new_enough "$candidate"; then
+    for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11 python}; do
+        if is_supported "$candidate"; then
             command -v "$candidate"
             return
         fi
     done
-    found="$(python3 --version 2>&1 || true)"
-    {
-        if [ -n "${PYTHON:-}" ]; then
-            echo "error: PYTHON=$PYTHON is not Python $oldest or newer."
-        else
-            echo "error: Python $oldest or newer is needed; python3 here is: ${found:-not found}."
-            echo "Install it (Debian, Ubuntu: apt install python3.11 python3.11-venv; or https://docs.astral.sh/uv: uv python install)"
-            echo "or say which one to use: make PYTHON=/path/to/python3.11 …"
-        fi
-    } >&2
+    chosen="${PYTHON:-python3}"
+    found="$("$chosen" --version 2>&1)" || found="not found"
+    echo "error: Python $oldest to $newest is needed, and $chosen is: $found (Debian, Ubuntu: apt install python3 python3-venv; or uv python install $newest; another one: make PYTHON=/path/to/python)" >&2
     return 1
 }
 
@@ -55,8 +51,8 @@ make_environment() {
     fi
 }
 
-# An environment that is half made, or whose interpreter is gone or too old, is made anew.
-if ! is_new_enough .venv/bin/python || ! has_pip; then
+# An environment that is half made, or whose interpreter is gone or not supported, is made anew.
+if ! is_supported .venv/bin/python || ! has_pip; then
     make_environment
 fi
 rm -f .venv/installed

@@ -24,7 +24,9 @@ def test_names_and_versions() -> None:
     assert PROJECT["name"] == "positron-transformer"
     assert PROJECT["scripts"] == {"positron": "scripts.cli:main"}
     assert importlib.metadata.version("positron-transformer") == PROJECT["version"]
-    assert PROJECT["requires-python"] == ">=3.11"
+    assert PROJECT["requires-python"] == ">=3.11,<3.14"
+    set_up = (ROOT / "scripts" / "set_up.sh").read_text(encoding="utf-8")
+    assert 'oldest="3.11"\nnewest="3.13"\n' in set_up
 
 
 def test_base_installation_is_small() -> None:
@@ -98,7 +100,15 @@ def stand_in(directory: Path, name: str, version: str) -> None:
     """Write an executable that claims to be Python `version`."""
     directory.mkdir(exist_ok=True)
     file = directory / name
-    file.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo "Python {version}" && exit 0\nexit 1\n')
+    claim = f"import sys; sys.version_info = ({version.replace('.', ', ')})"
+    file.write_text(
+        f"""#!/bin/sh
+[ "$1" = --version ] && echo "Python {version}" && exit 0
+[ "$1" = -c ] || exit 1
+program="{claim}; $2"; shift 2
+exec "{sys.executable}" -c "$program" "$@"
+"""
+    )
     file.chmod(0o755)
 
 
@@ -138,22 +148,31 @@ def test_make_lists_its_targets_without_setting_up_anything(bare_project: Path) 
     assert not (bare_project / ".venv").exists()
 
 
-def test_too_old_python_is_named(bare_project: Path) -> None:
-    stand_in(bare_project.parent / "bin", "python3", "3.9.2")
+@pytest.mark.parametrize("version", ["3.9.2", "3.10.14", "3.14.0"])
+def test_python_that_is_not_supported_is_refused_in_one_line(bare_project: Path, version: str) -> None:
+    stand_in(bare_project.parent / "bin", "python3", version)
     result = make(bare_project, "setup")
     assert result.returncode != 0
-    assert "Python 3.11 or newer is needed; python3 here is: Python 3.9.2" in result.stderr
+    refusal, *what_make_adds = result.stderr.splitlines()
+    assert refusal.startswith(f"error: Python 3.11 to 3.13 is needed, and python3 is: Python {version} (")
+    assert all(line.startswith("make") for line in what_make_adds)
     assert not (bare_project / ".venv").exists()
+
+
+@pytest.mark.parametrize("version", ["3.11.2", "3.13.9"])
+def test_supported_python_is_taken(bare_project: Path, version: str) -> None:
+    stand_in(bare_project.parent / "bin", "python3", version)
+    assert f"Creating .venv with Python {version}" in make(bare_project, "setup").stdout
 
 
 def test_no_python_is_named(bare_project: Path) -> None:
     result = make(bare_project, "setup")
     assert result.returncode != 0
-    assert "Python 3.11 or newer is needed" in result.stderr
+    assert "error: Python 3.11 to 3.13 is needed, and python3 is: not found (" in result.stderr
 
 
 def test_chosen_python_that_is_too_old_is_named(bare_project: Path) -> None:
     stand_in(bare_project.parent / "bin", "python3.9", "3.9.2")
     result = make(bare_project, "setup", "PYTHON=python3.9")
     assert result.returncode != 0
-    assert "PYTHON=python3.9 is not Python 3.11 or newer" in result.stderr
+    assert "error: Python 3.11 to 3.13 is needed, and python3.9 is: Python 3.9.2 (" in result.stderr
