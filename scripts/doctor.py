@@ -26,7 +26,7 @@ PACKAGES = {
     "numpy": "everything",
     "matplotlib": "plots",
     "tqdm": "progress bars",
-    "safetensors": "weights of integer models",
+    "safetensors": "weights on disk",
     "amaranth": "circuits",
     "amaranth-boards": "pins of boards",
     "cocotb": "simulation",

@@ -17,7 +17,7 @@ READS_MODEL = {
     "fixedpoint/quantization_aware.py",
     "fixedpoint/quantization_aware_worker.py",
 }
-MODEL_NEEDS = {"numpy", "matplotlib", "tqdm"}
+MODEL_NEEDS = {"numpy", "matplotlib", "tqdm", "safetensors"}
 # Runs inside a simulator's process, where seconds of imports would be paid for every bench.
 LIGHT = ("sim/__init__.py", "sim/streams.py", "sim/cocotb_bench.py")
 LIGHT_NEEDS = {"cocotb", "sim"}

@@ -6,6 +6,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from model.bpe_tokenizer import BPETokenizer
 from model.character_tokenizer import CharacterTokenizer
@@ -165,6 +166,53 @@ def test_safetensors_of_other_types(tmp_path):
         assert loaded[name].shape == array.shape
     with pytest.raises(InputError, match="complex"):
         write_safetensors(tmp_path / "y.safetensors", {"z": np.array(1j)})
+    assert not (tmp_path / "y.safetensors").exists()
+
+
+def test_safetensors_of_arrays_that_are_not_dense_or_little_endian(tmp_path):
+    table = np.arange(12.0).reshape(3, 4)
+    arrays = {"transposed": table.T, "strided": table[::2, 1::2], "big": table.astype(">f4")}
+    write_safetensors(tmp_path / "x.safetensors", arrays)
+    for loaded in (read_safetensors(tmp_path / "x.safetensors")[0], load_file(tmp_path / "x.safetensors")):
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(loaded[name], array)
+
+
+def test_same_model_same_safetensors_file(tmp_path):
+    for name in ("one", "two"):
+        save_safetensors(Transformer(SIZES, seed=4), tmp_path / name)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def entry(dtype, shape, *offsets):
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ({"a": entry("U8", [2], 0, 2), "b": entry("U8", [3], 1, 4)}, "not a whole safetensors file: .*offset"),
+        ({"a": entry("U8", [1], 0, 1), "b": entry("U8", [1], 3, 4)}, "not a whole safetensors file: .*offset"),
+        ({"a": entry("U8", [3], 0, 3)}, "not a whole safetensors file"),
+        ({"a": entry("U8", [5], 0, 5)}, "not a whole safetensors file"),
+        ({"a": entry("U8", [4], 0, 4), "__metadata__": {"x": 1}}, "not a whole safetensors file"),
+        ({"a": entry("BF16", [2], 0, 4)}, "a has type BF16, which NumPy lacks"),
+        ({"a": entry("F8_E4M3", [4], 0, 4)}, "a has type F8_E4M3, which NumPy lacks"),
+    ],
+    ids=["overlap", "hole", "rest", "too short", "metadata", "bfloat16", "float8"],
+)
+def test_safetensors_that_the_reference_refuses(tmp_path, header, message):
+    text = json.dumps(header).encode()
+    (tmp_path / "x.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + b"1234")
+    with pytest.raises(InputError, match=message):
+        read_safetensors(tmp_path / "x.safetensors")
+
+
+def test_safetensors_that_are_no_files(tmp_path):
+    with pytest.raises(InputError, match="is a directory"):
+        read_safetensors(tmp_path)
+    with pytest.raises(InputError, match="does not exist"):
+        read_safetensors(tmp_path / "none")
 
 
 def mutate(data: bytes, generator: random.Random) -> bytes:
