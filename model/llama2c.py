@@ -21,6 +21,10 @@ from .rotary import rotation_table
 from .transformer import Transformer
 
 HEADER = struct.Struct("<7i")
+# Later versions begin with a magic number, "ak42", and the version, both 32 bits.
+MAGIC = struct.Struct("<Ii")
+MAGIC_NUMBER = 0x616B3432
+LATER_VERSIONS = {1: "float32 weights behind a header of 256 bytes", 2: "8-bit weights in groups with scales"}
 NORM_EPSILON = 1e-5
 LAYER_ARRAYS = (
     "attention_norm.scale",
@@ -75,9 +79,15 @@ def load_llama2c(path: str | Path) -> Transformer:
     """Return the model in a llama2.c file.
 
     Raises:
-        InputError: The file is missing, or its size does not fit its header.
+        InputError: The file is missing, of another version, or its size does not fit its header.
     """
     data = read_bytes(path)
+    if len(data) >= MAGIC.size and MAGIC.unpack_from(data)[0] == MAGIC_NUMBER:
+        version = MAGIC.unpack_from(data)[1]
+        raise InputError(
+            f"{path} is a llama2.c model of version {version} ({LATER_VERSIONS.get(version, 'unknown here')}); "
+            "version 0 is read: write it with llama2.c's export.py --version 0"
+        )
     if len(data) < HEADER.size:
         raise InputError(
             f"{path} is not a llama2.c model: it has {len(data)} bytes, less than the header's {HEADER.size}"
@@ -104,7 +114,7 @@ def load_llama2c(path: str | Path) -> Transformer:
         raise InputError(f"{path} is not a llama2.c model: {error}") from None
     if len(data) != HEADER.size + 4 * counts:
         raise InputError(
-            f"{path} has {len(data):,} bytes; its header describes {HEADER.size + 4 * counts:,}. It is damaged or of another version"
+            f"{path} has {len(data):,} bytes; its header describes {HEADER.size + 4 * counts:,}. It is damaged"
         )
     model = Transformer(config)
     values = np.frombuffer(data, "<f4", offset=HEADER.size)

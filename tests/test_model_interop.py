@@ -1,6 +1,7 @@
 """GPT-2, llama2.c and ONNX: the same logits as another implementation."""
 
 import math
+import struct
 
 import numpy as np
 import pytest
@@ -202,6 +203,17 @@ def test_llama2c_refuses_what_does_not_fit(tmp_path):
             load_llama2c(tmp_path / "model.bin")
     with pytest.raises(InputError, match="does not exist"):
         load_llama2c(tmp_path / "none.bin")
+
+
+@pytest.mark.parametrize(
+    ("version", "content"), [(1, "float32 weights"), (2, "8-bit weights"), (3, "unknown here"), (-1, "unknown here")]
+)
+def test_llama2c_names_other_versions(tmp_path, version, content):
+    """The headers that llama2.c's export.py writes: magic, version, seven sizes, whether the output is shared, padding to 256."""
+    header = struct.pack("<Ii7iB", 0x616B3432, version, 24, 40, 2, 6, 2, 29, 16, 1).ljust(256, b"\0")
+    (tmp_path / "model.bin").write_bytes(header + bytes(4000))
+    with pytest.raises(InputError, match=rf"a llama2\.c model of version {version} \({content}.*version 0 is read"):
+        load_llama2c(tmp_path / "model.bin")
 
 
 @pytest.mark.parametrize(
