@@ -45,18 +45,26 @@ def softmax(scores):
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
-def gpt2_logits(state, tokens, num_heads):
-    """GPT-2 as in its paper's code, in float64, from a state dict."""
+def tanh_gelu(x):
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def exact_gelu(x):
+    return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
+def gpt2_logits(state, tokens, num_heads, gelu=tanh_gelu):
+    """GPT-2 as in its paper's code, in float64, from a state dict; what it lacks of biases is 0."""
     get = {name.removeprefix("transformer."): array.astype(np.float64) for name, array in state.items()}
 
     def norm(x, name):
         centred = x - x.mean(-1, keepdims=True)
-        return (
-            centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * get[f"{name}.weight"] + get[f"{name}.bias"]
+        return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * get[f"{name}.weight"] + get.get(
+            f"{name}.bias", 0
         )
 
     def conv(x, name):
-        return x @ get[f"{name}.weight"] + get[f"{name}.bias"]
+        return x @ get[f"{name}.weight"] + get.get(f"{name}.bias", 0)
 
     x = get["wte.weight"][tokens] + get["wpe.weight"][: tokens.shape[1]]
     batch, length, width = x.shape
@@ -68,9 +76,7 @@ def gpt2_logits(state, tokens, num_heads):
         scores = np.where(np.tri(length, dtype=bool), scores, -np.inf)
         context = (softmax(scores) @ v).transpose(0, 2, 1, 3).reshape(batch, length, width)
         x = x + conv(context, f"{name}.attn.c_proj")
-        hidden = conv(norm(x, f"{name}.ln_2"), f"{name}.mlp.c_fc")
-        hidden = 0.5 * hidden * (1 + np.tanh(math.sqrt(2 / math.pi) * (hidden + 0.044715 * hidden**3)))
-        x = x + conv(hidden, f"{name}.mlp.c_proj")
+        x = x + conv(gelu(conv(norm(x, f"{name}.ln_2"), f"{name}.mlp.c_fc")), f"{name}.mlp.c_proj")
     return norm(x, "ln_f") @ get["lm_head.weight"].T
 
 
@@ -83,6 +89,57 @@ def test_gpt2_both_ways():
         loaded = from_gpt2(source, num_heads=3)
         assert loaded.config == model.config
         assert loaded.parameters.flat.tobytes() == model.parameters.flat.tobytes()
+
+
+def test_gpt2_with_an_output_layer_of_its_own():
+    state = to_gpt2(shaken(GPT2))
+    state["lm_head.weight"] = np.random.default_rng(5).standard_normal((29, 24)).astype(np.float32)
+    model = from_gpt2(state, num_heads=3)
+    assert not model.config.tie_embeddings
+    np.testing.assert_allclose(model.forward(TOKENS), gpt2_logits(state, TOKENS, 3), atol=5e-5)
+    with pytest.raises(InputError, match="tie_embeddings"):
+        to_gpt2(model)
+    del state["lm_head.weight"]
+    assert from_gpt2(state, num_heads=3).config.tie_embeddings
+    with pytest.raises(InputError, match=r"lm_head\.weight has shape \(30, 24\), not \(29, 24\)"):
+        from_gpt2(state | {"lm_head.weight": np.ones((30, 24), np.float32)}, num_heads=3)
+
+
+def linear_layout(state):
+    """The same weights as nanoGPT's state_dict() holds them when it was compiled: nn.Linear's transposed ones."""
+    return {
+        f"_orig_mod.{name}": array.T.copy() if ".c_" in name and array.ndim == 2 else array
+        for name, array in state.items()
+    }
+
+
+@pytest.mark.parametrize("has_biases", [True, False])
+def test_nanogpt(has_biases):
+    state = {name: array for name, array in to_gpt2(shaken(GPT2)).items() if has_biases or "bias" not in name}
+    expected = gpt2_logits(state, TOKENS, 3, exact_gelu)
+    model = from_gpt2(linear_layout(state), num_heads=3)
+    assert (model.config.activation, model.config.use_bias) == ("gelu", has_biases)
+    np.testing.assert_allclose(model.forward(TOKENS), expected, atol=2e-5)
+    older = from_gpt2(linear_layout(state), num_heads=3, activation="gelu_tanh")
+    np.testing.assert_allclose(older.forward(TOKENS), gpt2_logits(state, TOKENS, 3), atol=2e-5)
+
+
+def test_nanogpt_refusals_say_why():
+    state = linear_layout(to_gpt2(shaken(GPT2)))
+    prefix = "_orig_mod.transformer.h.1."
+    for change, message in (
+        ({"model": state}, "a whole nanoGPT checkpoint; give the weights in it"),
+        ({"lm_head.weight": np.ones((29, 24))}, "lm_head.weight is there twice"),
+        ({f"{prefix}attn.c_attn.weight": np.ones((24, 72))}, r"has shape \(24, 72\), not \(72, 24\)"),
+        ({"_orig_mod.transformer.h.0.attn.c_attn.weight": np.ones((24, 24))}, r"neither \(24, 72\) \(Conv1D\) nor"),
+        ({f"{prefix}ln_1.weight": np.ones(24, int)}, "has type int64, not a floating-point type"),
+    ):
+        with pytest.raises(InputError, match=message):
+            from_gpt2(state | change, num_heads=3)
+    with pytest.raises(InputError, match=r"missing \['h.1.ln_1.bias'\]"):
+        from_gpt2({name: array for name, array in state.items() if name != f"{prefix}ln_1.bias"}, num_heads=3)
+    with pytest.raises(InputError, match="no gate"):
+        from_gpt2(state, num_heads=3, activation="swiglu")
 
 
 def test_gpt2_of_hugging_face():
