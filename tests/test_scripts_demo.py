@@ -9,6 +9,7 @@ import pytest
 from model.run import RunDirectory
 from scripts import cli, demo
 from scripts import stages as stage_records
+from scripts.sources import PROJECT
 from scripts.stages import Stage
 
 ORDER = ["train", "generate", "quantize", "simulate", "synthesize", "report"]
@@ -156,11 +157,34 @@ def test_advice_after_an_interrupt() -> None:
 
 
 def test_stages_name_sources_that_exist() -> None:
-    arguments = argparse.Namespace(out=Path("runs/demo"), text=None, steps=None, until="report")
-    root = Path(__file__).resolve().parent.parent
-    stages = demo.stages(arguments)
+    stages = demo.stages(argparse.Namespace(out=Path("runs/demo"), text=None, steps=None, until="report"))
     assert [stage.command for stage in stages] == ORDER == list(demo.TITLES)
     for stage in stages:
         for source in stage.sources:
-            assert (root / source).exists(), f"{stage.command} depends on {source}, which does not exist"
+            assert (PROJECT / source).is_file(), f"{stage.command} depends on {source}, which does not exist"
         assert f"scripts/{stage.command}.py" in stage.sources
+
+
+@pytest.mark.parametrize(
+    ("file", "redone"),
+    [
+        ("scripts/report_data.py", {"report"}),
+        ("scripts/report_template.html", {"report"}),
+        ("scripts/charts.py", {"report"}),
+        ("scripts/quantization_options.py", {"train", "quantize"}),
+        ("scripts/fine_tuning.py", {"train"}),
+        ("scripts/quantize_pictures.py", {"quantize"}),
+        ("hdl/cells/mult18x18d.v", {"synthesize"}),
+        ("scripts/doctor.py", set()),
+    ],
+)
+def test_an_edited_file_redoes_the_steps_that_run_it(
+    file: str, redone: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage_records, "PROJECT", tmp_path)
+    stages = demo.stages(argparse.Namespace(out=tmp_path / "run", text=None, steps=None, until="report"))
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).write_text("before")
+    before = [stage.fingerprint() for stage in stages]
+    (tmp_path / file).write_text("after")
+    assert {stage.command for stage, old in zip(stages, before, strict=True) if stage.fingerprint() != old} == redone

@@ -1,0 +1,87 @@
+"""Which files of this project a command runs, found by following imports.
+
+Imports count wherever they stand, in functions too. A module or a data file that is only named in a string counts as well: that is how
+worker processes, C sources and templates are found (`"model.worker_process"`, `with_name("report_template.html")`).
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+PACKAGES = ("model", "fixedpoint", "hdl", "sim", "scripts")
+
+
+@cache
+def source_files(module: str) -> tuple[str, ...]:
+    """Return the files of the project that importing and running `module` may read, as paths from the project's root, sorted."""
+    found: set[Path] = set()
+    waiting = [*_module_files(module)]
+    while waiting:
+        file = waiting.pop()
+        if file not in found:
+            found.add(file)
+            if file.suffix == ".py":
+                waiting += _needs(file)
+    return tuple(sorted(file.relative_to(PROJECT).as_posix() for file in found))
+
+
+@cache
+def _needs(file: Path) -> tuple[Path, ...]:
+    """Return the files that a module names: those of the modules that it imports, and data."""
+    package = file.parent.relative_to(PROJECT).parts
+    needed: list[Path] = []
+    for node in _walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                needed += _module_files(alias.name)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package[: len(package) - node.level + 1] if node.level else ()
+            name = ".".join((*parents, *((node.module,) if node.module else ())))
+            for alias in node.names:
+                needed += _module_files(f"{name}.{alias.name}")
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            needed += _module_files(node.value, whole=True) if "." in node.value else []
+            needed += _data_files().get(node.value, [])
+    return tuple(needed)
+
+
+def _walk(tree: ast.Module) -> Iterator[ast.AST]:
+    """Yield all nodes but those that run only when the module is the program itself."""
+    for statement in tree.body:
+        if not (isinstance(statement, ast.If) and ast.unparse(statement.test) == "__name__ == '__main__'"):
+            yield from ast.walk(statement)
+
+
+def _module_files(name: str, whole: bool = False) -> list[Path]:
+    """Return the files that importing a module runs: its packages' `__init__.py` and its own; nothing for one from elsewhere.
+
+    Args:
+        name: The module, or something in one.
+        whole: Whether `name` must be a module.
+    """
+    parts = name.split(".")
+    if parts[0] not in PACKAGES or not all(part.isidentifier() for part in parts):
+        return []
+    files = []
+    for count in range(1, len(parts) + 1):
+        place = PROJECT.joinpath(*parts[:count])
+        file = next((file for file in (place / "__init__.py", place.with_suffix(".py")) if file.is_file()), None)
+        if file is None:
+            return [] if whole else files
+        files.append(file)
+    return files
+
+
+@cache
+def _data_files() -> dict[str, list[Path]]:
+    """Return the data in the packages by name: a file, or the files below a directory."""
+    found: dict[str, list[Path]] = {}
+    for place in (place for package in PACKAGES for place in sorted((PROJECT / package).iterdir())):
+        if place.suffix != ".py" and place.name != "__pycache__":
+            files = sorted(place.rglob("*")) if place.is_dir() else [place]
+            found.setdefault(place.name, []).extend(file for file in files if file.is_file())
+    return found
