@@ -1,7 +1,7 @@
 """Worker processes that share one training step, and the memory that they share.
 
 Two processes with BLAS on one core each are faster than one process with BLAS on two cores: everything between the matrix products is
-then done twice at a time as well. Each worker is a fresh interpreter (`python -m model.worker_process`) that inherits a file
+then done twice at a time as well. Each worker is a fresh interpreter (`python -P -m model.worker_process`) that inherits a file
 descriptor for the shared memory and one end of a socket to every other worker; it takes commands as JSON lines on its standard input
 and answers on its standard output. Nothing has a name in the file system, so nothing is left behind when a process is killed, and a
 process whose partner dies reads the end of a file and ends too.
@@ -148,7 +148,7 @@ class ProcessEngine(TrainingEngine):
         ]
         search_path = os.pathsep.join([str(Path(__file__).resolve().parent.parent), *filter(None, sys.path)])
         process = subprocess.Popen(
-            [sys.executable, "-m", self._worker_module],
+            [sys.executable, "-P", "-m", self._worker_module],  # -P: no model.py of the current directory is ours
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **ONE_BLAS_THREAD, "PYTHONPATH": search_path},

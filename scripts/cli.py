@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
+from positron_start import PACKAGES
+
 COMMANDS = (
     "train",
     "generate",
@@ -33,7 +35,6 @@ COMMANDS = (
     "host",
     "doctor",
 )
-PROJECT_PACKAGES = ("model", "fixedpoint", "hdl", "sim", "scripts")
 # The exceptions for what a user can do wrong or lacks; everything else is a bug and shows its traceback.
 USER_ERRORS = (
     ("model.errors", "InputError"),
@@ -68,7 +69,7 @@ def main(words: Sequence[str] | None = None) -> int:
         command = import_command(name) if name in COMMANDS else None
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package in PROJECT_PACKAGES or not package:
+        if package in PACKAGES or not package:
             raise
         return fail(
             f"`positron {name}` needs the Python package {package}, which is not installed; "

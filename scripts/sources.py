@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parent.parent
-PACKAGES = ("model", "fixedpoint", "hdl", "sim", "scripts")
+from positron_start import PACKAGES, PROJECT
 
 
 @cache

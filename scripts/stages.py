@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from positron_start import PROJECT
 from scripts.output import write_json
-from scripts.sources import PROJECT
 
 
 @dataclass(frozen=True)

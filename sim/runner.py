@@ -234,9 +234,8 @@ def _run_job(job: dict, log: Path, directory: Path) -> int:
     """Let `sim.cocotb_process` do a job."""
     description = directory / "job.json"
     description.write_text(json.dumps(job))
-    return run_logged(
-        [sys.executable, "-m", "sim.cocotb_process", str(description)], log, simulator_environment(), directory
-    )
+    command = [sys.executable, "-P", "-m", "sim.cocotb_process", str(description)]
+    return run_logged(command, log, simulator_environment(), directory)
 
 
 def _run_cocotb(

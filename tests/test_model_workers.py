@@ -68,3 +68,13 @@ def test_number_of_workers():
         assert workers.num_workers == 2  # no more than sequences
     with engine(TrainingConfig(batch_size=1)) as workers:
         assert workers.num_workers == 1
+
+
+def test_the_current_directory_is_not_where_workers_find_modules(tmp_path, monkeypatch):
+    """A nanoGPT checkout has a model.py."""
+    for name in ("model.py", "numpy.py", "json.py"):
+        (tmp_path / name).write_text(f"raise SystemExit('{name} of the current directory was imported')")
+    monkeypatch.chdir(tmp_path)
+    with engine() as workers:
+        workers.memory.parameters[:] = Transformer(MODEL, seed=3).parameters.flat
+        assert len(workers.run(0, 1)) == 1

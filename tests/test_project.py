@@ -22,7 +22,7 @@ def distribution_names(requirements: list[str]) -> set[str]:
 
 def test_names_and_versions() -> None:
     assert PROJECT["name"] == "positron-transformer"
-    assert PROJECT["scripts"] == {"positron": "scripts.cli:main"}
+    assert PROJECT["scripts"] == {"positron": "positron_start:main"}
     assert importlib.metadata.version("positron-transformer") == PROJECT["version"]
     assert PROJECT["requires-python"] == ">=3.11,<3.14"
     set_up = (ROOT / "scripts" / "set_up.sh").read_text(encoding="utf-8")
@@ -83,6 +83,7 @@ def test_wheel_holds_the_packages_and_their_data(tmp_path: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {
         "model/__init__.py",
+        "positron_start.py",
         "scripts/cli.py",
         "scripts/report_template.html",
         "fixedpoint/native/transformer.c",

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from model.run import RunDirectory
+from positron_start import PROJECT
 from scripts import cli, demo
 from scripts import stages as stage_records
-from scripts.sources import PROJECT
 from scripts.stages import Stage
 
 ORDER = ["train", "generate", "quantize", "simulate", "synthesize", "report"]

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from scripts.sources import PACKAGES, PROJECT, source_files
+from positron_start import PACKAGES, PROJECT
+from scripts.sources import source_files
 
 COMMANDS = ["train", "generate", "quantize", "simulate", "synthesize", "report", "demo"]
 # Prints the files of the project that are loaded after importing each command, each from nothing.
