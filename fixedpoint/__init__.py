@@ -14,6 +14,7 @@ from .export import load_export, save_export
 from .files import atomic_directory
 from .layer_norm import LayerNorm
 from .linear import Linear
+from .lock import InUseError, lock_directory, lock_target
 from .qformat import Overflow, QFormat, Rounding
 from .reciprocal import Reciprocal, ReciprocalSquareRoot, ScaledReciprocal
 from .rms_norm import RMSNorm
@@ -29,6 +30,7 @@ __all__ = [
     "Embedding",
     "EmbeddingTable",
     "Exponential",
+    "InUseError",
     "KeyValueCache",
     "LayerNorm",
     "Linear",
@@ -50,6 +52,8 @@ __all__ = [
     "atomic_directory",
     "exact_matmul",
     "load_export",
+    "lock_directory",
+    "lock_target",
     "requantize",
     "residual_add",
     "save_export",

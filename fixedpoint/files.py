@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .lock import lock_target
+
 
 @contextmanager
 def atomic_directory(path: str | Path) -> Iterator[Path]:
@@ -21,9 +23,18 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
 
     Yields:
         The directory to fill, empty, on the same file system.
+
+    Raises:
+        InUseError: Another process is filling it.
     """
     target = Path(path).absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
+    with lock_target(target), _filled(target) as temporary:
+        yield temporary
+
+
+@contextmanager
+def _filled(target: Path) -> Iterator[Path]:
     # mkdtemp's names have eight random characters; `*` would also match the directories of a target called NAME.something.
     for leftover in target.parent.glob(f".{glob.escape(target.name)}.????????.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)

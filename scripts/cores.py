@@ -17,9 +17,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from fixedpoint import InUseError
 from hdl.errors import CircuitError, ToolError
 from hdl.registry import CORES, CoreEntry, find_core
 from hdl.synthesis import SynthesisReport, read_report, synthesize_core
+from model.files import atomic_write
 from scripts.output import to_json, write_json
 from scripts.stages import PROJECT
 
@@ -54,7 +56,7 @@ def measure_all(entries: Sequence[CoreEntry]) -> int:
             progress.set_description(entry.name)
             try:
                 measure(entry)
-            except (CircuitError, ToolError) as error:
+            except (CircuitError, ToolError, InUseError) as error:
                 failures.append(f"{entry.name}: {error}")
             write_table()
     for failure in failures:
@@ -77,9 +79,8 @@ def write_table() -> None:
     head, _, rest = text.partition(BEGIN)
     _, _, tail = rest.partition(END)
     table = markdown({name: report for name, report in reports.items() if report is not None})
-    temporary = PAGE.with_suffix(".partial")
-    temporary.write_text(f"{head}{BEGIN}\n{table}{END}{tail}", encoding="utf-8")
-    temporary.replace(PAGE)
+    with atomic_write(PAGE) as file:
+        file.write(f"{head}{BEGIN}\n{table}{END}{tail}")
     write_json(FIGURES, {name: to_json(report) for name, report in reports.items() if report is not None})
 
 

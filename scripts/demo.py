@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from fixedpoint import lock_directory
 from model.run import RunDirectory
 from scripts import cli
 from scripts.output import format_duration
@@ -118,10 +119,15 @@ def stages(arguments: argparse.Namespace) -> list[Stage]:
 
 def run(arguments: argparse.Namespace) -> int:
     """Do every step that is not up to date; stop at the first that fails."""
+    with lock_directory(arguments.out):
+        return do_stages(arguments)
+
+
+def do_stages(arguments: argparse.Namespace) -> int:
+    """Do the steps in a run directory that no other process changes."""
     began = time.monotonic()
     todo = stages(arguments)
     todo = todo[: 1 + [stage.command for stage in todo].index(arguments.until)]
-    arguments.out.mkdir(parents=True, exist_ok=True)
     records = StageRecords(arguments.out)
     for number, stage in enumerate(todo, start=1):
         head = f"[{number}/{len(todo)}] {TITLES[stage.command]}"

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fixedpoint import load_export, save_export
+from fixedpoint import load_export, lock_directory, save_export
 from fixedpoint.analysis import storage_bytes
 from fixedpoint.calibration import CHOICES, QuantizationSettings, TensorFormat, calibrate
 from fixedpoint.overrides import Overrides
@@ -101,6 +101,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Quantize, export, compare; or sweep."""
     directory = open_run(arguments.run)
+    with lock_directory(directory.path):
+        return work(directory, arguments)
+
+
+def work(directory: RunDirectory, arguments: argparse.Namespace) -> int:
+    """Do what the arguments say in a run directory that no other process changes."""
     asked = {name: getattr(arguments, name) for name in asdict(QuantizationSettings())}
     asked = {name: value for name, value in asked.items() if value is not None}
     settings = QuantizationSettings(**asked)

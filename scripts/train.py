@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fixedpoint import lock_directory
 from model import (
     BPETokenizer,
     CharacterTokenizer,
@@ -150,6 +151,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Train, and write the run directory."""
     check_quantization_arguments(arguments)
+    with lock_directory(output_directory(arguments)):
+        return train(arguments)
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """Train in a run directory that no other process changes."""
     directory = RunDirectory(output_directory(arguments))
     if arguments.resume is True:
         result = resume(directory)

@@ -109,7 +109,7 @@ def test_a_killed_process_leaves_the_old_one_and_the_next_call_cleans_up(tmp_pat
     assert child.returncode == -signal.SIGKILL, child.stderr
     assert target.exists() == existing
     assert not existing or (target / "content").read_text() == "old"
-    leftovers = [entry for entry in tmp_path.iterdir() if entry != target]
+    leftovers = list(tmp_path.glob(".export.*.tmp"))
     assert len(leftovers) == 1  # the child did come as far as that
     fill(target, "new")
     assert only(target)
