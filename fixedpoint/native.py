@@ -102,7 +102,7 @@ class NativeTransformer:
         write_program(quantized, directory)
         path = Path(directory).absolute()
         command = [*compiler, *WARNINGS, *options, "-o", EXECUTABLE, SOURCE]
-        result = subprocess.run(command, cwd=path, capture_output=True, text=True, check=False)
+        result = subprocess.run(command, cwd=path, capture_output=True, encoding="utf-8", errors="replace", check=False)
         if result.returncode != 0:
             raise CompilerError(f"`{shlex.join(command)}` in {path} failed:\n{result.stderr.strip()[-2000:]}")
         return cls(path / EXECUTABLE, quantized.context_length, quantized.vocab_size)

@@ -144,7 +144,8 @@ def tool_version(name: str) -> str | None:
         answer = subprocess.run(
             [path, *tool.version_arguments],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=60,
             check=False,
             stdin=subprocess.DEVNULL,

@@ -127,6 +127,10 @@ class RunDirectory:
         """The report of everything."""
         return self.path / "report.html"
 
+    def can_be_resumed(self) -> bool:
+        """Whether a training has saved what going on with it needs."""
+        return self.training_state.is_file() and self.model_config.is_file()
+
     def load_model(self) -> Transformer:
         """Return the trained model.
 

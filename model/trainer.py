@@ -135,8 +135,8 @@ class Trainer:
         if self.straight_through is not None:
             self.straight_through.save(run)
         self._take_parameters(engine)
-        self._save_best()
         self._save_state(engine)
+        self._save_best()  # the last: a directory with a model is not begun anew
 
     def _run_steps(self, engine: TrainingEngine) -> bool:
         """Do steps until all are done, something stops them, or nothing improves any more; return whether it was the last."""

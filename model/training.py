@@ -86,7 +86,14 @@ def store_tokens(
     run: RunDirectory, tokenizer: Tokenizer, training: np.ndarray, validation: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Begin a run directory, and return its tokens memory-mapped."""
-    for earlier in (run.training_state, run.number_format, run.teacher_weights):  # they do not belong to these tokens
+    # They do not belong to these tokens.
+    for earlier in (
+        run.training_state,
+        run.model_config,
+        run.model_weights,
+        run.number_format,
+        run.teacher_weights,
+    ):
         earlier.unlink(missing_ok=True)
     tokenizer.save(run.tokenizer)
     save_tokens(run.train_tokens, training)

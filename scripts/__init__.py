@@ -1,5 +1,22 @@
 """Positron: scripts."""
 
+import sys
+
+
+def _is_the_program() -> bool:
+    """Whether this process runs a command: `positron`, `python -m scripts.NAME`, or a file of this directory."""
+    started = getattr(sys, "argv", [""])[0]  # "-m" while Python looks for the module that `python -m` names
+    file = getattr(sys.modules.get("__main__"), "__file__", None) or ""
+    named = started.replace("\\", "/").removesuffix(".exe").endswith("/positron")
+    return started == "-m" or named or file.startswith(__path__[0])
+
+
+# Here, because this is read before the first import that takes its time.
+if _is_the_program():
+    from scripts import process
+
+    process.prepare()
+
 from positron_start import refuse_stranger
 
 refuse_stranger()  # before a command imports what is not ours

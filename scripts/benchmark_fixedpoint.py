@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -165,6 +166,6 @@ def _quantize(model: Transformer, tokens: np.ndarray) -> QuantizedTransformer:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    raise SystemExit(run(parser.parse_args()))
+    from scripts.cli import main
+
+    sys.exit(main(["benchmark", "fixedpoint", *sys.argv[1:]]))

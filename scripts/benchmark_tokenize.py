@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -103,6 +104,6 @@ def _hugging_face(text: str, vocab_size: int) -> tuple[int, Callable[[], Callabl
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    raise SystemExit(run(parser.parse_args()))
+    from scripts.cli import main
+
+    sys.exit(main(["benchmark", "tokenize", *sys.argv[1:]]))

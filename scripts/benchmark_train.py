@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -150,6 +151,6 @@ def _pytorch_steps(model: Transformer, training: TrainingConfig, tokens: np.ndar
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    raise SystemExit(run(parser.parse_args()))
+    from scripts.cli import main
+
+    sys.exit(main(["benchmark", "train", *sys.argv[1:]]))

@@ -111,7 +111,7 @@ def verdict(result: CampaignResult) -> str:
 
 def how_to_go_on(arguments: argparse.Namespace) -> str:
     """Return what to do after Ctrl-C."""
-    return f"compiled cores are kept in {arguments.out}; name the cores that are missing above to run only those"
+    return f"compiled cores are kept in {arguments.out}; name the cores that are not in a table above to run only those"
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import ModuleType
 
 from positron_start import PACKAGES
+from scripts import process
+from scripts.process import EXIT_INTERRUPTED
 
 COMMANDS = (
     "train",
@@ -44,7 +46,6 @@ USER_ERRORS = (
     ("hdl.errors", "ToolError"),
 )
 EXIT_FAILURE = 1
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 EPILOG = """\
 commands:
@@ -124,6 +125,7 @@ def help_text(name: str) -> str:
 def execute(command: ModuleType, arguments: argparse.Namespace) -> int:
     """Run a subcommand; what a user did wrong becomes one line on stderr and an exit status."""
     try:
+        process.during_command()
         status = command.run(arguments)
         sys.stdout.flush()
         return status
@@ -132,6 +134,7 @@ def execute(command: ModuleType, arguments: argparse.Namespace) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILURE
     except KeyboardInterrupt:
+        process.after_command()
         advice = getattr(command, "how_to_go_on", lambda _: "nothing was left half written; run the command again")
         print(f"\nstopped: {advice(arguments)}", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -139,6 +142,8 @@ def execute(command: ModuleType, arguments: argparse.Namespace) -> int:
         return fail(describe(error))
     except user_errors() as error:
         return fail(str(error))
+    finally:
+        process.after_command()
 
 
 def describe(error: OSError) -> str:

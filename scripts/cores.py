@@ -22,6 +22,7 @@ from hdl.errors import CircuitError, ToolError
 from hdl.registry import CORES, CoreEntry, find_core
 from hdl.synthesis import SynthesisReport, read_report, synthesize_core
 from model.files import atomic_write
+from scripts.cli import execute
 from scripts.output import to_json, write_json
 from scripts.stages import PROJECT
 
@@ -37,15 +38,17 @@ def main(words: Sequence[str] | None = None) -> int:
     """Measure, and write page and figures after each core."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", metavar="CORE", help="only this core; may be given more than once")
-    arguments = parser.parse_args(words)
-    try:
-        return measure_all([find_core(name) for name in arguments.only or CORES])
-    except CircuitError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped; what was measured is in the table, and the same command goes on from there", file=sys.stderr)
-        return 130
+    return execute(sys.modules[__name__], parser.parse_args(words))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure what was asked for."""
+    return measure_all([find_core(name) for name in arguments.only or CORES])
+
+
+def how_to_go_on(arguments: argparse.Namespace) -> str:
+    """Return what to say after Ctrl-C."""
+    return "what was measured is in the table, and the same command goes on from there"
 
 
 def measure_all(entries: Sequence[CoreEntry]) -> int:

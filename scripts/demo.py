@@ -136,14 +136,17 @@ def do_stages(arguments: argparse.Namespace) -> int:
             continue
         words = [stage.command, *stage.words]
         if stage.command == "train":
-            state = RunDirectory(arguments.out).training_state
-            words.append("--resume" if records.was_started(stage) and state.exists() else "--force")
+            directory = RunDirectory(arguments.out)
+            if not records.was_started(stage):
+                directory.training_state.unlink(missing_ok=True)  # another training's, which would be gone on with
+            words.append("--resume" if directory.can_be_resumed() else "--force")
         print(f"\n{head}\n$ positron {shlex.join(words)}", flush=True)
         records.mark_started(stage)
         stage_began = time.monotonic()
         status = run_command(words)
         if status:
-            print(f"demo stopped at `{stage.command}`; what is done stays done", file=sys.stderr)
+            again = "; the same command goes on" if status == cli.EXIT_INTERRUPTED else ""
+            print(f"demo stopped at `{stage.command}`; what is done stays done{again}", file=sys.stderr)
             return status
         records.mark_done(stage)
         print(f"{stage.command}: {format_duration(time.monotonic() - stage_began)}", flush=True)
@@ -160,8 +163,7 @@ def run_command(words: Sequence[str]) -> int:
 
 def how_to_go_on(arguments: argparse.Namespace) -> str:
     """Return what to say after Ctrl-C."""
-    again = "make demo" if arguments.out == Path("runs/demo") else f"positron demo --out {arguments.out}"
-    return f"nothing is broken and what is done stays done; go on with: {again}"
+    return "nothing is broken and what is done stays done; the same command goes on"
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from hdl.errors import CircuitError, ToolError
 from hdl.registry import CORES, CoreEntry, find_core
-from scripts.cli import describe, fail
+from scripts.cli import execute
 from scripts.output import add_json_argument, format_duration, format_table, write_json
 from sim.netlist import FAMILIES, Family, NetlistResult, check_netlist, find_family, plan_netlist
 
@@ -42,28 +42,29 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of the vectors (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="netlists at a time (default: %(default)s)")
     add_json_argument(parser)
-    arguments = parser.parse_args(words)
-    try:
-        for name in ("vectors", "jobs"):
-            if getattr(arguments, name) < 1:
-                raise CircuitError(f"--{name} must be at least 1, not {getattr(arguments, name)}")
-        if arguments.seed < 0:
-            raise CircuitError(f"--seed must not be negative, not {arguments.seed}")
-        work = [
-            (find_core(core), find_family(family))
-            for core in arguments.only or CORES
-            for family in arguments.family or FAMILIES
-        ]
-        began = time.time()
-        outcomes = check_all(work, arguments.vectors, arguments.seed, arguments.jobs)
-        return report(work, outcomes, arguments, time.time() - began)
-    except OSError as error:
-        return fail(describe(error))
-    except CircuitError as error:
-        return fail(str(error))
-    except KeyboardInterrupt:
-        print("\nstopped; what was checked is kept, and the same command goes on from there", file=sys.stderr)
-        return 130
+    return execute(sys.modules[__name__], parser.parse_args(words))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check what was asked for."""
+    for name in ("vectors", "jobs"):
+        if getattr(arguments, name) < 1:
+            raise CircuitError(f"--{name} must be at least 1, not {getattr(arguments, name)}")
+    if arguments.seed < 0:
+        raise CircuitError(f"--seed must not be negative, not {arguments.seed}")
+    work = [
+        (find_core(core), find_family(family))
+        for core in arguments.only or CORES
+        for family in arguments.family or FAMILIES
+    ]
+    began = time.time()
+    outcomes = check_all(work, arguments.vectors, arguments.seed, arguments.jobs)
+    return report(work, outcomes, arguments, time.time() - began)
+
+
+def how_to_go_on(arguments: argparse.Namespace) -> str:
+    """Return what to say after Ctrl-C."""
+    return "what was checked is kept, and the same command goes on from there"
 
 
 def check_all(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -84,12 +85,20 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def settle_all(tasks: list[tuple[Proof, bool]], directory: Path, jobs: int) -> list[Verdict]:
-    """Settle proofs, some at a time, the deepest first, with a progress bar; one on which the tools give up counts as unsettled."""
+    """Settle proofs, some at a time, the deepest first, with a progress bar; one on which the tools give up counts as unsettled.
+
+    Ctrl-C ends all tools first.
+    """
+    stopped = threading.Event()
+
+    def tick() -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
 
     def verdict(task: tuple[Proof, bool]) -> Verdict:
         start = time.perf_counter()
         try:
-            return settle(task[0], directory, faulty=task[1])
+            return settle(task[0], directory, faulty=task[1], tick=tick)
         except Unsettled as failure:
             return Verdict(None, time.perf_counter() - start, None, str(failure))
 
@@ -101,8 +110,10 @@ def settle_all(tasks: list[tuple[Proof, bool]], directory: Path, jobs: int) -> l
             for future in as_completed(futures):
                 verdicts[futures[future]] = future.result()
                 bar.update()
-        finally:
-            executor.shutdown(wait=False, cancel_futures=True)
+        except BaseException:
+            stopped.set()
+            executor.shutdown(cancel_futures=True)
+            raise
     return [verdicts[number] for number in range(len(tasks))]
 
 

@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from fixedpoint import lock_directory
@@ -158,6 +159,7 @@ def run(arguments: argparse.Namespace) -> int:
 def train(arguments: argparse.Namespace) -> int:
     """Train in a run directory that no other process changes."""
     directory = RunDirectory(output_directory(arguments))
+    arguments.earlier_state = saved_state(directory)
     if arguments.resume is True:
         result = resume(directory)
     elif arguments.resume is not None:
@@ -168,7 +170,7 @@ def train(arguments: argparse.Namespace) -> int:
     if result.interrupted and not timed_out:
         print(
             f"stopped at step {result.step:,} of {result.total_steps:,}; nothing is lost, go on with: "
-            f"positron train --resume --out {directory.path}",
+            f"positron train --resume --out {quote(str(directory.path))}",
             file=sys.stderr,
         )
         return EXIT_INTERRUPTED
@@ -282,8 +284,19 @@ def option(name: str) -> str:
 
 def how_to_go_on(arguments: argparse.Namespace) -> str:
     """Return what to say after a second Ctrl-C, or one before the first step."""
-    directory = output_directory(arguments)
-    return f"go on from the last saved step with: positron train --resume --out {directory}"
+    directory = RunDirectory(output_directory(arguments))
+    saved, earlier = saved_state(directory), getattr(arguments, "earlier_state", None)
+    if saved is None or (saved == earlier and arguments.resume is not True):
+        return "nothing was saved yet; run the command again"
+    return f"go on from the last saved step with: positron train --resume --out {quote(str(directory.path))}"
+
+
+def saved_state(directory: RunDirectory) -> tuple[int, int] | None:
+    """Return what tells a run's saved state from an earlier one, None where there is nothing to resume."""
+    if not directory.can_be_resumed():
+        return None
+    status = directory.training_state.stat()
+    return status.st_ino, status.st_mtime_ns
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def test_a_core_that_fails_leaves_the_others_and_ctrl_c_what_was_measured(failur
     (tmp_path / "cores.md").write_text(f"{cores.BEGIN}\n{cores.END}\n")
     interrupted = isinstance(failure, KeyboardInterrupt)
     assert cores.main(["--only", "softmax", "--only", "uart", "--only", "argmax"]) == (130 if interrupted else 1)
-    assert ("stopped; what was measured" if interrupted else "error: uart: too large") in capsys.readouterr().err
+    assert ("stopped: what was measured" if interrupted else "error: uart: too large") in capsys.readouterr().err
     measured = json.loads((tmp_path / "cores.json").read_text())
     assert set(measured) == ({"softmax"} if interrupted else {"softmax", "argmax"})
 

@@ -134,13 +134,18 @@ def test_interrupted_training_is_resumed_and_changed_training_starts_anew(comman
     RunDirectory(commands.out).training_state.write_text("state")
     with pytest.raises(KeyboardInterrupt):
         demo.run(commands.arguments())
+    assert commands.words["train"].force, "it was interrupted before the model was there"
+    RunDirectory(commands.out).model_config.write_text("model")
+    with pytest.raises(KeyboardInterrupt):
+        demo.run(commands.arguments())
     assert commands.words["train"].resume
     other = commands.arguments()
     other.steps = 7
-    with pytest.raises(KeyboardInterrupt):
-        demo.run(other)
-    assert not commands.words["train"].resume
-    assert commands.words["train"].steps == "7"
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            demo.run(other)
+        assert not commands.words["train"].resume, "the state that is there is another training's"
+        assert commands.words["train"].steps == "7"
 
 
 def test_until_stops_early(commands: StandIns) -> None:
@@ -151,9 +156,10 @@ def test_until_stops_early(commands: StandIns) -> None:
     assert commands.run() == ORDER[3:]
 
 
-def test_advice_after_an_interrupt() -> None:
-    assert demo.how_to_go_on(argparse.Namespace(out=Path("runs/demo"))).endswith("make demo")
-    assert "positron demo --out runs/x" in demo.how_to_go_on(argparse.Namespace(out=Path("runs/x")))
+def test_interrupt_reported_by_a_step_says_how_to_go_on(commands: StandIns, capsys: pytest.CaptureFixture[str]) -> None:
+    commands.fail_at["train"] = 130
+    assert demo.run(commands.arguments()) == 130
+    assert "the same command goes on" in capsys.readouterr().err
 
 
 def test_stages_name_sources_that_exist() -> None:

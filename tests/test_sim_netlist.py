@@ -244,7 +244,7 @@ def test_ctrl_c_ends_the_tools_and_keeps_what_was_checked(tmp_path):
         finally:
             process.kill()
     assert process.returncode == 130
-    assert "stopped; what was checked is kept" in err
+    assert "stopped: what was checked is kept" in err
     assert [path.name for path in kept.iterdir()] == ["stream-register-ecp5.json"]
     assert not list(tmp_path.glob("tmp*"))  # the tools' scratch directories, gone with the tools
 

@@ -1,0 +1,73 @@
+"""What a command's process does about Ctrl-C and about output that is not UTF-8. A process that only imports this package stays as it is.
+
+Ctrl-C at any moment gives one line or none and exit status 130, never a traceback. While Python imports modules, a KeyboardInterrupt can come
+up anywhere, also where somebody's `except` swallows it or where it can only be printed. So before a command has begun, and after it has
+ended, Ctrl-C ends the process at once: there is nothing to clean up then. Between the two it is the KeyboardInterrupt that commands handle.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import signal
+import sys
+import warnings
+from types import FrameType
+
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+STANDARD_ERROR = 2
+WRITE_ANYTHING = "positron.write-anything"
+NOTHING_BEGUN = b"\nstopped: nothing was begun; run the command again\n"
+
+
+def prepare() -> None:
+    r"""Take over Ctrl-C, and let the output's encoding refuse nothing.
+
+    What a terminal or pipe cannot show is written as an escape like `\u2014`, and the name of a file that is not text as the bytes that it is.
+    Ctrl-C stays ignored where whoever started the process wants it so.
+    """
+    codecs.register_error(WRITE_ANYTHING, _bytes_or_escape)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=WRITE_ANYTHING)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _say_and_leave)
+
+
+def during_command() -> None:
+    """Let Ctrl-C raise KeyboardInterrupt, if `prepare` has taken it over."""
+    if signal.getsignal(signal.SIGINT) is _say_and_leave:
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+def after_command() -> None:
+    """Let Ctrl-C end the process at once again, if `prepare` has taken it over."""
+    if signal.getsignal(signal.SIGINT) is _interrupt:
+        signal.signal(signal.SIGINT, _leave)
+        warnings.simplefilter(
+            "ignore"
+        )  # circuits that an exception has left half made are dropped now, and would complain
+
+
+def _bytes_or_escape(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Return what to write for a character that the encoding lacks: the byte that it stands for (PEP 383), or an escape."""
+    assert isinstance(error, UnicodeEncodeError)
+    value = ord(error.object[error.start])
+    if 0xDC80 <= value <= 0xDCFF:
+        return bytes([value - 0xDC00]), error.start + 1
+    error.end = error.start + 1  # the next one may be a byte
+    return codecs.backslashreplace_errors(error)
+
+
+def _say_and_leave(number: int, frame: FrameType | None) -> None:
+    os.write(STANDARD_ERROR, NOTHING_BEGUN)  # past all buffers, whose locks the interrupted code may hold
+    os._exit(EXIT_INTERRUPTED)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    os._exit(EXIT_INTERRUPTED)
