@@ -11,12 +11,15 @@ def _is_the_program() -> bool:
     return started == "-m" or named or file.startswith(__path__[0])
 
 
-# Here, because this is read before the first import that takes its time.
-if _is_the_program():
-    from scripts import process
+def _start() -> None:
+    """Do what must come before the first import that takes its time, or that may find what is not ours."""
+    if _is_the_program():
+        from scripts import process
 
-    process.prepare()
+        process.prepare()
+    from positron_start import refuse_stranger
 
-from positron_start import refuse_stranger
+    refuse_stranger()
 
-refuse_stranger()  # before a command imports what is not ours
+
+_start()
