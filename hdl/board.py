@@ -12,11 +12,10 @@ from amaranth_boards.ulx3s import ULX3S_12F_Platform, ULX3S_25F_Platform, ULX3S_
 from .attention import Attention
 from .errors import CircuitError
 from .link import IDLE_SECONDS, HostLink, Identity
+from .names import DEFAULT_BAUD, DEFAULT_FREQUENCY
 from .payload import connect, payload_shape
 from .uart import UARTReceiver, UARTTransmitter, baud_divisor
 
-DEFAULT_FREQUENCY = 50e6
-DEFAULT_BAUD = 1_000_000  # the ULX3S's FT231X makes it exactly, and it divides every clock of whole megahertz
 # Cycles that reset lasts after the clock is stable. iCE40 block RAM reads 0 for some 36 cycles after power-up, and no family promises more than ECP5 does.
 RESET_CYCLES = 1024
 

@@ -17,15 +17,15 @@ from tqdm import tqdm
 
 from fixedpoint import atomic_directory
 
-from .board import BOARDS, DEFAULT_FREQUENCY, Board
+from .board import BOARDS, Board
 from .errors import CircuitError, ToolError
 from .memory_check import refuse_block_ram_resets, refuse_lost_block_rams, unmappable_memory
+from .names import DEFAULT_FREQUENCY, DEFAULT_SEED
 from .output_registers import fold_output_registers
 from .payload import check_connections
 from .requirements import refuse_if_too_large
 from .toolchain import ToolFailure, run_tool, tool_version
 
-DEFAULT_SEED = 1
 TOOL_NAMES = ("yosys", "nextpnr-ecp5", "ecppack")
 STAGES = {"yosys": "synthesis", "nextpnr-ecp5": "place and route", "ecppack": "bitstream"}
 REPORT_FILE = "report.json"

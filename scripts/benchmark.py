@@ -13,7 +13,7 @@ import argparse
 import importlib
 import sys
 
-from scripts.cli import help_text, overview
+from scripts.cli import add_command, help_text, overview
 
 BENCHMARKS = ("train", "generate", "fixedpoint", "tokenize", "circuit")
 
@@ -25,12 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="BENCHMARK", dest="benchmark", required=True, help="one of those below; each has --help"
     )
     for name in BENCHMARKS:
-        subparser = subparsers.add_parser(
-            name,
-            description=help_text(f"benchmark_{name}"),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
+        subparser = add_command(subparsers, name, help_text(f"benchmark_{name}"))
         importlib.import_module(f"scripts.benchmark_{name}").add_arguments(subparser)
 
 

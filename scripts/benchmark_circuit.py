@@ -20,9 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from hdl.attention import Attention
-from hdl.board import DEFAULT_FREQUENCY
-from hdl.synthesis import read_report
+from hdl.names import DEFAULT_FREQUENCY
 from scripts.output import add_json_argument, format_table, write_json
 from scripts.runs import add_run_argument, load_quantized, open_run
 from scripts.synthesize import attention_of
@@ -42,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print, and write the figures."""
+    from hdl.synthesis import read_report
+
     directory = open_run(arguments.run)
     report = read_report(directory.synthesis)
     required = min((clock.required_mhz for clock in report.clocks), default=DEFAULT_FREQUENCY / 1e6) if report else None
@@ -70,6 +70,8 @@ def measure(parameters: Any, megahertz: float) -> dict[str, float]:
         parameters: A `fixedpoint.Attention`.
         megahertz: The circuit's clock.
     """
+    from hdl.attention import Attention
+
     length = parameters.context_length
     cycles = sum(Attention(parameters).schedule.cycles(tokens) for tokens in range(1, length + 1)) / length
     generator = np.random.default_rng(0)

@@ -13,13 +13,17 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from hdl.registry import CORES, CoreEntry, find_core
+from hdl.names import CORE_NAMES
 from model.errors import InputError
 from scripts.output import add_json_argument, format_table, write_json
-from sim.campaign import CampaignResult, build_bench, run_campaign
+
+if TYPE_CHECKING:
+    from hdl.registry import CoreEntry
+    from sim.campaign import CampaignResult
 
 DEFAULT_VECTORS = 1_000_000
 DEFAULT_MINUTES = 10.0
@@ -27,7 +31,7 @@ DEFAULT_MINUTES = 10.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("cores", nargs="*", metavar="CORE", help=f"of {', '.join(CORES)} (default: all)")
+    parser.add_argument("cores", nargs="*", metavar="CORE", help=f"of {', '.join(CORE_NAMES)} (default: all)")
     parser.add_argument(
         "--vectors",
         type=int,
@@ -57,11 +61,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the campaigns one after the other and print a table."""
+    from hdl.registry import find_core
+
     if arguments.vectors < 1:
         raise InputError(f"--vectors must be at least 1, not {arguments.vectors}")
     if not arguments.minutes > 0:
         raise InputError(f"--minutes must be above 0, not {arguments.minutes:g}")
-    entries = [find_core(name) for name in dict.fromkeys(arguments.cores or CORES)]
+    entries = [find_core(name) for name in dict.fromkeys(arguments.cores or CORE_NAMES)]
     results: list[CampaignResult] = []
     try:
         for entry in entries:
@@ -78,6 +84,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def campaign(entry: CoreEntry, arguments: argparse.Namespace) -> CampaignResult:
     """Build the small example of a core and run its campaign with a progress bar."""
+    from sim.campaign import build_bench, run_campaign
+
     with tqdm(
         total=arguments.vectors, desc=entry.name, unit="vector", unit_scale=True, leave=False, disable=None
     ) as bar:

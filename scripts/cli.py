@@ -1,7 +1,8 @@
 """The `positron` command: one subcommand for each step from a text file to a verified bitstream.
 
 A subcommand is a module of this package with `add_arguments(parser)` and `run(arguments) -> int` (the exit status). Its
-docstring is its help text. Only the chosen one is imported, so `positron train` works where no FPGA tool is installed.
+docstring is its help text. Only the chosen one is imported, and what an extra of the installation brings is imported by
+`run` alone: help needs no extra, and what `scripts.requirements` says is missing is named before anything begins.
 """
 
 from __future__ import annotations
@@ -9,15 +10,19 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
+import importlib.metadata
 import os
+import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from types import ModuleType
 
 from positron_start import PACKAGES
 from scripts import process
 from scripts.process import EXIT_INTERRUPTED
+from scripts.requirements import how_to_install, missing_packages
 
 COMMANDS = (
     "train",
@@ -37,6 +42,8 @@ COMMANDS = (
     "host",
     "doctor",
 )
+DISTRIBUTION = "positron-transformer"
+HELP_WIDTH = 79  # of lines that argparse does not fold
 # The exceptions for what a user can do wrong or lacks; everything else is a bug and shows its traceback.
 USER_ERRORS = (
     ("model.errors", "InputError"),
@@ -52,7 +59,7 @@ commands:
 {commands}
 
 A run lives in one directory. The steps in order:
-  positron train --text story.txt --out runs/story
+  positron train --text story.txt
   positron generate runs/story --prompt "Once"
   positron quantize runs/story
   positron simulate runs/story
@@ -66,21 +73,27 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run the command line `words` (default: the process's) and return its exit status."""
     words = list(sys.argv[1:] if words is None else words)
     name = next((word for word in words if not word.startswith("-")), None)
-    try:
-        command = import_command(name) if name in COMMANDS else None
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package in PACKAGES or not package:
-            raise
-        return fail(
-            f"`positron {name}` needs the Python package {package}, which is not installed; "
-            "install the hardware tools: pip install 'positron-transformer[fpga]'"
-        )
-    arguments = build_parser(name, command).parse_args(words)
+    command = import_command(name) if name in COMMANDS else None
+    arguments = parse(build_parser(name, command), words)
     if command is None:  # `positron` alone: argparse lets a missing subcommand pass so that help can be shown
         build_parser(None, None).print_help()
         return 2
+    full_name = " ".join(filter(None, (name, getattr(arguments, "benchmark", None))))
+    missing = missing_packages(full_name)
+    if missing:
+        return fail(
+            f"`positron {full_name}` needs Python packages that are not installed: {', '.join(missing)}; "
+            f"install them: {how_to_install(missing)}"
+        )
     return execute(command, arguments)
+
+
+def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """Return the arguments; what no option is known for is refused with the usage of the command that was given it."""
+    arguments, unknown = parser.parse_known_args(words)
+    if unknown:  # argparse itself hands them up to the outermost parser
+        arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return arguments
 
 
 def import_command(name: str) -> ModuleType:
@@ -94,26 +107,57 @@ def build_parser(name: str | None, command: ModuleType | None) -> argparse.Argum
         prog="positron",
         description="From a text file to a verified FPGA bitstream of a transformer.",
         epilog=EPILOG.format(commands=overview()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
+    parser.set_defaults(parser=parser)
+    parser.add_argument("--version", action="version", version=version())
     subparsers = parser.add_subparsers(metavar="COMMAND", dest="command", help="one of those below; each has --help")
     for other in COMMANDS:
-        subparser = subparsers.add_parser(
-            other,
-            description=help_text(other),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
+        subparser = add_command(subparsers, other, help_text(other))
         if other == name and command is not None:
             command.add_arguments(subparser)
     return parser
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Folds the paragraphs of a description at the terminal's width, and leaves indented lines, which are examples and lists, as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.strip("\n").split("\n\n")
+        return "\n\n".join(part if "\n  " in part else fill(part, width) for part in paragraphs)
+
+
+def add_command(subparsers: argparse._SubParsersAction, name: str, description: str) -> argparse.ArgumentParser:
+    """Add the parser of a subcommand; the arguments that it returns say that it was the one."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name, description=description, formatter_class=HelpFormatter, allow_abbrev=False
+    )
+    parser.set_defaults(parser=parser)
+    return parser
+
+
+def version() -> str:
+    """Return the versions of this project and of Python."""
+    try:
+        installed = importlib.metadata.version(DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        installed = "(not installed)"
+    return f"positron {installed}, Python {platform.python_version()}"
+
+
 def overview(names: Sequence[str] = COMMANDS, prefix: str = "") -> str:
-    """Return a line for each command: its name and the first sentence of its help, the docstring of module `prefix` + name."""
+    """Return a folded line for each command: its name and the first sentence of its help, the docstring of module `prefix` + name."""
     width = max(map(len, names))
-    return "\n".join(f"  {name:<{width}}  {help_text(prefix + name).partition('.')[0]}" for name in names)
+    return "\n".join(
+        fill(
+            help_text(prefix + name).partition(".\n")[0].partition(". ")[0],
+            HELP_WIDTH,
+            initial_indent=f"  {name:<{width}}  ",
+            subsequent_indent=" " * (width + 4),
+        )
+        for name in names
+    )
 
 
 def help_text(name: str) -> str:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from tqdm import tqdm
 
@@ -22,12 +21,11 @@ from hdl.errors import CircuitError, ToolError
 from hdl.registry import CORES, CoreEntry, find_core
 from hdl.synthesis import SynthesisReport, read_report, synthesize_core
 from model.files import atomic_write
-from scripts.cli import execute
+from scripts.cli import HelpFormatter, execute
 from scripts.output import to_json, write_json
 from scripts.stages import PROJECT
+from scripts.synthesize import CORE_FREQUENCY, CORES_DIRECTORY
 
-CORES_DIRECTORY = Path("build") / "cores"
-CORE_FREQUENCY = 150e6  # Hz that place and route aims for
 PAGE = PROJECT / "docs" / "hardware" / "cores.md"
 FIGURES = PAGE.with_suffix(".json")
 BEGIN, END = "<!-- table: make cores -->", "<!-- end of table -->"
@@ -36,7 +34,7 @@ HEADINGS = ("core", "LUT4", "FF", "block RAM", "multipliers", "Fmax (MHz)", "lat
 
 def main(words: Sequence[str] | None = None) -> int:
     """Measure, and write page and figures after each core."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--only", action="append", metavar="CORE", help="only this core; may be given more than once")
     return execute(sys.modules[__name__], parser.parse_args(words))
 

@@ -44,7 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps", type=int, metavar="N", help="training steps (default: what `positron train` takes by default)"
     )
-    parser.add_argument("--until", choices=TITLES, default="report", help="the last step to do (default: %(default)s)")
+    parser.add_argument(
+        "--until",
+        choices=TITLES,
+        metavar="STEP",
+        default="report",
+        help=f"the last step to do, of {', '.join(TITLES)} (default: %(default)s)",
+    )
 
 
 def stages(arguments: argparse.Namespace) -> list[Stage]:
@@ -158,7 +164,7 @@ def do_stages(arguments: argparse.Namespace) -> int:
 def run_command(words: Sequence[str]) -> int:
     """Run a subcommand in this process; its errors and Ctrl-C are the demo's."""
     command = cli.import_command(words[0])
-    return int(command.run(cli.build_parser(words[0], command).parse_args(list(words))))
+    return int(command.run(cli.parse(cli.build_parser(words[0], command), words)))
 
 
 def how_to_go_on(arguments: argparse.Namespace) -> str:

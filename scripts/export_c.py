@@ -5,7 +5,7 @@ reads token numbers and writes the same tokens as `positron generate --quantized
 
 Example:
   positron export-c runs/demo
-  positron export-c runs/demo --out my_project/transformer --prompt "One day" --temperature 0.7
+  positron export-c runs/demo --out my_project/c --prompt "One day"
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ directory then holds MODULE.v, MODULE.md (ports, packing, formats, timing), MODU
 
 Example:
   positron export-verilog softmax
-  positron export-verilog matrix-vector --run runs/demo --out my_project/matrix_vector --simulate
+  positron export-verilog matrix-vector --run runs/demo --simulate
 """
 
 from __future__ import annotations
@@ -13,18 +13,21 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hdl.registry import CORES, CoreEntry, find_core
+from hdl.names import CORE_NAMES
 from model.errors import InputError
 from scripts.runs import load_quantized, open_run
-from sim.verilog_export import export_core, module_name, run_icarus
+
+if TYPE_CHECKING:
+    from hdl.registry import CoreEntry
 
 DEFAULT_VECTORS = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("core", metavar="CORE", help=f"one of {', '.join(CORES)}")
+    parser.add_argument("core", metavar="CORE", help=f"one of {', '.join(CORE_NAMES)}")
     add_model_arguments(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the files go (default: verilog/CORE)")
     parser.add_argument(
@@ -48,6 +51,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the files, and run the bench where that is asked for."""
+    from hdl.registry import find_core
+    from sim.verilog_export import export_core, module_name, run_icarus
+
     if arguments.vectors < 1:
         raise InputError(f"--vectors must be at least 1, not {arguments.vectors}")
     if arguments.seed < 0:

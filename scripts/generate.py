@@ -5,7 +5,7 @@ temperature repeats what is likely, a high one takes chances; the same seed writ
 integer model writes, and every choice is made in whole numbers: the C program and a circuit write the same text.
 
 Example:
-  positron generate runs/demo --prompt "One morning" --length 300 --temperature 0.7
+  positron generate runs/demo --prompt "One morning" --temperature 0.7
   positron generate runs/demo --quantized --seed 1
 """
 

@@ -11,10 +11,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from hdl.board import DEFAULT_BAUD
 from hdl.errors import ToolError
-from hdl.hardware_check import exercise
-from hdl.link import ANSWER_SECONDS, Host
+from hdl.names import DEFAULT_BAUD
 from scripts.output import add_json_argument, write_json
 from scripts.runs import add_run_argument, load_quantized, open_run
 from scripts.synthesize import attention_of
@@ -33,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Open the port, send, compare."""
+    from hdl.hardware_check import exercise
+    from hdl.link import Host
+
     parameters = attention_of(load_quantized(open_run(arguments.run)), arguments.layer)
     with open_port(arguments.port, arguments.baud) as port:
         figures = exercise(Host(port), parameters, arguments.vectors, arguments.seed)
@@ -54,6 +55,8 @@ def open_port(name: str, baud: int):
     """
     import serial
     from serial.tools.list_ports import comports
+
+    from hdl.link import ANSWER_SECONDS
 
     try:
         return serial.Serial(name, baud, timeout=ANSWER_SECONDS, write_timeout=ANSWER_SECONDS)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from hdl.errors import CircuitError, ToolError
 from hdl.registry import CORES, CoreEntry, find_core
-from scripts.cli import execute
+from scripts.cli import HelpFormatter, execute
 from scripts.output import add_json_argument, format_duration, format_table, write_json
 from sim.netlist import FAMILIES, Family, NetlistResult, check_netlist, find_family, plan_netlist
 
@@ -35,7 +35,7 @@ HARD_CELLS = ("DP16KD", "MULT18X18D", "SB_RAM40_4K")
 
 def main(words: Sequence[str] | None = None) -> int:
     """Check all netlists; a failure does not keep the others from running."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--only", action="append", metavar="CORE", help="only this core; may be given more than once")
     parser.add_argument("--family", action="append", help=f"one of {', '.join(FAMILIES)} (default: all)")
     parser.add_argument("--vectors", type=int, default=DEFAULT_VECTORS, metavar="N", help="default: %(default)s")

@@ -17,13 +17,15 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from hdl.errors import CircuitError
 from scripts.output import add_json_argument, format_table, write_json
-from sim.proof import Proof, Unsettled, Verdict, settle
-from sim.proofs import all_proofs
+
+if TYPE_CHECKING:
+    from sim.proof import Proof, Verdict
 
 # Whether the proof is a cover → what the solver said → the word for it.
 OUTCOMES = {
@@ -45,6 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Settle the proofs and print a table."""
+    from sim.proofs import all_proofs
+
     proofs = all_proofs()
     known = sorted({proof.core for proof in proofs})
     unknown = [name for name in arguments.cores if name not in known]
@@ -89,6 +93,8 @@ def settle_all(tasks: list[tuple[Proof, bool]], directory: Path, jobs: int) -> l
 
     Ctrl-C ends all tools first.
     """
+    from sim.proof import Unsettled, Verdict, settle
+
     stopped = threading.Event()
 
     def tick() -> None:

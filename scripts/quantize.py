@@ -6,7 +6,7 @@ held-out text is compared with the float model's.
 
 Example:
   positron quantize runs/demo --weight-bits 4
-  positron quantize runs/demo --weight-bits 3 --overrides overrides.toml --analyze
+  positron quantize runs/demo --weight-bits 3 --overrides my.toml --analyze
   positron quantize runs/demo --sweep
 """
 

@@ -16,16 +16,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from model.errors import InputError
 from scripts.output import add_json_argument, format_duration, format_table, write_json
 from scripts.runs import add_run_argument, export_digest, load_quantized, open_run, simulation_file
-from sim.bench import BenchFailure, SimulationResult, StreamBench
-from sim.cases import CIRCUITS, benches_for_run
-from sim.runner import simulate
+from sim.names import CIRCUITS
 from sim.tools import SIMULATORS, default_simulator
+
+if TYPE_CHECKING:
+    from sim.bench import SimulationResult, StreamBench
 
 STALL_PROBABILITY = 0.3
 DEFAULT_VECTORS = 1000
@@ -80,6 +82,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Simulate every circuit both ways and keep the results in the run directory."""
+    from sim.cases import benches_for_run
+
     if arguments.vectors < 1:
         raise InputError(f"--vectors must be at least 1, not {arguments.vectors}")
     began = time.monotonic()
@@ -136,6 +140,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def simulate_all(benches: Sequence[StreamBench], simulator: str, seed: int, build: Path) -> list[Verdict]:
     """Run each bench at full speed and with stalls; a failure does not keep the others from running."""
+    from sim.bench import BenchFailure
+    from sim.runner import simulate
+
     work = [(bench, stall) for bench in benches for stall in (0.0, STALL_PROBABILITY)]
     verdicts = []
     with tqdm(work, unit="run", leave=False, disable=None) as progress:

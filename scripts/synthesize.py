@@ -6,7 +6,7 @@ and results lie in RUN/synthesis_CORE or build/cores/CORE.
 
 Example:
   positron synthesize runs/demo
-  positron synthesize runs/demo --board ulx3s-45f --frequency 40 --json figures.json
+  positron synthesize runs/demo --board ulx3s-45f --frequency 40
   positron synthesize --core softmax
   positron synthesize --core matrix-vector --run runs/demo
 """
@@ -16,16 +16,20 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hdl.board import BOARDS, DEFAULT_FREQUENCY, AttentionTop, find_board
 from hdl.errors import CircuitError
-from hdl.registry import CORES, find_core
-from hdl.synthesis import DEFAULT_SEED, SynthesisReport, read_report, synthesize, synthesize_core
+from hdl.names import BOARD_NAMES, CORE_NAMES, DEFAULT_BOARD, DEFAULT_FREQUENCY, DEFAULT_SEED
 from model.errors import InputError
-from scripts.cores import CORE_FREQUENCY, CORES_DIRECTORY
 from scripts.export_verilog import add_model_arguments, make_core
 from scripts.output import add_json_argument, write_json
 from scripts.runs import load_quantized, open_run
+
+if TYPE_CHECKING:
+    from hdl.synthesis import SynthesisReport
+
+CORES_DIRECTORY = Path("build") / "cores"
+CORE_FREQUENCY = 150e6  # Hz that place and route aims for where a core is measured alone
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,8 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run", metavar="RUN", type=Path, nargs="?", help="directory of a trained run, for instance runs/demo"
     )
-    parser.add_argument("--core", metavar="CORE", help=f"measure one core alone: {', '.join(CORES)}")
-    parser.add_argument("--board", default="ulx3s-85f", help=f"one of {', '.join(sorted(BOARDS))} (default: ulx3s-85f)")
+    parser.add_argument("--core", metavar="CORE", help=f"measure one core alone: {', '.join(CORE_NAMES)}")
+    parser.add_argument(
+        "--board",
+        metavar="BOARD",
+        default=DEFAULT_BOARD,
+        help=f"one of {', '.join(BOARD_NAMES)} (default: %(default)s)",
+    )
     parser.add_argument(
         "--frequency",
         type=float,
@@ -61,6 +70,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def build_accelerator(arguments: argparse.Namespace) -> SynthesisReport:
     """Make the bitstream of a run's attention accelerator."""
+    from hdl.board import AttentionTop, find_board
+    from hdl.synthesis import read_report, synthesize
+
     if arguments.run is None or arguments.core_run is not None:
         raise InputError("say which run: positron synthesize RUN; --run belongs to --core")
     directory = open_run(arguments.run)
@@ -77,6 +89,10 @@ def build_accelerator(arguments: argparse.Namespace) -> SynthesisReport:
 
 def measure_core(arguments: argparse.Namespace) -> SynthesisReport:
     """Place and route one core alone."""
+    from hdl.board import find_board
+    from hdl.registry import find_core
+    from hdl.synthesis import read_report, synthesize_core
+
     if arguments.run is not None:
         raise InputError(
             f"with --core the run is given by --run: positron synthesize --core {arguments.core} --run RUN"

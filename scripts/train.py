@@ -6,7 +6,7 @@ run with the model that another one has trained; with --quantize it learns to li
 
 Example:
   positron train --text my_text.txt --out runs/mine
-  positron train --text my_text.txt --out runs/large --num-layers 4 --embed-dim 128 --minutes 5
+  positron train --text my_text.txt --num-layers 4 --embed-dim 128 --minutes 5
   positron train --resume runs/mine --quantize 4
 """
 
@@ -97,7 +97,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     model, training = ModelConfig(), TrainingConfig()
     shape.add_argument(
-        "--activation", choices=ACTIVATIONS, default=model.activation, help="nonlinearity (default: %(default)s)"
+        "--activation",
+        choices=ACTIVATIONS,
+        metavar="NAME",
+        default=model.activation,
+        help=f"nonlinearity, of {', '.join(ACTIVATIONS)} (default: %(default)s)",
     )
     shape.add_argument(
         "--position", choices=POSITIONS, default=model.position, help="how positions are encoded (default: %(default)s)"

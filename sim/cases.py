@@ -14,12 +14,10 @@ from hdl.rms_norm import RMSNorm
 from hdl.softmax import Softmax
 
 from .bench import StreamBench
+from .names import CIRCUITS
 from .payload import pack_all
 
 MATRIX_LANES = 64
-
-
-CIRCUITS = ("matrix-vector", "softmax", "layer-norm", "attention")
 
 
 def benches_for_run(

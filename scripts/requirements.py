@@ -1,0 +1,58 @@
+"""What each command needs beyond the base installation, and what of it is missing: known before the first step, not after minutes."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from hdl.toolchain import INSTALL_EXTRA, TOOLS, find_tool
+
+# How a package is imported → how it is called where it is installed from.
+DISTRIBUTIONS = {"amaranth": "amaranth", "amaranth_boards": "amaranth-boards", "serial": "pyserial"}
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a command cannot do without.
+
+    Attributes:
+        packages: Python packages, as they are imported.
+        tools: Programs, names of `hdl.toolchain.TOOLS`.
+    """
+
+    packages: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
+
+    def missing(self) -> list[str]:
+        """Return the names of what is not installed, packages as pip calls them."""
+        packages = [DISTRIBUTIONS[name] for name in self.packages if importlib.util.find_spec(name) is None]
+        return packages + [name for name in self.tools if find_tool(name) is None]
+
+
+SYNTHESIS_TOOLS = ("yosys", "nextpnr-ecp5", "ecppack")
+# Commands that are not named here do with the base installation. `simulate` has Amaranth's own simulator where no other can run.
+NEEDS = {
+    "simulate": Needs(("amaranth",)),
+    "synthesize": Needs(("amaranth", "amaranth_boards"), SYNTHESIS_TOOLS),
+    "export-verilog": Needs(("amaranth",), ("yosys",)),
+    "prove": Needs(("amaranth",), ("yosys", "sby", "smtbmc", "z3")),
+    "campaign": Needs(("amaranth",), ("yosys", "verilator", "perl", "make", "c++")),
+    "host": Needs(("amaranth", "serial")),
+    "benchmark circuit": Needs(("amaranth", "amaranth_boards")),
+}
+
+
+def missing_packages(command: str) -> list[str]:
+    """Return the Python packages that a command lacks, as pip calls them."""
+    return Needs(NEEDS.get(command, Needs()).packages).missing()
+
+
+def missing_for(command: str) -> list[str]:
+    """Return all that a command lacks: Python packages, as pip calls them, and tools."""
+    return NEEDS.get(command, Needs()).missing()
+
+
+def how_to_install(missing: Iterable[str]) -> str:
+    """Return the commands that install what is missing."""
+    return " && ".join(dict.fromkeys(TOOLS[name].install if name in TOOLS else INSTALL_EXTRA for name in missing))
