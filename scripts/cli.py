@@ -19,10 +19,8 @@ from pathlib import Path
 from textwrap import fill
 from types import ModuleType
 
-from positron_start import PACKAGES
 from scripts import process
 from scripts.process import EXIT_INTERRUPTED
-from scripts.requirements import how_to_install, missing_packages
 
 COMMANDS = (
     "train",
@@ -78,14 +76,21 @@ def main(words: Sequence[str] | None = None) -> int:
     if command is None:  # `positron` alone: argparse lets a missing subcommand pass so that help can be shown
         build_parser(None, None).print_help()
         return 2
-    full_name = " ".join(filter(None, (name, getattr(arguments, "benchmark", None))))
-    missing = missing_packages(full_name)
-    if missing:
-        return fail(
-            f"`positron {full_name}` needs Python packages that are not installed: {', '.join(missing)}; "
-            f"install them: {how_to_install(missing)}"
-        )
-    return execute(command, arguments)
+    lacking = what_is_missing(" ".join(filter(None, (name, getattr(arguments, "benchmark", None)))))
+    return fail(lacking) if lacking else execute(command, arguments)
+
+
+def what_is_missing(name: str) -> str:
+    """Return which Python packages a command needs that are not installed, as a sentence; empty where there is none."""
+    from scripts.requirements import how_to_install, missing_packages
+
+    missing = missing_packages(name)
+    if not missing:
+        return ""
+    return (
+        f"`positron {name}` needs Python packages that are not installed: {', '.join(missing)}; "
+        f"install them: {how_to_install(missing)}"
+    )
 
 
 def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:

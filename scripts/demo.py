@@ -17,9 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fixedpoint import lock_directory
+from hdl.errors import ToolError
 from model.run import RunDirectory
 from scripts import cli
 from scripts.output import format_duration
+from scripts.requirements import how_to_install, missing_for
 from scripts.runs import quantization_file, simulation_file
 from scripts.sources import source_files
 from scripts.stages import Stage, StageRecords
@@ -125,6 +127,8 @@ def stages(arguments: argparse.Namespace) -> list[Stage]:
 
 def run(arguments: argparse.Namespace) -> int:
     """Do every step that is not up to date; stop at the first that fails."""
+    commands = list(TITLES)
+    check_requirements(commands[: 1 + commands.index(arguments.until)])
     with lock_directory(arguments.out):
         return do_stages(arguments)
 
@@ -159,6 +163,23 @@ def do_stages(arguments: argparse.Namespace) -> int:
     seconds = time.monotonic() - began
     print(f"\nAll done in {format_duration(seconds)}.")
     return 0
+
+
+def check_requirements(commands: Sequence[str]) -> None:
+    """Refuse before the first step what a later one would refuse after minutes.
+
+    Raises:
+        ToolError: A step lacks Python packages or tools; the message says which, and how far the demonstration can go without them.
+    """
+    missing = {command: missing_for(command) for command in commands}
+    lacking = [command for command in commands if missing[command]]
+    if lacking:
+        names = list(dict.fromkeys(name for command in lacking for name in missing[command]))
+        before = commands[commands.index(lacking[0]) - 1]
+        raise ToolError(
+            f"{' and '.join(f'`{command}`' for command in lacking)} cannot run without {', '.join(names)}: {how_to_install(names)} "
+            f"(`positron doctor` says more); or end before that: positron demo --until {before}"
+        )
 
 
 def run_command(words: Sequence[str]) -> int:

@@ -1,6 +1,6 @@
 """Say which tools and Python packages are found, which are missing, and what to install.
 
-The exit status is 0 when all that `make demo` needs is there.
+It also says which commands work with what is there. The exit status is 0 when all that `make demo` needs is there.
 
 Example:
   positron doctor
@@ -16,7 +16,9 @@ import sys
 from dataclasses import dataclass
 
 from hdl.toolchain import INSTALL_EXTRA, TOOLS, find_tool, is_known_bad_yosys, tool_version
+from scripts.cli import COMMANDS
 from scripts.output import add_json_argument, format_table, write_json
+from scripts.requirements import NEEDS, Needs
 
 OLDEST_PYTHON = (3, 11)
 # Without these the demonstration runs on Amaranth's own simulator, so nothing stops.
@@ -82,8 +84,15 @@ def run(arguments: argparse.Namespace) -> int:
     ready = all(one.usable for one in findings if one.required)
     usable = {one.name for one in findings if one.usable}
     lacking = [name for name in FOR_VERILATOR if name not in usable]
+    lacks = {
+        command: [name for name in needs.names if name not in usable] for command, needs in needs_of_commands().items()
+    }
+    print(f"\nThese commands work: {', '.join(command for command, names in lacks.items() if not names)}.")
+    if any(lacks.values()):
+        parts = (f"{command} (lacks {', '.join(names)})" for command, names in lacks.items() if names)
+        print(f"These do not: {'; '.join(parts)}.")
     if not ready:
-        print("\nNot ready: install what is missing, as said above.")
+        print("\nNot ready for `make demo`: install what is missing, as said above.")
     elif lacking:
         print(
             f"\nReady for `make demo`; simulation will be slower, on Amaranth's own simulator, without {', '.join(lacking)}."
@@ -91,9 +100,15 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print("\nReady for `make demo`.")
     if arguments.json is not None:
-        write_json(arguments.json, {"ready": ready, "findings": findings})
+        write_json(arguments.json, {"ready": ready, "commands": lacks, "findings": findings})
         print(f"figures: {arguments.json}")
     return 0 if ready else 1
+
+
+def needs_of_commands() -> dict[str, Needs]:
+    """Return what each command needs; `demo` is left out, whose steps are commands themselves."""
+    names = (*(name for name in COMMANDS if name != "demo"), *(name for name in NEEDS if name not in COMMANDS))
+    return {name: NEEDS.get(name, Needs()) for name in names}
 
 
 def examine() -> list[Finding]:

@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from hdl.toolchain import INSTALL_EXTRA, TOOLS, find_tool
+from hdl.toolchain import INSTALL_EXTRA, TOOLS, find_tool, is_known_bad_yosys, tool_version
 
 # How a package is imported → how it is called where it is installed from.
 DISTRIBUTIONS = {"amaranth": "amaranth", "amaranth_boards": "amaranth-boards", "serial": "pyserial"}
@@ -24,10 +24,15 @@ class Needs:
     packages: tuple[str, ...] = ()
     tools: tuple[str, ...] = ()
 
+    @property
+    def names(self) -> list[str]:
+        """Packages as pip calls them, and tools."""
+        return [*(DISTRIBUTIONS[name] for name in self.packages), *self.tools]
+
     def missing(self) -> list[str]:
-        """Return the names of what is not installed, packages as pip calls them."""
+        """Return the names of what is not installed, or in a version that does not work."""
         packages = [DISTRIBUTIONS[name] for name in self.packages if importlib.util.find_spec(name) is None]
-        return packages + [name for name in self.tools if find_tool(name) is None]
+        return packages + [name for name in self.tools if not _is_usable(name)]
 
 
 SYNTHESIS_TOOLS = ("yosys", "nextpnr-ecp5", "ecppack")
@@ -51,6 +56,12 @@ def missing_packages(command: str) -> list[str]:
 def missing_for(command: str) -> list[str]:
     """Return all that a command lacks: Python packages, as pip calls them, and tools."""
     return NEEDS.get(command, Needs()).missing()
+
+
+def _is_usable(tool: str) -> bool:
+    if tool == "yosys" and is_known_bad_yosys(tool_version(tool) or ""):
+        return False
+    return find_tool(tool) is not None
 
 
 def how_to_install(missing: Iterable[str]) -> str:

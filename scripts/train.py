@@ -38,7 +38,6 @@ from model.config import ACTIVATIONS, POSITIONS
 from model.data import split_tokens
 from model.files import read_text
 from model.training import resume_model
-from scripts.cli import EXIT_INTERRUPTED
 from scripts.fine_tuning import (
     FINE_TUNING_RATE,
     FINE_TUNING_STEPS,
@@ -49,6 +48,7 @@ from scripts.fine_tuning import (
     fine_tuned_directory,
 )
 from scripts.output import format_duration
+from scripts.process import EXIT_INTERRUPTED
 from scripts.quantization_options import load_number_format
 
 # The demonstration's model: its attention fits on the board, and two cores train it in a minute or two.

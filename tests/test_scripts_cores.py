@@ -3,10 +3,10 @@ import json
 
 import pytest
 
-from hdl import CircuitError
+from hdl import CircuitError, synthesis
 from hdl.registry import CORES
 from hdl.synthesis import ClockTiming, SynthesisReport, Usage
-from scripts import cli, cores, synthesize
+from scripts import cli, cores
 
 REPORT = SynthesisReport(
     design="softmax",
@@ -38,7 +38,7 @@ def calls(monkeypatch):
         (directory / "report.json").write_text(REPORT.to_json())
         return REPORT
 
-    monkeypatch.setattr(synthesize, "synthesize_core", fake)
+    monkeypatch.setattr(synthesis, "synthesize_core", fake)
     monkeypatch.setattr(cores, "synthesize_core", fake)
     return made
 

@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from hdl import CircuitError
+from hdl import CircuitError, registry
 from hdl.exponential import Exponential
 from hdl.registry import CORES
 from hdl.toolchain import find_tool
 from scripts import campaign as command
 from scripts import cli
-from sim.campaign import STALLS, build_bench, make_chunk, run_campaign, stalls_of
+from sim.campaign import STALLS, CampaignResult, build_bench, make_chunk, run_campaign, stalls_of
 from sim.native_bench import NEEDED_TOOLS
 
 ENTRY = CORES["exponential"]
@@ -67,7 +67,7 @@ def test_the_command_counts_and_tells_right_from_wrong(builds, tmp_path, capsys,
         build=lambda model, layer: wrong_core(),
         vectors=lambda core, generator, count: ENTRY.vectors(right, generator, count),
     )
-    monkeypatch.setattr(command, "find_core", lambda name: wrong)
+    monkeypatch.setattr(registry, "find_core", lambda name: wrong)
     assert cli.main([*words, "--vectors", "2500", "--seed", "3"]) == 1
     printed = capsys.readouterr()
     assert "DIFFERENT" in printed.out
@@ -89,7 +89,7 @@ def test_what_was_shown_before_ctrl_c_counts(monkeypatch, capsys):
     def interrupted(entry, arguments):
         if entry.name == "softmax":
             raise KeyboardInterrupt
-        return command.CampaignResult(entry.name, 0, 12, 12, 12, 99, 0.5)
+        return CampaignResult(entry.name, 0, 12, 12, 12, 99, 0.5)
 
     monkeypatch.setattr(command, "campaign", interrupted)
     assert cli.main(["campaign", "uart", "softmax", "exponential"]) == cli.EXIT_INTERRUPTED

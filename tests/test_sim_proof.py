@@ -8,12 +8,12 @@ from amaranth.hdl import Assert, Cover, Elaboratable, Module, Signal
 
 import fixedpoint
 import sim.proof
+import sim.proofs
 from fixedpoint import QFormat
 from hdl.exponential import Exponential
 from hdl.registry import CORES
 from hdl.stream_parts import StreamRegister
 from hdl.toolchain import ToolFailure, find_tool, run_tool
-from scripts import prove
 from sim.proof import TIME_LIMIT, Proof, Unsettled, script, settle
 from sim.proof_accounts import Accounts
 from sim.proof_arithmetic import with_wrong_entry
@@ -165,7 +165,7 @@ def test_an_induction_that_breaks_the_tools_hides_no_counterexample(limit, holds
 def test_the_command_tells_proven_from_refuted(tmp_path, monkeypatch, capsys):
     right = KINDS["definition"]
     wrong = replace(right, claim="is what a faulty one is", top=right.faulty)
-    monkeypatch.setattr(prove, "all_proofs", lambda: (right, wrong))
+    monkeypatch.setattr(sim.proofs, "all_proofs", lambda: (right, wrong))
     from scripts.cli import main
 
     assert main(["prove", "--bugs", "--out", str(tmp_path), "--json", str(tmp_path / "proofs.json")]) == 1
@@ -179,8 +179,8 @@ def test_a_proof_without_a_verdict_is_told_from_a_missing_tool(tmp_path, monkeyp
     def give_up(proof, directory, **_):
         raise Unsettled("the proof was neither accepted nor refuted (no result)")
 
-    monkeypatch.setattr(prove, "all_proofs", lambda: (KINDS["definition"],))
-    monkeypatch.setattr(prove, "settle", give_up)
+    monkeypatch.setattr(sim.proofs, "all_proofs", lambda: (KINDS["definition"],))
+    monkeypatch.setattr(sim.proof, "settle", give_up)
     from scripts.cli import main
 
     assert main(["prove", "--out", str(tmp_path)]) == 1
