@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
-from .bpe_training import Pair, count_words, learn_merges
+from .bpe_training import count_words, learn_merges
 from .errors import InputError
+from .token_cells import Pair, TokenCells
 from .tokenizer import LARGEST_VOCABULARY, Tokenizer, as_texts
 
 # Contractions; a word, number or run of marks with the space before it; the white space in between. `[^\W\d_]` is a letter.
 PIECE = re.compile(r"'(?:[sdmt]|ll|ve|re)| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+")
 # Encoded words are remembered up to this number, so that text with endless new words does not fill the memory.
 CACHE_SIZE = 1 << 18
+# Pieces of so many bytes are merged in time that grows with their length; in shorter ones looking through all of the piece is faster.
+LONG_PIECE = 100
 
 
 class BPETokenizer(Tokenizer):
@@ -48,14 +52,15 @@ class BPETokenizer(Tokenizer):
         self._trained = False
         self._set([])
 
-    def train(self, texts: str | Iterable[str]) -> None:
+    def train(self, texts: str | Iterable[str], progress: bool = False) -> None:
         """Learn merges from one text or several."""
         pieces: list[str] = []
         for text in as_texts(texts):
             for part in self._split(text):
                 if part not in self._special:
                     pieces.extend(PIECE.findall(part))
-        self._set(learn_merges(count_words(pieces), self.wanted_vocab_size - 256 - len(self.special_tokens)))
+        num_merges = self.wanted_vocab_size - 256 - len(self.special_tokens)
+        self._set(learn_merges(count_words(pieces), num_merges, progress))
         self._trained = True
 
     def _set(self, merges: list[Pair]) -> None:
@@ -108,8 +113,16 @@ class BPETokenizer(Tokenizer):
         return [text] if self._special_pattern is None else self._special_pattern.split(text)
 
     def _encode_piece(self, piece: str) -> list[int]:
-        """Merge the pieces' bytes, the earliest learned pair first."""
-        tokens = list(piece.encode("utf-8", "surrogatepass"))
+        """Merge the piece's bytes, the earliest learned pair first."""
+        word = piece.encode("utf-8", "surrogatepass")
+        tokens = self._merge_short(word) if len(word) < LONG_PIECE else self._merge_long(word)
+        if len(self._cache) < CACHE_SIZE:
+            self._cache[piece] = tokens
+        return tokens
+
+    def _merge_short(self, word: bytes) -> list[int]:
+        """Look through all of a word for each merge."""
+        tokens = list(word)
         new_token = self._new_token
         while len(tokens) > 1:
             merged = min([new_token.get(pair, LARGEST_VOCABULARY) for pair in itertools.pairwise(tokens)])
@@ -123,9 +136,28 @@ class BPETokenizer(Tokenizer):
                     tokens[position : position + 2] = [merged]
                     last -= 1
                 position += 1
-        if len(self._cache) < CACHE_SIZE:
-            self._cache[piece] = tokens
         return tokens
+
+    def _merge_long(self, word: bytes) -> list[int]:
+        """Do the same as `_merge_short` in time that grows with the length and not with its square: visit only the places of each pair.
+
+        A pair that a merge creates was learned later than that merge, so a heap gives the merges in their order.
+        """
+        cells = TokenCells([word])
+        new_token = self._new_token
+        waiting = {new_token[pair]: places for pair, places in cells.pairs().items() if pair in new_token}
+        order = list(waiting)
+        heapq.heapify(order)
+        while order:
+            merged = heapq.heappop(order)
+            before, after = cells.join(self.merges[merged - 256], merged, waiting.pop(merged))
+            created = {(merged, token): places for token, places in after.items()}
+            created.update({(token, merged): places for token, places in before.items()})
+            for pair, places in created.items():
+                if pair in new_token:
+                    waiting[new_token[pair]] = places
+                    heapq.heappush(order, new_token[pair])
+        return cells.tokens()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the merges and special tokens."""

@@ -18,7 +18,7 @@ class CharacterTokenizer(Tokenizer):
         self.characters: list[str] = []
         self._tokens: dict[str, int] = {}
 
-    def train(self, texts: str | Iterable[str]) -> None:
+    def train(self, texts: str | Iterable[str], progress: bool = False) -> None:
         """Take the characters of one text or several."""
         self._set(sorted(set().union(*as_texts(texts))))
 

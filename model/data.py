@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from .errors import InputError
 from .files import atomic_write
@@ -18,7 +19,9 @@ CUT = re.compile(r"(?<=\S\n)(?=\S)")
 PART_LENGTH = 1 << 20
 
 
-def encode_texts(tokenizer: Tokenizer, texts: Iterable[str], directory: str | Path | None = None) -> np.ndarray:
+def encode_texts(
+    tokenizer: Tokenizer, texts: Iterable[str], directory: str | Path | None = None, progress: bool = False
+) -> np.ndarray:
     """Return the tokens of all texts (n,), memory-mapped, in the smaller of uint16 and uint32 that holds the vocabulary.
 
     Texts are encoded a part at a time and go to an unnamed temporary file, so that a corpus larger than the memory is no trouble when
@@ -28,27 +31,45 @@ def encode_texts(tokenizer: Tokenizer, texts: Iterable[str], directory: str | Pa
         tokenizer: Trained.
         texts: Any number of texts.
         directory: Where the temporary file is to be; None for the system's place.
+        progress: Show on a terminal how many characters are done.
     """
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
     with tempfile.TemporaryFile(dir=directory) as file:
-        for text in texts:
-            for part in text_parts(text):
-                np.asarray(tokenizer.encode(part), dtype=dtype).tofile(file)
+        with tqdm(
+            desc="encoding", unit="character", unit_scale=True, leave=False, disable=None if progress else True
+        ) as bar:
+            for text in texts:
+                for part in text_parts(text, special_tokens=tokenizer.special_tokens):
+                    np.asarray(tokenizer.encode(part), dtype=dtype).tofile(file)
+                    bar.update(len(part))
         file.flush()
         size = file.tell() // dtype.itemsize
         return np.memmap(file, dtype, mode="r", shape=(size,)) if size else np.empty(0, dtype)
 
 
-def text_parts(text: str, length: int = PART_LENGTH) -> Iterator[str]:
-    """Cut a text into parts of about this length whose tokens, one after the other, are the whole text's."""
+def text_parts(text: str, length: int = PART_LENGTH, special_tokens: Sequence[str] = ()) -> Iterator[str]:
+    """Cut a text into parts of about this length whose tokens, one after the other, are the whole text's.
+
+    Args:
+        text: The text.
+        length: Characters that a part has at least, but for the last one.
+        special_tokens: Texts that are one token each, and never cut.
+    """
     start = 0
-    while len(text) - start > length:
-        cut = CUT.search(text, start + length)
-        if cut is None:
-            break
-        yield text[start : cut.start()]
-        start = cut.start()
+    while (cut := _cut(text, start + length, special_tokens)) is not None:
+        yield text[start:cut]
+        start = cut
     yield text[start:]
+
+
+def _cut(text: str, earliest: int, special_tokens: Sequence[str]) -> int | None:
+    """Return the first place from `earliest` on where a text can be cut."""
+    while (found := CUT.search(text, earliest)) is not None:
+        place = found.start()
+        if not any(token in text[max(0, place - len(token) + 1) : place + len(token) - 1] for token in special_tokens):
+            return place
+        earliest = place + 1
+    return None
 
 
 def split_tokens(tokens: np.ndarray, validation_split: float, length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -48,7 +48,6 @@ def fine_tune_model(
     training_tokens = old.load_training_tokens(model.config.vocab_size)
     validation_tokens = old.load_validation_tokens(model.config.vocab_size)
     text = old.load_training_record().get("source", {})
-    new.path.mkdir(parents=True, exist_ok=True)
     training_tokens, validation_tokens = store_tokens(new, tokenizer, training_tokens, validation_tokens)
     trainer = Trainer(
         model, tokenizer, settings, training_tokens, validation_tokens, new, progress, text, straight_through

@@ -16,9 +16,14 @@ LARGEST_VOCABULARY = 1 << 24
 
 
 class Tokenizer(ABC):
-    """Text to token numbers and back. `train` fixes the vocabulary; before, nothing can be encoded."""
+    """Text to token numbers and back. `train` fixes the vocabulary; before, nothing can be encoded.
+
+    Attributes:
+        special_tokens: Texts that are one token wherever they stand.
+    """
 
     kind: ClassVar[str]
+    special_tokens: Sequence[str] = ()
     _kinds: ClassVar[dict[str, type[Tokenizer]]] = {}
 
     def __init_subclass__(cls, **arguments: Any) -> None:
@@ -26,8 +31,13 @@ class Tokenizer(ABC):
         Tokenizer._kinds[cls.kind] = cls
 
     @abstractmethod
-    def train(self, texts: str | Iterable[str]) -> None:
-        """Build the vocabulary from one text or several."""
+    def train(self, texts: str | Iterable[str], progress: bool = False) -> None:
+        """Build the vocabulary from one text or several.
+
+        Args:
+            texts: The text or the texts.
+            progress: Show a bar on a terminal while this takes its time, as learning byte pairs does.
+        """
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:

@@ -68,11 +68,8 @@ def train_model(
     else:
         if texts is None:
             raise InputError("training needs a text")
-        if run is not None:
-            run.path.mkdir(parents=True, exist_ok=True)
-        tokens = encode_texts(
-            tokenizer, [texts] if isinstance(texts, str) else texts, None if run is None else run.path
-        )
+        place = None if run is None else _existing_directory(run.path)  # for the temporary file
+        tokens = encode_texts(tokenizer, [texts] if isinstance(texts, str) else texts, place, progress)
         training_tokens, validation_tokens = split_tokens(tokens, settings.validation_split, model.config.max_seq_len)
         if run is not None:
             training_tokens, validation_tokens = store_tokens(run, tokenizer, training_tokens, validation_tokens)
@@ -86,6 +83,7 @@ def store_tokens(
     run: RunDirectory, tokenizer: Tokenizer, training: np.ndarray, validation: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Begin a run directory, and return its tokens memory-mapped."""
+    run.path.mkdir(parents=True, exist_ok=True)
     # They do not belong to these tokens.
     for earlier in (
         run.training_state,
@@ -99,6 +97,11 @@ def store_tokens(
     save_tokens(run.train_tokens, training)
     save_tokens(run.validation_tokens, validation)
     return run.load_training_tokens(), run.load_validation_tokens()
+
+
+def _existing_directory(path: Path) -> Path:
+    """Return a path or the nearest directory above it that is there."""
+    return next(place for place in (path, *path.absolute().parents) if place.is_dir())
 
 
 def resume_model(directory: str | Path) -> tuple[Transformer, Tokenizer, TrainingConfig]:
