@@ -35,7 +35,6 @@ from model import (
     train_model,
 )
 from model.config import ACTIVATIONS, POSITIONS
-from model.data import split_tokens
 from model.files import read_text
 from model.training import resume_model
 from scripts.fine_tuning import (
@@ -203,9 +202,7 @@ def start(directory: RunDirectory, arguments: argparse.Namespace) -> TrainingRes
     shape = model_shape(arguments)
     ModelConfig(**shape)  # refuses impossible sizes before time is spent on the text
     tokenizer = make_tokenizer(arguments)
-    tokenizer.train(text)
-    # Refuses a text that is too short before the directory is made.
-    split_tokens(tokenizer.encode(text), training.validation_split, arguments.max_seq_len)
+    tokenizer.train(text, progress=True)
     model = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, **shape), seed=training.seed)
     print(
         f"{source['characters']:,} characters of {source['name']}, a vocabulary of {tokenizer.vocab_size}, "

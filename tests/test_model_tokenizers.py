@@ -1,17 +1,22 @@
 """The three tokenizers: round trips, files, errors."""
 
+import io
 import itertools
 import json
 import random
 from collections import Counter
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from model.bpe_tokenizer import PIECE, BPETokenizer
 from model.bpe_training import count_words, learn_merges
 from model.character_tokenizer import CharacterTokenizer
+from model.data import encode_texts
 from model.errors import InputError
 from model.stories import generate_stories
+from model.token_cells import TokenCells
 from model.tokenizer import load_tokenizer
 from model.word_tokenizer import UNKNOWN, WordTokenizer
 
@@ -117,6 +122,49 @@ def test_bpe_merges_equal_the_textbook_algorithm():
     assert learn_merges(counts, 60) == _textbook_merges(counts, 60)
 
 
+# Few letters in long words: equal neighbours, chains of equal tokens, and pairs that meet themselves.
+LONG_WORDS = st.lists(st.text("aab", max_size=150) | st.text("abcdé", max_size=60), max_size=8)
+
+
+@settings(deadline=None, max_examples=150)
+@given(words=LONG_WORDS, repeated=st.integers(1, 3), num_merges=st.integers(0, 40))
+def test_bpe_merges_equal_the_textbook_algorithm_whatever_the_words(words, repeated, num_merges):
+    counts = count_words(words * repeated)
+    assert learn_merges(counts, num_merges) == _textbook_merges(counts, num_merges)
+
+
+@settings(deadline=None, max_examples=150)
+@given(words=LONG_WORDS, text=st.text("aab", max_size=400) | st.text("abcdé", max_size=200))
+def test_bpe_encodes_long_and_short_pieces_alike(words, text):
+    tokenizer = BPETokenizer(300)
+    tokenizer._set(learn_merges(count_words(words), 44))
+    word = list(text.encode())
+    for index, pair in enumerate(tokenizer.merges):
+        word = _merge(word, pair, 256 + index)
+    assert tokenizer._merge_short(text.encode()) == tokenizer._merge_long(text.encode()) == word
+
+
+@pytest.mark.parametrize("letters", ["ACGT", "a"])
+def test_bpe_visits_a_word_without_a_blank_no_more_often_than_its_length_asks(letters, monkeypatch):
+    visited = 0
+    join = TokenCells.join
+
+    def counting(self, pair, new, places):
+        nonlocal visited
+        visited += len(places)
+        return join(self, pair, new, places)
+
+    monkeypatch.setattr(TokenCells, "join", counting)
+    text = "".join(random.Random(3).choices(letters, k=100_000))
+    tokenizer = BPETokenizer(1000)
+    for work in (lambda: tokenizer.train(text), lambda: tokenizer.encode(text)):
+        work()
+        # A place for each pair of bytes, and two for each pair that is joined, of which there are fewer than bytes.
+        assert len(text) // 2 < visited < 3 * len(text)
+        visited = 0
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
 def _textbook_merges(word_counts, num_merges):
     words = {tuple(word): count for word, count in word_counts}
     merges = []
@@ -125,7 +173,7 @@ def _textbook_merges(word_counts, num_merges):
         for word, count in words.items():
             for pair in itertools.pairwise(word):
                 pairs[pair] += count
-        pair, count = min(pairs.items(), key=lambda item: (-item[1], item[0]))
+        pair, count = min(pairs.items(), key=lambda item: (-item[1], item[0]), default=((0, 0), 0))
         if count < 2:
             break
         merges.append(pair)
@@ -203,3 +251,19 @@ def test_impossible_vocabulary_sizes(size):
         WordTokenizer(max_vocab_size=size)
     with pytest.raises(InputError, match="vocab_size"):
         BPETokenizer(vocab_size=size)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("terminal", [Terminal, io.StringIO])
+@pytest.mark.parametrize("progress", [False, True])
+def test_bars_are_for_terminals_and_who_asks(progress, terminal, monkeypatch):
+    monkeypatch.setattr("sys.stderr", shown := terminal())
+    tokenizer = BPETokenizer(300)
+    tokenizer.train(TEXT, progress)
+    encode_texts(tokenizer, [TEXT], progress=progress)
+    expected = progress and terminal is Terminal
+    assert [bar in shown.getvalue() for bar in ("learning tokens", "encoding")] == [expected] * 2

@@ -1,5 +1,7 @@
 """The model from outside: configuration, shapes, observation, counts, refusals."""
 
+import random
+
 import numpy as np
 import pytest
 
@@ -246,6 +248,20 @@ def test_text_is_cut_without_changing_its_tokens():
         assert "".join(parts) == text
         assert [token for part in parts for token in tokenizer.encode(part)] == tokenizer.encode(text)
     assert list(text_parts("no line end " * 1000, 100)) == ["no line end " * 1000]
+
+
+def test_no_special_token_is_cut():
+    special = ["x\nz", "\nend", "\nendless\nend"]
+    tokenizer = BPETokenizer(300, special)
+    words = ["story", "x\nz", "x\nzx\nz", "\nend", "a\nb", "\nendless", "\nendless\nend", " ", "z\nx"]
+    generator = random.Random(4)
+    text = "".join(generator.choices(words, k=3000))
+    tokenizer.train(text)
+    parts = list(text_parts(text, 20, special))
+    assert len(parts) > 50
+    assert "".join(parts) == text
+    assert [token for part in parts for token in tokenizer.encode(part)] == tokenizer.encode(text)
+    assert encode_texts(tokenizer, ["ab" * (1 << 19) + text]).tolist() == tokenizer.encode("ab" * (1 << 19) + text)
 
 
 def test_texts_are_encoded_to_a_file(tmp_path):
