@@ -48,6 +48,8 @@ WIDE_LANES = 4
 TEMPERATURE = 0.8
 UART_DIVISOR = 4
 QUEUE_DEPTH = 64
+# The cores that compute a row's exponentials hold up to 16 rows at once, if these are short and the queue of a long one is free.
+LONG_ROWS = dataclasses.replace(SMALL, context_length=24, vocabulary=24)
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class CoreEntry:
         wires: Plain inputs that a bench connects to plain outputs: input → output.
         constants: Values of the other plain inputs in a bench.
         typical: The shape of model whose core is measured and exported where none is given.
+        small: The shape of model whose core benches and campaigns run, so large that its vectors fill every queue.
     """
 
     name: str
@@ -73,11 +76,12 @@ class CoreEntry:
     wires: Mapping[str, str] = field(default_factory=dict)
     constants: Mapping[str, int] = field(default_factory=dict)
     typical: ModelShape = TYPICAL
+    small: ModelShape = SMALL
     steady_vectors: make.Maker | None = None
 
-    def example(self, shape: ModelShape = SMALL) -> wiring.Component:
-        """Return the core for a model of a given shape with random weights, the same ones each time."""
-        return self.build(example_model(shape), 0)
+    def example(self, shape: ModelShape | None = None) -> wiring.Component:
+        """Return the core for a model of a given shape, the entry's small one if None, with random weights, the same ones each time."""
+        return self.build(example_model(shape or self.small), 0)
 
     def for_model(self, quantized: QuantizedTransformer, layer: int = 0) -> wiring.Component:
         """Return the core for one block of a quantized model.
@@ -193,6 +197,7 @@ _ENTRIES = (
         "N + 10 + E + R from a row's last score",
         "1 score a cycle",
         steady_vectors=make.row_vectors("score", "probability", shortest=make.longest_row),
+        small=LONG_ROWS,
     ),
     CoreEntry(
         "softmax-numerators",
@@ -201,6 +206,7 @@ _ENTRIES = (
         "4 + E from a row's last score",
         "1 score a cycle",
         steady_vectors=partial(make.numerators_vectors, one_length=True),
+        small=LONG_ROWS,
     ),
     CoreEntry(
         "layer-norm",
@@ -244,6 +250,7 @@ _ENTRIES = (
         "2·n + 17 + E from a row's last logit",
         "1 logit a cycle",
         steady_vectors=partial(make.sampler_vectors, one_length=True),
+        small=LONG_ROWS,
     ),
     CoreEntry(
         "key-value-cache",

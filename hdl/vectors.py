@@ -14,6 +14,7 @@ from fixedpoint import QFormat, argmax, requantize
 
 from .row_norm import RowNorm
 
+SHORT_ROWS = 64  # in a run: more than a queue of rows holds
 BYTES = (0x00, 0xFF, 0x55, 0xAA, 0x01, 0x80)  # these come first
 ELEMENT = QFormat(8, 0)  # of the stream parts and of the key-value cache
 
@@ -53,7 +54,8 @@ def random_rows(
 ) -> list[np.ndarray]:
     """Return `count` rows: both rails, all equal, one-hot, rising; then random ones of all lengths and spreads.
 
-    Among these, one in eight is all equal, one in eight has nothing but rails, and one in eight is one-hot.
+    Among these, one in eight is all equal, one in eight has nothing but rails, and one in eight is one-hot. Where lengths differ, a quarter of them are
+    the shortest, in runs of `SHORT_ROWS`: a queue of rows is full before one of elements is only where many short ones come in a row.
     """
     low, high = number_format.minimum_integer, number_format.maximum_integer
     place = np.arange(longest)
@@ -69,6 +71,8 @@ def random_rows(
     narrowed = generator.integers(0, number_format.bits, (others, 1))
     values = generator.integers(low, high + 1, (others, longest)) >> narrowed
     lengths = generator.integers(shortest, longest + 1, others)
+    short = generator.integers(4, size=-(-others // SHORT_ROWS)) == 0
+    lengths[np.repeat(short, SHORT_ROWS)[:others]] = shortest
     kind = generator.integers(8, size=(others, 1))
     values = np.where(kind == 0, values[:, :1], values)
     values = np.where(kind == 1, np.where(values & 1, high, low), values)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from amaranth.hdl import Module
 from amaranth.lib import wiring
-from core_bench import STALLS, ResetOnce, bench, every_row, pack_rows, run, run_with_stalls
+from core_bench import ResetOnce, bench, every_row, pack_rows, run, run_with_stalls
 from test_hdl_argmax import LOGITS, random_rows, special_rows
 
 import fixedpoint
@@ -37,9 +37,13 @@ def make(parameters, rows, length, numbers, component=None, **settings):
 def test_rails_ties_one_hot_and_random_rows(tmp_path, length):
     generator = np.random.default_rng(1)
     rows = special_rows(length) + random_rows(generator, 25, length)
-    whole = make(specification(), rows, length, randoms(generator, len(rows)))
-    for seed, (source_stall, sink_stall) in enumerate(STALLS):
-        run(whole, tmp_path, source_stall, sink_stall, seed)
+    run_with_stalls(make(specification(), rows, length, randoms(generator, len(rows))), tmp_path)
+
+
+def test_as_many_rows_as_the_queues_hold(tmp_path):
+    """Rows of one logit: more maxima wait than there are places, though the queue of logits has room for a long row."""
+    generator = np.random.default_rng(6)
+    run_with_stalls(make(specification(), random_rows(generator, 120, 1), 65, randoms(generator, 120)), tmp_path)
 
 
 @pytest.mark.parametrize(

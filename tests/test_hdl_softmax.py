@@ -105,6 +105,14 @@ def test_stalls_lose_and_repeat_nothing(tmp_path, make, parameters):
 
 
 @both
+def test_as_many_rows_as_the_queues_hold(tmp_path, make):
+    """Rows of one score: more maxima wait than there are places, though the queue of scores has room for a long row."""
+    parameters = specification()
+    rows = random_rows(parameters, np.random.default_rng(3), 100, longest=1)
+    run_with_stalls(make("short", parameters, rows), tmp_path)
+
+
+@both
 def test_every_short_row_of_a_narrow_format(tmp_path, make):
     """All rows of one and two 4-bit scores, and three of 3 bits: every order of maxima and ties."""
     narrow = np.arange(-8, 8)

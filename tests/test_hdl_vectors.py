@@ -1,11 +1,13 @@
 # amaranth: UnusedElaboratable=no
+from itertools import groupby
+
 import numpy as np
 import pytest
 
 from fixedpoint import QFormat
 from hdl.engine import Operation
 from hdl.registry import CORES
-from hdl.vectors import each_row, places_of, random_magnitudes, random_rows
+from hdl.vectors import SHORT_ROWS, each_row, places_of, random_magnitudes, random_rows
 
 FORMAT = QFormat(8, 4)
 LONGEST = 6
@@ -27,6 +29,14 @@ def test_rows_are_of_all_kinds_and_lengths():
     assert sum(set(row.tolist()) == {-128, 127} for row in later) > 200
     assert sum((row == 127).sum() == 1 and (row == -128).sum() == len(row) - 1 for row in later) > 100
     assert sum(len(set(row.tolist())) == len(row) for row in later) > 500
+
+
+def test_short_rows_come_in_runs():
+    lengths = [len(row) for row in rows_of(1)[6:]]
+    runs = [len(list(group)) for short, group in groupby(lengths, lambda length: length == 2) if short]
+    whole = [run for run in runs if run >= SHORT_ROWS]
+    assert 0.15 * len(lengths) < sum(whole) < 0.4 * len(lengths)
+    assert len({len(row) for row in rows_of(1, shortest=LONGEST)}) == 1
 
 
 def test_rows_follow_their_seed_and_few_are_the_limits():
