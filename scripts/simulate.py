@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sim.bench import SimulationResult, StreamBench
 
 STALL_PROBABILITY = 0.3
+SILENCE = 4000  # cycles that results are not taken for, at first; longer than a token's work takes
 DEFAULT_VECTORS = 1000
 
 
@@ -151,7 +152,13 @@ def simulate_all(benches: Sequence[StreamBench], simulator: str, seed: int, buil
             began = time.monotonic()
             try:
                 result = simulate(
-                    bench, simulator, build_directory=build, seed=seed, source_stall=stall, sink_stall=stall
+                    bench,
+                    simulator,
+                    build_directory=build,
+                    seed=seed,
+                    source_stall=stall,
+                    sink_stall=stall,
+                    silence=SILENCE if stall else 0,
                 )
                 verdicts.append(passed(result, time.monotonic() - began))
             except BenchFailure as failure:

@@ -95,6 +95,7 @@ class SimulationResult:
         sink_stall: Probability that a sink pauses.
         reset_after: Cycles after which the circuit was reset and all began again; 0: it was not. Results from before are compared
             too, but not counted in `transfers` and `cycles`.
+        silence: Cycles after a reset in which no sink took a word.
         seconds: Wall time, building included, of all runs that were asked for together.
         simulation_seconds: Wall time of the simulation itself.
     """
@@ -108,6 +109,7 @@ class SimulationResult:
     source_stall: float
     sink_stall: float
     reset_after: int
+    silence: int
     seconds: float
     simulation_seconds: float
 

@@ -25,8 +25,19 @@ from .payload import pack_words
 from .stalls import Stalls
 
 CHUNK = 20_000  # vectors; the smallest unit of time limits and of repetition
-# Probabilities (source, sink) of a pause: full speed, light on both sides, heavy on either or both. Odd and even seeds get all of them.
-STALLS = ((0.0, 0.0), (0.1, 0.1), (0.6, 0.1), (0.1, 0.6), (0.5, 0.5))
+# Longer than a token of a large core takes.
+SILENCE = 10_000
+# Probabilities (source, sink) of a pause, and cycles in which sinks are silent at first: full speed, light on both sides, heavy on either or both,
+# silent with pauses and without. Odd and even seeds get all of them.
+STALLS = (
+    (0.0, 0.0, 0),
+    (0.3, 0.3, SILENCE),
+    (0.6, 0.1, 0),
+    (0.1, 0.6, 0),
+    (0.0, 0.0, SILENCE),
+    (0.5, 0.5, 0),
+    (0.1, 0.1, 0),
+)
 LONGEST_START = 12  # bits: the reset in the middle comes within so many powers of two cycles
 
 
@@ -88,11 +99,11 @@ def make_chunk(entry: CoreEntry, core: wiring.Component, seed: int, count: int) 
 
 def stalls_of(entry: CoreEntry, seed: int) -> Stalls:
     """Return how the streams stall in the chunk of a seed, and when the core is reset in its middle."""
-    source, sink = STALLS[seed % len(STALLS)]
+    source, sink, silence = STALLS[seed % len(STALLS)]
     generator = np.random.default_rng((seed, len(STALLS)))
     reset_after = int(generator.integers(1, 1 << int(generator.integers(1, LONGEST_START + 1))))
     # What leaves by a wire does not wait: a receiver whose sink pauses would lose bytes.
-    return Stalls(seed, source, 0.0 if entry.wires else sink, reset_after)
+    return Stalls(seed, source, 0.0, reset_after) if entry.wires else Stalls(seed, source, sink, reset_after, silence)
 
 
 def build_bench(entry: CoreEntry, core: wiring.Component, build_directory: str | Path) -> NativeBench:

@@ -24,7 +24,7 @@ from .payload import WORD_BITS, unpack
 from .processes import run_logged, tail
 from .runner import ASSERTION, to_verilog
 from .stalls import Stalls
-from .streams import Port
+from .streams import LONGEST_PAUSE_BITS, PAUSES_A_LONG_ONE, Port
 
 SOURCE = Path(__file__).with_name("native") / "harness.cpp"
 NEEDED_TOOLS = ("yosys", "verilator", "perl", "make", "c++")
@@ -155,7 +155,7 @@ class NativeBench:
                     file.write(np.uint64(len(words)).tobytes())
                     file.write(np.ascontiguousarray(words, dtype=np.uint32).tobytes())
             thresholds = [int(probability * PROBABILITY_ONE) for probability in (stalls.source, stalls.sink)]
-            numbers = [stalls.seed, *thresholds, stalls.reset_after, IDLE_CYCLES, WATCHDOG_CYCLES]
+            numbers = [stalls.seed, *thresholds, stalls.reset_after, stalls.silence, IDLE_CYCLES, WATCHDOG_CYCLES]
             log = directory / "log"
             status = run_logged(
                 [str(self.executable), "vectors", "result", *map(str, numbers)], log, os.environ, directory
@@ -181,10 +181,7 @@ class NativeBench:
     def _judge(self, record: dict, inputs, outputs, stalls: Stalls, expected_cycles: int | None) -> NativeResult:
         """Raise `BenchFailure` unless the run did what was expected."""
         counts = ", ".join(f"{port} gave {given} of {len(outputs[port])}" for port, given in record["received"].items())
-        where = (
-            f"{counts} (native bench, seed {stalls.seed}, source stall {stalls.source:g}, sink stall {stalls.sink:g}, "
-            f"reset after {stalls.reset_after}, {record['total_cycles']} cycles)"
-        )
+        where = f"{counts} (native bench, {stalls}, {record['total_cycles']} cycles)"
 
         def fail(kind: str, message: str, **details):
             raise BenchFailure(kind, self.name, f"{message}; {where}", **details)
@@ -227,7 +224,8 @@ def _ports_header(harness: Harness) -> str:
         )
         return f"static const std::vector<Port> {name} = {{\n{rows}}};\n"
 
-    return table("SOURCES", harness.sources) + table("SINKS", harness.sinks)
+    constants = f"constexpr Word PAUSES_A_LONG_ONE = {PAUSES_A_LONG_ONE}, LONGEST_PAUSE_BITS = {LONGEST_PAUSE_BITS};\n"
+    return constants + table("SOURCES", harness.sources) + table("SINKS", harness.sinks)
 
 
 __all__ = ["NativeBench", "NativeResult"]

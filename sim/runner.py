@@ -49,6 +49,7 @@ def simulate(
     source_stall: float = 0.0,
     sink_stall: float = 0.0,
     reset_after: int = 0,
+    silence: int = 0,
 ) -> SimulationResult:
     """Run a bench.
 
@@ -60,13 +61,14 @@ def simulate(
         source_stall: Probability, each cycle, that a source pauses; 0 is full speed.
         sink_stall: Probability, each cycle, that a sink pauses.
         reset_after: Cycles after which the circuit is reset and all begins again, as `sim.stalls.Stalls` says; 0: no reset.
+        silence: Cycles after a reset in which no sink takes a word, likewise.
 
     Raises:
         BenchFailure: The circuit did not do what the bench expects.
         ToolError: The simulator is missing or failed.
         CircuitError: The settings or the circuit are impossible.
     """
-    stalls = Stalls(int(seed), float(source_stall), float(sink_stall), int(reset_after))
+    stalls = Stalls(int(seed), float(source_stall), float(sink_stall), int(reset_after), int(silence))
     return simulate_each(bench, [stalls], simulator, build_directory=build_directory)[0]
 
 
@@ -117,6 +119,7 @@ def simulate_each(
             source_stall=one.source,
             sink_stall=one.sink,
             reset_after=one.reset_after,
+            silence=one.silence,
             seconds=seconds,
             simulation_seconds=record.seconds,
         )

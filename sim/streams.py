@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from random import Random
 
 RESET_CYCLES = 2
+# One pause in so many is long. Pauses of a cycle alone would never let a circuit wait for longer than its own work takes.
+PAUSES_A_LONG_ONE = 1024
+LONGEST_PAUSE_BITS = 12
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,25 @@ class Port:
     offset: int
 
 
+def long_pause(random: Random) -> int:
+    """Return the cycles of a long pause: below 2**LONGEST_PAUSE_BITS, each number of bits as likely as any other."""
+    bits = random.randrange(LONGEST_PAUSE_BITS)
+    return 1 << bits | random.getrandbits(bits)
+
+
 class SourceDriver:
-    """Offers words on an input port of the circuit; holds each until it is taken, with rubbish between."""
+    """Offers words on an input port of the circuit; holds each until it is taken, with rubbish between.
+
+    Attributes:
+        port: The port.
+        sent: Words taken.
+        pause: Cycles that are left of a long pause.
+    """
 
     def __init__(self, port: Port, words: Sequence[int], stall: float, seed: str):
         self.port = port
         self.sent = 0
+        self.pause = 0
         self._words = words
         self._stall = stall
         self._random = Random(seed)
@@ -60,16 +76,27 @@ class SourceDriver:
                 return False
             self.sent += 1
             transfer = True
-        self._valid = self.sent < len(self._words) and (not self._stall or self._random.random() >= self._stall)
+        self._valid = self.sent < len(self._words) and not self._pauses()
         if self._valid:
             self._contribution = self._words[self.sent] << self.port.offset | self._valid_bit
         else:
             self._contribution = self._rubbish()
         return transfer
 
+    def _pauses(self) -> bool:
+        if self.pause:
+            self.pause -= 1
+            return True
+        if not self._stall:
+            return False
+        drawn = self._random.random()
+        if drawn * PAUSES_A_LONG_ONE < self._stall:
+            self.pause = long_pause(self._random) - 1
+        return drawn < self._stall
+
     def restart(self) -> None:
         """Withdraw what is offered and begin again with the first word."""
-        self.sent = 0
+        self.sent = self.pause = 0
         self._valid = False
         self._contribution = self._rubbish()
 
@@ -82,11 +109,19 @@ class SinkDriver:
     """Says when an output port's words are taken.
 
     A stall lasts one cycle, or until the circuit has shown `valid`: a circuit whose `valid` waits for `ready` would wait for ever.
+    Now and then it is a long one.
+
+    Attributes:
+        port: The port.
+        ready: Whether a word is taken at the next clock edge.
+        pause: Cycles that are left of the silence after a reset, or of a long pause.
     """
 
-    def __init__(self, port: Port, stall: float, seed: str):
+    def __init__(self, port: Port, stall: float, seed: str, silence: int = 0):
         self.port = port
         self.ready = False
+        self.pause = silence
+        self._silence = silence
         self._stall = stall
         self._random = Random(seed)
         self._valid_bit = 1 << port.flag_in
@@ -95,19 +130,27 @@ class SinkDriver:
 
     def edge(self, outputs: int) -> None:
         """Decide about the next clock edge."""
+        if self.pause:
+            self.pause -= 1
+            self.ready = False
+            return
         if not self._stall:
             self.ready = True
             return
         if self._until_valid and not outputs & self._valid_bit:
             return
         self._until_valid = False
-        self.ready = self._random.random() >= self._stall
-        if not self.ready:
+        drawn = self._random.random()
+        self.ready = drawn >= self._stall
+        if drawn * PAUSES_A_LONG_ONE < self._stall:
+            self.pause = long_pause(self._random) - 1
+        elif not self.ready:
             self._until_valid = self._random.random() < 0.5
 
     def restart(self) -> None:
-        """Forget that a pause lasts until valid."""
+        """Forget that a pause lasts until valid; begin with the silence."""
         self._until_valid = False
+        self.pause = self._silence
 
     def inputs(self) -> int:
         """Return this port's bits of the word to write."""
@@ -195,8 +238,11 @@ class Exchange:
             for port in plan["sources"]
         ]
         self._sinks = [
-            (SinkDriver(Port(**port), stalls["sink"], f"{seed} sink {port['name']}"), Monitor(Port(**port)))
-            for port in plan["sinks"]
+            (
+                SinkDriver(Port(**port), stalls["sink"], f"{seed} sink {port['name']}", place * stalls["silence"]),
+                Monitor(Port(**port)),
+            )
+            for place, port in enumerate(plan["sinks"], start=1)
         ]
         self._expected = [plan["expected_counts"][sink.port.name] for sink, _ in self._sinks]
         self._num_inputs = sum(len(words) for words in plan["inputs"].values())
@@ -299,6 +345,8 @@ class Exchange:
         if not quiet:
             self._quiet = 0
             return True
+        if any(source.pause for source in self._sources) or any(sink.pause for sink, _ in self._sinks):
+            return True  # nothing need move
         self._quiet += 1
         if not self._missing and not self._unsent:
             if self._quiet >= self._idle_cycles:

@@ -10,7 +10,7 @@ from hdl.vectors import row_columns
 from sim.bench import StreamBench
 from sim.native_bench import NEEDED_TOOLS, NativeBench
 from sim.payload import WORD_BITS, pack_all
-from sim.runner import simulate
+from sim.runner import simulate, simulate_each
 from sim.stalls import Stalls
 
 # Source and sink stall independently; full speed comes first because it also checks the cycle count.
@@ -33,8 +33,11 @@ def run(bench, build_directory, source_stall=0.0, sink_stall=0.0, seed=0):
 
 
 def run_with_stalls(bench, build_directory):
-    for seed, (source_stall, sink_stall) in enumerate(STALLS):
-        run(bench, build_directory, source_stall, sink_stall, seed)
+    """Run a bench with each of `STALLS`, then with sinks that are silent until all that can wait in the circuit does."""
+    full_speed = run(bench, build_directory)
+    stalls = [Stalls(seed, *levels) for seed, levels in enumerate(STALLS)]
+    silent = Stalls(len(STALLS), silence=full_speed.total_cycles)
+    simulate_each(bench, [*stalls[1:], silent], "amaranth", build_directory=build_directory)
 
 
 def pack_rows(port, field, rows):
@@ -48,7 +51,7 @@ def bench(name, core, inputs, outputs, **settings):
 
 
 def run_compiled(bench, build_directory):
-    """Run a bench that is too long for Python at every clock edge: at full speed, then with stalls and a reset in the middle."""
+    """Run a bench that is too long for Python at every clock edge: at full speed, with stalls and a reset in the middle, with silent sinks."""
     harness = bench.harness()
     compiled = NativeBench.build(bench.name, harness, build_directory)
     columns = {}
@@ -58,7 +61,7 @@ def run_compiled(bench, build_directory):
         memory = b"".join(int(word).to_bytes(size, "little") for word in words)
         columns[port.name] = np.frombuffer(memory, dtype="<u4").reshape(len(words), -1)
     inputs, outputs = ({name: columns[name] for name in words} for words in (bench.inputs, bench.outputs))
-    for stalls in (Stalls(), Stalls(1, 0.2, 0.2, reset_after=5000)):
+    for stalls in (Stalls(), Stalls(1, 0.2, 0.2, reset_after=5000), Stalls(2, silence=5000)):
         result = compiled.run(inputs, outputs, stalls, expected_cycles=bench.expected_cycles)
         assert result.results == sum(map(len, bench.outputs.values()))
 

@@ -25,17 +25,21 @@ RESET_PAIRS, CYCLES_OF_RESETS = (3, 15), 4000
 
 
 def stalls_of(entry, cycles):
-    """Return how a core's runs are disturbed: all levels, then resets at random moments of a run of so many cycles."""
+    """Return how a core's runs are disturbed: all levels, then resets at random moments of a run of so many cycles.
+
+    At last a reset when all waits that can, because the sinks have been silent for so long as a whole run takes, and are again.
+    """
     moments = random.Random(entry.name)
     fewest, most = RESET_PAIRS
     pairs = min(most, max(fewest, CYCLES_OF_RESETS // cycles))
     levels = [*LEVELS, *(LEVELS[0], SLOW_SINK) * pairs]
     resets = [0] * len(LEVELS) + [moments.randrange(1, cycles) for _ in range(2 * pairs)]
     # What leaves by a wire does not wait: a receiver whose sink pauses would lose bytes.
-    return [
+    stalls = [
         Stalls(seed, source, 0.0 if entry.wires else sink, reset_after)
         for seed, ((source, sink), reset_after) in enumerate(zip(levels, resets, strict=True))
     ]
+    return stalls if entry.wires else [*stalls, Stalls(len(stalls), reset_after=cycles, silence=cycles)]
 
 
 def simulate_all(entry, bench, simulator, builds):

@@ -11,10 +11,12 @@ from sim.harness import Harness
 from sim.native_bench import NEEDED_TOOLS, NativeBench
 from sim.payload import pack_words
 from sim.stalls import Stalls
+from sim.streams import LONGEST_PAUSE_BITS
 
 OFFSET = 3
 COUNT = 200
 LEVELS = (Stalls(1), Stalls(2, 0.3), Stalls(3, 0, 0.3), Stalls(4, 0.4, 0.4), Stalls(5, 0.1, 0.6, reset_after=70))
+SILENT = Stalls(6, reset_after=70, silence=20_000)  # for longer than the watchdog waits
 
 pytestmark = pytest.mark.skipif(
     any(find_tool(tool) is None for tool in NEEDED_TOOLS), reason="Verilator or a compiler is missing"
@@ -41,6 +43,21 @@ def test_a_right_circuit_passes(bench, stalls):
     assert result.results == COUNT
     assert result.cycles == COUNT if stalls.at_full_speed else result.cycles > COUNT
     assert result.total_cycles > result.cycles + stalls.reset_after
+
+
+def test_silent_sinks_are_no_deadlock(bench):
+    result = bench.run(*words(), SILENT, expected_cycles=COUNT)
+    assert result.results == COUNT
+    assert SILENT.silence < result.cycles < SILENT.silence + COUNT
+    assert result.total_cycles > SILENT.reset_after + SILENT.silence + COUNT
+
+
+@pytest.mark.parametrize("stalls", [Stalls(8, source=0.2), Stalls(8, sink=0.2)], ids=str)
+def test_pauses_have_a_heavy_tail(bench, stalls):
+    """A quarter of a pause before each word, and one pause in 1024 has 341 cycles on average."""
+    count = 100_000
+    result = bench.run(*words(count=count), stalls)
+    assert result.cycles > count * 1.25 + 10 * (1 << LONGEST_PAUSE_BITS) / 12
 
 
 # What is wrong → how it shows. A stalling sink is needed where the fault is in what waits.

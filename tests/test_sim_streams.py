@@ -2,11 +2,22 @@
 
 from collections import Counter
 from dataclasses import asdict
+from itertools import groupby
 
 import pytest
 
 from sim.stalls import Stalls
-from sim.streams import RESET_CYCLES, Exchange, Monitor, Port, ProtocolViolation, SinkDriver, SourceDriver
+from sim.streams import (
+    LONGEST_PAUSE_BITS,
+    PAUSES_A_LONG_ONE,
+    RESET_CYCLES,
+    Exchange,
+    Monitor,
+    Port,
+    ProtocolViolation,
+    SinkDriver,
+    SourceDriver,
+)
 
 WIDTH = 8
 # Source: valid at bit 1, payload from bit 3; ready at bit 0. Sink: ready at bit 2; valid at bit 1, payload from bit 2.
@@ -66,6 +77,33 @@ def test_sink_sometimes_waits_for_valid():
         sink.edge(2)
         seen.add(sink.ready)
     assert seen == {False, True}
+
+
+def source_pauses(cycles):
+    driver = SourceDriver(SOURCE, [7] * cycles, 0.25, "seed")
+    for _ in range(cycles):
+        driver.edge(1)
+        yield not offers(driver)[0]
+
+
+def sink_pauses(cycles):
+    sink = SinkDriver(SINK, 0.25, "seed")
+    for _ in range(cycles):
+        sink.edge(2)
+        yield not sink.ready
+
+
+@pytest.mark.parametrize("pauses", [source_pauses, sink_pauses])
+def test_pauses_have_a_heavy_tail(pauses):
+    """One in so many is long, of all lengths up to the limit; what is shorter than 8 may be pauses of a cycle in a row."""
+    cycles = 400_000
+    lengths = Counter(len(list(group)) for paused, group in groupby(pauses(cycles)) if paused)
+    longest = 1 << LONGEST_PAUSE_BITS
+    assert longest / 2 <= max(lengths) < longest + 8
+    long = sum(count for length, count in lengths.items() if length >= 16)
+    expected = cycles * 0.25 / PAUSES_A_LONG_ONE * (LONGEST_PAUSE_BITS - 4) / LONGEST_PAUSE_BITS
+    assert 0.5 * expected < long < 1.5 * expected
+    assert {length.bit_length() for length in lengths if length >= 16} >= set(range(6, LONGEST_PAUSE_BITS + 1))
 
 
 def test_monitor_collects_transfers_only():
@@ -206,6 +244,34 @@ def test_after_a_reset_in_the_middle_all_begins_again(reset_after, stall):
         assert record.cycles == 20
         # A run that is done is reset at once; its last word came at edge 1 + 20, and 5 quiet ones follow.
         assert record.total_cycles == RESET_CYCLES + min(reset_after, 21 + 5) + 1 + 21 + 5
+
+
+def test_sinks_are_silent_after_every_reset_one_longer_than_the_other_and_no_deadlock_is_seen():
+    silence, second = 300, Port("p", 1, flag_out=3, flag_in=3, offset=11)
+    plan = {
+        "sources": [],
+        "sinks": [vars(SINK), vars(second)],
+        "inputs": {},
+        "expected_counts": {"o": 1, "p": 1},
+        "idle_cycles": 5,
+        "watchdog_cycles": 20,
+    }
+    exchange = Exchange(plan, asdict(Stalls(reset_after=100, silence=silence)))
+    taken, inputs, reset_at = [], exchange.start(), 0
+    for now in range(1 << 12):
+        if inputs & 1:
+            reset_at, given = now, {"o": 0, "p": 0}
+        outputs = 0
+        for name, port in (("o", SINK), ("p", second)):
+            outputs |= (given[name] == 0) << port.flag_in
+            if not given[name] and inputs >> port.flag_out & 1:
+                given[name] = 1
+                taken.append((name, now - reset_at))
+        inputs = exchange.edge(outputs)
+        if exchange.stopped:
+            break
+    assert exchange.stopped == "done"
+    assert taken == [("o", silence + 1), ("p", 2 * silence + 1)]
 
 
 def test_what_survives_a_reset_is_a_surplus():

@@ -3,11 +3,12 @@
 // The circuit is `sim.harness.Harness`: all its streams in one word of inputs and one of outputs; ports.h, written beside it, says where.
 // What sources, sinks and monitor do is what those of `sim.streams` do, with random numbers of their own.
 //
-//   top VECTORS RESULT SEED SOURCE_STALL SINK_STALL RESET_AFTER IDLE_CYCLES WATCHDOG_CYCLES
+//   top VECTORS RESULT SEED SOURCE_STALL SINK_STALL RESET_AFTER SILENCE IDLE_CYCLES WATCHDOG_CYCLES
 //
 // VECTORS: for each source, then for each sink, in the order of ports.h: a count (64 bits), then its payloads, 32-bit words, lowest first.
 // SOURCE_STALL, SINK_STALL: probability of a pause in each cycle, times 2**32.
 // RESET_AFTER: not 0: that many cycles are run (and compared) first; then the circuit is reset for a cycle, and all begins again.
+// SILENCE: cycles after every reset in which the first sink takes nothing; the second is silent for twice so long, and so on.
 // Exit status: 0 as expected, 1 not (see RESULT), 2 a file that cannot be read or written.
 
 #include <cinttypes>
@@ -36,7 +37,7 @@ struct Port {
     unsigned words() const { return (width + WORD_BITS - 1) / WORD_BITS; }
 };
 
-#include "ports.h" // SOURCES, SINKS
+#include "ports.h" // PAUSES_A_LONG_ONE, LONGEST_PAUSE_BITS, SOURCES, SINKS
 
 using Bits = std::vector<Word>;
 
@@ -62,7 +63,18 @@ class Random {
         return static_cast<Word>((state * 0x2545F4914F6CDD1Du) >> 32);
     }
 
-    bool below(std::uint64_t threshold) { return threshold != 0 && next() < threshold; }
+    // Cycles of a pause that begins now with the probability threshold / 2**32, 0 for none. Most last one cycle; one in some thousand is long, each
+    // number of bits as likely as any other.
+    Word pause(std::uint64_t threshold) {
+        if (threshold == 0 || next() >= threshold) {
+            return 0;
+        }
+        if (next() % PAUSES_A_LONG_ONE != 0) {
+            return 1;
+        }
+        const Word most = Word{1} << next() % LONGEST_PAUSE_BITS;
+        return most + next() % most;
+    }
 
   private:
     std::uint64_t state = 1;
@@ -121,7 +133,7 @@ class Source {
     Source(const Port &port, const Vectors &vectors, std::uint64_t stall, std::uint64_t seed)
         : port(port), vectors(vectors), stall(stall), random(seed), rubbish(port.words()) {}
 
-    void restart() { sent = 0, valid = false; }
+    void restart() { sent = 0, valid = false, left = 0; }
     bool exhausted() const { return sent == vectors.count; }
 
     bool taken(const Bits &outputs) {
@@ -135,7 +147,13 @@ class Source {
 
     void drive(Bits &inputs, bool in_reset) {
         if (!valid) {
-            valid = !in_reset && !exhausted() && !random.below(stall);
+            if (left > 0) {
+                --left;
+            } else if (!in_reset && !exhausted()) {
+                left = random.pause(stall);
+                valid = left == 0;
+                left -= !valid;
+            }
             if (valid) {
                 insert(inputs, port, &vectors.words[sent * port.words()]);
             } else {
@@ -150,6 +168,7 @@ class Source {
 
     const Port &port;
     std::uint64_t sent = 0;
+    std::uint64_t left = 0; // cycles of a long pause
 
   private:
     const Vectors &vectors;
@@ -160,12 +179,14 @@ class Source {
 };
 
 // Takes results and compares them. A stall lasts one cycle, or until the circuit has shown valid: one whose valid waits for ready would wait for ever.
+// Now and then it is a long one.
 class Sink {
   public:
-    Sink(const Port &port, const Vectors &vectors, std::uint64_t stall, std::uint64_t seed)
-        : port(port), got(port.words()), offered(port.words()), vectors(vectors), stall(stall), random(seed) {}
+    Sink(const Port &port, const Vectors &vectors, std::uint64_t stall, std::uint64_t silence, std::uint64_t seed)
+        : port(port), got(port.words()), offered(port.words()), vectors(vectors), stall(stall), silence(silence),
+          random(seed) {}
 
-    void restart() { received = 0, waiting = until_valid = false; }
+    void restart() { received = 0, waiting = until_valid = false, left = silence; }
     bool complete() const { return received == vectors.count; }
 
     // Return what is wrong at this clock edge, or nothing.
@@ -196,9 +217,14 @@ class Sink {
     }
 
     void drive(Bits &inputs) {
-        if (!until_valid || valid) {
-            ready = !random.below(stall);
-            until_valid = !ready && random.next() % 2 == 0;
+        if (left > 0) {
+            --left;
+            ready = false;
+        } else if (!until_valid || valid) {
+            left = random.pause(stall);
+            ready = left == 0;
+            left -= !ready;
+            until_valid = !ready && left == 0 && random.next() % 2 == 0;
         }
         set_bit(inputs, port.flag_out, ready);
     }
@@ -207,11 +233,12 @@ class Sink {
 
     const Port &port;
     std::uint64_t received = 0;
+    std::uint64_t left = 0; // cycles of the silence after a reset, or of a long pause
     Bits got, offered;
 
   private:
     const Vectors &vectors;
-    const std::uint64_t stall;
+    const std::uint64_t stall, silence;
     Random random;
     bool ready = false, valid = false, waiting = false, until_valid = false;
 };
@@ -219,7 +246,7 @@ class Sink {
 class Bench {
   public:
     Bench(VerilatedContext &context, const std::vector<Vectors> &vectors, std::uint64_t seed, std::uint64_t source_stall,
-          std::uint64_t sink_stall, std::uint64_t idle_cycles, std::uint64_t watchdog_cycles)
+          std::uint64_t sink_stall, std::uint64_t silence, std::uint64_t idle_cycles, std::uint64_t watchdog_cycles)
         : top(std::make_unique<Vtop>(&context)), inputs((sizeof top->inputs + sizeof(Word) - 1) / sizeof(Word)),
           outputs((sizeof top->outputs + sizeof(Word) - 1) / sizeof(Word)), idle_cycles(idle_cycles),
           watchdog_cycles(watchdog_cycles) {
@@ -229,7 +256,8 @@ class Bench {
             ++number;
         }
         for (const Port &port : SINKS) {
-            sinks.emplace_back(port, vectors[number], sink_stall, seed * vectors.size() + number);
+            const std::uint64_t place = number - SOURCES.size() + 1;
+            sinks.emplace_back(port, vectors[number], sink_stall, place * silence, seed * vectors.size() + number);
             ++number;
         }
         top->clk = 0;
@@ -330,7 +358,7 @@ class Bench {
     }
 
     void watch() {
-        bool quiet_now = true, finished = true, moved = false;
+        bool quiet_now = true, paused = false, finished = true, moved = false;
         for (Sink &sink : sinks) {
             stopped = sink.watch(outputs, moved);
             if (stopped) {
@@ -341,6 +369,7 @@ class Bench {
                 quiet_now = false;
                 last = now;
             }
+            paused = paused || sink.left > 0;
             finished = finished && sink.complete();
         }
         for (Source &source : sources) {
@@ -351,9 +380,14 @@ class Bench {
                     first = last = now;
                 }
             }
+            paused = paused || source.left > 0;
             finished = finished && source.exhausted();
         }
-        quiet = quiet_now ? quiet + 1 : 0;
+        if (!quiet_now) {
+            quiet = 0;
+        } else if (!paused) { // while something pauses, nothing need move
+            ++quiet;
+        }
         if (finished && quiet >= idle_cycles) {
             stopped = "done";
         } else if (quiet >= watchdog_cycles) {
@@ -379,14 +413,14 @@ static int cannot(const char *what, const char *path) {
 
 int main(int count, char **arguments) {
     const std::uint16_t one = 1;
-    if (count != 9 || *reinterpret_cast<const unsigned char *>(&one) != 1) {
-        return cannot("run", "without eight arguments, or where the highest byte of a word comes first");
+    if (count != 10 || *reinterpret_cast<const unsigned char *>(&one) != 1) {
+        return cannot("run", "without nine arguments, or where the highest byte of a word comes first");
     }
-    std::uint64_t numbers[6];
-    for (int place = 0; place < 6; ++place) {
+    std::uint64_t numbers[7];
+    for (int place = 0; place < 7; ++place) {
         numbers[place] = std::strtoull(arguments[3 + place], nullptr, 10);
     }
-    const auto [seed, source_stall, sink_stall, reset_after, idle_cycles, watchdog_cycles] = numbers;
+    const auto [seed, source_stall, sink_stall, reset_after, silence, idle_cycles, watchdog_cycles] = numbers;
 
     std::FILE *file = std::fopen(arguments[1], "rb");
     if (!file) {
@@ -404,7 +438,7 @@ int main(int count, char **arguments) {
     VerilatedContext context;
     context.randReset(2); // what has no initial value begins at random
     context.randSeed(static_cast<int>(seed % 0x7FFFFFFF) + 1);
-    Bench bench(context, vectors, seed, source_stall, sink_stall, idle_cycles, watchdog_cycles);
+    Bench bench(context, vectors, seed, source_stall, sink_stall, silence, idle_cycles, watchdog_cycles);
     bench.reset(FIRST_RESET_CYCLES);
     if (reset_after != 0) {
         bench.run(reset_after);
