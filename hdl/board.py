@@ -11,7 +11,7 @@ from amaranth_boards.ulx3s import ULX3S_12F_Platform, ULX3S_25F_Platform, ULX3S_
 
 from .attention import Attention
 from .errors import CircuitError
-from .link import IDLE_SECONDS, HostLink, Identity
+from .link import HostLink, Identity
 from .names import DEFAULT_BAUD, DEFAULT_FREQUENCY
 from .payload import connect, payload_shape
 from .uart import UARTReceiver, UARTTransmitter, baud_divisor
@@ -245,7 +245,7 @@ class SerialAccelerator(wiring.Component):
         divisor = baud_divisor(frequency, baud)
         self._receiver, self._transmitter = UARTReceiver(divisor), UARTTransmitter(divisor)
         element, result = payload_shape(accelerator.i)["data"].shape, payload_shape(accelerator.o)["data"].shape
-        self._link = HostLink(identity, max(1, round(IDLE_SECONDS * frequency)), element, result)
+        self._link = HostLink(identity, element, result)
         super().__init__(
             {
                 "rx": wiring.In(1, init=1),

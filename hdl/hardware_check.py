@@ -49,4 +49,6 @@ def exercise(host: Host, parameters, vectors: int, seed: int) -> dict:
         "seed": seed,
         "seconds": seconds,
         "tokens_per_second": vectors / seconds,
+        "repeated_requests": host.repeated,
+        "recovered_sequences": host.recovered,
     }

@@ -80,6 +80,7 @@ class SynthesisReport:
         tools: Name → version.
         seed: nextpnr's.
         inputs_sha256: SHA-256 of the circuit, the constraints, the command lines and the tools' versions.
+        baud: Bits per second of the board's serial port, None without one.
     """
 
     design: str
@@ -97,6 +98,7 @@ class SynthesisReport:
     tools: dict[str, str]
     seed: int
     inputs_sha256: str
+    baud: int | None = None
 
     @property
     def timing_met(self) -> bool:
@@ -165,6 +167,7 @@ def synthesize(
     name: str = "top",
     seed: int = DEFAULT_SEED,
     progress: bool = True,
+    baud: int | None = None,
 ) -> SynthesisReport:
     """Make a bitstream for a board.
 
@@ -178,6 +181,7 @@ def synthesize(
         name: The design's name, a file name of letters, digits and underscores.
         seed: nextpnr's; the same inputs and seed give the same bitstream, byte for byte.
         progress: Show the stages and their seconds on stderr.
+        baud: Bits per second of the design's serial port, for the report.
 
     Raises:
         CircuitError: The design does not fit or is too slow, with how much, a memory that was to be block RAM became logic, a block RAM
@@ -189,7 +193,7 @@ def synthesize(
     plan = platform.prepare(check_connections(top, platform), name, emit_src=False)
     files = {suffix: plan.files[f"{name}.{suffix}"] for suffix in ("il", "lpf")}
     arguments = ("--lpf", f"{name}.lpf", "--textcfg", f"{name}.config")
-    return _build(files, board, Path(directory), name, arguments, seed, progress, out_of_context=False)
+    return _build(files, board, Path(directory), name, arguments, seed, progress, out_of_context=False, baud=baud)
 
 
 def synthesize_core(
@@ -250,6 +254,7 @@ def _build(
     progress: bool,
     *,
     out_of_context: bool,
+    baud: int | None = None,
 ) -> SynthesisReport:
     refuse_if_too_large(files["il"], board)
     script = f"{READ_SCRIPT.format(name=name)}; synth_ecp5 -top {name} -json {name}.json"
@@ -271,7 +276,7 @@ def _build(
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
 
     report = read_report(directory)
-    if report is not None and report.inputs_sha256 == key:
+    if report is not None and report.inputs_sha256 == key and report.baud == baud:
         return report
 
     failure_log = directory.with_name(f"{directory.name}_failed.log")
@@ -305,6 +310,7 @@ def _build(
             tools=tools,
             seed=seed,
             inputs_sha256=key,
+            baud=baud,
         )
         if not report.timing_met and not out_of_context:
             _keep(failure_log, work / "nextpnr.log")

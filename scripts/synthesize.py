@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hdl.errors import CircuitError
-from hdl.names import BOARD_NAMES, CORE_NAMES, DEFAULT_BOARD, DEFAULT_FREQUENCY, DEFAULT_SEED
+from hdl.names import BOARD_NAMES, CORE_NAMES, DEFAULT_BAUD, DEFAULT_BOARD, DEFAULT_FREQUENCY, DEFAULT_SEED
 from model.errors import InputError
 from scripts.export_verilog import add_model_arguments, make_core
 from scripts.output import add_json_argument, write_json
@@ -49,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="MHZ",
         help=f"clock of the circuit (default: {DEFAULT_FREQUENCY / 1e6:g}; with --core {CORE_FREQUENCY / 1e6:g})",
+    )
+    parser.add_argument(
+        "--baud", type=int, help=f"bits per second of the board's serial port (default: {DEFAULT_BAUD:,})"
     )
     add_model_arguments(parser)
     parser.add_argument(
@@ -80,8 +83,9 @@ def build_accelerator(arguments: argparse.Namespace) -> SynthesisReport:
     parameters = attention_of(load_quantized(directory), arguments.layer)
     before = read_report(directory.synthesis)
     frequency = DEFAULT_FREQUENCY if arguments.frequency is None else arguments.frequency * 1e6
-    top = AttentionTop(parameters, board, frequency)
-    report = synthesize(top, board, directory.synthesis, name="attention", seed=arguments.seed)
+    baud = DEFAULT_BAUD if arguments.baud is None else arguments.baud
+    top = AttentionTop(parameters, board, frequency, baud)
+    report = synthesize(top, board, directory.synthesis, name="attention", seed=arguments.seed, baud=baud)
     show(report, before)
     print(f"bitstream: {directory.synthesis / report.bitstream}")
     return report
@@ -97,6 +101,8 @@ def measure_core(arguments: argparse.Namespace) -> SynthesisReport:
         raise InputError(
             f"with --core the run is given by --run: positron synthesize --core {arguments.core} --run RUN"
         )
+    if arguments.baud is not None:
+        raise InputError("--baud belongs to a board's serial port; a core alone has none")
     entry, board = find_core(arguments.core), find_board(arguments.board)
     core = make_core(entry, arguments)
     if arguments.core_run is None:

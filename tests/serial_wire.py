@@ -73,5 +73,12 @@ class SimulatedPort:
         self.outgoing.extend(data)
         return len(data)
 
+    def flush(self):
+        """Do nothing: a read's timeout begins when all has been sent."""
+
+    @property
+    def in_waiting(self):
+        return len(self.incoming)
+
     def reset_input_buffer(self):
         self.incoming.clear()

@@ -297,9 +297,9 @@ def test_the_board_joins_no_different_formats():
     assert str(payload_shape(core.i)["data"].shape.number_format) in describe(payload_shape(accelerator._link.o_token))
     check_connections(BoardTop(core, identity, board), board.platform())
     with pytest.raises(CircuitError, match=r"the link's element must be a signed number of 8 bits, not UQ4\.4"):
-        HostLink(identity, 10, UQ44)
+        HostLink(identity, UQ44)
     with pytest.raises(CircuitError, match=r"the link's result must be a signed number of 16 bits, not Q4\.4"):
-        HostLink(identity, 10, Q44, Q44)
+        HostLink(identity, Q44, Q44)
 
 
 def test_ports_of_cores_know_their_formats():
