@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -111,6 +112,15 @@ def read_bytes(path: str | Path, largest: int | None = None) -> bytes:
         raise InputError(f"{path} is a directory; a file is wanted") from None
     except PermissionError:
         raise InputError(f"{path} cannot be read: permission denied") from None
+
+
+def file_digest(path: str | Path) -> str:
+    """Return the SHA-256 of a file.
+
+    Raises:
+        InputError: The file is missing or cannot be read.
+    """
+    return hashlib.sha256(read_bytes(path)).hexdigest()
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from .checkpoint import CheckpointManager, ModelBuilder
 from .data import load_tokens
 from .errors import InputError
-from .files import read_json
+from .files import atomic_write, file_digest, read_json, write_json
 from .tokenizer import Tokenizer, load_tokenizer
 from .transformer import Transformer
 
@@ -93,6 +93,11 @@ class RunDirectory:
         return self.path / "sample.txt"
 
     @property
+    def sample_record(self) -> Path:
+        """Prompt of the generated text, and the model that wrote it."""
+        return self.path / "sample.json"
+
+    @property
     def attention_plot(self) -> Path:
         """Picture of attention weights."""
         return self.path / "attention.png"
@@ -143,6 +148,18 @@ class RunDirectory:
     def save_model(self, model: Transformer) -> None:
         """Write the model's configuration and weights."""
         CheckpointManager.save(model, self.path, MODEL_NAME)
+
+    def save_sample(self, text: str, prompt: str, **made_from: str) -> None:
+        """Write generated text, and what it was made from.
+
+        Args:
+            text: The prompt and what the model wrote.
+            prompt: Its beginning.
+            made_from: SHA-256 of files: `model_sha256`, of the weights, or `manifest_sha256`, of the integer model's manifest.
+        """
+        with atomic_write(self.sample) as file:
+            file.write(text)
+        write_json(self.sample_record, {"prompt": prompt, "sample_sha256": file_digest(self.sample), **made_from})
 
     def load_tokenizer(self) -> Tokenizer:
         """Return the tokenizer.

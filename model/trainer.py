@@ -18,7 +18,7 @@ from .data import random_batch
 from .divergence import explain_divergence
 from .errors import DivergenceError
 from .evaluation import evaluation_windows
-from .files import atomic_write, write_json
+from .files import file_digest, write_json
 from .generation import generate_text
 from .interrupts import first_interrupt
 from .run import RunDirectory
@@ -324,15 +324,16 @@ class Trainer:
         )
         if self.run is not None:
             self._save_best()
+            model_sha256 = file_digest(self.run.model_weights)
             if not interrupted:
                 sample = generate_text(self.model, self.tokenizer, "", 500, seed=self.config.seed)
-                with atomic_write(self.run.sample) as file:
-                    file.write(sample)
+                self.run.save_sample(sample, "", model_sha256=model_sha256)
             figures = {
                 "step": result.step,
                 "seconds": result.seconds,
                 "interrupted": interrupted,
                 "stopped_early": stopped_early,
+                "model_sha256": model_sha256,
             }
             self._write_record(figures | {"validation_loss": loss})
             if self.log.rows:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from model.files import read_text
+from model.files import file_digest, read_text
 from scripts.evaluation import compare
 from scripts.output import add_json_argument, format_table, write_json
-from scripts.runs import add_run_argument, load_quantized, open_run
+from scripts.runs import add_run_argument, load_named_quantized, open_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate, print, and keep the figures in the run directory."""
     directory = open_run(arguments.run)
-    model, quantized = directory.load_model(), load_quantized(directory)
+    model_sha256 = file_digest(directory.model_weights)  # before loading: a model that changes meanwhile is another one
+    model, (quantized, manifest_sha256) = directory.load_model(), load_named_quantized(directory)
     if arguments.text is None:
         name, tokens = "held-out text", directory.load_validation_tokens(model.config.vocab_size)
     else:
@@ -41,7 +42,12 @@ def run(arguments: argparse.Namespace) -> int:
         f"difference {comparison.difference:+.4f} nats over {comparison.tokens:,} tokens; the likeliest token is the same "
         f"at {comparison.same_choice:.1%}; logits differ by at most {comparison.largest_logit_error:.3f}"
     )
-    figures = {"text": name, "comparison": comparison}
+    figures = {
+        "text": name,
+        "comparison": comparison,
+        "model_sha256": model_sha256,
+        "manifest_sha256": manifest_sha256,
+    }
     for path in filter(None, (directory.evaluation, arguments.json)):
         write_json(path, figures)
         print(f"figures: {path}")

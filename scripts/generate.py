@@ -16,10 +16,10 @@ import sys
 
 from fixedpoint.generation import generate_text as generate_integer_text
 from model.errors import InputError
-from model.files import atomic_write
+from model.files import file_digest
 from model.generation import generate_text
 from model.tokenizer import Tokenizer
-from scripts.runs import add_run_argument, load_quantized, open_run
+from scripts.runs import add_run_argument, load_named_quantized, open_run
 
 DEFAULT_PROMPT = "One day"
 
@@ -73,13 +73,16 @@ def run(arguments: argparse.Namespace) -> int:
         "on_text": show,
     }
     if arguments.quantized:
-        continuation = generate_integer_text(load_quantized(directory), tokenizer, prompt, **options)
+        quantized, digest = load_named_quantized(directory)
+        made_from = {"manifest_sha256": digest}
+        continuation = generate_integer_text(quantized, tokenizer, prompt, **options)
     else:
+        # Before loading: a model that changes meanwhile is another one.
+        made_from = {"model_sha256": file_digest(directory.model_weights)}
         choice = {"top_k": arguments.top_k, "top_p": arguments.top_p}
         continuation = generate_text(directory.load_model(), tokenizer, prompt, **options, **choice)
     print()
-    with atomic_write(directory.sample, "w") as file:
-        file.write(f"{prompt}{continuation}\n")
+    directory.save_sample(f"{prompt}{continuation}\n", prompt, **made_from)
     # Not on standard output, which is the text alone.
     print(f"text: {directory.sample}", file=sys.stderr)
     return 0

@@ -29,10 +29,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Collect what there is and write the page."""
     directory = open_run(arguments.run)
     target = arguments.out or directory.report
-    text = page(collect(directory))
+    data = collect(directory)
+    text = page(data)
     with atomic_write(target, "w") as file:
         file.write(text)
     print(f"report: {target} ({len(text.encode()) // 1024} KiB; open it in a browser)")
+    for section, gap in data.gaps.items():
+        commands = ", then ".join(f"positron {command}" for command in gap.commands)
+        print(f"left out, {section}: {gap.reason} Make it: {commands}")
     return 0
 
 

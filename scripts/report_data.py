@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from model.files import read_json, read_text
+from model.files import file_digest, read_json, read_text
 from model.pictures import attention_weights
 from model.run import RunDirectory
 from model.tokenizer import Tokenizer
 from model.training_log import LogRow, read_log
 from scripts.charts import Series
-from scripts.generate import DEFAULT_PROMPT
-from scripts.report_page import ReportData
-from scripts.runs import quantization_file, simulation_file
+from scripts.report_page import COMMANDS, SHOWN_DIGITS, Gap, ReportData
+from scripts.runs import quantization_file, simulation_file, synthesized_file
 
 # Longer maps would have labels too small to read.
 ATTENTION_TOKENS = 32
@@ -31,24 +31,140 @@ def collect(directory: RunDirectory) -> ReportData:
     Raises:
         InputError: The model, the tokenizer or a file that is there is damaged.
     """
+    model_sha256 = file_digest(directory.model_weights)
     model, tokenizer = directory.load_model(), directory.load_tokenizer()
-    training = read_optional(directory.training) or {}
-    sample = read_text(directory.sample).rstrip("\n") if directory.sample.exists() else ""
+    found = Found(directory, model_sha256)
+    quantization = found.quantization()
+    simulation, synthesis = found.simulation(), found.synthesis()
+    training = found.training()
+    sample, record = found.sample()
     tokens = tokenizer.encode(sample)[: min(ATTENTION_TOKENS, model.config.max_seq_len)]
     return ReportData(
         name=str(directory.path),
         model={**model.config.to_dict(), "parameters": model.get_num_parameters()},
-        training=training_facts(training),
-        loss_curves=loss_curves(read_log(directory.log_csv)),
-        prompt=DEFAULT_PROMPT,
+        model_sha256=model_sha256,
+        manifest_sha256=found.manifest_sha256,
+        training=training_facts(training or {}),
+        loss_curves=loss_curves(read_log(directory.log_csv)) if training else (),
+        prompt=str(record.get("prompt", "")),
         sample=sample,
+        sample_is_of_integers="manifest_sha256" in record,
         tokens=labels(tokenizer, tokens),
         attention=np.stack(attention_weights(model, tokens)) if tokens else None,
-        quantization=read_optional(quantization_file(directory)),
-        simulation=read_optional(simulation_file(directory)),
-        synthesis=read_optional(directory.synthesis / "report.json"),
+        quantization=quantization,
+        simulation=simulation,
+        synthesis=synthesis,
+        gaps=found.gaps,
         versions=versions(),
     )
+
+
+class Found:
+    """The figures in a run directory that belong to the model that is there now, and why others are left out.
+
+    Attributes:
+        manifest_sha256: The integer model of this model; None until `quantization` has found it.
+        gaps: Section of the page → why it shows nothing, where there is something.
+    """
+
+    def __init__(self, directory: RunDirectory, model_sha256: str) -> None:
+        self.directory, self.model_sha256 = directory, model_sha256
+        self.manifest_sha256: str | None = None
+        self.gaps: dict[str, Gap] = {}
+
+    def training(self) -> dict[str, Any] | None:
+        """Return training.json."""
+        record = read_optional(self.directory.training)
+        results = (record or {}).get("results") or {}
+        if record is not None and not results:
+            self.gaps["training"] = Gap(
+                "This training has not ended.", (f"train --resume --out {quoted(self.directory)}",)
+            )
+            return None
+        return record if self._belongs("training", record and results, model_sha256=self.model_sha256) else None
+
+    def sample(self) -> tuple[str, dict[str, Any]]:
+        """Return the generated text and its record, after `quantization` was asked for; without text the attention has no figure either."""
+        file = self.directory.sample
+        if not file.exists():
+            return "", {}
+        record = read_optional(self.directory.sample_record) or {}
+        intact = record.get("sample_sha256") == file_digest(file)
+        if "manifest_sha256" in record:
+            belongs = self._belongs("sample", record, intact, manifest_sha256=self.manifest_sha256)
+        else:
+            belongs = self._belongs("sample", record, intact, model_sha256=self.model_sha256)
+        if not belongs:
+            self.gaps["attention"] = self.gaps["sample"]
+            return "", {}
+        return read_text(file).rstrip("\n"), record
+
+    def quantization(self) -> dict[str, Any] | None:
+        """Return quantization.json."""
+        record = read_optional(quantization_file(self.directory))
+        manifest = self.directory.quantized_manifest
+        digest = file_digest(manifest) if manifest.exists() else None
+        if not self._belongs("quantization", record, model_sha256=self.model_sha256, manifest_sha256=digest):
+            return None
+        self.manifest_sha256 = digest
+        return record
+
+    def simulation(self) -> dict[str, Any] | None:
+        """Return the benches' results."""
+        record = read_optional(simulation_file(self.directory))
+        return record if self._belongs("simulation", record, manifest_sha256=self.manifest_sha256) else None
+
+    def synthesis(self) -> dict[str, Any] | None:
+        """Return the synthesis report, with the layer that was built."""
+        report = read_optional(self.directory.synthesis / "report.json")
+        if report is None:
+            return None
+        record = read_optional(synthesized_file(self.directory)) or {}
+        intact = record.get("inputs_sha256") == report.get("inputs_sha256")
+        belongs = self._belongs("synthesis", record, intact, manifest_sha256=self.manifest_sha256)
+        return {**report, "layer": record.get("layer")} if belongs else None
+
+    def _belongs(self, section: str, record: dict[str, Any] | None, intact: bool = True, **wanted: str | None) -> bool:
+        """Whether a record has the wanted digests; if not, note why.
+
+        Args:
+            section: Of the page.
+            record: What says which model the section's figures belong to; None where there are no figures.
+            intact: Whether it is about the figures that are there.
+            wanted: Digests of what is there now; None where there is nothing of this model.
+        """
+        if record is None:
+            return False
+        for name, digest in wanted.items():
+            made_from = record.get(name)
+            if not intact or not made_from:
+                reason = "What is there does not say which model it belongs to."
+            elif digest is None:
+                reason = f"What is there belongs to {short(made_from)}, the integer model of another model."
+            elif made_from != digest:
+                reason = f"What is there belongs to {short(made_from)}, and here is now {short(digest)}."
+            else:
+                continue
+            self.gaps[section] = Gap(reason, self._commands(section))
+            return False
+        return True
+
+    def _commands(self, section: str) -> tuple[str, ...]:
+        run = quoted(self.directory)
+        if section == "training":
+            return (f"train --force --out {run}",)
+        first = (f"quantize {run}",) if section in ("simulation", "synthesis") and self.manifest_sha256 is None else ()
+        return (*first, f"{COMMANDS[section]} {run}")
+
+
+def short(digest: object) -> str:
+    """Return the beginning of a digest."""
+    return str(digest)[:SHOWN_DIGITS]
+
+
+def quoted(directory: RunDirectory) -> str:
+    """Return the run directory as a word for the shell."""
+    return shlex.quote(str(directory.path))
 
 
 def read_optional(path: Path) -> dict[str, Any] | None:

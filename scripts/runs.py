@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 from pathlib import Path
 
 from fixedpoint import QuantizedTransformer, load_export
 from model.errors import InputError
-from model.files import read_json
+from model.files import file_digest, read_json
 from model.run import RunDirectory
 
 
@@ -44,27 +43,33 @@ def simulation_file(directory: RunDirectory) -> Path:
     return directory.simulation / "results.json"
 
 
+def synthesized_file(directory: RunDirectory) -> Path:
+    """Return where `positron synthesize` writes which integer model the results beside it belong to."""
+    return directory.synthesis / "made_from.json"
+
+
 def load_quantized(directory: RunDirectory) -> QuantizedTransformer:
-    """Read the quantized model of a run.
+    """Read the quantized model of a run; see `load_named_quantized`."""
+    return load_named_quantized(directory)[0]
+
+
+def load_named_quantized(directory: RunDirectory) -> tuple[QuantizedTransformer, str]:
+    """Read the quantized model of a run, and the digest that names it.
 
     Raises:
         InputError: The run was not quantized, or was trained again since, or its quantization was interrupted.
         QuantizationError: The export is damaged.
     """
     command = f"positron quantize {directory.path}"
-    if not directory.quantized.is_dir() or not quantization_file(directory).is_file():
+    if not directory.quantized_manifest.is_file() or not quantization_file(directory).is_file():
         raise InputError(f"{directory.path} is not quantized yet: {command}")
+    digest = file_digest(directory.quantized_manifest)
     quantized = load_export(directory.quantized)
     record = read_json(quantization_file(directory))
-    made_from, made = record.get("model_sha256"), record.get("manifest_sha256")
-    if made_from != file_digest(directory.model_weights) or made != export_digest(directory):
+    made_from = {record.get("manifest_sha256"), export_digest(directory)}  # the latter again: it may just be replaced
+    if record.get("model_sha256") != file_digest(directory.model_weights) or made_from != {digest}:
         raise InputError(f"{directory.quantized} was not made from the model that is there now: {command}")
-    return quantized
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return quantized, digest
 
 
 def export_digest(directory: RunDirectory) -> str:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from model.errors import InputError
 from scripts.output import add_json_argument, format_duration, format_table, write_json
-from scripts.runs import add_run_argument, export_digest, load_quantized, open_run, simulation_file
+from scripts.runs import add_run_argument, load_named_quantized, open_run, simulation_file
 from sim.names import CIRCUITS
 from sim.tools import SIMULATORS, default_simulator
 
@@ -93,8 +93,9 @@ def run(arguments: argparse.Namespace) -> int:
     if reason:
         print(reason)
     tokens = directory.load_validation_tokens()
+    quantized, manifest_sha256 = load_named_quantized(directory)
     benches = benches_for_run(
-        load_quantized(directory),
+        quantized,
         tokens,
         num_vectors=arguments.vectors,
         seed=arguments.seed,
@@ -121,7 +122,7 @@ def run(arguments: argparse.Namespace) -> int:
         "simulator": simulator,
         "seed": arguments.seed,
         "vectors": arguments.vectors,
-        "manifest_sha256": export_digest(directory),
+        "manifest_sha256": manifest_sha256,
         "seconds": time.monotonic() - began,
         "benches": verdicts,
     }

@@ -23,7 +23,7 @@ from hdl.names import BOARD_NAMES, CORE_NAMES, DEFAULT_BAUD, DEFAULT_BOARD, DEFA
 from model.errors import InputError
 from scripts.export_verilog import add_model_arguments, make_core
 from scripts.output import add_json_argument, write_json
-from scripts.runs import load_quantized, open_run
+from scripts.runs import load_named_quantized, open_run, synthesized_file
 
 if TYPE_CHECKING:
     from hdl.synthesis import SynthesisReport
@@ -80,12 +80,16 @@ def build_accelerator(arguments: argparse.Namespace) -> SynthesisReport:
         raise InputError("say which run: positron synthesize RUN; --run belongs to --core")
     directory = open_run(arguments.run)
     board = find_board(arguments.board)
-    parameters = attention_of(load_quantized(directory), arguments.layer)
+    quantized, manifest_sha256 = load_named_quantized(directory)
+    parameters = attention_of(quantized, arguments.layer)
     before = read_report(directory.synthesis)
     frequency = DEFAULT_FREQUENCY if arguments.frequency is None else arguments.frequency * 1e6
     baud = DEFAULT_BAUD if arguments.baud is None else arguments.baud
     top = AttentionTop(parameters, board, frequency, baud)
     report = synthesize(top, board, directory.synthesis, name="attention", seed=arguments.seed, baud=baud)
+    # Beside the report, which stays as it is when the circuit of another model is the same.
+    made_from = {"manifest_sha256": manifest_sha256, "layer": arguments.layer, "inputs_sha256": report.inputs_sha256}
+    write_json(synthesized_file(directory), made_from)
     show(report, before)
     print(f"bitstream: {directory.synthesis / report.bitstream}")
     return report

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from scripts.charts import Series
-from scripts.report_page import ReportData, fact_list, page, table
+from scripts.report_page import Gap, ReportData, fact_list, lead, page, table
 
 HOSTILE = "<script>alert('x')</script>\"&$title"
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -45,6 +45,8 @@ def data(**changes: object) -> ReportData:
     complete: dict[str, object] = {
         "name": "runs/demo",
         "model": MODEL,
+        "model_sha256": "0123456789abcdef" * 4,
+        "manifest_sha256": "fedcba9876543210" * 4,
         "training": {"text": "stories", "seed": 1, "seconds": 61.0},
         "loss_curves": [Series("held out", [(0, 4.0), (10, 1.5)], "strong")],
         "prompt": "One",
@@ -191,11 +193,50 @@ def test_a_different_value_is_not_hidden() -> None:
     assert "different" in text
 
 
-def test_simulation_of_an_earlier_model_is_marked() -> None:
-    current = {**data().quantization, "manifest_sha256": "new"}  # type: ignore[dict-item]
-    for digest, stale in (("old", True), ("new", False)):
-        report = data(quantization=current, simulation={**data().simulation, "manifest_sha256": digest})  # type: ignore[dict-item]
-        assert ("quantized again since" in page(report)) is stale
+def test_every_figure_names_its_model() -> None:
+    html = page(data())
+    cards = re.findall(r"<li>.*?</li>", html)
+    model, integers = "model 0123456789ab", "integer model fedcba987654"
+    assert [re.findall(r"<small>(.*?)</small>", card) for card in cards] == [[model]] + 3 * [[integers]]
+    sections = dict(re.findall(r'<section id="(\w+)">(.*?)</section>', html, re.DOTALL))
+    named = {section: re.findall(r'<p class="model">(.*?)</p>', text) for section, text in sections.items()}
+    assert named == {
+        "training": [model],
+        "sample": [model],
+        "attention": [model],
+        "quantization": [f"{integers} and {model}"],
+        "simulation": [integers],
+        "synthesis": [integers],
+    }
+    assert f'<p class="model">{integers}</p>' in page(
+        data(quantization=None, simulation=None, synthesis=None, sample_is_of_integers=True)
+    )
+
+
+def test_what_is_left_out_says_why_and_what_to_do() -> None:
+    gap = Gap("<It> is old.", ("quantize 'my run'", "simulate 'my run'"))
+    html = page(data(simulation=None, gaps={"simulation": gap}))
+    assert (
+        "&lt;It&gt; is old. Make it: <code>positron quantize &#x27;my run&#x27;</code>, then <code>positron sim" in html
+    )
+    assert "Not there yet. Make it: <code>positron synthesize runs/demo</code>" in page(data(synthesis=None))
+
+
+def test_lead_says_what_was_done() -> None:
+    nothing = {"quantization": None, "simulation": None, "synthesis": None}
+    assert lead(data(**nothing)).endswith("16 tokens of context), trained in NumPy.")
+    text = lead(data(**{**nothing, "quantization": data().quantization}))
+    assert text.endswith(", trained in NumPy and quantized to integers with 8-bit weights.")
+    fast = {**SYNTHESIS, "layer": 0, "clocks": SYNTHESIS["clocks"][:1]}  # type: ignore[index]
+    assert lead(data(synthesis=fast)).endswith(
+        ", trained in NumPy, quantized to integers with 8-bit weights and simulated as circuits that compute the same "
+        "integers; the attention of layer 1 was built for the board ulx3s-85f."
+    )
+    assert lead(data()).endswith("for the board ulx3s-85f, too slow for its clock.")
+    benches = [{"equal": True}, {"equal": False}]
+    assert "of whose 2 benches 1 gave other integers" in lead(data(simulation={"benches": benches}))
+    ternary = {**data().quantization, "settings": {"weight_bits": "ternary"}}  # type: ignore[dict-item]
+    assert "integers with ternary weights" in lead(data(quantization=ternary))
 
 
 def test_dollar_signs_in_a_sample_are_kept() -> None:
