@@ -32,10 +32,10 @@ def test_rows_are_of_all_kinds_and_lengths():
 
 
 def test_short_rows_come_in_runs():
-    lengths = [len(row) for row in rows_of(1)[6:]]
+    lengths = [len(row) for row in rows_of(1, count=20_000)[6:]]
     runs = [len(list(group)) for short, group in groupby(lengths, lambda length: length == 2) if short]
     whole = [run for run in runs if run >= SHORT_ROWS]
-    assert 0.15 * len(lengths) < sum(whole) < 0.4 * len(lengths)
+    assert 0.2 * len(lengths) < sum(whole) < 0.35 * len(lengths)
     assert len({len(row) for row in rows_of(1, shortest=LONGEST)}) == 1
 
 
