@@ -20,6 +20,14 @@ SCHEDULES = ("cosine", "linear", "constant")
 # Sizes beyond these are typing errors or damaged files, and would only end in exhausted memory.
 LARGEST_SIZE = 1 << 20
 LARGEST_PARAMETER_COUNT = 1 << 31
+DEFAULT_STEPS = 5000
+
+
+def refuse(*problems: str | None) -> None:
+    """Raise one InputError that names every problem; None is no problem."""
+    found = [problem for problem in problems if problem is not None]
+    if found:
+        raise InputError("; ".join(found))
 
 
 @dataclass(frozen=True)
@@ -31,45 +39,60 @@ class _Config:
         """Build from a dictionary; missing fields take their defaults.
 
         Raises:
-            InputError: An unknown field, a value of the wrong type, or an impossible value.
+            InputError: Unknown fields, values of the wrong type, or impossible values; the message names all of them.
         """
         names = [field.name for field in dataclasses.fields(cls)]
+        unknown = []
         for key in values:
             if key not in names:
                 close = difflib.get_close_matches(str(key), names, n=1)
                 hint = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(names)}"
-                raise InputError(f"{cls.__name__} has no field {key!r}{hint}")
+                unknown.append(f"{cls.__name__} has no field {key!r}{hint}")
+        refuse(*unknown)
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as a plain dictionary, ready for JSON."""
         return dataclasses.asdict(self)
 
-    def _whole(self, name: str, lowest: int, highest: int, optional: bool = False) -> None:
+    # Each of these returns what is wrong with a field, None where nothing is.
+
+    def _whole(self, name: str, lowest: int, highest: int, optional: bool = False) -> str | None:
         value = getattr(self, name)
         if optional and value is None:
-            return
+            return None
         if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
-            raise InputError(f"{name} must be a whole number from {lowest:,} to {highest:,}, not {value!r}")
+            return f"{name} must be a whole number from {lowest:,} to {highest:,}, not {value!r}"
+        return None
 
-    def _real(self, name: str, lowest: float, highest: float, *, above: bool = False, below: bool = False) -> None:
+    def _real(
+        self,
+        name: str,
+        lowest: float,
+        highest: float,
+        *,
+        above: bool = False,
+        below: bool = False,
+        optional: bool = False,
+    ) -> str | None:
         value = getattr(self, name)
+        if optional and value is None:
+            return None
         valid = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         if valid:
             valid = (lowest < value if above else lowest <= value) and (value < highest if below else value <= highest)
         if not valid:
             low, high = "above" if above else "from", "below" if below else "to"
-            raise InputError(f"{name} must be a number {low} {lowest:g} {high} {highest:g}, not {value!r}")
+            return f"{name} must be a number {low} {lowest:g} {high} {highest:g}, not {value!r}"
+        return None
 
-    def _choice(self, name: str, choices: tuple[str, ...]) -> None:
+    def _choice(self, name: str, choices: tuple[str, ...]) -> str | None:
         value = getattr(self, name)
-        if value not in choices:
-            raise InputError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
+        return None if value in choices else f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}"
 
-    def _boolean(self, *names: str) -> None:
-        for name in names:
-            if not isinstance(getattr(self, name), bool):
-                raise InputError(f"{name} must be True or False, not {getattr(self, name)!r}")
+    def _boolean(self, name: str) -> str | None:
+        value = getattr(self, name)
+        return None if isinstance(value, bool) else f"{name} must be True or False, not {value!r}"
 
 
 @dataclass(frozen=True)
@@ -111,30 +134,35 @@ class ModelConfig(_Config):
     rotary_base: float = 10000.0
 
     def __post_init__(self) -> None:
-        self._whole("vocab_size", 1, 1 << 24)
-        self._whole("embed_dim", 1, LARGEST_SIZE)
-        self._whole("num_heads", 1, LARGEST_SIZE)
-        self._whole("num_layers", 1, 10_000)
-        self._whole("ff_dim", 1, LARGEST_SIZE, optional=True)
-        self._whole("max_seq_len", 1, LARGEST_SIZE)
-        self._whole("num_kv_heads", 1, LARGEST_SIZE, optional=True)
-        self._real("dropout", 0, 1, below=True)
-        self._real("norm_epsilon", 0, 1)
-        self._real("rotary_base", 1, 1e9, above=True)
-        self._choice("activation", ACTIVATIONS)
-        self._choice("position", POSITIONS)
-        self._choice("norm", NORMS)
-        self._boolean("tie_embeddings", "use_bias")
+        refuse(
+            self._whole("vocab_size", 1, 1 << 24),
+            self._whole("embed_dim", 1, LARGEST_SIZE),
+            self._whole("num_heads", 1, LARGEST_SIZE),
+            self._whole("num_layers", 1, 10_000),
+            self._whole("ff_dim", 1, LARGEST_SIZE, optional=True),
+            self._whole("max_seq_len", 1, LARGEST_SIZE),
+            self._whole("num_kv_heads", 1, LARGEST_SIZE, optional=True),
+            self._real("dropout", 0, 1, below=True),
+            self._real("norm_epsilon", 0, 1),
+            self._real("rotary_base", 1, 1e9, above=True),
+            self._choice("activation", ACTIVATIONS),
+            self._choice("position", POSITIONS),
+            self._choice("norm", NORMS),
+            self._boolean("tie_embeddings"),
+            self._boolean("use_bias"),
+        )
+        problems = []
         if self.embed_dim % self.num_heads:
-            raise InputError(
+            problems.append(
                 f"embed_dim {self.embed_dim} must be a multiple of num_heads {self.num_heads}, so that each head is equally wide"
             )
-        if self.num_heads % self.kv_heads:
-            raise InputError(f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.kv_heads}")
-        if self.position == "rotary" and self.head_dim % 2:
-            raise InputError(
+        elif self.position == "rotary" and self.head_dim % 2:
+            problems.append(
                 f"rotary positions turn pairs of channels: embed_dim / num_heads must be even, not {self.head_dim}"
             )
+        if self.num_heads % self.kv_heads:
+            problems.append(f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.kv_heads}")
+        refuse(*problems)
         if self.ff_dim is None:
             object.__setattr__(self, "ff_dim", 4 * self.embed_dim)
 
@@ -166,8 +194,8 @@ class TrainingConfig(_Config):
     Attributes:
         learning_rate: The highest one, after warm-up.
         batch_size: Sequences a step, all micro-batches and worker processes together.
-        num_steps: Optimizer steps; None to count in epochs.
-        num_epochs: Passes over the training tokens, when `num_steps` is None.
+        num_steps: Optimizer steps; None for what `num_epochs` says, or 5,000 where that is None too.
+        num_epochs: Passes over the training tokens, in place of `num_steps`; whoever gives both is refused.
         seq_len: Tokens a sequence; None for the model's max_seq_len.
         seed: Of batches and dropout.
         optimizer: `adamw`, `adam`, `rmsprop` or `sgd`.
@@ -192,8 +220,8 @@ class TrainingConfig(_Config):
 
     learning_rate: float = 3e-3
     batch_size: int = 16
-    num_steps: int | None = 5000
-    num_epochs: float = 1.0
+    num_steps: int | None = None
+    num_epochs: float | None = None
     seq_len: int | None = None
     seed: int = 1
     optimizer: str = "adamw"
@@ -216,36 +244,44 @@ class TrainingConfig(_Config):
     num_workers: int | None = None
 
     def __post_init__(self) -> None:
-        self._real("learning_rate", 0, 100, above=True)
-        self._whole("batch_size", 1, LARGEST_SIZE)
-        self._whole("num_steps", 1, 1 << 40, optional=True)
-        self._real("num_epochs", 0, 1e9, above=True)
-        self._whole("seq_len", 1, LARGEST_SIZE, optional=True)
-        self._whole("seed", 0, (1 << 63) - 1)
-        self._choice("optimizer", OPTIMIZERS)
-        self._real("beta1", 0, 1, below=True)
-        self._real("beta2", 0, 1, below=True)
-        self._real("epsilon", 0, 1, above=True)
-        self._real("weight_decay", 0, 100)
-        self._choice("schedule", SCHEDULES)
-        self._whole("warmup_steps", 0, 1 << 40, optional=True)
-        self._real("final_learning_rate_ratio", 0, 1)
-        self._real("gradient_clip", 0, 1e9)
-        self._whole("accumulation_steps", 1, self.batch_size)
-        self._real("validation_split", 0, 0.5, above=True)
-        self._whole("log_every", 1, 1 << 40)
-        self._whole("evaluate_every", 1, 1 << 40, optional=True)
-        self._whole("evaluation_batches", 1, 1 << 40)
-        self._whole("sample_every", 0, 1 << 40)
-        self._whole("early_stop_patience", 0, 1 << 40)
-        if self.time_limit is not None:
-            self._real("time_limit", 0, 1e9, above=True)
-        self._whole("num_workers", 1, 256, optional=True)
+        refuse(
+            self._real("learning_rate", 0, 100, above=True),
+            self._whole("batch_size", 1, LARGEST_SIZE),
+            self._whole("num_steps", 1, 1 << 40, optional=True),
+            self._whole("seq_len", 1, LARGEST_SIZE, optional=True),
+            self._whole("seed", 0, (1 << 63) - 1),
+            self._choice("optimizer", OPTIMIZERS),
+            self._real("beta1", 0, 1, below=True),
+            self._real("beta2", 0, 1, below=True),
+            self._real("epsilon", 0, 1, above=True),
+            self._real("weight_decay", 0, 100),
+            self._choice("schedule", SCHEDULES),
+            self._whole("warmup_steps", 0, 1 << 40, optional=True),
+            self._real("final_learning_rate_ratio", 0, 1),
+            self._real("gradient_clip", 0, 1e9),
+            self._real("validation_split", 0, 0.5, above=True),
+            self._whole("log_every", 1, 1 << 40),
+            self._whole("evaluate_every", 1, 1 << 40, optional=True),
+            self._whole("evaluation_batches", 1, 1 << 40),
+            self._whole("sample_every", 0, 1 << 40),
+            self._whole("early_stop_patience", 0, 1 << 40),
+            self._whole("num_workers", 1, 256, optional=True),
+            self._real("num_epochs", 0, 1e9, above=True, optional=True),
+            self._real("time_limit", 0, 1e9, above=True, optional=True),
+        )
+        problems = [self._whole("accumulation_steps", 1, self.batch_size)]
+        if self.num_epochs is not None and self.num_steps is not None:
+            problems.append(
+                f"num_steps {self.num_steps:,} and num_epochs {self.num_epochs:g} both say how long to train: give one of them"
+            )
+        refuse(*problems)
+        if self.num_epochs is None and self.num_steps is None:
+            object.__setattr__(self, "num_steps", DEFAULT_STEPS)
 
 
-# To copy and change: `config = MODEL_CONFIG.copy(); config.update(embed_dim=64)`.
+# To copy and change: `config = MODEL_CONFIG.copy(); config.update(embed_dim=64)`. What follows from other fields is None, and gives way to them.
 MODEL_CONFIG: dict[str, Any] = {**ModelConfig().to_dict(), "ff_dim": None}
-TRAINING_CONFIG: dict[str, Any] = TrainingConfig().to_dict()
+TRAINING_CONFIG: dict[str, Any] = {**TrainingConfig().to_dict(), "num_steps": None}
 
 
 def model_config(config: ModelConfig | Mapping[str, Any]) -> ModelConfig:

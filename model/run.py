@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .checkpoint import CheckpointManager, ModelBuilder
+from .config import TrainingConfig
 from .data import load_tokens
 from .errors import InputError
 from .files import atomic_write, file_digest, read_json, write_json
@@ -181,6 +182,19 @@ class RunDirectory:
     def load_training_record(self) -> dict[str, Any]:
         """Return training.json."""
         return read_json(self.training)
+
+    def load_training_config(self) -> TrainingConfig:
+        """Return how the run was trained.
+
+        Raises:
+            InputError: training.json is missing, damaged, or does not say it.
+        """
+        recorded = self.load_training_record().get("training")
+        if not isinstance(recorded, dict):
+            raise InputError(f"{self.training} lacks the training configuration; train the run from the start")
+        if recorded.get("num_steps") is not None:  # earlier versions wrote down both, and took the steps
+            recorded = {**recorded, "num_epochs": None}
+        return TrainingConfig.from_dict(recorded)
 
     def _check_exists(self) -> None:
         if not self.path.is_dir():

@@ -83,8 +83,11 @@ class Trainer:
         self.straight_through = straight_through
         self.length = config.seq_len or model.config.max_seq_len
         self.tokens_per_step = config.batch_size * self.length
-        steps = config.num_steps or math.ceil(config.num_epochs * len(training_tokens) / self.tokens_per_step)
-        self.total_steps = max(1, steps)
+        if config.num_epochs is None:
+            assert config.num_steps is not None
+            self.total_steps = config.num_steps
+        else:
+            self.total_steps = max(1, math.ceil(config.num_epochs * len(training_tokens) / self.tokens_per_step))
         self.evaluate_every = config.evaluate_every or max(50, self.total_steps // 20)
         self.progress = Progress()
         self.best_parameters = model.parameters.flat.copy()
@@ -260,7 +263,7 @@ class Trainer:
             initial=self.progress.step,
             desc="training",
             unit="step",
-            disable=not self.show,
+            disable=None if self.show else True,  # None: where standard error is no terminal
             dynamic_ncols=True,
         )
 

@@ -112,7 +112,4 @@ def resume_model(directory: str | Path) -> tuple[Transformer, Tokenizer, Trainin
     """
     run = RunDirectory(directory)
     model = ModelBuilder.from_checkpoint(run.path) if run.model_config.exists() else run.load_model()
-    recorded = run.load_training_record().get("training")
-    if not isinstance(recorded, dict):
-        raise InputError(f"{run.training} lacks the training configuration; train the run from the start")
-    return model, run.load_tokenizer(), TrainingConfig.from_dict(recorded)
+    return model, run.load_tokenizer(), run.load_training_config()

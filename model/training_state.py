@@ -108,10 +108,14 @@ def check_same_configuration(run: RunDirectory, config: TrainingConfig) -> None:
     Raises:
         InputError: A field outside `FREE_FIELDS` differs from what `training.json` says.
     """
-    recorded = run.load_training_record().get("training", {})
-    for name, value in config.to_dict().items():
-        if name not in FREE_FIELDS and recorded.get(name) != value:
-            raise InputError(
-                f"the run in {run.path} was trained with {name} {recorded.get(name)!r}, not {value!r}; "
-                "resume it with the same configuration, or train anew"
-            )
+    recorded = run.load_training_config().to_dict()
+    differences = [
+        f"{name} {recorded[name]!r}, not {value!r}"
+        for name, value in config.to_dict().items()
+        if name not in FREE_FIELDS and recorded[name] != value
+    ]
+    if differences:
+        raise InputError(
+            f"the run in {run.path} was trained with {'; '.join(differences)}; "
+            "resume it with the same configuration, or train anew"
+        )

@@ -76,12 +76,13 @@ def fine_tune(directory: RunDirectory, arguments: argparse.Namespace, chosen: di
         raise InputError(f"{directory.path} holds a model already: choose another --out")
     source = RunDirectory(arguments.resume)
     model = source.load_model()
-    recorded = TrainingConfig.from_dict(source.load_training_record().get("training", {}))
+    recorded = source.load_training_config()
     defaults = {
         "learning_rate": NARROW_RATE if (arguments.activation_bits or 8) < 8 else FINE_TUNING_RATE,
         "final_learning_rate_ratio": 0.01,  # weights that lie between two integers come to rest
         "weight_decay": 0.0,
         "seed": recorded.seed + 1,  # other batches
+        "num_epochs": None,
         "time_limit": None,
         "num_workers": None,
     }

@@ -15,7 +15,7 @@ import pytest
 
 from model.character_tokenizer import CharacterTokenizer
 from model.checkpoint import digest
-from model.config import TrainingConfig
+from model.config import TRAINING_CONFIG, TrainingConfig
 from model.errors import DivergenceError, InputError
 from model.evaluation import evaluate_loss
 from model.run import RunDirectory
@@ -144,6 +144,32 @@ def test_early_stop(tmp_path):
 def test_epochs_count_tokens():
     result, _ = train(None, num_steps=None, num_epochs=0.1)
     assert result.step == math.ceil(0.1 * 0.9 * len(TEXT) / (6 * 24)) == result.total_steps
+
+
+def test_epochs_of_a_custom_configuration_count(tmp_path):
+    model, tokenizer = setup()
+    custom = {**TRAINING_CONFIG, "num_epochs": 0.1, "batch_size": 6, "num_workers": 1}
+    result = train_model(model, tokenizer, TEXT, custom, directory=tmp_path, progress=False)
+    assert result.step == math.ceil(0.1 * 0.9 * len(TEXT) / (6 * 24))
+    assert resume(tmp_path)[0].step == result.step
+
+
+def test_runs_of_earlier_versions_wrote_down_steps_and_epochs(tmp_path):
+    train(tmp_path)
+    run = RunDirectory(tmp_path)
+    record = run.load_training_record()
+    record["training"]["num_epochs"] = 1.0
+    run.training.write_text(json.dumps(record))
+    assert run.load_training_config() == TrainingConfig(**SETTINGS)
+    assert resume(tmp_path)[0].step == 60
+
+
+def test_the_bar_stays_out_of_what_is_redirected(capfd):
+    model, tokenizer = setup()
+    train_model(model, tokenizer, TEXT, {**SETTINGS, "num_steps": 5}, progress=True)
+    shown = capfd.readouterr()
+    assert "step 5/5" in shown.out
+    assert shown.err == ""
 
 
 def test_ctrl_c_saves_and_can_be_resumed(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from model import MODEL_CONFIG, TRAINING_CONFIG, ModelConfig, TrainingConfig
 from model.bpe_tokenizer import BPETokenizer
 from model.character_tokenizer import CharacterTokenizer
+from model.config import DEFAULT_STEPS
 from model.data import encode_texts, load_tokens, random_batch, save_tokens, split_tokens, text_parts, windows
 from model.embedding import sinusoidal_positions
 from model.errors import InputError
@@ -27,6 +28,7 @@ def test_dictionaries_and_dataclasses_agree():
     assert ModelConfig.from_dict(config).ff_dim == 128
     assert ModelConfig.from_dict(ModelConfig(**SIZES).to_dict()) == ModelConfig(**SIZES)
     assert TrainingConfig.from_dict(TRAINING_CONFIG) == TrainingConfig()
+    assert TrainingConfig.from_dict(TrainingConfig().to_dict()) == TrainingConfig()
     assert Transformer(SIZES).config == Transformer(ModelConfig(**SIZES)).config
 
 
@@ -49,11 +51,40 @@ def test_dictionaries_and_dataclasses_agree():
         ({"tie_embeddings": 1}, "tie_embeddings must be True or False"),
         ({"position": "rotary", "embed_dim": 6}, "must be even, not 3"),
         ({"embed_dim": 1 << 20, "ff_dim": 1 << 20}, "parameters, more than"),
+        ({"num_layers": 0, "dropout": 2, "norm": "no"}, "num_layers must .*; dropout must .*; norm must"),
+        ({"embed_dim": 9, "num_kv_heads": 3}, "embed_dim 9 must be .*; num_heads 2 must be a multiple of num_kv_heads"),
+        ({"xyzzy": 8, "embed_dims": 8}, "no field 'xyzzy'; known .*; ModelConfig has no field 'embed_dims'"),
     ],
 )
 def test_impossible_configurations_are_named(change, message):
     with pytest.raises(InputError, match=message):
         Transformer({**SIZES, **change})
+
+
+def test_whoever_says_how_long_to_train_is_heard():
+    assert TrainingConfig().num_steps == DEFAULT_STEPS
+    for changed in ({**TRAINING_CONFIG, "num_epochs": 3}, {"num_epochs": 3}):
+        config = TrainingConfig.from_dict(changed)
+        assert (config.num_steps, config.num_epochs) == (None, 3)
+    custom = TRAINING_CONFIG.copy()
+    custom.update({"num_epochs": 2.5, "batch_size": 8})
+    assert TrainingConfig.from_dict(custom).num_epochs == 2.5
+    assert TrainingConfig.from_dict({**TRAINING_CONFIG, "num_steps": 7}).num_steps == 7
+    with pytest.raises(InputError, match="num_steps 7 and num_epochs 3 both say how long to train"):
+        TrainingConfig.from_dict({**custom, "num_steps": 7, "num_epochs": 3})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_epoch": 3}, "TrainingConfig has no field 'num_epoch'; did you mean 'num_epochs'"),
+        ({"learning_rate": 0, "seed": -1}, "learning_rate must .*; seed must"),
+        ({"batch_size": 2, "accumulation_steps": 3}, "accumulation_steps must be a whole number from 1 to 2"),
+    ],
+)
+def test_impossible_training_options_are_named(changes, message):
+    with pytest.raises(InputError, match=message):
+        TrainingConfig.from_dict({**TRAINING_CONFIG, **changes})
 
 
 def test_parameter_names_and_shapes():
