@@ -1,7 +1,8 @@
 """Train a transformer on a text file, or on the bundled sample stories.
 
 The last tenth of the text is held out: its loss says how well the model does on text that it has not seen. A line is
-logged every 50 batches. Ctrl-C stops in good order and keeps what was learned; --resume goes on. --resume RUN begins a new
+logged every 50 batches. Ctrl-C stops in good order and keeps what was learned; --resume goes on as the run was begun, and
+refuses options that contradict it; of all settings only --minutes may be another. --resume RUN begins a new
 run with the model that another one has trained; with --quantize it learns to live with the integers it will become.
 
 Example:
@@ -13,6 +14,7 @@ Example:
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import sys
 from pathlib import Path
@@ -49,9 +51,11 @@ from scripts.fine_tuning import (
 from scripts.output import format_duration
 from scripts.process import EXIT_INTERRUPTED
 from scripts.quantization_options import load_number_format
+from scripts.resuming import MODEL_OPTIONS, TRAINING_OPTIONS, option, refuse_contradictions
 
 # The demonstration's model: its attention fits on the board, and two cores train it in a minute or two.
 DEFAULT_MODEL: dict[str, Any] = {"embed_dim": 64, "num_heads": 4, "num_layers": 2, "max_seq_len": 64}
+DEFAULT_TOKENIZER, DEFAULT_VOCAB_SIZE = "character", 1000
 DEFAULT_STEPS = 8000
 STORY_BYTES = 1_000_000
 STORY_SEED = 0
@@ -59,7 +63,7 @@ TOKENIZERS = ("character", "word", "bpe")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
+    """Add the command's arguments. Those that a run records are None where they are not given, so that a contradiction can be told."""
     parser.add_argument("--text", type=Path, metavar="FILE", help="a UTF-8 text (default: the bundled sample stories)")
     parser.add_argument(
         "--out",
@@ -74,8 +78,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const=True,
         type=Path,
         metavar="RUN",
-        help="without RUN: go on with the interrupted training in --out, whose settings are kept; with RUN: train its model "
-        "further, in another run directory",
+        help="without RUN: go on with the interrupted training in --out, whose settings are kept but for --minutes; with RUN: "
+        "train its model further, in another run directory",
     )
     existing.add_argument(
         "--force", action="store_true", help="train anew in a run directory that holds a model already"
@@ -88,9 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("embed_dim", "width of the residual stream; a multiple of the number of heads"),
         ("max_seq_len", "context: how many tokens the model sees at once"),
     ):
-        shape.add_argument(
-            option(name), type=int, metavar="N", default=DEFAULT_MODEL[name], help=f"{text} (default: %(default)s)"
-        )
+        shape.add_argument(option(name), type=int, metavar="N", help=f"{text} (default: {DEFAULT_MODEL[name]})")
     shape.add_argument(
         "--ff-dim", type=int, metavar="N", help="width of the feed-forward part (default: 4 x embed-dim)"
     )
@@ -99,24 +101,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--activation",
         choices=ACTIVATIONS,
         metavar="NAME",
-        default=model.activation,
-        help=f"nonlinearity, of {', '.join(ACTIVATIONS)} (default: %(default)s)",
+        help=f"nonlinearity, of {', '.join(ACTIVATIONS)} (default: {model.activation})",
     )
-    shape.add_argument(
-        "--position", choices=POSITIONS, default=model.position, help="how positions are encoded (default: %(default)s)"
-    )
-    shape.add_argument(
-        "--dropout", type=float, metavar="P", default=model.dropout, help="dropout in training (default: %(default)s)"
-    )
-    shape.add_argument(
-        "--tokenizer", choices=TOKENIZERS, default="character", help="what a token is (default: %(default)s)"
-    )
+    shape.add_argument("--position", choices=POSITIONS, help=f"how positions are encoded (default: {model.position})")
+    shape.add_argument("--dropout", type=float, metavar="P", help=f"dropout in training (default: {model.dropout})")
+    shape.add_argument("--tokenizer", choices=TOKENIZERS, help=f"what a token is (default: {DEFAULT_TOKENIZER})")
     shape.add_argument(
         "--vocab-size",
         type=int,
         metavar="N",
-        default=1000,
-        help="of the word and bpe tokenizers (default: %(default)s)",
+        help=f"of the word and bpe tokenizers (default: {DEFAULT_VOCAB_SIZE})",
     )
 
     learning = parser.add_argument_group("training")
@@ -126,7 +120,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"optimizer steps (default: {DEFAULT_STEPS}, or {FINE_TUNING_STEPS} with --resume RUN)",
     )
-    learning.add_argument("--minutes", type=float, metavar="M", help="stop well after so many minutes")
+    learning.add_argument(
+        "--minutes", type=float, metavar="M", help="stop well after so many minutes; may be another with --resume"
+    )
     learning.add_argument(
         "--batch-size",
         type=int,
@@ -164,8 +160,9 @@ def train(arguments: argparse.Namespace) -> int:
     directory = RunDirectory(output_directory(arguments))
     arguments.earlier_state = saved_state(directory)
     if arguments.resume is True:
-        result = resume(directory)
+        result = resume(directory, arguments)
     elif arguments.resume is not None:
+        refuse_other_model(RunDirectory(arguments.resume), arguments)
         result = fine_tune(directory, arguments, chosen_settings(arguments))
     else:
         result = start(directory, arguments)
@@ -211,17 +208,36 @@ def start(directory: RunDirectory, arguments: argparse.Namespace) -> TrainingRes
     return train_model(model, tokenizer, text, training, directory=directory.path, source=source)
 
 
-def resume(directory: RunDirectory) -> TrainingResult:
+def resume(directory: RunDirectory, arguments: argparse.Namespace) -> TrainingResult:
     """Go on with an interrupted training.
 
     Raises:
-        InputError: There is none, or its files are damaged.
+        InputError: There is none, its files are damaged, or an option contradicts it.
     """
     model, tokenizer, training = resume_model(directory.path)
+    names, source = (*MODEL_OPTIONS, *TRAINING_OPTIONS), given_source(arguments)
+    refuse_contradictions(directory, model.config, tokenizer, arguments, names, source)
+    if arguments.minutes is not None:
+        training = dataclasses.replace(training, time_limit=60 * arguments.minutes)
     number_format = load_number_format(directory)
     return train_model(
         model, tokenizer, None, training, directory=directory.path, resume=True, straight_through=number_format
     )
+
+
+def refuse_other_model(run: RunDirectory, arguments: argparse.Namespace) -> None:
+    """Refuse options that say of the model and of the text what the run to begin with is not.
+
+    Raises:
+        InputError: There is such an option, or the run cannot be used.
+    """
+    config, tokenizer, source = run.load_model().config, run.load_tokenizer(), given_source(arguments)
+    refuse_contradictions(run, config, tokenizer, arguments, MODEL_OPTIONS, source)
+
+
+def given_source(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """Return what is recorded of the text that was given, None where none was."""
+    return None if arguments.text is None else load_text(arguments.text)[1]
 
 
 def load_text(path: Path | None) -> tuple[str, dict[str, Any]]:
@@ -237,17 +253,25 @@ def load_text(path: Path | None) -> tuple[str, dict[str, Any]]:
 def model_shape(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the model's configuration without the vocabulary."""
     names = ("num_layers", "num_heads", "embed_dim", "ff_dim", "max_seq_len", "activation", "position", "dropout")
-    return {name: getattr(arguments, name) for name in names}
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    return {**DEFAULT_MODEL, **given}
 
 
 def make_tokenizer(arguments: argparse.Namespace) -> Tokenizer:
-    """Return the tokenizer that was asked for, not yet trained."""
-    match arguments.tokenizer:
+    """Return the tokenizer that was asked for, not yet trained.
+
+    Raises:
+        InputError: A vocabulary size for the character tokenizer, whose vocabulary is the text's, or an impossible one.
+    """
+    vocab_size = DEFAULT_VOCAB_SIZE if arguments.vocab_size is None else arguments.vocab_size
+    match arguments.tokenizer or DEFAULT_TOKENIZER:
         case "word":
-            return WordTokenizer(max_vocab_size=arguments.vocab_size)
+            return WordTokenizer(max_vocab_size=vocab_size)
         case "bpe":
-            return BPETokenizer(vocab_size=arguments.vocab_size)
+            return BPETokenizer(vocab_size=vocab_size)
         case _:
+            if arguments.vocab_size is not None:
+                raise InputError("--vocab-size is for --tokenizer word or bpe; characters are as many as the text has")
             return CharacterTokenizer()
 
 
@@ -276,11 +300,6 @@ def output_directory(arguments: argparse.Namespace) -> Path:
 def default_directory(text: Path | None) -> Path:
     """Return runs/ and the text's name."""
     return Path("runs") / ("stories" if text is None else text.stem)
-
-
-def option(name: str) -> str:
-    """Return a configuration field as a command-line option."""
-    return "--" + name.replace("_", "-")
 
 
 def how_to_go_on(arguments: argparse.Namespace) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -106,6 +107,85 @@ def test_time_limit_ends_well(text: Path, tmp_path: Path) -> None:
     assert train("--text", text, "--out", tmp_path / "run", "--steps", 1_000_000, "--minutes", 0.02) == 0
     record = json.loads((tmp_path / "run" / "training.json").read_text())
     assert 0 < record["results"]["step"] < 1_000_000
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the directory of a run that its time limit has stopped. Not to be changed."""
+    directory = tmp_path_factory.mktemp("stopped")
+    text = directory / "text.txt"
+    text.write_text(TEXT, encoding="utf-8")
+    tokens = ("--tokenizer", "bpe", "--vocab-size", 270)
+    assert train("--text", text, "--out", directory / "run", "--steps", 100_000, "--minutes", 0.001, *tokens) == 0
+    return directory
+
+
+CONTRADICTIONS = [
+    ("--num-layers 3", "--num-layers 3 (the run: 1)"),
+    ("--num-heads 4", "--num-heads 4 (the run: 2)"),
+    ("--embed-dim 32", "--embed-dim 32 (the run: 16)"),
+    ("--max-seq-len 32", "--max-seq-len 32 (the run: 16)"),
+    ("--ff-dim 32", "--ff-dim 32 (the run: 64)"),
+    ("--activation relu", "--activation relu (the run: gelu)"),
+    ("--position rotary", "--position rotary (the run: learned)"),
+    ("--dropout 0.1", "--dropout 0.1 (the run: 0.0)"),
+    ("--tokenizer word", "--tokenizer word (the run: bpe)"),
+    ("--vocab-size 1000", "--vocab-size 1000 (the run: 270)"),
+    ("--steps 200000", "--steps 200000 (the run: 100000)"),
+    ("--batch-size 5", "--batch-size 5 (the run: 4)"),
+    ("--learning-rate 0.01", "--learning-rate 0.01 (the run: 0.003)"),
+    ("--workers 2", "--workers 2 (the run: 1)"),
+    ("--seed 7", "--seed 7 (the run: 1)"),
+    ("--text other.txt", "--text other.txt with 5 characters, SHA-256 "),
+    (
+        "--seed 7 --text other.txt --dropout 0.1",
+        "--dropout 0.1 (the run: 0.0); --seed 7 (the run: 1); --text other.txt",
+    ),
+]
+# A run that begins with another one's model is trained as one likes.
+OF_TRAINING = ("--steps", "--batch-size", "--learning-rate", "--workers", "--seed")
+
+
+@pytest.mark.parametrize(
+    ("how", "words", "message"),
+    [
+        *(("--resume --out run", *each) for each in CONTRADICTIONS),
+        *(("--resume run", *each) for each in CONTRADICTIONS if not each[0].startswith(OF_TRAINING)),
+    ],
+)
+def test_an_option_that_contradicts_the_run_is_refused(
+    stopped: Path,
+    words: str,
+    message: str,
+    how: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(stopped)
+    Path("other.txt").write_text("other", encoding="utf-8")
+    before = {path.name: path.read_bytes() for path in Path("run").iterdir()}
+    assert cli.main(["train", *how.split(), *words.split()]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: run was begun with other settings")
+    assert message in error
+    assert {path.name: path.read_bytes() for path in Path("run").iterdir()} == before
+    assert not Path("run-tuned").exists()
+
+
+def test_options_that_agree_with_the_run_may_be_given_again(stopped: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(stopped / "run", tmp_path / "run"))
+    step = json.loads((run / "training.json").read_text())["results"]["step"]
+    again = ("--tokenizer", "bpe", "--vocab-size", 270, "--steps", 100_000, "--ff-dim", 64, "--seed", 1)
+    options = ("--text", stopped / "text.txt", "--activation", "gelu", *again)
+    assert train("--resume", "--out", run, "--minutes", 0.002, *options) == 0
+    record = json.loads((run / "training.json").read_text())
+    assert record["results"]["step"] > step
+    assert record["training"]["time_limit"] == pytest.approx(0.12), "minutes are the one setting that may be another"
+
+
+def test_a_vocabulary_size_of_characters_is_refused(text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("--text", text, "--vocab-size", 500) == 1
+    assert "--vocab-size is for --tokenizer word or bpe" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -1,0 +1,91 @@
+"""`positron train --resume`: options that contradict the run that is gone on with are refused, not ignored."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from model import BPETokenizer, InputError, ModelConfig, RunDirectory, Tokenizer, WordTokenizer
+
+# What a run's model and text are. Options of these names may be given again, with the same values.
+MODEL_OPTIONS = (
+    "num_layers",
+    "num_heads",
+    "embed_dim",
+    "max_seq_len",
+    "ff_dim",
+    "activation",
+    "position",
+    "dropout",
+    "tokenizer",
+    "vocab_size",
+)
+TRAINING_OPTIONS = ("steps", "batch_size", "learning_rate", "workers", "seed")
+
+
+def refuse_contradictions(
+    run: RunDirectory,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    arguments: argparse.Namespace,
+    names: Sequence[str],
+    source: dict[str, Any] | None,
+) -> None:
+    """Refuse options that were given and are not what a run was begun with.
+
+    Args:
+        run: The run that is gone on with.
+        config: Its model's.
+        tokenizer: Its tokenizer.
+        arguments: Of the command line; None where an option was not given.
+        names: The options to look at, of `MODEL_OPTIONS` and `TRAINING_OPTIONS`.
+        source: What would be recorded of the text that was given; None where none was.
+
+    Raises:
+        InputError: At least one option has another value; the message names all of them with both values.
+    """
+    recorded = _recorded(run, config, tokenizer)
+    contradictions = []
+    for name in names:
+        asked = getattr(arguments, name)
+        if asked is not None and asked != recorded[name]:
+            there = "none" if recorded[name] is None else recorded[name]
+            contradictions.append(f"{option(name)} {asked} (the run: {there})")
+    if source is not None:
+        there = run.load_training_record().get("source", {})
+        if source["sha256"] != there.get("sha256"):
+            contradictions.append(
+                f"--text {arguments.text} with {source['characters']:,} characters, SHA-256 {source['sha256'][:8]}… "
+                f"(the run: {there.get('name')}, {there.get('characters') or 0:,} characters, {str(there.get('sha256'))[:8]}…)"
+            )
+    if contradictions:
+        raise InputError(
+            f"{run.path} was begun with other settings, which are kept: {'; '.join(contradictions)}; "
+            "leave these options out, or train another run"
+        )
+
+
+def option(name: str) -> str:
+    """Return a configuration field as a command-line option."""
+    return "--" + name.replace("_", "-")
+
+
+def _recorded(run: RunDirectory, config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return what each option was, or would have had to be, when the run was begun."""
+    training = run.load_training_config()
+    match tokenizer:
+        case WordTokenizer():
+            kind, vocab_size = "word", tokenizer.max_vocab_size
+        case BPETokenizer():
+            kind, vocab_size = "bpe", tokenizer.wanted_vocab_size
+        case _:
+            kind, vocab_size = "character", None
+    return {
+        **config.to_dict(),
+        "tokenizer": kind,
+        "vocab_size": vocab_size,
+        **training.to_dict(),
+        "steps": run.load_training_record().get("total_steps", training.num_steps),
+        "workers": run.load_training_record().get("num_workers", training.num_workers),
+    }
