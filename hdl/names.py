@@ -24,6 +24,10 @@ CORE_NAMES = (
     "attention",
     "uart",
 )
+# What a core can be made from: a model's matrices and norms by their names in the manifest, those of a block without `blocks.N.`.
+MATRICES = ("up", "down", "attention.query", "attention.key", "attention.value", "attention.output", "logits")
+NORMS = ("attention_norm", "feed_forward_norm", "final_norm")
+WHOLE_MODEL = ("logits", "final_norm")  # those that belong to no block
 # The boards of `hdl.board`, from the smallest FPGA to the largest.
 BOARD_NAMES = ("ulx3s-12f", "ulx3s-25f", "ulx3s-45f", "ulx3s-85f")
 DEFAULT_BOARD = "ulx3s-85f"

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from operator import attrgetter
 
 from amaranth.hdl import signed
 from amaranth.lib import wiring
@@ -29,6 +30,7 @@ from .exponential import Exponential
 from .key_value_cache import KeyValueCache
 from .layer_norm import LayerNorm
 from .matrix_vector import MatrixVector
+from .names import MATRICES, NORMS, WHOLE_MODEL
 from .reciprocal import Reciprocal, ReciprocalSquareRoot
 from .requantize import Requantize
 from .rms_norm import RMSNorm
@@ -58,7 +60,7 @@ class CoreEntry:
 
     Attributes:
         name: As on the command line.
-        build: Makes the component from a quantized model and the number of one of its blocks.
+        build: Makes the component from a quantized model and the number of one of its blocks, and from the name of a part where it has parts.
         vectors: Makes stimuli and golden results for a component that `build` made.
         steady_vectors: The same in rows of one length, where `vectors` mixes lengths and no formula says how long these take.
         latency, throughput: The formulas of the component's docstring, in a few words, for the table.
@@ -66,10 +68,12 @@ class CoreEntry:
         constants: Values of the other plain inputs in a bench.
         typical: The shape of model whose core is measured and exported where none is given.
         small: The shape of model whose core benches and campaigns run, so large that its vectors fill every queue.
+        parts: The matrices or norms that it can be made from, by their names in the manifest (those of a block without `blocks.N.`); the first
+            where none is chosen.
     """
 
     name: str
-    build: Callable[[QuantizedTransformer, int], wiring.Component]
+    build: Callable[..., wiring.Component]
     vectors: make.Maker
     latency: str
     throughput: str
@@ -78,20 +82,28 @@ class CoreEntry:
     typical: ModelShape = TYPICAL
     small: ModelShape = SMALL
     steady_vectors: make.Maker | None = None
+    parts: tuple[str, ...] = ()
 
-    def example(self, shape: ModelShape | None = None) -> wiring.Component:
+    def example(self, shape: ModelShape | None = None, part: str | None = None) -> wiring.Component:
         """Return the core for a model of a given shape, the entry's small one if None, with random weights, the same ones each time."""
-        return self.build(example_model(shape or self.small), 0)
+        return self.for_model(example_model(shape or self.small), part=part)
 
-    def for_model(self, quantized: QuantizedTransformer, layer: int = 0) -> wiring.Component:
-        """Return the core for one block of a quantized model.
+    def for_model(self, quantized: QuantizedTransformer, layer: int = 0, part: str | None = None) -> wiring.Component:
+        """Return the core for one block of a quantized model, or for one of `parts`.
 
         Raises:
-            CircuitError: There is no such block, or the model makes no such core.
+            CircuitError: There is no such block or part, or the model makes no such core.
         """
         if not 0 <= layer < len(quantized.blocks):
             raise CircuitError(f"there is no layer {layer}; the model has layers 0 to {len(quantized.blocks) - 1}")
-        return self.build(quantized, layer)
+        if part is None:
+            return self.build(quantized, layer, *self.parts[:1])
+        if part not in self.parts:
+            choice = f"choose one of {', '.join(self.parts)}" if self.parts else "it is made from no part of its own"
+            raise CircuitError(f"{self.name} has no part {part!r}; {choice}")
+        if part in WHOLE_MODEL and layer:
+            raise CircuitError(f"{part} belongs to no block, so there is no layer {layer} of it")
+        return self.build(quantized, layer, part)
 
     @property
     def summary(self) -> str:
@@ -108,8 +120,13 @@ def _reciprocal(model: QuantizedTransformer, layer: int) -> Reciprocal:
     return Reciprocal(attention.reciprocal, attention.softmax.denominator_bits)
 
 
-def _root(model: QuantizedTransformer, layer: int) -> ReciprocalSquareRoot:
-    norm = model.blocks[layer].attention_norm
+def _part(model: QuantizedTransformer, layer: int, part: str):
+    """Return a matrix or a norm by its name."""
+    return attrgetter(part)(model if part in WHOLE_MODEL else model.blocks[layer])
+
+
+def _root(model: QuantizedTransformer, layer: int, part: str) -> ReciprocalSquareRoot:
+    norm = _part(model, layer, part)
     return ReciprocalSquareRoot(norm.reciprocal_square_root, norm.variance_bits)
 
 
@@ -118,9 +135,9 @@ def _exponential(model: QuantizedTransformer, layer: int) -> Exponential:
     return Exponential(softmax.exponential, softmax.score.bits)
 
 
-def _matrix_vector(model: QuantizedTransformer, layer: int) -> MatrixVector:
-    up = model.blocks[layer].up
-    return MatrixVector(up, min(MATRIX_LANES, up.columns))
+def _matrix_vector(model: QuantizedTransformer, layer: int, part: str) -> MatrixVector:
+    linear = _part(model, layer, part)
+    return MatrixVector(linear, min(MATRIX_LANES, linear.columns))
 
 
 def _engine(model: QuantizedTransformer, layer: int) -> Engine:
@@ -146,13 +163,14 @@ def _engine(model: QuantizedTransformer, layer: int) -> Engine:
     )
 
 
-def _requantize(model: QuantizedTransformer, layer: int) -> Requantize:
-    up = model.blocks[layer].up
-    return Requantize(up.accumulator_bits, up.output, int(up.shift.min()), int(up.shift.max()), REQUANTIZE_LANES)
+def _requantize(model: QuantizedTransformer, layer: int, part: str) -> Requantize:
+    linear = _part(model, layer, part)
+    shifts = int(linear.shift.min()), int(linear.shift.max())
+    return Requantize(linear.accumulator_bits, linear.output, *shifts, REQUANTIZE_LANES)
 
 
-def _norm(model: QuantizedTransformer, layer: int) -> fixedpoint.LayerNorm:
-    norm = model.blocks[layer].attention_norm
+def _norm(model: QuantizedTransformer, layer: int, part: str) -> fixedpoint.LayerNorm:
+    norm = _part(model, layer, part)
     if not isinstance(norm, fixedpoint.LayerNorm):
         raise CircuitError(
             f"the model normalizes with {type(norm).__name__}, not with LayerNorm; choose the core rms-norm"
@@ -160,9 +178,9 @@ def _norm(model: QuantizedTransformer, layer: int) -> fixedpoint.LayerNorm:
     return norm
 
 
-def _rms_norm(model: QuantizedTransformer, layer: int) -> fixedpoint.RMSNorm:
-    """Return a block's RMSNorm, or one with the formats and the scale of its LayerNorm."""
-    norm = model.blocks[layer].attention_norm
+def _rms_norm(model: QuantizedTransformer, layer: int, part: str) -> fixedpoint.RMSNorm:
+    """Return an RMSNorm, or one with the formats and the scale of the LayerNorm in its place."""
+    norm = _part(model, layer, part)
     if isinstance(norm, fixedpoint.RMSNorm):
         return norm
     fields = {field.name: getattr(norm, field.name) for field in dataclasses.fields(fixedpoint.RMSNorm)}
@@ -181,6 +199,7 @@ _ENTRIES = (
         make.row_vectors("data", "data"),
         "K + W + 17 + ceil(log2 columns) + rows of the last tile, from a vector's first element to its last result; W words of weights",
         "a vector in K + W; W = R·K / products a cycle",
+        parts=MATRICES,
     ),
     CoreEntry(
         "engine",
@@ -189,7 +208,7 @@ _ENTRIES = (
         "11 + levels of the trees, sums of lanes 8",
         "1 word of `lanes` products or pairs of products a cycle",
     ),
-    CoreEntry("requantize", _requantize, make.requantize_vectors, "5", "1 a cycle and lane"),
+    CoreEntry("requantize", _requantize, make.requantize_vectors, "5", "1 a cycle and lane", parts=MATRICES),
     CoreEntry(
         "softmax",
         _softmax(Softmax),
@@ -210,24 +229,27 @@ _ENTRIES = (
     ),
     CoreEntry(
         "layer-norm",
-        lambda model, layer: LayerNorm(_norm(model, layer)),
+        lambda *of: LayerNorm(_norm(*of)),
         make.row_vectors("data", "data"),
         NORM_LATENCY,
         "1 element a cycle",
+        parts=NORMS,
     ),
     CoreEntry(
         "layer-norm-lanes",
-        lambda model, layer: LayerNorm(_norm(model, layer), NORM_LANES),
+        lambda *of: LayerNorm(_norm(*of), NORM_LANES),
         make.row_vectors("data", "data"),
         NORM_LATENCY,
         f"{NORM_LANES} elements a cycle",
+        parts=NORMS,
     ),
     CoreEntry(
         "rms-norm",
-        lambda model, layer: RMSNorm(_rms_norm(model, layer)),
+        lambda *of: RMSNorm(_rms_norm(*of)),
         make.row_vectors("data", "data"),
         NORM_LATENCY,
         "1 element a cycle",
+        parts=NORMS,
     ),
     CoreEntry(
         "activation",
@@ -271,7 +293,14 @@ _ENTRIES = (
     ),
     CoreEntry("exponential", _exponential, make.exponential_vectors, "3 (5 with a block RAM)", "1 a cycle"),
     CoreEntry("reciprocal", _reciprocal, make.reciprocal_vectors, "ceil(log2 width) + 2", "1 a cycle"),
-    CoreEntry("reciprocal-square-root", _root, make.reciprocal_vectors, "ceil(log2 ceil(width / 2)) + 2", "1 a cycle"),
+    CoreEntry(
+        "reciprocal-square-root",
+        _root,
+        make.reciprocal_vectors,
+        "ceil(log2 ceil(width / 2)) + 2",
+        "1 a cycle",
+        parts=NORMS,
+    ),
     CoreEntry(
         "attention",
         lambda model, layer: Attention(model.blocks[layer].attention),

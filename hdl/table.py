@@ -60,10 +60,10 @@ class BlockTable(wiring.Component):
                 parts.append(self._cell(m, f"cell_{low}", part, word_bits))
             m.d.comb += self.o.eq(Cat(parts)[: self.bits])
             return m
-        m.submodules.table = table = memory.Memory(
+        m.submodules.words = words = memory.Memory(
             shape=unsigned(self.bits), depth=len(self.values), init=self.values, attrs={"ram_style": "block"}
         )
-        port = table.read_port()
+        port = words.read_port()
         word = Signal(unsigned(self.bits), reset_less=True)
         m.d.comb += [port.en.eq(self.en), port.addr.eq(self.address), self.o.eq(word)]
         with m.If(self.en):

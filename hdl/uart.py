@@ -191,8 +191,8 @@ class UART(wiring.Component):
     def elaborate(self, platform):
         """Build the circuit."""
         m = Module()
+        m.submodules.transmitter, m.submodules.receiver = self._transmitter, self._receiver
         for part in (self._transmitter, self._receiver):
-            m.submodules += part
             for name, member in part.signature.members.items():
                 inner, outer = getattr(part, name), getattr(self, name)
                 if member.is_signature:

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,20 +16,25 @@ from amaranth.lib.wiring import In
 
 from fixedpoint import QFormat
 
+from .errors import CircuitError
 from .payload import FixedPointShape, check_connections, payload_shape
 from .toolchain import run_tool
 
 # Processes become assignments, because `always @*` waits for a change that never comes where nothing but initial values is read.
-# Assertions are left out: they are SystemVerilog.
+# Assertions are left out: they are SystemVerilog. Nothing may simplify the operators again once their widths are explicit.
+# Submodules that nothing uses are left out at the end: else each of them were another top module.
+OPERAND_WIDTHS = Path(__file__).with_name("operand_widths.v")
 YOSYS_SCRIPT = (
-    "read_rtlil core.il; delete t:$check t:$print; proc; pmuxtree; opt_expr; opt_clean; memory_collect; "
-    "write_verilog -noattr -norename core.v"
+    "read_rtlil core.il; delete t:$check t:$print; proc; pmuxtree; opt_expr; opt_clean -purge; memory_collect; "
+    f"techmap -map {OPERAND_WIDTHS.name}; opt_clean -purge; hierarchy -top MODULE; write_verilog -noattr core.v"
 )
 CLOCK_HALF_PERIOD = 5  # ns, of no consequence
 RESET_CYCLES = 4
 IDLE_CYCLES = 64
 WATCHDOG_CYCLES = 10_000
 
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+_NESTED = re.compile(r"^(?:module|  cell) \\[^\s.]+\.\S+", re.MULTILINE)
 _MODULE = re.compile(r"^module \\(\S+)$(.*?)^end$", re.MULTILINE | re.DOTALL)
 _PORT = re.compile(
     r"^  wire\s+(?:width (\d+)\s+)?(?:signed\s+)?(input|output) \d+\s+(?:signed\s+)?\\(\S+)$", re.MULTILINE
@@ -87,17 +93,27 @@ def ports_of(text: str, module: str) -> list[VerilogPort]:
 def to_plain_verilog(component: wiring.Component, module: str) -> tuple[str, list[VerilogPort]]:
     """Return a component as Verilog-2001, without assertions and vendor cells, and the ports of its top module.
 
+    Every submodule is `MODULE__PATH`, so components of different names stand in one design.
+
     Raises:
         CircuitError: Ports of different formats are joined.
+        CircuitError: The name is no plain identifier of Verilog.
         ToolError: Yosys is missing or failed.
     """
+    if not _IDENTIFIER.fullmatch(module):
+        raise CircuitError(f"a module's name has letters, digits and _ and begins with no digit; got {module!r}")
     check_connections(component)
     text = rtlil.convert(component, name=module, emit_src=False)
+    # Amaranth joins the names of nested modules with dots, which every use would have to escape.
+    text = _NESTED.sub(lambda match: match[0].replace(".", "__"), text)
     with tempfile.TemporaryDirectory() as made:
         directory = Path(made)
         (directory / "core.il").write_text(text, encoding="utf-8")
-        run_tool("yosys", ("-q", "-p", YOSYS_SCRIPT), directory)
+        shutil.copy(OPERAND_WIDTHS, directory)
+        run_tool("yosys", ("-q", "-p", YOSYS_SCRIPT.replace("MODULE", module)), directory)
         written = (directory / "core.v").read_text(encoding="utf-8")
+    if f"\nmodule {module}(" not in written:  # Yosys escapes what is a keyword
+        raise CircuitError(f"a module cannot be called {module}: the word means something in Verilog")
     # The first line names the machine that Yosys was built on.
     return f"// Made from Amaranth by Positron.\n{written.partition(chr(10))[2]}", ports_of(text, module)
 

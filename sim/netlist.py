@@ -226,7 +226,7 @@ def plan_netlist(entry: CoreEntry, core: wiring.Component, family: Family, count
     platform = family.platform() if family.platform is not None else None
     check_connections(core, platform)
     text = rtlil.convert(core, name=module, platform=platform, emit_src=False)
-    bench = bench_files(entry, core, ports_of(text, module), words)
+    bench = bench_files(entry, module, core, ports_of(text, module), words)
     return NetlistPlan(entry.name, family, text, bench, sum(len(values) for values in words.outputs.values()), seed)
 
 

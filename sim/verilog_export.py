@@ -23,18 +23,19 @@ def module_name(entry: CoreEntry) -> str:
 
 
 def bench_files(
-    entry: CoreEntry, core: wiring.Component, ports: Sequence[VerilogPort], words: CoreWords
+    entry: CoreEntry, module: str, core: wiring.Component, ports: Sequence[VerilogPort], words: CoreWords
 ) -> dict[str, str]:
-    """Return the files of a core's Verilog test bench, name → text: the bench itself and the words of each stream."""
+    """Return the files of the Verilog test bench of a core called `module`, name → text: the bench itself and the words of each stream."""
     streams = {**words.inputs, **words.outputs}
     files = {f"{port.name}.mem": memory_text(streams[port.name], port.width) for port in stream_ports(core)}
     counts = {name: len(values) for name, values in streams.items()}
-    module = module_name(entry)
     text = testbench(module, core, ports, counts, wires=entry.wires, constants=entry.constants)
     return {**files, f"{module}_testbench.v": text}
 
 
-def export_core(entry: CoreEntry, core: wiring.Component, directory: Path, count: int, seed: int) -> list[str]:
+def export_core(
+    entry: CoreEntry, core: wiring.Component, directory: Path, count: int, seed: int, module: str | None = None
+) -> list[str]:
     """Write MODULE.v, MODULE.md, MODULE_testbench.v and the bench's words into a directory, which is replaced as a whole if it holds an earlier export.
 
     Args:
@@ -43,21 +44,23 @@ def export_core(entry: CoreEntry, core: wiring.Component, directory: Path, count
         directory: Where the files go.
         count: Rows, tokens or values for the bench.
         seed: Of the random ones among them.
+        module: The module's name, with which those of its submodules begin; None for the core's.
 
     Returns:
         The names of the files.
 
     Raises:
+        CircuitError: The name is none for a module.
         InputError: The directory holds something else, which would be lost.
         ToolError: Yosys is missing or failed.
     """
     words = core_words(entry, core, count, seed)
-    module = module_name(entry)
+    module = module or module_name(entry)
     text, ports = to_plain_verilog(core, module)
     files = {
         f"{module}.v": text,
         f"{module}.md": interface_text(module, core, ports),
-        **bench_files(entry, core, ports, words),
+        **bench_files(entry, module, core, ports, words),
     }
     refuse_to_lose(Path(directory), {*files, BENCH_PROGRAM})
     with atomic_directory(Path(directory)) as work:

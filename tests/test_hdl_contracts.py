@@ -48,7 +48,7 @@ COUNT = 12
 MODEL = example_model(SMALL)
 BLOCK = MODEL.blocks[0]
 SOFTMAX, NORM = BLOCK.attention.softmax, BLOCK.attention_norm
-RMS_NORM = CORES["rms-norm"].build(MODEL, 0).parameters
+RMS_NORM = CORES["rms-norm"].for_model(MODEL).parameters
 
 # Every core and part, with arguments that make one.
 ARGUMENTS = {

@@ -1,11 +1,13 @@
 # amaranth: UnusedElaboratable=no
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 
-from hdl import ToolError, toolchain
+from hdl import CircuitError, ToolError, toolchain
 from hdl.registry import CORES
-from hdl.verilog import ports_of, stream_ports
+from hdl.verilog import OPERAND_WIDTHS, ports_of, stream_ports, to_plain_verilog
 from sim.verilog_export import export_core, module_name, run_icarus
 
 COUNT = 12
@@ -95,6 +97,65 @@ def test_the_export_is_plain_verilog_with_its_interface(exported):
     assert "clock edges from the first element of V vectors taken to the last result given" in interface
     assert "| `rst` | in | 1 | reset, synchronous, high-active |" in interface
     assert "| `rx` | in | 1 |" in (exported("uart") / "uart.md").read_text()
+
+
+# What -Wall may say is explained, kind by kind.
+VERILOG_PAGE = Path("docs/hardware/verilog.md").read_text(encoding="utf-8")
+EXPLAINED = re.findall(r"^\| `([A-Z]+)` \|", VERILOG_PAGE, re.MULTILINE)
+
+
+def lint(directory, sources, *options):
+    """Return Verilator's warnings about Verilog."""
+    try:
+        output = toolchain.run_tool("verilator", ("--lint-only", *options, *map(str, sources)), directory)
+    except toolchain.ToolFailure as failure:
+        output = failure.output
+    return [line for line in output.splitlines() if line.startswith("%")]
+
+
+@pytest.mark.parametrize("name", CORES)
+def test_a_linter_has_nothing_to_say(exported, tmp_path, name):
+    source = exported(name) / f"{module_name(CORES[name])}.v"
+    assert lint(tmp_path, [source]) == []
+    assert lint(tmp_path, [source], "-Wall", *(f"-Wno-{kind}" for kind in EXPLAINED)) == []
+
+
+def test_a_linter_sees_a_width_that_is_not_explicit(exported, tmp_path):
+    source = exported("argmax") / "argmax.v"
+    text = source.read_text()
+    assert "{ 1'h0, place } + 5'h01" in text
+    (tmp_path / "argmax.v").write_text(text.replace("{ 1'h0, place }", "{ 3'h0, place }"))
+    assert "WIDTHEXPAND" in lint(tmp_path, ["argmax.v"])[0]
+
+
+def test_explicit_widths_change_no_operator(tmp_path):
+    """Yosys proves it for random widths and signs of every kind of cell that the map replaces."""
+    shutil.copy(OPERAND_WIDTHS, tmp_path)
+    (tmp_path / "map.ys").write_text(f"techmap -map {OPERAND_WIDTHS.name}\n")
+    kinds = re.findall(r'"(\$\w+)"', OPERAND_WIDTHS.read_text())
+    assert len(kinds) == 15
+    toolchain.run_tool("yosys", ("-q", "-p", f"test_cell -n 2 -s 1 -script map.ys {' '.join(kinds)}"), tmp_path)
+
+
+def test_two_cores_of_one_kind_stand_in_one_design(tmp_path):
+    """No module of one has the name of a module of the other, and both are whole."""
+    entry, names = CORES["matrix-vector"], ("query", "key")
+    for name in names:
+        export_core(entry, entry.example(part=f"attention.{name}"), tmp_path / name, COUNT, seed=1, module=name)
+    sources = [f"{name}/{name}.v" for name in names]
+    texts = [(tmp_path / source).read_text() for source in sources]
+    modules = [module for text in texts for module in re.findall(r"^module (\S+?)\(", text, re.MULTILINE)]
+    assert len(set(modules)) == len(modules) >= 4
+    assert all(re.fullmatch(r"(query|key)(__\w+)?", module) for module in modules)
+    parts = "".join(f"{name} its_{name}(.clk(clk), .rst(rst)); " for name in names)
+    (tmp_path / "top.v").write_text(f"module top(input clk, input rst); {parts}endmodule\n")
+    assert lint(tmp_path, ["top.v", *sources], "-Wno-PINMISSING") == []
+
+
+@pytest.mark.parametrize("name", ["1st", "a-b", "a.b", "", "ä", "begin"])
+def test_a_name_that_is_none_in_verilog_is_refused(name):
+    with pytest.raises(CircuitError, match=r"^a module('s name has letters, .* got '| cannot be called begin)"):
+        to_plain_verilog(CORES["stream-register"].example(), name)
 
 
 def test_ports_are_read_with_their_widths():
