@@ -23,7 +23,12 @@ from .qformat import IntegerArray
 from .sampling import RandomArray, Sampler, XorShift32
 from .transformer import QuantizedTransformer
 
-LONGEST_CHARACTER = 4  # bytes of UTF-8, and so tokens
+
+class TokenDecoder(Protocol):
+    """Makes text of tokens that come one after the other."""
+
+    def decode(self, tokens: list[int], /, final: bool = False) -> str:
+        """Return the characters that the tokens complete; with `final`, U+FFFD for one that they do not."""
 
 
 class Tokenizer(Protocol):
@@ -34,8 +39,8 @@ class Tokenizer(Protocol):
     def encode(self, text: str, /) -> list[int]:
         """Return the tokens of a text."""
 
-    def decode(self, tokens: list[int], /) -> str:
-        """Return the text of tokens, U+FFFD for an incomplete character."""
+    def incremental_decoder(self) -> TokenDecoder:
+        """Return a decoder for tokens that come one after the other."""
 
 
 def context_start(length: int, context_length: int) -> int:
@@ -176,17 +181,13 @@ def generate_text(
         raise QuantizationError(f"the number of tokens must be 0 or more, not {num_tokens}")
     sequence = _checked(tokenizer.encode(prompt) or _beginning(tokenizer), quantized)
     steps = stream_batch(quantized, [sequence], temperature=temperature, seed=seed)
+    decoder = tokenizer.incremental_decoder()
     pieces: list[str] = []
-    pending: list[int] = []
     for remaining in range(num_tokens - 1, -1, -1):
         next(steps)
-        pending.append(sequence[-1])
-        piece = tokenizer.decode(pending)
-        if piece.endswith("\ufffd") and len(pending) < LONGEST_CHARACTER and remaining:
-            continue  # the first bytes of a character
-        pending.clear()
+        piece = decoder.decode(sequence[-1:], final=remaining == 0)
         pieces.append(piece)
-        if on_text is not None:
+        if piece and on_text is not None:
             on_text(piece)
     return "".join(pieces)
 

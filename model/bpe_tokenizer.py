@@ -11,7 +11,7 @@ from typing import Any, Self
 from .bpe_training import count_words, learn_merges
 from .errors import InputError
 from .token_cells import Pair, TokenCells
-from .tokenizer import LARGEST_VOCABULARY, Tokenizer, as_texts
+from .tokenizer import LARGEST_VOCABULARY, Tokenizer, as_texts, check_characters
 
 # Contractions; a word, number or run of marks with the space before it; the white space in between. `[^\W\d_]` is a letter.
 PIECE = re.compile(r"'(?:[sdmt]|ll|ve|re)| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+")
@@ -46,6 +46,8 @@ class BPETokenizer(Tokenizer):
             special_tokens
         ):
             raise InputError("special tokens must be different texts that are not empty")
+        for token in special_tokens:
+            check_characters(token)
         self.wanted_vocab_size = vocab_size
         self.special_tokens = list(special_tokens)
         self.merges: list[Pair] = []
@@ -69,7 +71,7 @@ class BPETokenizer(Tokenizer):
         for first, second in merges:
             self._bytes.append(self._bytes[first] + self._bytes[second])
         self._special = {text: len(self._bytes) + index for index, text in enumerate(self.special_tokens)}
-        self._bytes += [text.encode("utf-8", "surrogatepass") for text in self.special_tokens]
+        self._bytes += [text.encode("utf-8") for text in self.special_tokens]
         self._new_token = {pair: 256 + index for index, pair in enumerate(merges)}
         self._cache: dict[str, list[int]] = {}
         longest_first = sorted(map(re.escape, self.special_tokens), key=len, reverse=True)
@@ -82,7 +84,7 @@ class BPETokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a text."""
-        self._check_trained()
+        self._check_text(text)
         tokens: list[int] = []
         for part in self._split(text):
             if part in self._special:
@@ -100,9 +102,9 @@ class BPETokenizer(Tokenizer):
         known = {piece: self._cache.get(piece) or self._encode_piece(piece) for piece in set(pieces)}
         return itertools.chain.from_iterable(map(known.__getitem__, pieces))
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of tokens; bytes that are not UTF-8, as in half a character, become U+FFFD."""
-        return b"".join([self._bytes[token] for token in self._check_ids(ids)]).decode("utf-8", "replace")
+    def token_bytes(self, token: int) -> bytes:
+        """Return a byte, the bytes that were merged, or a special token's."""
+        return self._bytes[token]
 
     def token_label(self, token: int) -> str:
         """Return a token as printable text."""
@@ -114,7 +116,7 @@ class BPETokenizer(Tokenizer):
 
     def _encode_piece(self, piece: str) -> list[int]:
         """Merge the piece's bytes, the earliest learned pair first."""
-        word = piece.encode("utf-8", "surrogatepass")
+        word = piece.encode("utf-8")
         tokens = self._merge_short(word) if len(word) < LONG_PIECE else self._merge_long(word)
         if len(self._cache) < CACHE_SIZE:
             self._cache[piece] = tokens

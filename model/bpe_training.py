@@ -107,4 +107,4 @@ class _Words:
 
 def count_words(pieces: Iterable[str]) -> list[tuple[bytes, int]]:
     """Return the different pieces as UTF-8 with their counts."""
-    return [(piece.encode("utf-8", "surrogatepass"), count) for piece, count in Counter(pieces).items()]
+    return [(piece.encode("utf-8"), count) for piece, count in Counter(pieces).items()]

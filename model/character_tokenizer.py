@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, Self
 
 from .errors import InputError
@@ -37,7 +37,7 @@ class CharacterTokenizer(Tokenizer):
         Raises:
             InputError: A character is not in the vocabulary; the message names it.
         """
-        self._check_trained()
+        self._check_text(text)
         try:
             return [self._tokens[character] for character in text]
         except KeyError:
@@ -49,9 +49,9 @@ class CharacterTokenizer(Tokenizer):
                 f"the model was trained on {self.vocab_size} characters: {''.join(filter(str.isprintable, self.characters))}"
             ) from None
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of tokens."""
-        return "".join(self.characters[token] for token in self._check_ids(ids))
+    def token_bytes(self, token: int) -> bytes:
+        """Return a character."""
+        return self.characters[token].encode("utf-8")
 
     def token_label(self, token: int) -> str:
         """Return a character as printable text."""

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import IO, Any
 
 from .errors import InputError
@@ -90,7 +91,7 @@ def read_text(path: str | Path) -> str:
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path} is not UTF-8 text (byte 0x{data[error.start]:02x} at offset {error.start}); "
-            f"convert it, for example: iconv -f LATIN1 -t UTF-8 {path}"
+            f"convert it, for example: iconv -f LATIN1 -t UTF-8 {quote(str(path))}"
         ) from None
     return text.replace("\r\n", "\n")
 

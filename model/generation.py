@@ -182,16 +182,11 @@ def generate_text(
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty)
     positions = stream_batch(model, [sequence], sampling, seed)
     held_back = max((len(text) - 1 for text in stop), default=0)  # could be the beginning of a stop text
+    decoder = tokenizer.incremental_decoder()
     text, shown = "", 0
-    pending: list[int] = []
-    for _ in range(num_tokens):
+    for remaining in range(num_tokens - 1, -1, -1):
         next(positions)
-        pending.append(sequence[-1])
-        piece = tokenizer.decode(pending)
-        if piece.endswith("\ufffd") and len(pending) < LONGEST_CHARACTER:
-            continue  # the first bytes of a character
-        pending.clear()
-        text += piece
+        text += decoder.decode(sequence[-1:], final=remaining == 0)
         found = [place for place in map(text.find, stop) if place >= 0]
         if found:
             text = text[: min(found)]
@@ -199,14 +194,9 @@ def generate_text(
         if on_text is not None and len(text) - held_back > shown:
             on_text(text[shown : len(text) - held_back])
             shown = len(text) - held_back
-    else:
-        text += tokenizer.decode(pending)
     if on_text is not None and len(text) > shown:
         on_text(text[shown:])
     return text
-
-
-LONGEST_CHARACTER = 4  # bytes of UTF-8, and so tokens
 
 
 def _beginning(tokenizer: Tokenizer) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -199,7 +200,9 @@ class RunDirectory:
     def _check_exists(self) -> None:
         if not self.path.is_dir():
             raise InputError(
-                f"{self.path} is not a run directory: it does not exist; make it with `positron train --out {self.path}`"
+                f"{self.path} is not a run directory: it does not exist; make it with `positron train --out {quote(str(self.path))}`"
             )
         if not self.model_config.exists():
-            raise InputError(f"{self.path} holds no trained model; make one with `positron train --out {self.path}`")
+            raise InputError(
+                f"{self.path} holds no trained model; make one with `positron train --out {quote(str(self.path))}`"
+            )

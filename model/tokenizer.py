@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -44,8 +45,8 @@ class Tokenizer(ABC):
         """Return the tokens of a text."""
 
     @abstractmethod
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of tokens."""
+    def token_bytes(self, token: int) -> bytes:
+        """Return what a token of the vocabulary stands for in UTF-8; it may be a part of a character."""
 
     @property
     @abstractmethod
@@ -64,6 +65,18 @@ class Tokenizer(ABC):
     @abstractmethod
     def from_dict(cls, content: dict[str, Any]) -> Self:
         """Rebuild from `to_dict`'s result; may raise anything for content that is wrong."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of tokens; bytes that are not UTF-8, as in half a character, become U+FFFD.
+
+        Raises:
+            InputError: A token is outside the vocabulary.
+        """
+        return self.incremental_decoder().decode(ids, final=True)
+
+    def incremental_decoder(self) -> TokenDecoder:
+        """Return a decoder for tokens that come one after the other."""
+        return TokenDecoder(self)
 
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
         """Return the tokens of several texts."""
@@ -92,9 +105,34 @@ class Tokenizer(ABC):
                 raise InputError(f"token {token} is outside the vocabulary of {self.vocab_size} tokens")
         return numbers
 
-    def _check_trained(self) -> None:
+    def _check_text(self, text: str) -> None:
+        """Refuse a text that cannot be encoded now, or by no tokenizer."""
         if self.vocab_size == 0:
             raise InputError("the tokenizer has no vocabulary yet; call train(texts) or load(path) first")
+        check_characters(text)
+
+
+class TokenDecoder:
+    """The text of tokens that come one after the other: all pieces together are what `Tokenizer.decode` makes of all tokens.
+
+    As `codecs.IncrementalDecoder` does with bytes, it keeps the first bytes of a character until the others are there.
+
+    Args:
+        tokenizer: Whose tokens they are.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def decode(self, ids: Sequence[int], final: bool = False) -> str:
+        """Return the characters that these tokens complete; with `final`, U+FFFD for one that they do not.
+
+        Raises:
+            InputError: A token is outside the vocabulary.
+        """
+        tokens = self._tokenizer._check_ids(ids)
+        return self._decoder.decode(b"".join(map(self._tokenizer.token_bytes, tokens)), final)
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -125,12 +163,29 @@ def as_texts(texts: str | Iterable[str]) -> list[str]:
     """Return one text or several as a list.
 
     Raises:
-        InputError: There is no character in them.
+        InputError: There is no character in them, or something that is none.
     """
     result = [texts] if isinstance(texts, str) else list(texts)
     if not any(result):
         raise InputError("the text is empty; a tokenizer needs text to learn its vocabulary from")
+    for text in result:
+        check_characters(text)
     return result
+
+
+def check_characters(text: str) -> None:
+    """Refuse a text that UTF-8 cannot hold.
+
+    Raises:
+        InputError: There is a lone surrogate in it.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"the text holds U+{ord(text[error.start]):04X} at position {error.start:,}, half of a surrogate pair and no "
+            "character; read it as UTF-8, or leave that out"
+        ) from None
 
 
 def checked_vocabulary(content: dict[str, Any]) -> list[str]:
@@ -140,4 +195,6 @@ def checked_vocabulary(content: dict[str, Any]) -> list[str]:
         raise InputError("the vocabulary is not a list of strings")
     if len(set(vocabulary)) != len(vocabulary) or not 0 < len(vocabulary) <= LARGEST_VOCABULARY:
         raise InputError("the vocabulary is empty or has an entry twice")
+    for entry in vocabulary:
+        check_characters(entry)
     return vocabulary

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, Self
 
 from .errors import InputError
@@ -60,13 +60,13 @@ class WordTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a text; unknown pieces become token 0."""
-        self._check_trained()
+        self._check_text(text)
         tokens = self._tokens
         return [tokens.get(piece, 0) for piece in PIECE.findall(text)]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of tokens, with `<UNK>` where a piece was unknown."""
-        return "".join(self.pieces[token] for token in self._check_ids(ids))
+    def token_bytes(self, token: int) -> bytes:
+        """Return a piece, `<UNK>` for token 0."""
+        return self.pieces[token].encode("utf-8")
 
     def token_label(self, token: int) -> str:
         """Return a piece as printable text."""

@@ -17,6 +17,7 @@ from model.files import file_digest, read_text
 from scripts.evaluation import compare
 from scripts.output import add_json_argument, format_table, write_json
 from scripts.runs import add_run_argument, load_named_quantized, open_run
+from scripts.text import path_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.text is None:
         name, tokens = "held-out text", directory.load_validation_tokens(model.config.vocab_size)
     else:
-        name = arguments.text.name
+        name = path_text(arguments.text.name)
         tokens = np.asarray(directory.load_tokenizer().encode(read_text(arguments.text)))
     comparison = compare(model, quantized, tokens)
     print(format_table((name, "loss, nats", "perplexity"), comparison.rows()))

@@ -13,10 +13,12 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from shlex import quote
 
-from fixedpoint.native import MAKEFILE, SOURCE, NativeTransformer, write_program
+from fixedpoint.native import EXECUTABLE, MAKEFILE, SOURCE, NativeTransformer, write_program
 from model.errors import InputError
 from scripts.runs import add_run_argument, load_quantized, open_run
+from scripts.text import prompt_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,22 +39,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the program, and run it where that is asked for."""
+    text = None if arguments.prompt is None else prompt_text(arguments.prompt)
     directory = open_run(arguments.run)
     quantized, tokenizer = load_quantized(directory), directory.load_tokenizer()
     target = arguments.out or directory.path / "c"
-    if arguments.prompt is None:
+    if text is None:
         write_program(quantized, target)
         print(f"program: {target / SOURCE}, with model.h and {MAKEFILE}")
-        print(f'compile and run: make -C {target} && echo "0" | {target / "transformer"} --temperature 0.8')
+        program = quote(f"{target}/{EXECUTABLE}")  # with a slash in "." too: a bare name is looked for elsewhere
+        print(f'compile and run: make -C {quote(str(target))} && echo "0" | {program} --temperature 0.8')
         return 0
-    prompt = tokenizer.encode(arguments.prompt)
+    prompt = tokenizer.encode(text)
     if not prompt:
         raise InputError("--prompt is empty; the program needs at least one token to begin with")
     program = NativeTransformer.build(quantized, target)
     (tokens,), seconds = program.timed(
         [prompt], arguments.length, temperature=arguments.temperature, seed=arguments.seed
     )
-    print(arguments.prompt + tokenizer.decode(tokens))
+    print(text + tokenizer.decode(tokens))
     # Not on standard output, which is the text alone.
     print(f"{len(tokens) / seconds:,.0f} tokens/s", file=sys.stderr)
     print(f"program: {program.executable}", file=sys.stderr)

@@ -20,6 +20,7 @@ from model.files import file_digest
 from model.generation import generate_text
 from model.tokenizer import Tokenizer
 from scripts.runs import add_run_argument, load_named_quantized, open_run
+from scripts.text import prompt_text
 
 DEFAULT_PROMPT = "One day"
 
@@ -56,9 +57,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError(f"--length must be at least 1, not {arguments.length}")
     if arguments.quantized and (arguments.top_k is not None or arguments.top_p is not None):
         raise InputError("--top-k and --top-p exist for the float model alone; leave them out with --quantized")
+    chosen = None if arguments.prompt is None else prompt_text(arguments.prompt)
     directory = open_run(arguments.run)
     tokenizer = directory.load_tokenizer()
-    prompt = default_prompt(tokenizer) if arguments.prompt is None else arguments.prompt
+    prompt = default_prompt(tokenizer) if chosen is None else chosen
     waiting = prompt  # printed with the first piece of text: when nothing was refused
 
     def show(text: str) -> None:

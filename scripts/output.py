@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from model.files import atomic_write
+from scripts.text import path_text
 
 NUMBER = re.compile(r"[-+]?[\d,]+(\.\d+)?(e[-+]\d+)?%?|[-+]?inf|–")
 
@@ -44,7 +45,7 @@ def to_json(value: Any) -> Any:
     if value is None or isinstance(value, (str, int)):
         return value
     if isinstance(value, Path):
-        return str(value)
+        return path_text(value)
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 

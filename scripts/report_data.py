@@ -17,6 +17,7 @@ from model.training_log import LogRow, read_log
 from scripts.charts import Series
 from scripts.report_page import COMMANDS, SHOWN_DIGITS, Gap, ReportData
 from scripts.runs import quantization_file, simulation_file, synthesized_file
+from scripts.text import path_text
 
 # Longer maps would have labels too small to read.
 ATTENTION_TOKENS = 32
@@ -40,7 +41,7 @@ def collect(directory: RunDirectory) -> ReportData:
     sample, record = found.sample()
     tokens = tokenizer.encode(sample)[: min(ATTENTION_TOKENS, model.config.max_seq_len)]
     return ReportData(
-        name=str(directory.path),
+        name=path_text(directory.path),
         model={**model.config.to_dict(), "parameters": model.get_num_parameters()},
         model_sha256=model_sha256,
         manifest_sha256=found.manifest_sha256,
@@ -164,7 +165,7 @@ def short(digest: object) -> str:
 
 def quoted(directory: RunDirectory) -> str:
     """Return the run directory as a word for the shell."""
-    return shlex.quote(str(directory.path))
+    return shlex.quote(path_text(directory.path))
 
 
 def read_optional(path: Path) -> dict[str, Any] | None:

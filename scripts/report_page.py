@@ -360,7 +360,7 @@ def slowest_clock(report: Mapping[str, Any]) -> Mapping[str, Any] | None:
 def footer(data: ReportData) -> str:
     """Return the versions that made the run."""
     versions = ", ".join(f"{escape(name)} {escape(version)}" for name, version in data.versions.items())
-    return f"Made by <code>positron report {escape(data.name)}</code>. {versions}"
+    return f"Made by <code>positron report {escape(shlex.quote(data.name))}</code>. {versions}"
 
 
 def gap(section: str, data: ReportData) -> str:

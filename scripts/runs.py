@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from shlex import quote
 
 from fixedpoint import QuantizedTransformer, load_export
 from model.errors import InputError
@@ -24,11 +25,11 @@ def open_run(path: Path) -> RunDirectory:
     """
     directory = RunDirectory(path)
     if not path.is_dir():
-        raise InputError(f"there is no run directory {path}; train a model: positron train --out {path}")
+        raise InputError(f"there is no run directory {path}; train a model: positron train --out {quote(str(path))}")
     if not directory.model_config.is_file():
         raise InputError(
             f"{path} holds no trained model ({directory.model_config.name} is missing); "
-            f"train one: positron train --out {path}"
+            f"train one: positron train --out {quote(str(path))}"
         )
     return directory
 
@@ -60,7 +61,7 @@ def load_named_quantized(directory: RunDirectory) -> tuple[QuantizedTransformer,
         InputError: The run was not quantized, or was trained again since, or its quantization was interrupted.
         QuantizationError: The export is damaged.
     """
-    command = f"positron quantize {directory.path}"
+    command = f"positron quantize {quote(str(directory.path))}"
     if not directory.quantized_manifest.is_file() or not quantization_file(directory).is_file():
         raise InputError(f"{directory.path} is not quantized yet: {command}")
     digest = file_digest(directory.quantized_manifest)

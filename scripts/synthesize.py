@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from hdl.errors import CircuitError
@@ -103,7 +104,7 @@ def measure_core(arguments: argparse.Namespace) -> SynthesisReport:
 
     if arguments.run is not None:
         raise InputError(
-            f"with --core the run is given by --run: positron synthesize --core {arguments.core} --run RUN"
+            f"with --core the run is given by --run: positron synthesize --core {quote(arguments.core)} --run RUN"
         )
     if arguments.baud is not None:
         raise InputError("--baud belongs to a board's serial port; a core alone has none")

@@ -52,6 +52,7 @@ from scripts.output import format_duration
 from scripts.process import EXIT_INTERRUPTED
 from scripts.quantization_options import load_number_format
 from scripts.resuming import MODEL_OPTIONS, TRAINING_OPTIONS, option, refuse_contradictions
+from scripts.text import path_text
 
 # The demonstration's model: its attention fits on the board, and two cores train it in a minute or two.
 DEFAULT_MODEL: dict[str, Any] = {"embed_dim": 64, "num_heads": 4, "num_layers": 2, "max_seq_len": 64}
@@ -245,7 +246,7 @@ def load_text(path: Path | None) -> tuple[str, dict[str, Any]]:
     if path is None:
         text, name = generate_stories(STORY_BYTES, STORY_SEED), "the bundled stories"
     else:
-        text, name = read_text(path), path.name
+        text, name = read_text(path), path_text(path.name)
     digest = hashlib.sha256(text.encode("utf-8")).hexdigest()
     return text, {"name": name, "characters": len(text), "sha256": digest}
 

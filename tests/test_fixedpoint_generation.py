@@ -7,20 +7,21 @@ import pytest
 from model_kinds import KINDS, make_model
 from test_fixedpoint_native import needs_compiler, random_prompts
 
-from fixedpoint import Sampler, load_export
+from fixedpoint import Sampler, generation, load_export
 from fixedpoint.engine import CachedDecoder
 from fixedpoint.errors import QuantizationError
 from fixedpoint.generation import _TableSampler, context_start, generate_batch, generate_text
 from fixedpoint.native import NativeTransformer
 from fixedpoint.sampling import XorShift32
-from model import generation
+from model import generation as float_generation
+from model.bpe_tokenizer import BPETokenizer
 from model.run import RunDirectory
 
 
 def test_the_context_is_the_float_models():
     for context in range(1, 20):
         for length in range(1, 100):
-            assert context_start(length, context) == generation.context_start(length, context)
+            assert context_start(length, context) == float_generation.context_start(length, context)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -176,8 +177,18 @@ class BytesOfCharacters:
             raise ValueError("no such letter")
         return [2] * len(text)
 
-    def decode(self, tokens):
-        return b"".join(self.parts[token] for token in tokens).decode(errors="replace")
+    def incremental_decoder(self):
+        return self.Decoder()
+
+    class Decoder:
+        def __init__(self):
+            self.pending = b""
+
+        def decode(self, tokens, final=False):
+            """Keep é's first byte until its second or something else comes."""
+            data = self.pending + b"".join(BytesOfCharacters.parts[token] for token in tokens)
+            self.pending = b"\xc3" if data.endswith(b"\xc3") and not final else b""
+            return data.removesuffix(self.pending).decode(errors="replace")
 
 
 def test_characters_are_shown_when_they_are_complete():
@@ -191,6 +202,22 @@ def test_characters_are_shown_when_they_are_complete():
             assert all(len(piece.encode()) > 1 or piece == "a" for piece in pieces)
             return
     raise AssertionError("no seed made an é")
+
+
+def test_a_stray_byte_does_not_tear_the_character_after_it(monkeypatch):
+    tokenizer = BPETokenizer(256)
+    tokenizer.train("ab")
+    tokens, pieces = [0x80, 0xF0, 0x9F, 0x98, 0x80, 0x6F, 0x6B, 0xE6], []
+
+    def stream(quantized, sequences, **options):
+        for token in tokens:
+            sequences[0].append(token)
+            yield
+
+    monkeypatch.setattr(generation, "stream_batch", stream)
+    text = generate_text(make_model(0, vocab_size=256), tokenizer, "a", len(tokens), on_text=pieces.append)
+    assert text == tokenizer.decode(tokens) == "\ufffd😀ok\ufffd"
+    assert pieces == ["\ufffd", "😀", "o", "k", "\ufffd"]
 
 
 def test_a_tokenizer_of_another_model():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from model import generation
 from model.bpe_tokenizer import BPETokenizer
 from model.character_tokenizer import CharacterTokenizer
 from model.decoder import CachedDecoder
@@ -181,6 +182,29 @@ def test_characters_of_several_bytes_are_streamed_whole():
     pieces = []
     text = generate_text(model, tokenizer, "é", 60, seed=1, on_text=pieces.append)
     assert "".join(pieces) == text
+
+
+def forced(tokens):
+    """Return what takes `stream_batch`'s place and makes these tokens."""
+
+    def stream(model, sequences, *arguments, **options):
+        for token in tokens:
+            sequences[0].append(token)
+            yield
+
+    return stream
+
+
+def test_a_stray_byte_does_not_tear_the_character_after_it(monkeypatch):
+    tokenizer = BPETokenizer(256)
+    tokenizer.train("ab")
+    model, tokens, pieces = make({"vocab_size": 256}), [0x80, 0xF0, 0x9F, 0x98, 0x80, 0x6F, 0x6B, 0xE6], []
+    monkeypatch.setattr(generation, "stream_batch", forced(tokens))
+    text = generate_text(model, tokenizer, "a", len(tokens), on_text=pieces.append)
+    assert text == tokenizer.decode(tokens) == "\ufffd😀ok\ufffd"
+    assert pieces == ["\ufffd", "😀", "o", "k", "\ufffd"]
+    assert generate_text(model, tokenizer, "a", len(tokens), stop=["\ufffd"]) == ""
+    assert generate_text(model, tokenizer, "a", len(tokens), stop=["k\ufffd"]) == "\ufffd😀o"
 
 
 def test_prompt_can_be_empty_and_must_be_known():

@@ -1,5 +1,6 @@
 """The three tokenizers: round trips, files, errors."""
 
+import functools
 import io
 import itertools
 import json
@@ -21,7 +22,7 @@ from model.tokenizer import load_tokenizer
 from model.word_tokenizer import UNKNOWN, WordTokenizer
 
 TEXT = generate_stories(20_000, seed=3)
-STRANGE = "naïve café — 東京 👩‍🔬 \x00\t\r\n  a  b\u2028\ud83d don't 12.5% __init__ ½ ٣"
+STRANGE = "naïve café — 東京 👩‍🔬 \x00\t\r\n  a  b\u2028 don't 12.5% __init__ ½ ٣"
 MAKERS = [CharacterTokenizer, lambda: WordTokenizer(200), lambda: BPETokenizer(400, ["<|end|>"])]
 
 
@@ -107,12 +108,80 @@ def test_words_with_room_for_all_keep_every_text():
 def test_bpe_survives_any_text(vocab_size):
     tokenizer = BPETokenizer(vocab_size)
     tokenizer.train(TEXT)
-    text = STRANGE.replace("\ud83d", "")
-    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.decode(tokenizer.encode(STRANGE)) == STRANGE
     assert tokenizer.vocab_size <= vocab_size
     # half a character decodes to the replacement character, not to an error
     assert tokenizer.decode(tokenizer.encode("東")[:1]) == "\ufffd"
-    tokenizer.encode(STRANGE)  # an unpaired surrogate has bytes, too
+
+
+# A stray continuation byte, and a character of four bytes that begins before the fifth token is there.
+AFTER_A_STRAY_BYTE = [0x80, 0xF0, 0x9F, 0x98, 0x80, 0x6F, 0x6B]
+
+
+@functools.cache
+def byte_tokenizer():
+    """Return a tokenizer with all bytes, and tokens that end or begin in the middle of a character."""
+    tokenizer = BPETokenizer(280)
+    tokenizer.train("é東😀🙂 " * 9)
+    assert tokenizer.vocab_size > 256
+    return tokenizer
+
+
+def test_half_a_character_is_one_replacement_and_what_follows_is_whole():
+    tokenizer = byte_tokenizer()
+    assert tokenizer.decode(AFTER_A_STRAY_BYTE) == "\ufffd😀ok"
+    decoder = tokenizer.incremental_decoder()
+    pieces = [decoder.decode([token]) for token in AFTER_A_STRAY_BYTE]
+    assert pieces == ["\ufffd", "", "", "", "😀", "o", "k"]
+    assert decoder.decode([0xE6, 0x9D]) == ""
+    assert decoder.decode([], final=True) == "\ufffd"
+
+
+@given(
+    tokens=st.lists(
+        st.integers(0, 255) | st.sampled_from([0x80, 0xC3, 0xE6, 0xED, 0xA0, 0xF0, 0x9F, 0xF4]) | st.integers(256, 261)
+    ),
+    cuts=st.data(),
+)
+@settings(max_examples=200, deadline=None)
+def test_tokens_decoded_piece_by_piece_give_the_text_of_all(tokens, cuts):
+    tokenizer = byte_tokenizer()
+    decoder, pieces, start = tokenizer.incremental_decoder(), [], 0
+    while start < len(tokens):
+        end = cuts.draw(st.integers(start + 1, len(tokens)))
+        pieces.append(decoder.decode(tokens[start:end]))
+        start = end
+    pieces.append(decoder.decode([], final=True))
+    data = b"".join(map(tokenizer.token_bytes, tokens))
+    assert "".join(pieces) == tokenizer.decode(tokens) == data.decode("utf-8", "replace")
+
+
+@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize("surrogate", ["\udcff", "\ud83d"])
+def test_a_lone_surrogate_is_refused_before_it_is_learned(make, surrogate, tmp_path):
+    tokenizer = make()
+    with pytest.raises(InputError, match=rf"U\+{ord(surrogate):04X} at position 2, half of a surrogate pair"):
+        tokenizer.train(["whole", f"ab{surrogate}"])
+    tokenizer.train(TEXT)
+    with pytest.raises(InputError, match=rf"U\+{ord(surrogate):04X} at position 1, half of a surrogate pair"):
+        tokenizer.encode(f"a{surrogate}")
+    tokenizer.save(tmp_path / "tokenizer.json")
+
+
+def test_a_lone_surrogate_in_a_vocabulary_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"U\+D83D at position 2"):
+        BPETokenizer(300, ["<|\ud83d|>"])
+    for make, name in ((CharacterTokenizer, "vocabulary"), (lambda: BPETokenizer(300, ["a|"]), "special_tokens")):
+        tokenizer = trained(make)
+        content = {**json.loads(saved(tokenizer, tmp_path)), name: ["\ud83d"]}
+        (tmp_path / "edited.json").write_text(json.dumps(content))
+        with pytest.raises(InputError, match=r"edited\.json: the text holds U\+D83D"):
+            load_tokenizer(tmp_path / "edited.json")
+
+
+def saved(tokenizer, directory):
+    tokenizer.save(directory / "tokenizer.json")
+    return (directory / "tokenizer.json").read_text(encoding="utf-8")
 
 
 def test_bpe_merges_equal_the_textbook_algorithm():

@@ -2,12 +2,17 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from model import InputError, RunDirectory
+from model.files import read_text
+from scripts import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -113,8 +118,50 @@ def test_run_that_is_not_there(command: str, tmp_path: Path) -> None:
     assert_refused(positron(command, tmp_path / "bare"), "no trained model", "positron train")
 
 
+AWKWARD = "it's $HOME; ls"
+
+
+@pytest.mark.parametrize("command", ["generate", "quantize", "report"])
+@pytest.mark.parametrize("make", [missing, directory])
+def test_advice_can_be_pasted_into_a_shell(
+    command: str, make: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path / AWKWARD)
+    assert cli.main([command, str(tmp_path / AWKWARD)]) == 1
+    advice = capsys.readouterr().err.partition(": positron ")[2]
+    assert shlex.split(advice) == ["train", "--out", str(tmp_path / AWKWARD)]
+
+
+def test_advice_to_quantize_can_be_pasted_into_a_shell(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tiny_run.rename(tiny_run.with_name(AWKWARD))
+    (run / "quantization.json").unlink()
+    assert cli.main(["evaluate", str(run)]) == 1
+    assert shlex.split(capsys.readouterr().err.partition(": positron ")[2]) == ["quantize", str(run)]
+
+
+def test_library_gives_the_same_advice(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / AWKWARD)
+    for _ in ("absent", "bare"):
+        with pytest.raises(InputError) as refused:
+            run.load_model()
+        assert shlex.split(str(refused.value).split("`")[1]) == ["positron", "train", "--out", str(run.path)]
+        run.path.mkdir(exist_ok=True)
+    text = run.path / AWKWARD
+    latin_1(text)
+    with pytest.raises(InputError) as refused:
+        read_text(text)
+    assert shlex.split(str(refused.value).partition("for example: ")[2])[-1] == str(text)
+
+
 def test_character_that_the_model_does_not_know(tiny_run: Path) -> None:
     assert_refused(positron("generate", tiny_run, "--prompt", "The €"), "€")
+
+
+@pytest.mark.parametrize("words", [("generate",), ("generate", "--quantized"), ("export-c",)])
+def test_prompt_that_is_not_utf_8(words: tuple[str, ...], tiny_run: Path) -> None:
+    result = positron(words[0], tiny_run, *words[1:], "--prompt", "ab\udcff")  # the byte 0xff, for a process
+    assert_refused(result, "--prompt is not UTF-8 text (byte 0xff at offset 2)")
+    assert result.stdout == ""
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import pytest
 
 from fixedpoint import load_export
 from fixedpoint.generation import generate_batch
-from fixedpoint.native import COMPILERS
-from model import RunDirectory
+from fixedpoint.native import COMPILERS, NativeTransformer
+from model import BPETokenizer, RunDirectory
 from scripts import cli
 
 needs_compiler = pytest.mark.skipif(
@@ -41,6 +41,7 @@ def test_the_c_program_writes_the_integer_models_text(
 @needs_compiler
 @pytest.mark.skipif(not shutil.which("make"), reason="no make")
 def test_the_line_that_is_shown_works(tiny_run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    tiny_run = tiny_run.rename(tiny_run.with_name("it's a run; ls"))
     assert cli.main(["export-c", str(tiny_run)]) == 0
     shown = capfd.readouterr().out
     assert (tiny_run / "c" / "model.h").read_bytes() == (tiny_run / "quantized" / "model.h").read_bytes()
@@ -49,6 +50,23 @@ def test_the_line_that_is_shown_works(tiny_run: Path, capfd: pytest.CaptureFixtu
     quantized = load_export(tiny_run / "quantized")
     (tokens,) = generate_batch(quantized, [[0]], 100, temperature=0.8)
     assert result.stdout.splitlines()[-1] == " ".join(map(str, tokens))
+
+
+def test_what_the_program_returns_is_decoded_as_generated_text_is(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Program:
+        executable = tmp_path
+
+        def timed(self, *arguments: object, **options: object) -> tuple[list[list[int]], float]:
+            return [[0x80, 0xF0, 0x9F, 0x98, 0x80, 0x6F, 0x6B]], 1.0
+
+    tokenizer = BPETokenizer(256)
+    tokenizer.train("ab")
+    monkeypatch.setattr(NativeTransformer, "build", lambda *arguments: Program())
+    monkeypatch.setattr(RunDirectory, "load_tokenizer", lambda self: tokenizer)
+    assert cli.main(["export-c", str(tiny_run), "--prompt", "a"]) == 0
+    assert capsys.readouterr().out == "a\ufffd😀ok\n"
 
 
 def test_the_graph_is_written(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -149,48 +149,50 @@ def test_advice_of_interrupted_training_works(
         assert cli.main(words) == 0
 
 
-@pytest.mark.parametrize("environment", [ASCII, POSIX], ids=["ascii", "POSIX"])
-def test_no_command_ends_because_of_the_outputs_encoding(
-    environment: dict[str, str], text: Path, tmp_path: Path
-) -> None:
-    program = """
+EVERY_COMMAND = """
 import sys
 from scripts import cli, process
 process.prepare()
-text, run = sys.stdin.read().splitlines()
+text, run = sys.argv[1:]
 for words in (
     ["train", "--text", text, "--out", run, "--embed-dim", "16", "--num-heads", "2", "--num-layers", "1", "--max-seq-len", "16",
      "--batch-size", "4", "--steps", "2", "--workers", "1"],
     ["generate", run, "--prompt", "Tisch \\u2013 \\u6771"],
     ["quantize", run],
     ["generate", run, "--quantized", "--temperature", "3", "--prompt", "gro\\xdf"],
-    ["evaluate", run],
+    ["evaluate", run, "--text", text],
     ["report", run],
-    ["doctor"],
 ):
     status = cli.main(words)
     print("status", words[0], status, flush=True)
 """
+
+
+@pytest.mark.parametrize("environment", [POSIX, {}], ids=["POSIX", "as it is"])
+def test_no_command_ends_because_of_an_encoding(environment: dict[str, str], text: Path, tmp_path: Path) -> None:
+    """Neither the output's, nor that of names; and files are UTF-8 whatever the terminal is."""
+    text = text.rename(tmp_path / "Käse \udcff.txt")
+    run = tmp_path / "a – \udcff"
     result = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", EVERY_COMMAND, text, run],
         cwd=ROOT,
         env={**os.environ, **environment},
-        input=f"{text}\n{tmp_path / 'run'}\n".encode(),
         capture_output=True,
         timeout=120,
         check=False,
     )
-    assert result.stdout.isascii()
-    shown = result.stdout.decode()
-    assert "Traceback" not in result.stderr.decode()
+    shown = result.stdout.decode(errors="surrogateescape")
+    assert b"Traceback" not in result.stderr, result.stderr.decode(errors="replace")
     statuses = [line.split()[1:] for line in shown.splitlines() if line.startswith("status ")]
     names = ["train", "generate", "quantize", "generate", "evaluate", "report"]
-    assert statuses[:-1] == [[name, "0"] for name in names], shown
-    assert statuses[-1][0] == "doctor"
-    assert "Tisch \\u2013 \\u6771" in shown
-    assert "gro\\xdf" in shown
-    sample = (tmp_path / "run" / "sample.txt").read_text(encoding="utf-8")
-    assert sample.startswith("groß"), "files are UTF-8 whatever the terminal is"
+    assert statuses == [[name, "0"] for name in names], shown
+    for prompt in ("Tisch – 東", "groß"):
+        assert (prompt.encode("ascii", "backslashreplace").decode() if environment else prompt) in shown
+    assert f"run: {run}\n" in shown, "names are written as the bytes that they are"
+    assert (run / "sample.txt").read_text(encoding="utf-8").startswith("groß")
+    for file in ("training.json", "evaluation.json"):
+        assert "Käse \ufffd.txt" in (run / file).read_text(encoding="utf-8")
+    assert "a – \ufffd" in (run / "report.html").read_text(encoding="utf-8")
 
 
 def test_output_that_is_not_utf_8_from_the_console_script() -> None:

@@ -1,6 +1,8 @@
 """The report's page: well formed, complete, and safe with whatever a run contains."""
 
 import re
+import shlex
+from html import unescape
 from html.parser import HTMLParser
 
 import numpy as np
@@ -143,6 +145,13 @@ def test_text_of_a_run_is_escaped(field: str) -> None:
     result = parsed(data(**{field: HOSTILE}))
     assert "script" not in result.elements
     assert "alert('x')" in "".join(result.text)
+
+
+def test_commands_on_the_page_can_be_pasted_into_a_shell() -> None:
+    commands = re.findall("<code>(positron .*?)</code>", page(data(name="it's $HOME; ls", simulation=None)))
+    assert len(commands) >= 2
+    for command in commands:
+        assert shlex.split(unescape(command))[2] == "it's $HOME; ls"
 
 
 def test_everything_else_from_files_is_escaped() -> None:
