@@ -180,7 +180,7 @@ def check_requirements(commands: Sequence[str]) -> None:
         before = commands[commands.index(lacking[0]) - 1]
         raise ToolError(
             f"{' and '.join(f'`{command}`' for command in lacking)} cannot run without {', '.join(names)}: {how_to_install(names)} "
-            f"(`positron doctor` says more); or end before that: positron demo --until {before}"
+            f"(`positron doctor` says more); or end before that with --until {before}"
         )
 
 

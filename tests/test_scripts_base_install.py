@@ -132,7 +132,7 @@ def test_training_to_report_works_and_doctor_says_so(tmp_path: Path) -> None:
     assert "host (lacks amaranth, pyserial)" in lacks
     assert "Not ready for `make demo`" in result.stdout
     assert "`simulate` and `synthesize` cannot run without amaranth, amaranth-boards, yosys" in result.stderr
-    assert "positron demo --until quantize" in result.stderr
+    assert "or end before that with --until quantize" in result.stderr
     assert not (tmp_path / "demo").exists(), "it trained before it looked"
 
 

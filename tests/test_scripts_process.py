@@ -111,7 +111,7 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
-def interrupted(*arguments: object) -> None:
+def interrupted(*arguments: object, **options: object) -> None:
     raise KeyboardInterrupt
 
 
