@@ -8,7 +8,7 @@ Sizes: B sequences, T tokens, C channels, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -107,8 +107,12 @@ class Engine:
             result[rows] = logits
         return result
 
-    def loss(self, inputs: Integers, targets: Integers) -> float:
+    def loss(
+        self, inputs: Integers, targets: Integers, progress: Callable[[int], object] = lambda count: None
+    ) -> float:
         """Return the mean cross-entropy in nats over windows (N, T); the only rounding is in this last step, in float64.
+
+        `progress` is called with a number of windows when these are done.
 
         Raises:
             ValueError: No window, tokens that `forward` refuses, or targets of another shape or outside the vocabulary.
@@ -127,6 +131,7 @@ class Engine:
             values *= resolution
             correct = np.take_along_axis(values, wanted[rows, :, None], axis=-1)
             total += float(np.log(np.exp(values, out=values).sum(axis=-1)).sum() - correct.sum())
+            progress(len(logits))
         return total / wanted.size
 
     def _blocks(self, tokens: IntegerArray) -> Iterator[tuple[slice, Floats]]:

@@ -13,7 +13,7 @@ References: Jacob et al. 2018, arXiv:1712.05877; Bengio et al. 2013, arXiv:1308.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -165,9 +165,15 @@ class QuantizationAware:
         """Return the integer model of rounded parameters: nothing is rounded a second time, but for the norms' shifts."""
         return quantize_transformer(model, Calibration(self.formats, ()), self.settings, self.fractions)
 
-    def loss(self, model: Transformer, inputs: np.ndarray, targets: np.ndarray) -> float:
-        """Return the integer model's mean loss in nats over windows (N, T)."""
-        return self.quantize(model).loss(inputs, targets)
+    def loss(
+        self,
+        model: Transformer,
+        inputs: np.ndarray,
+        targets: np.ndarray,
+        progress: Callable[[int], object] = lambda count: None,
+    ) -> float:
+        """Return the integer model's mean loss in nats over windows (N, T); `progress` is called with a number of windows when these are done."""
+        return self.quantize(model).engine.loss(inputs, targets, progress)
 
     def round_parameters(self, latent: np.ndarray, rounded: np.ndarray, share: int, num_shares: int) -> None:
         """Write one share of the rounded parameters (n,): a share of the rows of each matrix; norms go to the first share."""

@@ -101,11 +101,16 @@ def windows(tokens: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
         InputError: There is not one whole window.
     """
     tokens = np.asarray(tokens)
-    count = (len(tokens) - 1) // length
+    count = count_windows(tokens, length)
     if tokens.ndim != 1 or count < 1:
         raise InputError(f"{tokens.size:,} tokens do not fill one window of {length} tokens and its targets")
     inputs = tokens[: count * length].reshape(count, length)
     return inputs, tokens[1 : count * length + 1].reshape(count, length)
+
+
+def count_windows(tokens: np.ndarray, length: int) -> int:
+    """Return how many windows `windows` cuts."""
+    return (len(tokens) - 1) // length
 
 
 def random_batch(

@@ -65,7 +65,7 @@ def cross_entropy(
         soft_targets: Probabilities (N, V) to learn, or None.
     """
     num_rows, vocab_size = logits.shape
-    probabilities = workspace.array("probabilities", num_rows, vocab_size) if d_logits is None else d_logits
+    probabilities = workspace.array("d logits", num_rows, vocab_size) if d_logits is None else d_logits
     shift = np.zeros(num_rows)
 
     def restore() -> None:

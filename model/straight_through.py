@@ -11,6 +11,7 @@ arXiv:1503.02531): what the rounded model is to learn is what the float one know
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -42,5 +43,10 @@ class StraightThrough(Protocol):
     def round_tensor(self, name: str, values: np.ndarray) -> None:
         """Round a tensor (N, channels) of the forward pass in place; see `Transformer.loss_and_gradients`."""
 
-    def loss(self, model: Transformer, inputs: np.ndarray, targets: np.ndarray) -> float:
-        """Return the mean loss in nats of windows (N, T) in the number format itself, for a model of rounded parameters."""
+    def loss(
+        self, model: Transformer, inputs: np.ndarray, targets: np.ndarray, progress: Callable[[int], object]
+    ) -> float:
+        """Return the mean loss in nats of windows (N, T) in the number format itself, for a model of rounded parameters.
+
+        `progress` is called with a number of windows when these are done.
+        """

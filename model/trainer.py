@@ -6,7 +6,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,8 +45,9 @@ class TrainingResult:
         step: Steps done in all sessions.
         total_steps: Steps planned.
         validation_loss: Of the weights that are left in the model, over the whole held-out split, nats.
-        seconds: Training time of all sessions.
+        seconds: Training time of all sessions, the evaluation of the whole held-out split included.
         interrupted: Whether Ctrl-C or the time limit ended it; it can be resumed.
+        timed_out: Whether it was the time limit.
         stopped_early: Whether the held-out loss no longer improved.
         num_workers: Worker processes used.
         rows: The log.
@@ -57,6 +58,7 @@ class TrainingResult:
     validation_loss: float
     seconds: float
     interrupted: bool
+    timed_out: bool
     stopped_early: bool
     num_workers: int
     rows: list[LogRow] = field(repr=False)
@@ -91,7 +93,7 @@ class Trainer:
         self.evaluate_every = config.evaluate_every or max(50, self.total_steps // 20)
         self.progress = Progress()
         self.best_parameters = model.parameters.flat.copy()
-        self.stop_requested = False
+        self.stop_requested = self.timed_out = False
 
     def train(self, *, resume: bool) -> TrainingResult:
         """Train from the start or from the saved state to the end, or until something stops it."""
@@ -121,7 +123,8 @@ class Trainer:
             self._take_parameters(engine)
             if math.isfinite(self.progress.best_loss):
                 engine.memory.rounded[:] = self.model.parameters.flat[:] = self.best_parameters
-            loss = self._evaluate(engine)
+            with self._bar(engine.num_windows, "evaluating", "window") as bar:
+                loss = self._evaluate(engine, progress=bar.update)
         return self._finish(loss, interrupted, stopped_early)
 
     def _fill(self, engine: TrainingEngine, saved: TrainingState | None) -> None:
@@ -144,7 +147,10 @@ class Trainer:
     def _run_steps(self, engine: TrainingEngine) -> bool:
         """Do steps until all are done, something stops them, or nothing improves any more; return whether it was the last."""
         stopped_early = False
-        with first_interrupt(self._request_stop), self._bar() as bar:
+        with (
+            first_interrupt(self._request_stop),
+            self._bar(self.total_steps, "training", "step", self.progress.step) as bar,
+        ):
             self.started = self.last_line = time.monotonic()
             self.last_line_step = self.progress.step
             while (
@@ -156,7 +162,7 @@ class Trainer:
                 stopped_early = self._events(engine, results[-1])
                 limit = self.config.time_limit
                 if limit is not None and self._elapsed() - self.earlier_seconds >= limit:
-                    self.stop_requested = True
+                    self.stop_requested = self.timed_out = True
         return stopped_early
 
     def _steps_to_next_event(self) -> int:
@@ -207,12 +213,14 @@ class Trainer:
         engine.round()
         self.model.parameters.flat[:] = engine.memory.rounded
 
-    def _evaluate(self, engine: TrainingEngine, max_windows: int | None = None) -> float:
+    def _evaluate(
+        self, engine: TrainingEngine, max_windows: int | None = None, progress: Callable[[int], object] = lambda _: None
+    ) -> float:
         """Return the held-out loss of the model's parameters, which the engine's memory has too."""
         if self.straight_through is None:
-            return engine.evaluate(max_windows)
+            return engine.evaluate(max_windows, progress)
         inputs, targets = evaluation_windows(self.validation_tokens, self.model.config.max_seq_len, max_windows)
-        return self.straight_through.loss(self.model, inputs, targets)
+        return self.straight_through.loss(self.model, inputs, targets, progress)
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.progress.step % every == 0
@@ -257,12 +265,12 @@ class Trainer:
         else:
             logger.info("%s", line)
 
-    def _bar(self) -> tqdm[Any]:
+    def _bar(self, total: int, name: str, unit: str, done: int = 0) -> tqdm[Any]:
         return tqdm(
-            total=self.total_steps,
-            initial=self.progress.step,
-            desc="training",
-            unit="step",
+            total=total,
+            initial=done,
+            desc=name,
+            unit=unit,
             disable=None if self.show else True,  # None: where standard error is no terminal
             dynamic_ncols=True,
         )
@@ -319,8 +327,9 @@ class Trainer:
             progress.step,
             self.total_steps,
             loss,
-            progress.seconds,
+            self._elapsed(),
             interrupted,
+            interrupted and self.timed_out,
             stopped_early,
             progress.num_workers,
             self.log.rows,

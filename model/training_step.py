@@ -162,15 +162,28 @@ class WorkerStep:
             )
             self.barrier()
 
-    def evaluate(self, max_windows: int | None) -> float:
-        """Return the held-out loss; each worker computes a part of the windows (see `evaluate_loss`)."""
+    def evaluate(self, max_windows: int | None, first: int, last: int) -> float:
+        """Return the sum of held-out losses of windows `first` to before `last`; each worker computes a part (see `evaluate_loss`).
+
+        All lives in the memory of the steps: as many tokens at a time as a step has, if that is a whole window.
+        """
         inputs, targets = evaluation_windows(self.validation, self.model.config.max_seq_len, max_windows)
-        part = _share(len(inputs), self.worker, self.num_workers)
-        self.memory.messages[self.worker, 0] = summed_loss(self.model, inputs[part], targets[part])
+        share = _share(last - first, self.worker, self.num_workers)
+        part = slice(first + share.start, first + share.stop)
+        self.memory.messages[self.worker, 0] = summed_loss(
+            self.model, inputs[part], targets[part], self.windows_at_a_time, self.model.training_workspace
+        )
         self.barrier()
-        loss = float(self.memory.messages[:, 0].sum()) / len(inputs)
+        loss = float(self.memory.messages[:, 0].sum())
         self.barrier()
         return loss
+
+    @property
+    def windows_at_a_time(self) -> int:
+        """How many windows for evaluation have no more tokens than the sequences that a step computes at a time; at least 1."""
+        num_rows = self.rows.stop - self.rows.start
+        sequences = -(-num_rows // self.config.accumulation_steps)
+        return max(1, sequences * self.length // self.model.config.max_seq_len)
 
     def _compute_gradients(self, step: int) -> float:
         """Leave the gradients of this worker's rows, weighted by their share of the batch, and return their share of the loss."""

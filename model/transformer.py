@@ -26,7 +26,10 @@ from .normalization import Normalization
 from .parameters import Parameters, initialize, multiply_accumulate_counts, parameter_counts, parameter_shapes
 from .rotary import rotation_table
 from .softmax import IGNORED, cross_entropy, exponentials
-from .workspace import Workspace
+from .workspace import Workspace, row_blocks
+
+# A loss without gradients computes so many logits at a time, 4 MiB: many rows for BLAS, few for the memory.
+LOGITS_AT_A_TIME = 1 << 20
 
 
 def quiet() -> np.errstate:
@@ -187,7 +190,7 @@ class Transformer:
         """
         tokens = self._check_tokens(tokens)
         batch, length = tokens.shape
-        workspace = Workspace(self.dtype, reuse=observe is None)
+        workspace = Workspace(self.dtype).one_block() if observe is None else Workspace(self.dtype, reuse=False)
         watch = None
         if observe is not None:
             callback = observe
@@ -201,20 +204,39 @@ class Transformer:
 
     __call__ = forward
 
-    def loss(self, tokens: np.ndarray, targets: np.ndarray, transform: Observer | None = None) -> float:
+    def loss(
+        self,
+        tokens: np.ndarray,
+        targets: np.ndarray,
+        transform: Observer | None = None,
+        workspace: Workspace | None = None,
+    ) -> float:
         """Return the mean cross-entropy in nats of targets (B, T) after tokens (B, T); targets of −1 do not count.
 
-        `transform` may change tensors on the way, as in `loss_and_gradients`.
+        The memory is that of one block, and of a part of the logits.
+
+        Args:
+            tokens: (B, T).
+            targets: (B, T); −1 does not count.
+            transform: May change tensors on the way, as in `loss_and_gradients`. It sees the logits as a whole.
+            workspace: Where arrays live, for many calls; None for a new one.
         """
-        tokens, targets = self._check_tokens(tokens), self._check_targets(targets, tokens)
-        workspace = Workspace(self.dtype)
+        tokens, targets = self._check_tokens(tokens), self._check_targets(targets, tokens).reshape(-1)
+        workspace = (Workspace(self.dtype) if workspace is None else workspace).one_block()
+        num_counted = int(np.count_nonzero(targets != IGNORED))
         with quiet():
-            logits = self._forward(tokens, workspace, None, transform, keep=False)
-            return cross_entropy(logits, targets.reshape(-1), workspace)
+            if transform is not None:
+                return cross_entropy(self._forward(tokens, workspace, None, transform, keep=False), targets, workspace)
+            normalized = self._normalized(tokens, workspace, None, None, keep=False)
+            total = 0.0
+            for rows in row_blocks(len(normalized), self.config.vocab_size, LOGITS_AT_A_TIME):
+                logits = self._logits(normalized[rows], workspace)
+                total += cross_entropy(logits, targets[rows], workspace) * np.count_nonzero(targets[rows] != IGNORED)
+        return float(total / max(1, num_counted))
 
     def probabilities(self, tokens: np.ndarray) -> np.ndarray:
         """Return the probabilities (N, V) of what follows tokens (B, T), in memory that the next training call overwrites."""
-        workspace = self.training_workspace
+        workspace = self.training_workspace.one_block()
         with quiet():
             logits = self._forward(self._check_tokens(tokens), workspace, None, None, keep=False)
             original = logits.copy()
@@ -265,6 +287,22 @@ class Transformer:
         keep: bool,
     ) -> np.ndarray:
         """Return logits (N, V)."""
+        self.normalized = self._normalized(tokens, workspace, generator, observe, keep=keep)
+        logits = self._logits(self.normalized, workspace)
+        if observe is not None:
+            observe("logits", logits)
+        return logits
+
+    def _normalized(
+        self,
+        tokens: np.ndarray,
+        workspace: Workspace,
+        generator: np.random.Generator | None,
+        observe: Observer | None,
+        *,
+        keep: bool,
+    ) -> np.ndarray:
+        """Return what the output layer reads (N, C)."""
         observe_tensor = observe if observe is not None else _ignore
         batch = len(tokens)
         x = self.embedding.forward(tokens, workspace)
@@ -274,12 +312,14 @@ class Transformer:
         observe_tensor("embedding", x)
         for block in self.blocks:
             block.forward(x, batch, workspace, generator, observe, keep)
-        self.normalized = self.final_norm.forward(x, workspace)
-        observe_tensor("final_norm", self.normalized)
-        logits = workspace.array("logits", len(x), self.config.vocab_size)
-        np.matmul(self.normalized, self.output_weight.T, out=logits)
-        observe_tensor("logits", logits)
-        return logits
+        normalized = self.final_norm.forward(x, workspace)
+        observe_tensor("final_norm", normalized)
+        return normalized
+
+    def _logits(self, normalized: np.ndarray, workspace: Workspace) -> np.ndarray:
+        """Return logits (n, V) of rows (n, C)."""
+        logits = workspace.array("logits", len(normalized), self.config.vocab_size)
+        return np.matmul(normalized, self.output_weight.T, out=logits)
 
     def _backward(self, d_logits: np.ndarray, tokens: np.ndarray, batch: int, workspace: Workspace) -> None:
         np.matmul(d_logits.T, self.normalized, out=self.d_output_weight)

@@ -72,7 +72,7 @@ def main(build_straight_through: Callable[[dict[str, Any]], StraightThrough] | N
         command = json.loads(line)
         answer: Any
         if command["command"] == "evaluate":
-            answer = worker.evaluate(command["max_windows"])
+            answer = worker.evaluate(*command["windows"])
         elif command["command"] == "round":
             worker.round()
             answer = None

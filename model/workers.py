@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -26,10 +26,12 @@ from typing import IO, Any
 import numpy as np
 
 from .config import ModelConfig, TrainingConfig
+from .data import count_windows
 from .straight_through import StraightThrough
 from .training_step import StepResult, TrainingMemory, WorkerStep
 
 MOST_WORKERS = 4
+WINDOWS_AT_A_TIME = 64  # of an evaluation, between two looks at its progress
 ONE_BLAS_THREAD = dict.fromkeys(
     ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"
 )
@@ -39,6 +41,7 @@ class TrainingEngine(ABC):
     """Does training steps and evaluations on the arrays in `memory`."""
 
     num_workers: int
+    num_windows: int
     memory: TrainingMemory
 
     @abstractmethod
@@ -49,9 +52,22 @@ class TrainingEngine(ABC):
     def round(self) -> None:
         """Bring `memory.rounded` up to date with `memory.parameters`."""
 
+    def evaluate(self, max_windows: int | None = None, progress: Callable[[int], object] = lambda count: None) -> float:
+        """Return the held-out loss of the parameters in memory, over all windows or so many of them.
+
+        `progress` is called with a number of windows when these are done.
+        """
+        count = self.num_windows if max_windows is None else min(self.num_windows, max_windows)
+        total = 0.0
+        for first in range(0, count, WINDOWS_AT_A_TIME):
+            last = min(first + WINDOWS_AT_A_TIME, count)
+            total += self._evaluate(max_windows, first, last)
+            progress(last - first)
+        return total / count
+
     @abstractmethod
-    def evaluate(self, max_windows: int | None = None) -> float:
-        """Return the held-out loss of the parameters in memory, over all windows or so many of them."""
+    def _evaluate(self, max_windows: int | None, first: int, last: int) -> float:
+        """Return the sum of the losses of some windows."""
 
 
 class LocalEngine(TrainingEngine):
@@ -67,6 +83,7 @@ class LocalEngine(TrainingEngine):
         straight_through: StraightThrough | None = None,
     ) -> None:
         self.num_workers = 1
+        self.num_windows = count_windows(validation, model.max_seq_len)
         self.memory = TrainingMemory(model, training, 1, rounding=straight_through is not None)
         self._worker = WorkerStep(
             model, training, total_steps, tokens, validation, self.memory, straight_through=straight_through
@@ -80,9 +97,8 @@ class LocalEngine(TrainingEngine):
         """Round here."""
         self._worker.round()
 
-    def evaluate(self, max_windows: int | None = None) -> float:
-        """Evaluate here."""
-        return self._worker.evaluate(max_windows)
+    def _evaluate(self, max_windows: int | None, first: int, last: int) -> float:
+        return self._worker.evaluate(max_windows, first, last)
 
 
 class ProcessEngine(TrainingEngine):
@@ -111,6 +127,7 @@ class ProcessEngine(TrainingEngine):
         straight_through: StraightThrough | None = None,
     ) -> None:
         self.num_workers = num_workers
+        self.num_windows = count_windows(validation, model.max_seq_len)
         self._worker_module = "model.worker_process" if straight_through is None else straight_through.worker_module
         rounding = straight_through is not None
         size = 4 * TrainingMemory.required_size(model, training, num_workers, rounding=rounding)
@@ -168,10 +185,8 @@ class ProcessEngine(TrainingEngine):
         """Have each worker round a part of the parameters."""
         self._ask({"command": "round"})
 
-    def evaluate(self, max_windows: int | None = None) -> float:
-        """Have each worker evaluate a part of the windows."""
-        answers = self._ask({"command": "evaluate", "max_windows": max_windows})
-        return float(answers[0])
+    def _evaluate(self, max_windows: int | None, first: int, last: int) -> float:
+        return float(self._ask({"command": "evaluate", "windows": [max_windows, first, last]})[0])
 
     def _ask(self, command: dict[str, Any]) -> list[Any]:
         """Send a command to all workers, and return their answers."""

@@ -1,17 +1,22 @@
 """Arrays that are used again at every training step instead of being allocated anew.
 
 Fresh memory costs more than arithmetic here: the system hands out zeroed pages one fault at a time, and they are cold in the cache.
-A layer asks for an array by name; the first request allocates it, later ones with the same shape return the same memory.
+A layer asks for an array by name; the first request allocates it, later ones that are not larger return the same memory.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Hashable, Iterator
+from functools import cache
+from typing import Self
 
 import numpy as np
 
 # Pointwise passes run over this many values at a time, so that one pass finds in the cache what the last one left there.
 BLOCK_VALUES = 1 << 16
+BLOCK = re.compile(r"blocks\.\d+\.")
 
 
 class Workspace:
@@ -27,12 +32,27 @@ class Workspace:
         self.dtype = dtype
         self.reuse = reuse
         self._arrays: dict[Hashable, np.ndarray] = {}
+        self._memory: dict[Hashable, np.ndarray] = {}
+        self._one_block = False
+
+    def one_block(self) -> Self:
+        """Return a workspace with the same memory, where all blocks use that of the first: for a forward pass whose tensors nobody keeps."""
+        workspace = type(self)(self.dtype, self.reuse)
+        workspace._arrays, workspace._memory = self._arrays, self._memory
+        workspace._one_block = True
+        return workspace
 
     def array(self, name: Hashable, *shape: int) -> np.ndarray:
         """Return an array of this name and shape with undefined content."""
+        if self._one_block:
+            name = _name_in_first_block(name)
         array = self._arrays.get(name)
         if array is None or array.shape != shape or not self.reuse:
-            array = self._arrays[name] = np.empty(shape, self.dtype)
+            size = math.prod(shape)
+            memory = self._memory.get(name)
+            if memory is None or memory.size < size or not self.reuse:
+                memory = self._memory[name] = np.empty(size, self.dtype)
+            array = self._arrays[name] = memory[:size].reshape(shape)
         return array
 
     def ones(self, length: int) -> np.ndarray:
@@ -50,8 +70,15 @@ class Workspace:
         return array
 
 
-def row_blocks(num_rows: int, width: int) -> Iterator[slice]:
-    """Yield slices that cut rows of `width` values into blocks that fit the cache."""
-    step = max(1, BLOCK_VALUES // width)
+@cache
+def _name_in_first_block(name: Hashable) -> Hashable:
+    if not isinstance(name, tuple):
+        return name
+    return tuple(BLOCK.sub("blocks.0.", part) if isinstance(part, str) else part for part in name)
+
+
+def row_blocks(num_rows: int, width: int, values: int = BLOCK_VALUES) -> Iterator[slice]:
+    """Yield slices that cut rows of `width` values into blocks of at most so many values; as many as fit the cache unless told."""
+    step = max(1, values // width)
     for start in range(0, num_rows, step):
         yield slice(start, min(start + step, num_rows))

@@ -14,6 +14,7 @@ from model.errors import InputError
 from model.transformer import Transformer
 
 BATCH = 32
+LOGITS_AT_A_TIME = 1 << 21  # some copies of them are made, in double precision
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,10 @@ def compare(model: Transformer, quantized: QuantizedTransformer, tokens: np.ndar
     inputs, targets = windows(tokens, length)
     losses = np.zeros(2)
     same, largest = 0, 0.0
-    starts = range(0, len(inputs), BATCH)
+    step = max(1, min(BATCH, LOGITS_AT_A_TIME // (length * model.config.vocab_size)))
+    starts = range(0, len(inputs), step)
     for start in tqdm(starts, desc="comparing", unit="batch", leave=False, disable=None):
-        batch, wanted = inputs[start : start + BATCH], targets[start : start + BATCH]
+        batch, wanted = inputs[start : start + step], targets[start : start + step]
         exact = model.forward(batch).astype(np.float64)
         fixed = quantized.logits.output.dequantize(quantized.engine.forward(batch))
         losses += [cross_entropy_sum(exact, wanted), cross_entropy_sum(fixed, wanted)]

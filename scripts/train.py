@@ -167,8 +167,7 @@ def train(arguments: argparse.Namespace) -> int:
         result = fine_tune(directory, arguments, chosen_settings(arguments))
     else:
         result = start(directory, arguments)
-    timed_out = arguments.minutes is not None and result.seconds >= 60 * arguments.minutes
-    if result.interrupted and not timed_out:
+    if result.interrupted and not result.timed_out:
         print(
             f"stopped at step {result.step:,} of {result.total_steps:,}; nothing is lost, go on with: "
             f"positron train --resume --out {quote(str(directory.path))}",

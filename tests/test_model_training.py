@@ -1,5 +1,6 @@
 """Training: it learns, stops, resumes to the same bytes, and explains what goes wrong."""
 
+import io
 import json
 import math
 import os
@@ -25,6 +26,7 @@ from model.trainer import Trainer
 from model.training import resume_model, train_model
 from model.training_log import read_log
 from model.transformer import Transformer
+from model.workers import LocalEngine
 
 TEXT = generate_stories(30_000, seed=5)
 SETTINGS = {
@@ -311,3 +313,24 @@ def test_killed_run_resumes_to_the_same_bytes(tmp_path, kills=4):
 @pytest.mark.campaign
 def test_fifty_kills(tmp_path):
     test_killed_run_resumes_to_the_same_bytes(tmp_path, kills=50)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_the_last_evaluation_has_a_bar_and_counts_as_training_time(monkeypatch):
+    evaluate = LocalEngine.evaluate
+
+    def slow(self, max_windows=None, *arguments, **options):
+        if max_windows is None:
+            time.sleep(0.7)
+        return evaluate(self, max_windows, *arguments, **options)
+
+    monkeypatch.setattr(LocalEngine, "evaluate", slow)
+    monkeypatch.setattr("sys.stderr", shown := Terminal())
+    started = time.monotonic()
+    result = train_model(*setup(), TEXT, {**SETTINGS, "num_steps": 2}, progress=True)
+    assert 0.7 < result.seconds < time.monotonic() - started
+    assert "evaluating: 100%" in shown.getvalue()

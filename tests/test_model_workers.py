@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ import pytest
 from model.config import ModelConfig, TrainingConfig
 from model.data import save_tokens
 from model.evaluation import evaluate_loss
+from model.softmax import cross_entropy
 from model.transformer import Transformer
 from model.workers import ProcessEngine, available_workers, open_engine
+from model.workspace import Workspace
 
 MODEL = ModelConfig(vocab_size=11, embed_dim=8, num_heads=2, num_layers=1, max_seq_len=6)
 TRAINING = TrainingConfig(batch_size=5, num_workers=3)
@@ -78,3 +81,48 @@ def test_the_current_directory_is_not_where_workers_find_modules(tmp_path, monke
     with engine() as workers:
         workers.memory.parameters[:] = Transformer(MODEL, seed=3).parameters.flat
         assert len(workers.run(0, 1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "batch_size", "accumulation_steps"), [(11, 1, 1), (5000, 3, 1), (5000, 5, 2), (11, 7, 7)]
+)
+def test_evaluation_takes_no_memory_beyond_that_of_a_step(vocab_size, batch_size, accumulation_steps):
+    model = ModelConfig(vocab_size=vocab_size, embed_dim=16, num_heads=2, num_layers=3, max_seq_len=48)
+    tokens = np.random.default_rng(1).integers(0, vocab_size, 48 * 40 + 1).astype(np.uint16)
+    training = TrainingConfig(batch_size=batch_size, accumulation_steps=accumulation_steps, num_workers=1)
+    done = []
+    evaluate_loss(Transformer(model), tokens, max_windows=3)  # what is made at the first call
+    tracemalloc.start()
+    try:
+        with open_engine(model, training, 10, tokens, tokens) as local:
+            local.memory.parameters[:] = Transformer(model, seed=2).parameters.flat
+            local.run(0, 2)
+            _, of_steps = tracemalloc.get_traced_memory()
+            tracemalloc.reset_peak()
+            loss = local.evaluate(progress=done.append)
+            few, some = local.evaluate(3), local.evaluate(7)
+            _, of_evaluation = tracemalloc.get_traced_memory()
+            parameters = local.memory.parameters.copy()
+    finally:
+        tracemalloc.stop()
+    assert of_evaluation < of_steps + 20_000  # Python's own objects
+    assert sum(done) == 40
+    whole = Transformer(model, parameters=parameters)
+    assert [loss, few, some] == pytest.approx(
+        [evaluate_loss(whole, tokens, 9, count) for count in (None, 3, 7)], rel=1e-6
+    )
+
+
+def test_loss_of_a_large_vocabulary_takes_no_memory_for_all_logits_at_once():
+    model = Transformer({"vocab_size": 20_000, "embed_dim": 8, "num_heads": 1, "num_layers": 1, "max_seq_len": 256})
+    tokens = np.random.default_rng(1).integers(0, 20_000, (4, 256))
+    targets = tokens.copy()
+    targets[0, :200] = -1
+    logits = model.forward(tokens)
+    expected = cross_entropy(logits.reshape(1024, -1), targets.reshape(-1), Workspace(logits.dtype))
+    tracemalloc.start()
+    try:
+        assert model.loss(tokens, targets) == pytest.approx(expected, rel=1e-6)
+        assert tracemalloc.get_traced_memory()[1] < logits.nbytes / 5
+    finally:
+        tracemalloc.stop()
