@@ -52,7 +52,10 @@ def main(build_straight_through: Callable[[dict[str, Any]], StraightThrough] | N
     Args:
         build_straight_through: Returns what `to_dict()` described; for jobs that round.
     """
-    job = json.loads(sys.stdin.readline())
+    line = sys.stdin.readline()
+    if not line.endswith("\n"):
+        return  # the parent was stopped before it could say what to do
+    job = json.loads(line)
     model, training = ModelConfig.from_dict(job["model"]), TrainingConfig.from_dict(job["training"])
     buffer = np.frombuffer(mmap.mmap(job["memory"]["descriptor"], job["memory"]["size"]), np.float32)
     rounding = None if build_straight_through is None else build_straight_through(job["straight_through"])

@@ -2,8 +2,11 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from model.transformer import Transformer
 from model.workers import ProcessEngine, available_workers, open_engine
 from model.workspace import Workspace
 
+ROOT = Path(__file__).resolve().parent.parent
 MODEL = ModelConfig(vocab_size=11, embed_dim=8, num_heads=2, num_layers=1, max_seq_len=6)
 TRAINING = TrainingConfig(batch_size=5, num_workers=3)
 TOKENS = np.random.default_rng(0).integers(0, 11, 500).astype(np.uint16)
@@ -62,6 +66,14 @@ def test_death_of_a_worker_is_an_error_not_a_hang():
     while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert all(process.poll() is not None for process in processes)
+
+
+@pytest.mark.parametrize("job", ["", '{"model": {'])
+def test_a_worker_without_its_job_ends_quietly(job):
+    """Ctrl-C can come before the parent has sent it."""
+    command = [sys.executable, "-m", "model.worker_process"]
+    result = subprocess.run(command, cwd=ROOT, input=job, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
 def test_number_of_workers():

@@ -31,6 +31,11 @@ def test_large_and_infinite_numbers_in_a_table() -> None:
     assert [line.strip() for line in table.splitlines()[2:]] == ["123,457", "0.0001235", "inf", "-inf"]
 
 
+def test_a_path_that_is_not_utf_8_can_be_written(tmp_path: Path) -> None:
+    write_json(tmp_path / "figures.json", {"trace": Path("a – \udcff.vcd")})
+    assert json.loads((tmp_path / "figures.json").read_text(encoding="utf-8")) == {"trace": "a – \ufffd.vcd"}
+
+
 def test_table_without_rows_keeps_its_headings() -> None:
     assert format_table(("a", "bb"), []).splitlines() == ["a  bb", "-  --"]
 
