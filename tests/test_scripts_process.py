@@ -4,13 +4,17 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from model.trainer import Trainer
-from scripts import cli
+from scripts import cli, prove
 from scripts import train as train_command
+from sim import proof
 
 ROOT = Path(__file__).resolve().parent.parent
 POSITRON = str(Path(sys.executable).with_name("positron"))
@@ -204,3 +208,23 @@ def test_output_that_is_not_utf_8_from_the_console_script() -> None:
     assert bad.returncode == 1
     assert bad.stderr.count(b"\n") == 1
     assert b"there is no run directory fehlt \\u2013 \xff" in bad.stderr
+
+
+def test_interrupt_ends_the_proofs_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = []
+
+    def settle(claim: object, directory: Path, *, faulty: bool, tick: Callable[[], None]) -> None:
+        os.kill(os.getpid(), signal.SIGINT)  # it is the main thread that is interrupted
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            try:
+                tick()
+            except KeyboardInterrupt:
+                ended.append(claim)
+                raise
+            time.sleep(0.01)
+
+    monkeypatch.setattr(proof, "settle", settle)
+    with pytest.raises(KeyboardInterrupt):
+        prove.settle_all([(SimpleNamespace(depth=1), False)], tmp_path, 1)  # type: ignore[list-item]
+    assert len(ended) == 1
