@@ -28,6 +28,8 @@ from .qformat import IntegerArray, QFormat, as_int64, bits_for
 from .reciprocal import Reciprocal
 from .softmax import Softmax
 
+MAXIMUM_CONTEXT = 4096
+
 
 @dataclass(frozen=True, eq=False)
 class KeyValueCache:
@@ -96,8 +98,10 @@ class Attention:
                 raise QuantizationError(f"attention {name} must be a whole number, not {getattr(self, name)!r}")
         if self.num_heads < 1 or channels % self.num_heads:
             raise QuantizationError(f"attention needs num_heads that divide {channels} channels, not {self.num_heads}")
-        if not 1 <= self.context_length <= 4096:
-            raise QuantizationError(f"attention context_length must be 1 to 4096, not {self.context_length}")
+        if not 1 <= self.context_length <= MAXIMUM_CONTEXT:
+            raise QuantizationError(
+                f"attention context_length must be 1 to {MAXIMUM_CONTEXT}, not {self.context_length}"
+            )
         try:
             smallest = self.softmax.exponential.maximum.bit_length() - 1 + self.reciprocal.mantissa_bits
         except ValueError as error:  # the softmax states what it wants in its own words

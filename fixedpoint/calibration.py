@@ -14,11 +14,13 @@ import numpy as np
 from model import ModelConfig, Transformer
 from model.parameters import parameter_shapes
 
+from .attention import MAXIMUM_CONTEXT
 from .compensation import Moments
 from .errors import QuantizationError
 from .histogram import CANDIDATES, MAXIMUM_FRACTION, Histogram, covering_format
 from .overrides import TABLES, Overrides, ResolvedOverrides
 from .qformat import QFormat
+from .row_norm import MAXIMUM_CHANNELS
 from .row_scales import WeightBits, storage_bits
 
 # What saturates in the residual stream stays wrong, and logits are compared: a quarter of headroom above the largest value that calibration saw.
@@ -58,7 +60,11 @@ class QuantizationSettings:
     rounding: str = "compensated"
 
     def __post_init__(self) -> None:
-        storage_bits(self.weight_bits)
+        problems = []
+        try:
+            storage_bits(self.weight_bits)
+        except QuantizationError as error:
+            problems.append(str(error))
         for name, lowest, highest in (
             ("activation_bits", 4, 8),
             ("residual_bits", 8, 16),
@@ -66,10 +72,12 @@ class QuantizationSettings:
         ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
-                raise QuantizationError(f"{name} must be a whole number from {lowest} to {highest}, not {value!r}")
+                problems.append(f"{name} must be a whole number from {lowest} to {highest}, not {value!r}")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
-                raise QuantizationError(f"{name} must be {' or '.join(choices)}, not {getattr(self, name)!r}")
+                problems.append(f"{name} must be {' or '.join(choices)}, not {getattr(self, name)!r}")
+        if problems:
+            raise QuantizationError("; ".join(problems))
 
 
 @dataclass(frozen=True)
@@ -110,6 +118,33 @@ class Calibration:
     histograms: Mapping[str, Histogram] = field(default_factory=dict)
 
 
+def refuse_unsupported(model: Transformer) -> None:
+    """Refuse a model that the integer transformer has no operator for, or no number.
+
+    Raises:
+        QuantizationError: It has rotary positions, SwiGLU, grouped-query attention, sizes beyond the operators', or weights that are NaN or
+            infinite; the message names all that it has.
+    """
+    config, reasons = model.config, []
+    if config.position == "rotary":
+        reasons.append("position 'rotary' (integers exist for learned and sinusoidal positions)")
+    if config.activation == "swiglu":
+        reasons.append("activation 'swiglu' (integers exist for activations of one value)")
+    if config.kv_heads != config.num_heads:
+        reasons.append(f"num_kv_heads {config.kv_heads} (integers exist for as many as num_heads, {config.num_heads})")
+    if config.embed_dim > MAXIMUM_CHANNELS:
+        reasons.append(f"embed_dim {config.embed_dim:,} (at most {MAXIMUM_CHANNELS:,})")
+    if config.max_seq_len > MAXIMUM_CONTEXT:
+        reasons.append(f"max_seq_len {config.max_seq_len:,} (at most {MAXIMUM_CONTEXT:,})")
+    reasons += [
+        f"weight {name} is NaN or infinite"
+        for name, values in model.parameters.items()
+        if not np.isfinite(values).all()
+    ]
+    if reasons:
+        raise QuantizationError(f"the model cannot be quantized: {'; '.join(reasons)}")
+
+
 def calibrate(
     model: Transformer, tokens: np.ndarray, settings: QuantizationSettings, overrides: Overrides | None = None
 ) -> Calibration:
@@ -122,9 +157,10 @@ def calibrate(
         overrides: What differs for single layers and tensors.
 
     Raises:
-        QuantizationError: No tokens, an activation that is not finite, an override of something that is not there, or a format that
+        QuantizationError: `refuse_unsupported` refuses the model; no tokens, an activation that is not finite, an override of something that is not there, or a format that
             does not hold its tensor.
     """
+    refuse_unsupported(model)
     windows = np.asarray(tokens)
     if windows.ndim != 2 or 0 in windows.shape:
         raise QuantizationError(

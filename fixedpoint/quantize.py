@@ -11,7 +11,7 @@ from model.activations import activation_function
 
 from .activation import TableActivation
 from .attention import Attention
-from .calibration import Calibration, QuantizationSettings, TensorFormat, query_scale
+from .calibration import Calibration, QuantizationSettings, TensorFormat, query_scale, refuse_unsupported
 from .compensation import compensate
 from .embedding import Embedding, EmbeddingTable
 from .errors import QuantizationError
@@ -40,17 +40,13 @@ def quantize_transformer(
             others get the scales of least output error where the calibration has moments, of least squared error where it has none.
 
     Raises:
-        QuantizationError: A weight is not finite, an accumulator would need more than 32 bits, or the model has a part that
-            exists only in floats (rotary positions, SwiGLU, grouped-query attention).
+        QuantizationError: `refuse_unsupported` refuses the model, or an accumulator would need more than 32 bits.
     """
+    refuse_unsupported(model)
     config = model.config
-    _check_supported(config)
     formats = calibration.formats
     residual = formats["residual"]
     parameters = model.parameters
-    for name, values in parameters.items():
-        if not np.isfinite(values).all():
-            raise QuantizationError(f"weight {name} is NaN or infinite; the model cannot be quantized")
 
     def linear(name: str, source: str, output: QFormat, scale: float = 1.0) -> Linear:
         parameter = weight_parameter(config, name)
@@ -125,21 +121,6 @@ def quantize_transformer(
         logits=linear("logits", "final_norm", formats["logits"]),
         residual=residual,
     )
-
-
-def _check_supported(config: ModelConfig) -> None:
-    """Refuse what the integer transformer has no operator for."""
-    unsupported = {
-        "position": config.position == "rotary",
-        "activation": config.activation == "swiglu",
-        "num_kv_heads": config.num_kv_heads not in (None, config.num_heads),
-    }
-    for name, wrong in unsupported.items():
-        if wrong:
-            raise QuantizationError(
-                f"a model with {name} {getattr(config, name)!r} cannot be quantized: integers exist for learned or "
-                "sinusoidal positions, pointwise activations, and one key and value head a query head"
-            )
 
 
 def weight_parameter(config: ModelConfig, name: str) -> str:

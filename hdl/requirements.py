@@ -1,14 +1,17 @@
 """What a circuit needs at least, read from its RTLIL, so that what cannot fit is refused in a second and not after minutes of synthesis."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .board import Board
+from .board import BOARDS, Board
 from .errors import CircuitError
 
 # An ECP5 block RAM's shapes, (depth, width).
 BLOCK_RAM_SHAPES = ((16384, 1), (8192, 2), (4096, 4), (2048, 9), (1024, 18), (512, 36))
 MULTIPLIER_BITS = 18
+# Fields of `Board` in words.
+RESOURCES = {"luts": "LUTs", "flip_flops": "flip-flops", "block_rams": "block RAMs", "multipliers": "multipliers"}
 # Smaller memories may end up in lookup tables: Yosys prefers those when a block RAM would be mostly empty.
 SMALLEST_BLOCK_BITS = 4096
 
@@ -59,20 +62,47 @@ def _multipliers(body: str) -> int:
     return (-(-sides[0] // MULTIPLIER_BITS)) * (-(-sides[1] // MULTIPLIER_BITS))
 
 
+class DoesNotFit(CircuitError):
+    """A circuit needs more than a board has.
+
+    Attributes:
+        needs: What it needs.
+    """
+
+    def __init__(self, message: str, needs: Requirements):
+        super().__init__(message)
+        self.needs = needs
+
+
 def refuse_if_too_large(rtlil: str, board: Board) -> Requirements:
     """Return what a circuit needs.
 
     Raises:
-        CircuitError: The board has less.
+        DoesNotFit: The board has less; the message names all that it has too little of, and the boards that have enough.
     """
     needs = requirements(rtlil)
-    for words, needed, available in (
-        ("multipliers", needs.multipliers, board.multipliers),
-        ("block RAMs", needs.block_rams, board.block_rams),
-    ):
-        if needed > available:
-            raise CircuitError(
-                f"the design needs {needed} {words}, {board.name} has {available}; "
-                "train a model with a smaller embed_dim or choose a larger board"
-            )
+    message = shortage(board, {"multipliers": needs.multipliers, "block_rams": needs.block_rams})
+    if message is not None:
+        raise DoesNotFit(message, needs)
     return needs
+
+
+def shortage(board: Board, needed: Mapping[str, int]) -> str | None:
+    """Return what a board has too little of and what to do, None where it has enough.
+
+    Args:
+        board: The board.
+        needed: How many a circuit needs, by the names of `Board`'s fields.
+    """
+    lacking = [
+        f"{count:,} {RESOURCES[name]}, {board.name} has {getattr(board, name):,}"
+        for name, count in needed.items()
+        if count > getattr(board, name)
+    ]
+    if not lacking:
+        return None
+    fitting = [
+        other.name for other in BOARDS.values() if all(getattr(other, name) >= count for name, count in needed.items())
+    ]
+    boards = f"; choose a larger board ({', '.join(fitting)}) or" if fitting else ", and no board has enough;"
+    return f"the design needs {' and '.join(lacking)}{boards} train a model with a smaller embed_dim"

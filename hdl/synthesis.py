@@ -23,7 +23,7 @@ from .memory_check import refuse_block_ram_resets, refuse_lost_block_rams, unmap
 from .names import DEFAULT_FREQUENCY, DEFAULT_SEED
 from .output_registers import fold_output_registers
 from .payload import check_connections
-from .requirements import refuse_if_too_large
+from .requirements import refuse_if_too_large, shortage
 from .toolchain import ToolFailure, run_tool, tool_version
 
 TOOL_NAMES = ("yosys", "nextpnr-ecp5", "ecppack")
@@ -375,14 +375,11 @@ def _explain(failure: ToolFailure, board: Board, work: Path, log: Path) -> ToolE
             f"read it with a clock, write it whole; the log is {log}"
         )
     # nextpnr's "Device utilisation" lines, for instance `Info:  MULT18X18D:  160/ 156  102%`.
-    kinds = {"TRELLIS_COMB": "LUTs", "TRELLIS_FF": "flip-flops", "DP16KD": "block RAMs", "MULT18X18D": "multipliers"}
-    for kind, words in kinds.items():
-        match = re.search(rf"{kind}:\s*(\d+)/\s*(\d+)", text)
-        if match and int(match.group(1)) > int(match.group(2)):
-            return CircuitError(
-                f"the design needs {match.group(1)} {words}, {board.name} has {match.group(2)}; "
-                f"choose a larger board or a smaller model; the log is {log}"
-            )
+    kinds = {"TRELLIS_COMB": "luts", "TRELLIS_FF": "flip_flops", "DP16KD": "block_rams", "MULT18X18D": "multipliers"}
+    counts = {name: re.search(rf"{kind}:\s*(\d+)/", text) for kind, name in kinds.items()}
+    lacking = shortage(board, {name: int(match.group(1)) for name, match in counts.items() if match})
+    if lacking is not None:
+        return CircuitError(f"{lacking}; the log is {log}")
     if re.search(r"(no BELs remaining|[Uu]nable to (find|place)|failed to (place|legali[sz]e))", text):
         return CircuitError(f"the design does not fit {board.name}: {failure}; the log is {log}")
     return ToolError(f"{failure}; the log is {log}")

@@ -75,6 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
 def build_accelerator(arguments: argparse.Namespace) -> SynthesisReport:
     """Make the bitstream of a run's attention accelerator."""
     from hdl.board import AttentionTop, find_board
+    from hdl.largest_fit import largest_embed_dim
+    from hdl.requirements import DoesNotFit
     from hdl.synthesis import read_report, synthesize
 
     if arguments.run is None or arguments.core_run is not None:
@@ -87,7 +89,14 @@ def build_accelerator(arguments: argparse.Namespace) -> SynthesisReport:
     frequency = DEFAULT_FREQUENCY if arguments.frequency is None else arguments.frequency * 1e6
     baud = DEFAULT_BAUD if arguments.baud is None else arguments.baud
     top = AttentionTop(parameters, board, frequency, baud)
-    report = synthesize(top, board, directory.synthesis, name="attention", seed=arguments.seed, baud=baud)
+    try:
+        report = synthesize(top, board, directory.synthesis, name="attention", seed=arguments.seed, baud=baud)
+    except DoesNotFit as refusal:
+        largest = largest_embed_dim(parameters, board, refusal.needs)
+        raise CircuitError(
+            f"{refusal}; with {parameters.num_heads} heads and a context of {parameters.context_length}, {board.name} has room for "
+            f"an embed_dim of {largest} at most"
+        ) from None
     # Beside the report, which stays as it is when the circuit of another model is the same.
     made_from = {"manifest_sha256": manifest_sha256, "layer": arguments.layer, "inputs_sha256": report.inputs_sha256}
     write_json(synthesized_file(directory), made_from)

@@ -200,11 +200,43 @@ def test_every_supported_model(changes):
     assert np.sqrt(((logits - exact) ** 2).mean()) < 0.1 * np.sqrt((exact**2).mean()) + 0.01
 
 
-@pytest.mark.parametrize("changes", [{"position": "rotary"}, {"activation": "swiglu"}, {"num_kv_heads": 1}], ids=str)
-def test_models_that_exist_only_in_floats_are_refused(changes):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"position": "rotary"},
+        {"activation": "swiglu"},
+        {"num_kv_heads": 1},
+        {"max_seq_len": 4097},
+        {"position": "rotary", "activation": "swiglu", "num_kv_heads": 1, "max_seq_len": 4097},
+    ],
+    ids=str,
+)
+def test_models_that_exist_only_in_floats_are_refused_with_all_reasons(changes):
     model = fresh(**changes)
-    with pytest.raises(QuantizationError, match=f"{next(iter(changes))} .*cannot be quantized"):
-        quantized(model, tokens_for(model))
+    calibration = calibrate(fresh(), tokens_for(fresh()), QuantizationSettings())
+    for work in (
+        lambda: calibrate(model, tokens_for(fresh()), QuantizationSettings()),
+        lambda: quantize_transformer(model, calibration, QuantizationSettings()),
+    ):
+        with pytest.raises(QuantizationError, match="the model cannot be quantized: ") as refused:
+            work()
+        for name, value in changes.items():
+            shown = f"{value:,}" if isinstance(value, int) else repr(value)
+            assert f"{name} {shown} (" in str(refused.value)
+        assert str(refused.value).count("; ") == len(changes) - 1
+
+
+def test_settings_name_every_impossible_width():
+    with pytest.raises(QuantizationError, match=r"weight.* not 9; activation_bits .* not 3; rounding must be"):
+        QuantizationSettings(weight_bits=9, activation_bits=3, rounding="up")
+
+
+def test_all_weights_that_are_not_finite_are_named_before_calibration():
+    model = fresh()
+    for name in ("token_embedding", "final_norm.shift"):
+        model.parameters[name].flat[0] = math.nan
+    with pytest.raises(QuantizationError, match=r"weight token_embedding is NaN.*; weight final_norm.shift is NaN"):
+        calibrate(model, tokens_for(fresh()), QuantizationSettings())
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -1,4 +1,6 @@
 # amaranth: UnusedElaboratable=no
+import dataclasses
+
 import numpy as np
 import pytest
 from amaranth.back import rtlil
@@ -6,10 +8,10 @@ from amaranth.hdl import Instance, Module, Signal, signed
 from amaranth.lib import memory
 from fixedpoint_builders import random_attention
 
-from hdl import CircuitError
 from hdl.attention import Attention
 from hdl.board import BOARDS
-from hdl.requirements import Requirements, block_rams, refuse_if_too_large, requirements
+from hdl.largest_fit import largest_embed_dim
+from hdl.requirements import DoesNotFit, Requirements, block_rams, refuse_if_too_large, requirements, shortage
 
 
 def multiply(count, width, constant=False):
@@ -73,11 +75,33 @@ def test_what_does_not_fit_is_refused_with_numbers():
     board = BOARDS["ulx3s-25f"]
     assert refuse_if_too_large(multiply(28, 8), board) == Requirements(0, 28)
     with pytest.raises(
-        CircuitError, match=r"needs 29 multipliers, ulx3s-25f has 28; .* smaller embed_dim or .* larger board"
-    ):
+        DoesNotFit,
+        match=r"needs 29 multipliers, ulx3s-25f has 28; choose a larger board \(ulx3s-45f, ulx3s-85f\) or .* smaller embed_dim",
+    ) as refused:
         refuse_if_too_large(multiply(29, 8), board)
-    with pytest.raises(CircuitError, match=r"needs 57 block RAMs, ulx3s-25f has 56"):
+    assert refused.value.needs == Requirements(0, 29)
+    with pytest.raises(DoesNotFit, match=r"needs 57 block RAMs, ulx3s-25f has 56; choose a larger board"):
         refuse_if_too_large(remember(512, 57 * 36), board)
+
+
+def test_all_that_is_lacking_is_named_and_no_larger_board_where_there_is_none():
+    assert shortage(BOARDS["ulx3s-45f"], {"multipliers": 72, "block_rams": 108}) is None
+    assert shortage(BOARDS["ulx3s-45f"], {"multipliers": 73, "block_rams": 109}) == (
+        "the design needs 73 multipliers, ulx3s-45f has 72 and 109 block RAMs, ulx3s-45f has 108; "
+        "choose a larger board (ulx3s-85f) or train a model with a smaller embed_dim"
+    )
+    # What a larger board has of the one does not help with the other.
+    for name in ("ulx3s-25f", "ulx3s-85f"):
+        message = shortage(BOARDS[name], {"multipliers": 157, "luts": 100})
+        assert message.endswith(", and no board has enough; train a model with a smaller embed_dim")
+        assert "larger board" not in message
+
+
+@pytest.mark.parametrize("multipliers, largest", [(18, 16), (17, 12), (2, 0)])
+def test_the_largest_embed_dim_that_fits(multipliers, largest):
+    parameters = random_attention(np.random.default_rng(0), channels=24, num_heads=4, context_length=8)
+    board = dataclasses.replace(BOARDS["ulx3s-25f"], multipliers=multipliers)
+    assert largest_embed_dim(parameters, board, Requirements(0, 26)) == largest
 
 
 def test_an_attention_circuit_needs_a_multiplier_a_channel_and_up_to_four_to_normalize():
