@@ -118,14 +118,18 @@ class Calibration:
     histograms: Mapping[str, Histogram] = field(default_factory=dict)
 
 
-def refuse_unsupported(model: Transformer) -> None:
+def refuse_unsupported(config: ModelConfig, parameters: Mapping[str, np.ndarray] | None = None) -> None:
     """Refuse a model that the integer transformer has no operator for, or no number.
+
+    Args:
+        config: The model's.
+        parameters: Its weights by name; None where they are not looked at.
 
     Raises:
         QuantizationError: It has rotary positions, SwiGLU, grouped-query attention, sizes beyond the operators', or weights that are NaN or
             infinite; the message names all that it has.
     """
-    config, reasons = model.config, []
+    reasons = []
     if config.position == "rotary":
         reasons.append("position 'rotary' (integers exist for learned and sinusoidal positions)")
     if config.activation == "swiglu":
@@ -138,7 +142,7 @@ def refuse_unsupported(model: Transformer) -> None:
         reasons.append(f"max_seq_len {config.max_seq_len:,} (at most {MAXIMUM_CONTEXT:,})")
     reasons += [
         f"weight {name} is NaN or infinite"
-        for name, values in model.parameters.items()
+        for name, values in (parameters or {}).items()
         if not np.isfinite(values).all()
     ]
     if reasons:
@@ -160,7 +164,7 @@ def calibrate(
         QuantizationError: `refuse_unsupported` refuses the model; no tokens, an activation that is not finite, an override of something that is not there, or a format that
             does not hold its tensor.
     """
-    refuse_unsupported(model)
+    refuse_unsupported(model.config)
     windows = np.asarray(tokens)
     if windows.ndim != 2 or 0 in windows.shape:
         raise QuantizationError(

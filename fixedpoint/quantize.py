@@ -42,8 +42,8 @@ def quantize_transformer(
     Raises:
         QuantizationError: `refuse_unsupported` refuses the model, or an accumulator would need more than 32 bits.
     """
-    refuse_unsupported(model)
     config = model.config
+    refuse_unsupported(config, model.parameters)
     formats = calibration.formats
     residual = formats["residual"]
     parameters = model.parameters
