@@ -110,9 +110,9 @@ def settle_all(tasks: list[tuple[Proof, bool]], directory: Path, jobs: int) -> l
 
     order = sorted(range(len(tasks)), key=lambda number: -tasks[number][0].depth)
     with ThreadPoolExecutor(jobs) as executor, tqdm(total=len(tasks), unit="proof", disable=None) as bar:
-        futures = {executor.submit(verdict, tasks[number]): number for number in order}
         verdicts: dict[int, Verdict] = {}
         try:
+            futures = {executor.submit(verdict, tasks[number]): number for number in order}
             for future in as_completed(futures):
                 verdicts[futures[future]] = future.result()
                 bar.update()

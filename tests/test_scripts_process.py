@@ -214,7 +214,8 @@ def test_interrupt_ends_the_proofs_under_way(tmp_path: Path, monkeypatch: pytest
     ended = []
 
     def settle(claim: object, directory: Path, *, faulty: bool, tick: Callable[[], None]) -> None:
-        os.kill(os.getpid(), signal.SIGINT)  # it is the main thread that is interrupted
+        time.sleep(0.2)  # by then the main thread waits, and is interrupted there
+        os.kill(os.getpid(), signal.SIGINT)
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             try:
