@@ -1,5 +1,6 @@
 """What becomes of real numbers: each rounding at its ties, each constant from both sides, worked out in rational numbers."""
 
+import dataclasses
 import math
 from fractions import Fraction
 
@@ -17,11 +18,14 @@ from fixedpoint import (
 )
 from fixedpoint.calibration import QuantizationSettings, _checked, _choose, _residual_format
 from fixedpoint.compensation import Feedback, Moments, compensate
-from fixedpoint.embedding import EmbeddingTable
-from fixedpoint.histogram import Histogram, covering_format
+from fixedpoint.embedding import Embedding, EmbeddingTable
+from fixedpoint.exponential import Exponential
+from fixedpoint.histogram import HALF, Histogram, covering_format
 from fixedpoint.overrides import ResolvedOverrides
+from fixedpoint.reciprocal import Reciprocal, ReciprocalSquareRoot
 from fixedpoint.row_norm import whole_epsilon
 from fixedpoint.row_scales import least_squares_fractions, quantize_rows
+from fixedpoint.sampling import EXPONENTIAL
 
 INPUT, OUTPUT = QFormat(8, 5), QFormat(8, 3)
 # In units of a format: whole numbers, ties between even and odd neighbours on both sides of 0, and what is next to a tie.
@@ -168,7 +172,7 @@ def independent(variance):
     return moments
 
 
-@pytest.mark.parametrize("finer, found", [(3, True), (4, True), (5, False)])
+@pytest.mark.parametrize("finer, found", [(0, True), (1, True), (2, True), (3, True), (4, True), (5, False)])
 def test_compensated_rows_may_be_clipped_to_a_16th(finer, found):
     """Nearly all of the variance is in the inputs whose weights are small."""
     columns = 600
@@ -179,8 +183,54 @@ def test_compensated_rows_may_be_clipped_to_a_16th(finer, found):
     assert (result.fraction[0] == 2 + finer) == found
 
 
+def test_compensated_rows_may_be_twice_as_coarse():
+    result = compensate(np.array([[1.0, 0.5, -0.5]]), np.zeros(1), 4, independent(np.ones(3)), np.array([np.inf]))
+    assert result.fraction.tolist() == [1]  # 2 covers the largest one; as exact are halves
+
+
 def test_compensated_weights_round_half_up():
     result = compensate(
         np.ldexp([[100.0, *UNITS]], -6), np.zeros(1), 8, independent(np.ones(len(UNITS) + 1)), np.array([6.0])
     )
     assert (result.fraction.tolist(), np.ldexp(result.weight, 6).tolist()) == ([6], [[100, *ROUNDED]])
+
+
+def test_an_output_may_be_28_bits_finer_and_no_more():
+    norm = LayerNorm.from_float(np.ones(4), np.zeros(4), 1e-5, INPUT, OUTPUT, 8)
+    product = norm.normalized.fraction + norm.scale_format.fraction
+    table = EmbeddingTable.from_float(np.ones((2, 3)), 8)
+    makers = {
+        "an accumulator": lambda finer: Linear.from_float(
+            np.ones((1, 2)), None, 8, INPUT, QFormat(8, 6 + INPUT.fraction + finer), np.array([6])
+        ),
+        "the product": lambda finer: dataclasses.replace(norm, output=QFormat(8, product + finer)),
+        "the output": lambda finer: Embedding(table, table, QFormat(8, int(table.weight_fraction[0]) + finer)),
+    }
+    for what, make in makers.items():
+        make(28)
+        with pytest.raises(QuantizationError, match=f"28 .*{what}|{what}; at most 28"):
+            make(29)
+
+
+def test_a_samplers_shift_is_from_28_to_the_left_to_62_to_the_right():
+    for fraction, shift in ((57, 62), (-33, -28)):  # 1.44 is 0.72 * 2, and has 16 bits
+        assert Sampler(QFormat(16, fraction), 1.0).shift == shift
+    for fraction, word in ((58, "high"), (-34, "low")):
+        with pytest.raises(QuantizationError, match=f"a temperature of 1 is too {word}"):
+            Sampler(QFormat(16, fraction), 1.0)
+
+
+def test_sizes_where_none_is_given():
+    assert Exponential(fraction=10, table_bits=10, output_bits=16) == EXPONENTIAL
+    assert Exponential(5) == Exponential(fraction=5, table_bits=8, output_bits=8)
+    assert Reciprocal() == Reciprocal(index_bits=10, mantissa_bits=16)
+    assert ReciprocalSquareRoot() == ReciprocalSquareRoot(index_bits=10, mantissa_bits=16)
+    settings = QuantizationSettings()
+    widths = settings.weight_bits, settings.activation_bits, settings.residual_bits, settings.embedding_bits
+    assert widths == (8, 8, 16, 8)
+
+
+def test_the_middle_of_a_bin_and_the_largest_ratio_of_a_root():
+    histogram = Histogram.of(np.array([1.0]))
+    assert histogram.middles[HALF] == 0.5 * 2.0**histogram.exponent
+    assert 1 + 2**-11 < ReciprocalSquareRoot().largest_ratio <= 1 + 2**-10 + 2**-16
