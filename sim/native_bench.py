@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from amaranth.back import rtlil
+from amaranth.hdl import Elaboratable
 
 from hdl import CircuitError, ToolError
 from hdl.toolchain import require_tool, tool_version
@@ -93,31 +94,7 @@ class NativeBench:
         Raises:
             ToolError: A tool is missing or failed.
         """
-        for tool in NEEDED_TOOLS:
-            require_tool(tool)
-        build_directory = Path(build_directory).resolve()
-        refuse_spaces(build_directory)
-        tools = [f"{tool} {tool_version(tool)}" for tool in NEEDED_TOOLS]
-        library = build_directory / f"native-library-{hash_texts(*OPTIONS, *tools)}"
-        circuit = rtlil.convert(harness, name="top", emit_src=False)
-        texts = {"ports.h": _ports_header(harness), SOURCE.name: SOURCE.read_text(encoding="utf-8")}
-
-        def make(directory: Path, log: Path) -> list[Path]:
-            for file, text in {**texts, "top.v": to_verilog(harness)}.items():
-                (directory / file).write_text(text, encoding="utf-8")
-            objects = directory / "objects"
-            objects.mkdir()
-            take_objects(library, objects)
-            command = [str(require_tool("verilator")), *OPTIONS, "top.v", SOURCE.name]
-            status = run_logged(command, log, simulator_environment(), directory)
-            if status:
-                raise ToolError(f"verilator could not build {name} (exit status {status}); {log} ends:\n{tail(log)}")
-            keep_objects(objects, library)
-            return [directory / "top.v", objects / "bench"]
-
-        directory = kept_build(
-            build_directory, f"native-{hash_texts(circuit, *OPTIONS, *texts.values(), *tools)}", make
-        )
+        directory = compile_bench(name, harness, {"ports.h": _ports_header(harness)}, SOURCE, build_directory)
         _, shapes = stream_ports(harness.component)
         return cls(name, directory / "bench", tuple(harness.sources), tuple(harness.sinks), shapes)
 
@@ -213,6 +190,47 @@ class NativeBench:
         return NativeResult(sum(record["received"].values()), record["cycles"], record["total_cycles"])
 
 
+def compile_bench(
+    name: str, circuit: Elaboratable, texts: Mapping[str, str], source: Path, build_directory: Path
+) -> Path:
+    """Return the directory of a circuit's simulation, the program `bench`, compiled unless it has been before.
+
+    Args:
+        name: For messages.
+        circuit: The top module of the Verilog.
+        texts: File name → text of what the source includes.
+        source: The C++ program.
+        build_directory: Where compiled simulations are kept.
+
+    Raises:
+        ToolError: A tool is missing or failed.
+    """
+    for tool in NEEDED_TOOLS:
+        require_tool(tool)
+    build_directory = Path(build_directory).resolve()
+    refuse_spaces(build_directory)
+    tools = [f"{tool} {tool_version(tool)}" for tool in NEEDED_TOOLS]
+    library = build_directory / f"native-library-{hash_texts(*OPTIONS, *tools)}"
+    netlist = rtlil.convert(circuit, name="top", emit_src=False)
+    texts = {**texts, source.name: source.read_text(encoding="utf-8")}
+
+    def make(directory: Path, log: Path) -> list[Path]:
+        for file, text in {**texts, "top.v": to_verilog(circuit)}.items():
+            (directory / file).write_text(text, encoding="utf-8")
+        objects = directory / "objects"
+        objects.mkdir()
+        take_objects(library, objects)
+        command = [str(require_tool("verilator")), *OPTIONS, "top.v", source.name]
+        status = run_logged(command, log, simulator_environment(), directory)
+        if status:
+            raise ToolError(f"verilator could not build {name} (exit status {status}); {log} ends:\n{tail(log)}")
+        keep_objects(objects, library)
+        return [directory / "top.v", objects / "bench"]
+
+    key = hash_texts(netlist, *OPTIONS, *texts.values(), *tools)
+    return kept_build(build_directory, f"native-{key}", make)
+
+
 def _ports_header(harness: Harness) -> str:
     """Return `ports.h`."""
 
@@ -228,4 +246,4 @@ def _ports_header(harness: Harness) -> str:
     return constants + table("SOURCES", harness.sources) + table("SINKS", harness.sinks)
 
 
-__all__ = ["NativeBench", "NativeResult"]
+__all__ = ["NativeBench", "NativeResult", "compile_bench"]

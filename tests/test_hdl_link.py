@@ -8,6 +8,7 @@ from amaranth.hdl import Module
 from amaranth.lib import wiring
 from amaranth.sim import Simulator
 from link_circuits import (
+    ANSWER_CYCLES,
     CHANNELS,
     IDENTITY,
     CircuitBoard,
@@ -20,11 +21,13 @@ from link_circuits import (
 from serial_wire import CLOCK_PERIOD, SimulatedPort
 
 from hdl import CircuitError, ToolError
+from hdl.board import SerialAccelerator
 from hdl.frames import FrameDecoder, encode_frame
 from hdl.link import ANSWER, LARGEST_EMBED_DIM, UNKNOWN, Host, HostLink, Identity, Kind
 from hdl.session import ATTEMPTS, HEADER, REFUSED, Requester
 from hdl.uart import UARTReceiver, UARTTransmitter
 from sim.link_campaign import DisturbedPort, exercise_disturbed
+from sim.wire_bench import WireBoard
 
 DIVISOR = 4
 BIT = DIVISOR * CLOCK_PERIOD
@@ -457,8 +460,30 @@ def test_tokens_before_their_time_are_refused():
         host.send(vectors(1)[0])
 
 
+def disturb_wires(count, seed, builds):
+    """Disturb frames on the wires of the compiled circuit."""
+    circuit = SerialAccelerator(Counting(), IDENTITY, DIVISOR * 1e6, 1e6)
+    with WireBoard("host link", circuit, DIVISOR, ANSWER_CYCLES, builds) as board:
+        return exercise_disturbed(board, IDENTITY, expected_stream, count, seed=seed)
+
+
+@pytest.mark.slow
+def test_hundreds_of_disturbed_frames_on_the_wires_of_the_circuit(simulation_builds):
+    figures = disturb_wires(400, 5, simulation_builds)
+    assert figures["disturbed"] >= 400
+    assert figures["tokens"] > 150
+    assert figures["recovered_sequences"] > 5
+
+
 @pytest.mark.campaign
-def test_a_hundred_thousand_disturbed_frames(capsys):
-    figures = exercise_disturbed(ModelBoard(), IDENTITY, expected_stream, 100_000, seed=1)
+def test_a_hundred_thousand_disturbed_frames_on_the_wires_of_the_circuit(simulation_builds, capsys):
+    figures = disturb_wires(100_000, 1, simulation_builds)
     with capsys.disabled():
-        print(f"\nmodel of the host link: {figures}")
+        print(f"\nhost link, circuit: {figures}")
+
+
+@pytest.mark.campaign
+def test_a_hundred_thousand_disturbed_frames_on_the_model(capsys):
+    figures = exercise_disturbed(ModelBoard(), IDENTITY, expected_stream, 100_000, seed=2)
+    with capsys.disabled():
+        print(f"\nhost link, model: {figures}")
