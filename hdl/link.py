@@ -28,7 +28,7 @@ from .session import HEADER, Requester, Responder, SerialPort, SessionLost
 
 ELEMENT, RESULT = signed(8), signed(16)  # one byte of a token, two of a result
 LARGEST_EMBED_DIM = (LARGEST_PACKET - HEADER.size - 1) // 2
-RECOVERIES = 16  # of one token, after which the board is given up
+RECOVERIES = 32  # of one token, after which the board is given up
 
 
 class Kind(IntEnum):

@@ -15,6 +15,19 @@ from hdl.session import ATTEMPTS, Requester
 
 BATCH = 100  # tokens whose results are computed at once
 REMEMBERED = 8  # frames of a direction that may come again
+# What can happen to a frame → how often. What takes the board's state away is rarer, or a long sequence would never be sent again whole.
+KINDS = {
+    "flip": 4,
+    "burst": 2,
+    "drop": 2,
+    "loss": 2,
+    "repeat": 2,
+    "insertion": 2,
+    "noise": 2,
+    "late": 2,
+    "stale": 1,
+    "reset": 1,
+}
 # So many exchanges in a row may be disturbed. The host gives up after ATTEMPTS: one must be left.
 LONGEST_STORM = ATTEMPTS - 1
 
@@ -98,7 +111,7 @@ class DisturbedPort:
         if self._random.random() >= self._share:
             return [frame]
         draw = self._random
-        kind = draw.choice(("flip", "burst", "drop", "loss", "repeat", "stale", "insertion", "noise", "late", "reset"))
+        kind = draw.choices(tuple(KINDS), tuple(KINDS.values()))[0]
         place = draw.randrange(len(frame))
         if kind == "late" and direction == 0:  # a host does not overtake itself
             kind = "flip"
