@@ -21,18 +21,21 @@ from .linear import Linear
 from .qformat import IntegerArray, QFormat
 from .reciprocal import Reciprocal, ReciprocalSquareRoot
 from .rms_norm import RMSNorm
+from .sampling import EXPONENTIAL, MULTIPLIER_BITS
 from .transformer import Block, Norm, QuantizedTransformer
 
 SCHEMA = "positron-quantized-transformer"
-VERSION = 2
+VERSION = 3
 ARITHMETIC = {
     "rounding": "half up: (x + (1 << (s - 1))) >> s, toward +infinity on ties",
     "overflow": "saturate",
     "weights": "a row's weight is integer * 2**-weight_fraction; a bias counts units of 2**-(input fraction + weight_fraction)",
+    "embedding": "the token's and the position's row are each rounded to the residual format, added, then saturated",
 }
 ORDER = {
     "weights.safetensors": "matrices row by row, a row an output, little-endian",
     "memory_files": "one matrix row or vector element a line, hexadecimal, two's complement, element 0 in the least significant bits",
+    "activation_table": "the result of the smallest input first, of the largest last",
 }
 NORM_NAMES = ("attention_norm", "feed_forward_norm")
 PROJECTION_NAMES = ("query", "key", "value", "output")
@@ -62,6 +65,7 @@ def describe(quantized: QuantizedTransformer) -> tuple[dict[str, Any], dict[str,
         layers[name] = {
             "kind": "layer" if isinstance(norm, LayerNorm) else "rms",
             "input": str(norm.input),
+            "normalized": str(norm.normalized),
             "scale_format": str(norm.scale_format),
             "output": str(norm.output),
             "epsilon": norm.epsilon,
@@ -80,7 +84,10 @@ def describe(quantized: QuantizedTransformer) -> tuple[dict[str, Any], dict[str,
         prefix = f"blocks.{index}"
         for name in NORM_NAMES:
             add_norm(f"{prefix}.{name}", getattr(block, name))
-        layers[f"{prefix}.attention"] = {"reciprocal": asdict(block.attention.reciprocal)}
+        layers[f"{prefix}.attention"] = {
+            "exponential": asdict(block.attention.softmax.exponential),
+            "reciprocal": asdict(block.attention.reciprocal),
+        }
         for name in PROJECTION_NAMES:
             add_linear(f"{prefix}.attention.{name}", getattr(block.attention, name))
         add_linear(f"{prefix}.up", block.up)
@@ -103,6 +110,7 @@ def describe(quantized: QuantizedTransformer) -> tuple[dict[str, Any], dict[str,
         "num_layers": len(quantized.blocks),
         "num_heads": quantized.blocks[0].attention.num_heads,
         "context_length": quantized.context_length,
+        "sampler": {"multiplier_bits": MULTIPLIER_BITS, "exponential": asdict(EXPONENTIAL)},
         "layers": layers,
         "tensors": {
             name: {
