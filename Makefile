@@ -15,7 +15,7 @@ DEMO_OPTIONS ?=
 CAMPAIGN_OPTIONS ?=
 PYTEST := OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: help demo test quick campaign prove cores netlist lint format doctor setup clean distclean
+.PHONY: help demo test quick icarus campaign prove cores netlist lint format doctor setup clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */make \1\t/' | expand -t 16
@@ -28,6 +28,9 @@ test: lint ## style, types and all tests: under 10 minutes
 
 quick: $(ENVIRONMENT) ## the tests without the slow ones
 	$(PYTEST) -m "not slow and not campaign"
+
+icarus: $(ENVIRONMENT) ## the tests that are about Icarus Verilog, the second Verilog simulator; `make test` skips them without it
+	$(PYTEST) -m "icarus and not campaign"
 
 campaign: $(ENVIRONMENT) ## the long campaigns: a million vectors a core, training killed at 50 random moments, …
 	@$(BIN)/python -m scripts.campaign $(CAMPAIGN_OPTIONS)

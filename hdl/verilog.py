@@ -144,16 +144,17 @@ def testbench(
     outputs = [port for port in streams if not port.is_input]
     widths = {port.name: port.range for port in ports}
     lines = [
-        f"// Feeds {module} with golden vectors and compares every result. With Icarus Verilog, in this directory:",
-        f"//   iverilog -g2005 -o bench {module}.v {module}_testbench.v && vvp -n bench",
+        f"// Feeds {module} with golden vectors and compares every result. In this directory:",
+        f"//   with Icarus Verilog: iverilog -g2005 -o bench {module}.v {module}_testbench.v && vvp -n bench",
+        f"//   with Verilator: {_verilator_command(module)}",
+        "// +stall=N, percent of the cycles in which a source or a sink pauses, and +seed=N are arguments of the program.",
         "`timescale 1ns / 1ps",
         "",
         f"module {module}_testbench;",
-        "    parameter STALL = 25;  // percent of the cycles in which a source or a sink pauses",
-        "    parameter SEED = 1;",
-        "",
         "    reg clk = 0, rst = 1;",
-        "    integer seed = SEED, cycles = 0, quiet = 0;",
+        "    integer stall, seed, cycles = 0, quiet = 0;",
+        '    initial if (!$value$plusargs("stall=%d", stall)) stall = 25;',
+        '    initial if (!$value$plusargs("seed=%d", seed)) seed = 1;',
         f"    always #{CLOCK_HALF_PERIOD} clk = ~clk;",
         "",
     ]
@@ -215,6 +216,11 @@ def testbench(
     return "\n".join(lines)
 
 
+def _verilator_command(module: str) -> str:
+    options = f"--binary --timing -Wno-fatal --top {module}_testbench -o bench"
+    return f"verilator {options} {module}.v {module}_testbench.v && obj_dir/bench"
+
+
 def _source(port: StreamPort, count: int) -> list[str]:
     """Offer words; hold each until it is taken; show rubbish in between."""
     name = port.name
@@ -226,7 +232,7 @@ def _source(port: StreamPort, count: int) -> list[str]:
         f"        if ({name}__valid && {name}__ready) {name}_done <= {name}_done + 1;",
         f"        if (rst) {name}__valid <= 0;",
         f"        else if (!{name}__valid || {name}__ready) begin",
-        f"            if ({name}_offered < {count} && {{$random(seed)}} % 100 >= STALL) begin",
+        f"            if ({name}_offered < {count} && {{$random(seed)}} % 100 >= stall) begin",
         f"                {name}__valid <= 1;",
         f"                {name}__payload <= {name}_words[{name}_offered];",
         f"                {name}_offered <= {name}_offered + 1;",
@@ -245,7 +251,7 @@ def _sink(port: StreamPort, count: int) -> list[str]:
     name = port.name
     return [
         "    always @(posedge clk) begin",
-        f"        {name}__ready <= !rst && {{$random(seed)}} % 100 >= STALL;",
+        f"        {name}__ready <= !rst && {{$random(seed)}} % 100 >= stall;",
         f"        if (!rst && {name}__valid !== 0 && {name}__ready) begin",
         f"            {name}_done <= {name}_done + 1;",
         f"            if ({name}__valid !== 1 || {name}_done >= {count}) begin",
@@ -305,7 +311,11 @@ def interface_text(module: str, component: wiring.Component, ports: Sequence[Ver
         f"iverilog -g2005 -o bench {module}.v {module}_testbench.v && vvp -n bench",
         "```",
         "",
-        f"prints a line that begins with PASS or FAIL. `-P{module}_testbench.STALL=0` runs it at full speed.",
+        "prints a line that begins with PASS or FAIL; `vvp -n bench +stall=0` runs it at full speed. With Verilator:",
+        "",
+        "```sh",
+        _verilator_command(module),
+        "```",
         "",
     ]
     return "\n".join(lines)

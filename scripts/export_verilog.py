@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="rows, tokens or values for the test bench, as fits the core (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the random ones (default: %(default)s)")
-    parser.add_argument("--simulate", action="store_true", help="also run the test bench, with Icarus Verilog")
+    parser.add_argument("--simulate", action="store_true", help="also run the test bench, with Verilator or Icarus")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +63,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write the files, and run the bench where that is asked for."""
     from hdl.registry import find_core
-    from sim.verilog_export import export_core, module_name, run_icarus
+    from sim.verilog_export import export_core, module_name, run_testbench
 
     if arguments.vectors < 1:
         raise InputError(f"--vectors must be at least 1, not {arguments.vectors}")
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     for name in export_core(entry, core, directory, arguments.vectors, arguments.seed, module):
         print(directory / name)
     if arguments.simulate:
-        print(run_icarus(directory, module, [f"{module}.v"]))
+        print(*run_testbench(directory, module, [f"{module}.v"]))
     return 0
 
 

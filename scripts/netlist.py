@@ -2,7 +2,7 @@
 
 The cores are small examples. Cell models are those that come with Yosys, and this project's for ECP5's block RAM and multiplier. Results are kept in
 build/netlists; a netlist whose circuit, vectors and tools are unchanged is not checked again, and an interrupted run goes on where it stopped.
-Needs Icarus Verilog.
+Verilator runs them, and Icarus Verilog where Verilator cannot or --simulator says so.
 
 Example:
   make netlist
@@ -26,6 +26,7 @@ from hdl.registry import CORES, CoreEntry, find_core
 from scripts.cli import HelpFormatter, execute
 from scripts.output import add_json_argument, format_duration, format_table, write_json
 from sim.netlist import FAMILIES, Family, NetlistResult, check_netlist, find_family, plan_netlist
+from sim.verilog_bench import NEEDED_TOOLS, choose_simulator
 
 NETLISTS_DIRECTORY = Path("build") / "netlists"
 DEFAULT_VECTORS = 30
@@ -40,6 +41,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--family", action="append", help=f"one of {', '.join(FAMILIES)} (default: all)")
     parser.add_argument("--vectors", type=int, default=DEFAULT_VECTORS, metavar="N", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="seed of the vectors (default: %(default)s)")
+    parser.add_argument("--simulator", choices=NEEDED_TOOLS, help="default: the first of these that can run here")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="netlists at a time (default: %(default)s)")
     add_json_argument(parser)
     return execute(sys.modules[__name__], parser.parse_args(words))
@@ -57,8 +59,9 @@ def run(arguments: argparse.Namespace) -> int:
         for core in arguments.only or CORES
         for family in arguments.family or FAMILIES
     ]
+    simulator = arguments.simulator or choose_simulator()
     began = time.time()
-    outcomes = check_all(work, arguments.vectors, arguments.seed, arguments.jobs)
+    outcomes = check_all(work, arguments.vectors, arguments.seed, simulator, arguments.jobs)
     return report(work, outcomes, arguments, time.time() - began)
 
 
@@ -68,7 +71,7 @@ def how_to_go_on(arguments: argparse.Namespace) -> str:
 
 
 def check_all(
-    work: Sequence[tuple[CoreEntry, Family]], vectors: int, seed: int, jobs: int
+    work: Sequence[tuple[CoreEntry, Family]], vectors: int, seed: int, simulator: str, jobs: int
 ) -> list[NetlistResult | CircuitError | ToolError]:
     """Check some netlists at a time, and return each one's result or error, in the order of the work. Ctrl-C ends all tools first."""
     stopped = threading.Event()
@@ -81,7 +84,7 @@ def check_all(
         try:
             futures = []
             for entry, family in work:
-                future = _submit(executor, entry, family, vectors, seed, tick)
+                future = _submit(executor, entry, family, vectors, seed, simulator, tick)
                 future.add_done_callback(lambda _: progress.update())
                 futures.append(future)
             return [_outcome(future) for future in futures]
@@ -97,11 +100,12 @@ def _submit(
     family: Family,
     vectors: int,
     seed: int,
+    simulator: str,
     tick: Callable[[], None],
 ) -> Future:
     """Plan a netlist here, because circuits are for one thread, and have it checked by the executor."""
     try:
-        plan = plan_netlist(entry, entry.example(), family, vectors, seed)
+        plan = plan_netlist(entry, entry.example(), family, vectors, seed, simulator)
     except CircuitError as error:
         failed: Future = Future()
         failed.set_exception(error)

@@ -54,6 +54,21 @@ def kept_build(build_directory: Path, name: str, make: Callable[[Path, Path], It
     return directory
 
 
+def cache_directory() -> Path:
+    """Return the user's directory for what can be made again at any time: `$XDG_CACHE_HOME/positron`, else `~/.cache/positron`.
+
+    Raises:
+        OSError: The user has no home.
+    """
+    chosen = os.environ.get("XDG_CACHE_HOME")
+    if chosen:
+        return Path(chosen) / "positron"
+    try:
+        return Path.home() / ".cache" / "positron"
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
+
+
 def refuse_spaces(build_directory: Path) -> None:
     """Refuse a directory in which make cannot build.
 

@@ -4,7 +4,6 @@ Some twenty times faster than cocotb, for many vectors; what a failure says is w
 """
 
 import json
-import os
 import re
 import tempfile
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from amaranth.back import rtlil
 from amaranth.hdl import Elaboratable
 
 from hdl import CircuitError, ToolError
-from hdl.toolchain import require_tool, tool_version
+from hdl.toolchain import require_tool, tool_environment, tool_version
 
 from .bench import BenchFailure
 from .builds import hash_texts, keep_objects, kept_build, refuse_spaces, simulator_environment, take_objects
@@ -135,7 +134,7 @@ class NativeBench:
             numbers = [stalls.seed, *thresholds, stalls.reset_after, stalls.silence, IDLE_CYCLES, WATCHDOG_CYCLES]
             log = directory / "log"
             status = run_logged(
-                [str(self.executable), "vectors", "result", *map(str, numbers)], log, os.environ, directory
+                [str(self.executable), "vectors", "result", *map(str, numbers)], log, tool_environment(), directory
             )
             result = directory / "result"
             if status not in (0, 1) or not result.exists():

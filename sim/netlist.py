@@ -1,8 +1,8 @@
 """Cores simulated again after synthesis: the netlist of a family's cells, with the cells' models, must give the golden results.
 
 Yosys ships models of all iCE40 cells and of ECP5's logic. ECP5's hard multiplier and block RAM are black boxes to it; their models
-are in `hdl/cells`. The test bench is the one that `positron export-verilog` writes; four-valued simulation (Icarus) shows what a
-missing reset or an uninitialized memory leaves unknown.
+are in `hdl/cells`. The test bench is the one that `positron export-verilog` writes; what a missing reset or an uninitialized memory
+leaves unknown shows as a wrong result (`sim.verilog_bench`).
 
 Three steps: `plan_netlist` writes circuit and test bench, `make_netlist` synthesizes, `simulate_netlist` runs the bench. `check_netlist` does the
 last two, unless the same plan has passed before.
@@ -38,9 +38,10 @@ from hdl.toolchain import INSTALL_EXTRA, ToolFailure, run_tool, tool_version
 from hdl.verilog import ports_of
 from model.files import atomic_write
 
-from . import verilog_export
+from . import verilog_bench, verilog_export
 from .core_cases import core_words
-from .verilog_export import bench_files, module_name, run_icarus
+from .verilog_bench import choose_simulator, simulator_versions
+from .verilog_export import bench_files, module_name, run_testbench
 
 CELLS_DIRECTORY = Path(hdl.__file__).with_name("cells")
 NETLIST_FILE, FIGURES_FILE, CELLS_FILE = "netlist.v", "netlist.json", "cells.v"
@@ -48,7 +49,13 @@ STALL_PERCENT = 25
 # What is done with a netlist, a part of what a kept result is for.
 SOURCES = [
     Path(file).read_text(encoding="utf-8")
-    for file in (__file__, memory_check.__file__, output_registers.__file__, verilog_export.__file__)
+    for file in (
+        __file__,
+        memory_check.__file__,
+        output_registers.__file__,
+        verilog_bench.__file__,
+        verilog_export.__file__,
+    )
 ]
 # No cells under Lattice's older names, and no default values of ports, which Icarus does not know.
 LIBRARY_DEFINITIONS = "`define NO_INCLUDES\n`define NO_ICE40_DEFAULT_ASSIGNMENTS"
@@ -103,6 +110,7 @@ class NetlistPlan:
         bench: File name → text: the test bench and its words.
         results: Words that the test bench compares.
         seed: Of the random vectors.
+        simulator: 'verilator' or 'icarus'.
     """
 
     core: str
@@ -111,6 +119,7 @@ class NetlistPlan:
     bench: dict[str, str]
     results: int
     seed: int
+    simulator: str
 
     @cached_property
     def inputs_sha256(self) -> str:
@@ -119,7 +128,7 @@ class NetlistPlan:
             (self.core, self.circuit, self.bench),
             (READ_SCRIPT, self.family.synthesis, SOURCES),
             cell_models(self.family),
-            {tool: tool_version(tool) or "unknown" for tool in ("yosys", "iverilog", "vvp")},
+            {"yosys": tool_version("yosys") or "unknown", **simulator_versions(self.simulator)},
         ]
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
@@ -134,6 +143,7 @@ class Netlist:
         cells: Cell type → count.
         files: File name → text: the netlist, the cells' models, the test bench and its words.
         results: Words that the test bench compares.
+        simulator: 'verilator' or 'icarus'.
     """
 
     core: str
@@ -141,6 +151,7 @@ class Netlist:
     cells: dict[str, int]
     files: dict[str, str]
     results: int
+    simulator: str
 
 
 @dataclass(frozen=True)
@@ -152,6 +163,7 @@ class NetlistResult:
         cells: Cell type → count.
         results: Words compared, all of them equal.
         seed: Of the random vectors.
+        simulator: 'verilator' or 'icarus'.
         seconds: Wall time of synthesis and simulation.
         inputs_sha256: The plan's.
     """
@@ -161,6 +173,7 @@ class NetlistResult:
     cells: dict[str, int]
     results: int
     seed: int
+    simulator: str
     seconds: float
     inputs_sha256: str
 
@@ -206,7 +219,9 @@ def cell_models(family: Family) -> str:
     )
 
 
-def plan_netlist(entry: CoreEntry, core: wiring.Component, family: Family, count: int, seed: int) -> NetlistPlan:
+def plan_netlist(
+    entry: CoreEntry, core: wiring.Component, family: Family, count: int, seed: int, simulator: str | None = None
+) -> NetlistPlan:
     """Return a core's circuit for a family, with a test bench.
 
     Not for several threads at once: Amaranth numbers signals with a counter of the process.
@@ -217,9 +232,11 @@ def plan_netlist(entry: CoreEntry, core: wiring.Component, family: Family, count
         family: The family.
         count: Rows, tokens or values for the bench.
         seed: Of the random ones among them.
+        simulator: 'verilator' or 'icarus'; None: the one that `choose_simulator` returns.
 
     Raises:
         CircuitError: `count` is not positive, or ports of different formats are joined.
+        ToolError: No simulator can run here.
     """
     module = module_name(entry)
     words = core_words(entry, core, count, seed)
@@ -227,7 +244,8 @@ def plan_netlist(entry: CoreEntry, core: wiring.Component, family: Family, count
     check_connections(core, platform)
     text = rtlil.convert(core, name=module, platform=platform, emit_src=False)
     bench = bench_files(entry, module, core, ports_of(text, module), words)
-    return NetlistPlan(entry.name, family, text, bench, sum(len(values) for values in words.outputs.values()), seed)
+    results = sum(len(values) for values in words.outputs.values())
+    return NetlistPlan(entry.name, family, text, bench, results, seed, simulator or choose_simulator())
 
 
 def make_netlist(plan: NetlistPlan, tick: Callable[[], None] | None = None) -> Netlist:
@@ -272,7 +290,7 @@ def make_netlist(plan: NetlistPlan, tick: Callable[[], None] | None = None) -> N
         raise ToolError(f"Yosys left {', '.join(unmapped)} of {plan.core} unmapped for {family.name}")
     refuse_block_ram_resets(plan.core, design)
     files = {NETLIST_FILE: netlist, CELLS_FILE: cell_models(family), **plan.bench}
-    return Netlist(plan.core, family.name, dict(sorted(cells.items())), files, plan.results)
+    return Netlist(plan.core, family.name, dict(sorted(cells.items())), files, plan.results, plan.simulator)
 
 
 def simulate_netlist(
@@ -287,14 +305,14 @@ def simulate_netlist(
         tick: Called about five times a second; what it raises ends this.
 
     Raises:
-        ToolError: Icarus is missing or failed, or a result is not the golden one.
+        ToolError: The simulator is missing or failed, or a result is not the golden one.
     """
     directory.mkdir(parents=True, exist_ok=True)
     for name, text in netlist.files.items():
         (directory / name).write_text(text, encoding="utf-8")
     module = netlist.core.replace("-", "_")
     try:
-        run_icarus(directory, module, [NETLIST_FILE, CELLS_FILE], stall=stall, tick=tick)
+        run_testbench(directory, module, [NETLIST_FILE, CELLS_FILE], netlist.simulator, stalls=[stall], tick=tick)
     except ToolError as error:
         raise ToolError(f"{netlist.core} as a netlist for {netlist.family}: {error}") from error
 
@@ -328,7 +346,14 @@ def check_netlist(plan: NetlistPlan, directory: Path, tick: Callable[[], None] |
             raise ToolError(f"{error}; its files are in {failed}") from error
     seconds = round(time.perf_counter() - started, 2)
     result = NetlistResult(
-        plan.core, plan.family.name, netlist.cells, netlist.results, plan.seed, seconds, plan.inputs_sha256
+        plan.core,
+        plan.family.name,
+        netlist.cells,
+        netlist.results,
+        plan.seed,
+        plan.simulator,
+        seconds,
+        plan.inputs_sha256,
     )
     directory.mkdir(parents=True, exist_ok=True)
     with atomic_write(directory / f"{name}.json") as file:

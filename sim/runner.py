@@ -1,7 +1,6 @@
 """Running benches: Verilog, builds that are kept, and the three simulators."""
 
 import json
-import os
 import re
 import shutil
 import sys
@@ -12,12 +11,12 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from amaranth.back import rtlil, verilog
+from amaranth.back import rtlil
 from amaranth.hdl import Elaboratable
 from amaranth.sim import Simulator
 
 from hdl import CircuitError, ToolError
-from hdl.toolchain import require_tool, tool_version
+from hdl.toolchain import run_tool, tool_version
 
 from .bench import SimulationResult, StreamBench, judge, plan
 from .builds import hash_texts, keep_objects, kept_build, refuse_spaces, simulator_environment, take_objects
@@ -32,6 +31,8 @@ VERILATOR_ARGUMENTS = ("-Wno-fatal", "-Wno-WIDTH", "--assert", "--x-initial", "u
 PUBLIC_PORTS = "`verilator_config\n" + "".join(
     f'public_flat_rw -module "top" -var "{port}"\n' for port in ("clk", "rst", "inputs", "outputs")
 )
+# Processes stay processes, and assertions stay in them; it is Amaranth's own way to Verilog, with the Yosys that pip has installed.
+YOSYS_SCRIPT = "read_rtlil top.il; proc -nomux -norom; memory_collect; write_verilog -norename top.v"
 # How a failed assertion looks in a log, after its message: Verilator's words, then Icarus's.
 ASSERTION = re.compile(r"^(.*?)(?:\[\d+\] %Error: .*Assertion failed|FATAL: \S+top\.v:\d+:)", re.MULTILINE)
 IMMEDIATE_ASSERTION = re.compile(r"^(\s*assert \(.*\));$", re.MULTILINE)
@@ -162,21 +163,16 @@ def _run_amaranth(harness: Harness, settings: dict, stalls: Sequence[Stalls]) ->
 
 
 def to_verilog(circuit: Elaboratable) -> str:
-    """Return a circuit as Verilog, its top module named `top`, made by the Yosys that pip has installed.
+    """Return a circuit as Verilog, its top module named `top`.
 
     Raises:
-        ToolError: Yosys is missing.
+        ToolError: Yosys is missing or failed.
     """
-    # Amaranth finds Yosys by this variable; a user should not have to know.
-    before = os.environ.get("YOSYS")
-    os.environ["YOSYS"] = str(require_tool("yosys"))
-    try:
-        return verilog.convert(circuit, name="top", emit_src=False).replace(EMPTY_VALUE, "1'b0")
-    finally:
-        if before is None:
-            del os.environ["YOSYS"]
-        else:
-            os.environ["YOSYS"] = before
+    with tempfile.TemporaryDirectory() as made:
+        directory = Path(made)
+        (directory / "top.il").write_text(rtlil.convert(circuit, name="top", emit_src=False), encoding="utf-8")
+        run_tool("yosys", ("-q", "-p", YOSYS_SCRIPT), directory)
+        return (directory / "top.v").read_text(encoding="utf-8").replace(EMPTY_VALUE, "1'b0")
 
 
 def build(harness: Elaboratable, simulator: str, build_directory: Path) -> Path:

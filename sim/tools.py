@@ -1,5 +1,6 @@
 """Which simulators this machine has, and what the others lack."""
 
+from collections.abc import Iterable
 from importlib.util import find_spec
 
 from hdl import ToolError
@@ -13,6 +14,11 @@ NEEDED_TOOLS = {
 }
 
 
+def missing_tools(names: Iterable[str]) -> list[str]:
+    """Return those tools that are not installed, as words for a message: each with what to install."""
+    return [f"{name} (install it: {TOOLS[name].install})" for name in names if find_tool(name) is None]
+
+
 def missing_for(simulator: str) -> list[str]:
     """Return what a simulator lacks on this machine, as words for a message; empty when it can run.
 
@@ -22,7 +28,7 @@ def missing_for(simulator: str) -> list[str]:
     if simulator not in SIMULATORS:
         raise ToolError(f"unknown simulator {simulator!r}; choose one of {', '.join(SIMULATORS)}")
     needed = NEEDED_TOOLS[simulator]
-    missing = [f"{name} (install it: {TOOLS[name].install})" for name in needed if find_tool(name) is None]
+    missing = missing_tools(needed)
     if needed and find_spec("cocotb") is None:
         missing.append(f"cocotb (install it: {INSTALL_EXTRA})")
     return missing

@@ -1,4 +1,4 @@
-"""Writing a core with its interface and test bench for other people's projects, and running such a bench with Icarus Verilog."""
+"""Writing a core with its interface and test bench for other people's projects, and running such a bench."""
 
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -8,13 +8,14 @@ from amaranth.lib import wiring
 from fixedpoint import atomic_directory
 from hdl import ToolError
 from hdl.registry import CoreEntry
-from hdl.toolchain import run_tool
 from hdl.verilog import VerilogPort, interface_text, memory_text, stream_ports, testbench, to_plain_verilog
 from model.errors import InputError
 
 from .core_cases import CoreWords, core_words
+from .verilog_bench import compiled_bench
 
-BENCH_PROGRAM = "bench"
+# What the commands that stand in an exported bench leave beside it.
+LEFT_BY_HAND = ("bench", "obj_dir")
 
 
 def module_name(entry: CoreEntry) -> str:
@@ -62,7 +63,7 @@ def export_core(
         f"{module}.md": interface_text(module, core, ports),
         **bench_files(entry, module, core, ports, words),
     }
-    refuse_to_lose(Path(directory), {*files, BENCH_PROGRAM})
+    refuse_to_lose(Path(directory), {*files, *LEFT_BY_HAND})
     with atomic_directory(Path(directory)) as work:
         for name, content in files.items():
             (work / name).write_text(content, encoding="utf-8")
@@ -86,34 +87,48 @@ def refuse_to_lose(directory: Path, names: Collection[str]) -> None:
         )
 
 
-def run_icarus(
+def run_testbench(
     directory: Path,
     module: str,
     sources: Sequence[str],
+    simulator: str | None = None,
     *,
-    stall: int = 25,
+    stalls: Sequence[int] = (25,),
     options: Sequence[str] = (),
     tick: Callable[[], None] | None = None,
-) -> str:
-    """Compile a test bench and its module in a directory, run it, and return its verdict, the line after PASS.
+) -> list[str]:
+    """Compile a test bench and its module in a directory, run it, and return its verdicts, a line that begins with PASS each.
 
     Args:
         directory: Where the bench and its vectors are.
         module: The module under test.
-        sources: The other Verilog files, relative to `directory` or absolute.
-        stall: Percent of the cycles in which sources and sinks pause.
-        options: More options for iverilog.
+        sources: The other Verilog files there.
+        simulator: 'verilator' or 'icarus'; None: the one that `choose_simulator` returns.
+        stalls: One verdict for each: percent of the cycles in which sources and sinks pause.
+        options: More options for the simulator.
         tick: Called about five times a second; what it raises ends the simulation.
 
     Raises:
-        ToolError: Icarus is missing or failed, or the bench says FAIL or nothing.
+        ToolError: No simulator can run or it failed, or the bench says FAIL or nothing.
     """
-    directory, bench = Path(directory).resolve(), f"{module}_testbench"
-    # The bench is the only root; libraries of cells hold many modules that nobody uses.
-    arguments = ("-g2012", "-o", BENCH_PROGRAM, "-s", bench, f"-P{bench}.STALL={stall}", *options)
-    run_tool("iverilog", (*arguments, f"{bench}.v", *sources), directory, tick)
-    output = run_tool("vvp", ("-n", BENCH_PROGRAM), directory, tick)
-    (directory / BENCH_PROGRAM).unlink()
+    directory, top = Path(directory).resolve(), f"{module}_testbench"
+    verdicts = []
+    with compiled_bench(directory, top, [f"{top}.v", *sources], simulator, options=options, tick=tick) as bench:
+        for stall in stalls:
+            outputs = bench.run(directory, [f"+stall={stall}"], tick)
+            judged = [_verdict(module, output) for output in outputs]
+            if len(set(judged)) > 1:
+                raise ToolError(f"what the test bench of {module} does depends on unknown bits: {'; '.join(judged)}")
+            verdicts.append(judged[0])
+    return verdicts
+
+
+def _verdict(module: str, output: str) -> str:
+    """Return the line that a bench has printed.
+
+    Raises:
+        ToolError: It begins with FAIL, or there is none.
+    """
     lines = sorted(line for line in output.splitlines() if line.startswith(("PASS", "FAIL")))  # FAIL comes first
     if not lines or not lines[0].startswith("PASS"):
         raise ToolError(f"the test bench of {module} says: {lines[0] if lines else output.strip()[-500:] or 'nothing'}")

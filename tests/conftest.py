@@ -17,6 +17,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is about Icarus Verilog, and say so, where that is not installed."""
+    from hdl.toolchain import find_tool
+
+    if find_tool("iverilog") is None:
+        for item in items:
+            if item.get_closest_marker("icarus"):
+                item.add_marker(pytest.mark.skip(reason="Icarus Verilog is not installed"))
+
+
 @pytest.fixture(scope="session")
 def tiny_run_original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the directory of a tiny run, trained for a few steps and quantized. Not to be changed."""

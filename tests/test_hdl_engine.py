@@ -7,6 +7,7 @@ from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.sim import Simulator
 from core_bench import STALLS, ResetOnce, every_row, needs_compiler, run, run_compiled
+from verilog_benches import EVERY_VERILOG_SIMULATOR
 
 import hdl.engine
 from fixedpoint import QFormat
@@ -60,7 +61,7 @@ def test_a_stall_on_one_side_loses_nothing(stalls, tmp_path):
 
 
 @pytest.mark.campaign
-@pytest.mark.parametrize("simulator", ["verilator", "icarus"])
+@pytest.mark.parametrize("simulator", EVERY_VERILOG_SIMULATOR)
 def test_other_simulators_agree(simulator, tmp_path):
     if missing_for(simulator):
         pytest.skip(f"{simulator} is not installed")

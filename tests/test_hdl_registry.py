@@ -4,6 +4,7 @@ import random
 
 import pytest
 from amaranth.hdl import Signal
+from verilog_benches import EVERY_SIMULATOR
 
 import hdl.argmax
 from hdl import CircuitError
@@ -13,7 +14,7 @@ from sim.bench import BenchFailure
 from sim.core_cases import Wired, core_bench
 from sim.runner import simulate, simulate_each
 from sim.stalls import Stalls
-from sim.tools import SIMULATORS, missing_for
+from sim.tools import missing_for
 
 COUNT = 12
 # Probabilities (source, sink) of a pause; full speed comes first because it also checks the cycle count.
@@ -50,7 +51,7 @@ def simulate_all(entry, bench, simulator, builds):
     return simulate_each(bench, stalls_of(entry, cycles), simulator, build_directory=builds)
 
 
-@pytest.mark.parametrize("simulator", SIMULATORS)
+@pytest.mark.parametrize("simulator", EVERY_SIMULATOR)
 @pytest.mark.parametrize("name", CORES)
 def test_every_core_equals_its_specification(name, simulator, simulation_builds):
     """Back to back, with stalls on either side, and after resets in the middle; the simulators agree on every cycle."""
@@ -63,7 +64,7 @@ def test_every_core_equals_its_specification(name, simulator, simulation_builds)
     assert cycles == golden_cycles
 
 
-@pytest.mark.parametrize("simulator", SIMULATORS)
+@pytest.mark.parametrize("simulator", EVERY_SIMULATOR)
 def test_a_core_that_remembers_its_place_across_a_reset_is_caught(simulator, simulation_builds, monkeypatch):
     """Argmax's count of a row's elements is made a register without reset: rows are right until one is cut short."""
 

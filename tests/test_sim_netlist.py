@@ -193,7 +193,7 @@ class Passing:
         if self.failure is not None and plan.family.name == "ecp5":
             raise self.failure
         return NetlistResult(
-            plan.core, plan.family.name, {"SB_LUT4": 3, "SB_DFFE": 4}, plan.results, plan.seed, 0.1, ""
+            plan.core, plan.family.name, {"SB_LUT4": 3, "SB_DFFE": 4}, plan.results, plan.seed, plan.simulator, 0.1, ""
         )
 
 
@@ -273,8 +273,9 @@ def test_what_was_checked_is_not_checked_again_unless_something_changed(tmp_path
         plan(seed=2),
         dataclasses.replace(plan(), circuit=plan().circuit + "\n"),
         dataclasses.replace(plan(), family=dataclasses.replace(family, synthesis="synth_ice40 -noabc")),
+        dataclasses.replace(plan(), simulator={"verilator": "icarus", "icarus": "verilator"}[plan().simulator]),
     ]
-    assert len({first.inputs_sha256, *(other.inputs_sha256 for other in others)}) == 5
+    assert len({first.inputs_sha256, *(other.inputs_sha256 for other in others)}) == 6
     monkeypatch.setattr(netlist_module, "tool_version", lambda name: "0.0")
     others.append(plan())
     for other in others:
@@ -326,7 +327,7 @@ class Table(wiring.Component):
 
 def cells_of(core, family):
     text = rtlil.convert(core, name="core", emit_src=False)
-    return make_netlist(NetlistPlan("core", FAMILIES[family], text, {}, 0, 0)).cells
+    return make_netlist(NetlistPlan("core", FAMILIES[family], text, {}, 0, 0, "verilator")).cells
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -14,6 +14,7 @@ from amaranth.hdl import Assert, Format, Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import Out
 from sim_circuits import FAULTY_WORD, Doubler, Fault
+from verilog_benches import EVERY_SIMULATOR, EVERY_VERILOG_SIMULATOR
 
 import sim.runner
 from hdl import CircuitError, ToolError
@@ -21,21 +22,21 @@ from sim.bench import BenchFailure, StreamBench
 from sim.payload import pack_all
 from sim.runner import simulate, simulate_each, to_verilog
 from sim.stalls import Stalls
-from sim.tools import SIMULATORS, default_simulator, missing_for
+from sim.tools import default_simulator, missing_for
 
 OFFSET = -3
 STALLS = [(0.0, 0.0), (0.3, 0.0), (0.0, 0.4), (0.5, 0.5)]
 
 
-def make_bench(fault=Fault.NONE, count=60, **settings):
+def make_bench(fault=Fault.NONE, count=60, offset=OFFSET, **settings):
     random_values = random.Random(5)
     values = [random_values.randrange(-128, 128) for _ in range(count)]
     last = [int(index == count - 1) for index in range(count)]
     circuit = Doubler()
     inputs = pack_all(data_shape(circuit.i), {"value": values, "last": last, "fault": [fault.value] * count})
-    outputs = pack_all(data_shape(circuit.o), {"value": [2 * value + OFFSET for value in values], "last": last})
+    outputs = pack_all(data_shape(circuit.o), {"value": [2 * value + offset for value in values], "last": last})
     settings = {"watchdog_cycles": 500, "expected_cycles": count} | settings
-    return StreamBench("doubler", circuit, {"i": inputs}, {"o": outputs}, {"offset": OFFSET}, **settings)
+    return StreamBench("doubler", circuit, {"i": inputs}, {"o": outputs}, {"offset": offset}, **settings)
 
 
 def data_shape(port):
@@ -47,7 +48,7 @@ def build_directory(simulation_builds):
     return simulation_builds
 
 
-@pytest.fixture(params=SIMULATORS)
+@pytest.fixture(params=EVERY_SIMULATOR)
 def run(request, build_directory):
     missing = missing_for(request.param)
     if missing:
@@ -213,7 +214,7 @@ def test_one_expected_bit_changed_fails(run):
         run(bench)
 
 
-@pytest.mark.parametrize("simulator", ["verilator", "icarus"])
+@pytest.mark.parametrize("simulator", EVERY_VERILOG_SIMULATOR)
 def test_same_circuit_is_built_once(simulator, build_directory, monkeypatch):
     if missing_for(simulator):
         pytest.skip(f"{simulator} lacks {', '.join(missing_for(simulator))}")
@@ -222,9 +223,10 @@ def test_same_circuit_is_built_once(simulator, build_directory, monkeypatch):
     simulate(make_bench(count=20), simulator, build_directory=build_directory)
 
 
-def test_builds_leave_only_whole_ones(tmp_path, monkeypatch):
-    if missing_for("icarus"):
-        pytest.skip("icarus is missing")
+@pytest.mark.parametrize("simulator", EVERY_VERILOG_SIMULATOR)
+def test_an_interrupted_build_leaves_only_whole_ones(simulator, tmp_path, monkeypatch):
+    if missing_for(simulator):
+        pytest.skip(f"{simulator} lacks {', '.join(missing_for(simulator))}")
 
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -232,9 +234,10 @@ def test_builds_leave_only_whole_ones(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(sim.runner, "_run_job", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            simulate(make_bench(), "icarus", build_directory=tmp_path)
+            simulate(make_bench(), simulator, build_directory=tmp_path)
     assert [path.name.partition("-")[0] for path in tmp_path.iterdir() if path.is_dir()] == ["verilog"]
-    simulate(make_bench(), "icarus", build_directory=tmp_path)
+    if simulator == "icarus":  # Verilator would compile its own library here first, for half a minute
+        simulate(make_bench(), simulator, build_directory=tmp_path)
 
 
 def test_interrupt_ends_the_children(tmp_path):
@@ -267,12 +270,13 @@ def is_running(number: int) -> bool:
         return False
 
 
-def test_failed_build_shows_its_log(tmp_path, monkeypatch):
-    if missing_for("icarus"):
-        pytest.skip("icarus is missing")
+@pytest.mark.parametrize("simulator", EVERY_VERILOG_SIMULATOR)
+def test_failed_build_shows_its_log(simulator, tmp_path, monkeypatch):
+    if missing_for(simulator):
+        pytest.skip(f"{simulator} lacks {', '.join(missing_for(simulator))}")
     monkeypatch.setattr(sim.runner, "to_verilog", lambda circuit: "module top(; endmodule")
-    with pytest.raises(ToolError, match=r"icarus could not build the circuit(?s:.*)syntax error"):
-        simulate(make_bench(), "icarus", build_directory=tmp_path)
+    with pytest.raises(ToolError, match=rf"{simulator} could not build the circuit(?s:.*)syntax error"):
+        simulate(make_bench(), simulator, build_directory=tmp_path)
 
 
 def test_simulators_are_silent(run, capfd):

@@ -164,6 +164,11 @@ module DP16KD (
         endcase
     endfunction
 
+    // The bits of `mask` become unknown. No exclusive or: simulators of two values put a number in the place of x, and two of them would cancel.
+    function [35:0] blur(input [35:0] value, input [35:0] mask);
+        blur = (value & ~mask) | (36'bx & mask);
+    endfunction
+
     // "0b010" → 010
     function [2:0] decode(input [39:0] text);
         decode = {text[16], text[8], text[0]};
@@ -176,18 +181,20 @@ module DP16KD (
     wire enable_b = (CEB !== 1'b0) && ({CSB2 === 1'b1, CSB1 === 1'b1, CSB0 === 1'b1} == decode(CSDECODE_B));
     wire reset_a = RSTA === 1'b1, reset_b = RSTB === 1'b1;
     // A synchronous reset also keeps its port from writing.
-    wire write_a = enable_a && !(reset_a && RESETMODE == "SYNC") && WEA !== 1'b0 && WEA !== 1'bz;
-    wire write_b = enable_b && !(reset_b && RESETMODE == "SYNC") && WEB !== 1'b0 && WEB !== 1'bz;
+    wire write_a = enable_a && !(reset_a && RESETMODE == "SYNC") && (WEA === 1'b1 || WEA === 1'bx);
+    wire write_b = enable_b && !(reset_b && RESETMODE == "SYNC") && (WEB === 1'b1 || WEB === 1'bx);
 
-    // What each port did at its last clock edge, for the other one to collide with: bits of its row that it read, bits that it wrote.
-    time when_a = 0, when_b = 0;
-    reg [8:0] row_a = 0, row_b = 0;
-    reg [35:0] read_a = 0, read_b = 0, wrote_a = 0, wrote_b = 0;
+    // What each port does at a clock edge: bits of its row that it reads, bits that it writes. For the other one to collide with, this is kept
+    // together with the time, and in one assignment, because a simulator may run parts of the two ports' blocks by turns.
+    reg [8:0] row_a, row_b, other_row_a, other_row_b;
+    reg [35:0] read_a, read_b, wrote_a, wrote_b, other_read_a, other_read_b, other_wrote_a, other_wrote_b;
+    reg [63:0] when_a, when_b;
+    reg [144:0] did_a = 0, did_b = 0;
 
     // The outputs' latches, and which of their bits are unknown.
     reg [35:0] latch_a = 0, latch_b = 0, unknown_a = 0, unknown_b = 0;
     reg [35:0] register_a = 0, register_b = 0;
-    wire [35:0] seen_a = latch_a ^ (unknown_a & 36'bx), seen_b = latch_b ^ (unknown_b & 36'bx);
+    wire [35:0] seen_a = blur(latch_a, unknown_a), seen_b = blur(latch_b, unknown_b);
 
     // The array is written at once, the outputs change after all edges of this instant. Whichever port comes second sees what both did.
     reg [35:0] old_a, new_a, old_b, new_b;
@@ -202,15 +209,16 @@ module DP16KD (
             latch_a <= ((WRITEMODE_A == "WRITETHROUGH" ? new_a : old_a) & read_a) >> offset(DATA_WIDTH_A, ada);
             unknown_a <= 0;
         end
-        if ($time != 0 && $time == when_b && row_a == row_b) begin
-            memory[row_a] = new_a ^ (wrote_a & wrote_b & 36'bx);
-            if (read_a != 0) unknown_a <= (read_a & wrote_b) >> offset(DATA_WIDTH_A, ada);
-            if (read_b != 0) unknown_b <= (read_b & wrote_a) >> offset(DATA_WIDTH_B, adb);
+        did_a = {$time, row_a, read_a, wrote_a};
+        {when_b, other_row_b, other_read_b, other_wrote_b} = did_b;
+        if ($time != 0 && $time == when_b && row_a == other_row_b) begin
+            memory[row_a] = blur(new_a, wrote_a & other_wrote_b);
+            if (read_a != 0) unknown_a <= (read_a & other_wrote_b) >> offset(DATA_WIDTH_A, ada);
+            if (other_read_b != 0) unknown_b <= (other_read_b & wrote_a) >> offset(DATA_WIDTH_B, adb);
         end
         if (reset_a) {latch_a, unknown_a} <= 0;
         if (reset_a) register_a <= 0;
         else if (OCEA !== 1'b0) register_a <= seen_a;
-        when_a = $time;
     end
     always @(posedge clock_b) begin
         row_b = adb[13:5];
@@ -223,22 +231,23 @@ module DP16KD (
             latch_b <= ((WRITEMODE_B == "WRITETHROUGH" ? new_b : old_b) & read_b) >> offset(DATA_WIDTH_B, adb);
             unknown_b <= 0;
         end
-        if ($time != 0 && $time == when_a && row_a == row_b) begin
-            memory[row_b] = new_b ^ (wrote_a & wrote_b & 36'bx);
-            if (read_a != 0) unknown_a <= (read_a & wrote_b) >> offset(DATA_WIDTH_A, ada);
-            if (read_b != 0) unknown_b <= (read_b & wrote_a) >> offset(DATA_WIDTH_B, adb);
+        did_b = {$time, row_b, read_b, wrote_b};
+        {when_a, other_row_a, other_read_a, other_wrote_a} = did_a;
+        if ($time != 0 && $time == when_a && row_b == other_row_a) begin
+            memory[row_b] = blur(new_b, wrote_b & other_wrote_a);
+            if (read_b != 0) unknown_b <= (read_b & other_wrote_a) >> offset(DATA_WIDTH_B, adb);
+            if (other_read_a != 0) unknown_a <= (other_read_a & wrote_b) >> offset(DATA_WIDTH_A, ada);
         end
         if (reset_b) {latch_b, unknown_b} <= 0;
         if (reset_b) register_b <= 0;
         else if (OCEB !== 1'b0) register_b <= seen_b;
-        when_b = $time;
     end
     always @(posedge reset_a) if (RESETMODE == "ASYNC") {latch_a, unknown_a, register_a} <= 0;
     always @(posedge reset_b) if (RESETMODE == "ASYNC") {latch_b, unknown_b, register_b} <= 0;
 
     // What a port of 36 bits reads stands on both sides' pins.
-    wire [35:0] out_a = (REGMODE_A == "OUTREG" ? register_a : seen_a) ^ (36'bx & ~bits(DATA_WIDTH_A));
-    wire [35:0] out_b = (REGMODE_B == "OUTREG" ? register_b : seen_b) ^ (36'bx & ~bits(DATA_WIDTH_B));
+    wire [35:0] out_a = blur(REGMODE_A == "OUTREG" ? register_a : seen_a, ~bits(DATA_WIDTH_A));
+    wire [35:0] out_b = blur(REGMODE_B == "OUTREG" ? register_b : seen_b, ~bits(DATA_WIDTH_B));
     wire [17:0] doa = DATA_WIDTH_B == 36 ? out_b[17:0] : DATA_WIDTH_A == 36 ? 18'bx : out_a[17:0];
     wire [17:0] dob = DATA_WIDTH_B == 36 ? out_b[35:18] : out_b[17:0];
     assign {DOA17, DOA16, DOA15, DOA14, DOA13, DOA12, DOA11, DOA10, DOA9, DOA8, DOA7, DOA6, DOA5, DOA4, DOA3, DOA2, DOA1, DOA0} = doa;
