@@ -190,7 +190,8 @@ class Transformer:
         """
         tokens = self._check_tokens(tokens)
         batch, length = tokens.shape
-        workspace = Workspace(self.dtype).one_block() if observe is None else Workspace(self.dtype, reuse=False)
+        # Each block keeps its keys and values: the cached decoder takes them from there.
+        workspace = Workspace(self.dtype, reuse=observe is None)
         watch = None
         if observe is not None:
             callback = observe
