@@ -9,11 +9,12 @@ import numpy as np
 
 from .arithmetic import Integers
 from .errors import QuantizationError
+from .operator import UnaryOperator
 from .qformat import FloatArray, IntegerArray, Overflow, QFormat, Rounding, as_int64
 
 
 @dataclass(frozen=True, eq=False)
-class TableActivation:
+class TableActivation(UnaryOperator):
     """A pointwise function `y = table[x - minimum(x)]`.
 
     Error: half a unit of the output, where the function is in its range. Widths: none but those of x and y.

@@ -9,11 +9,12 @@ import numpy as np
 
 from model import Transformer
 
-from .calibration import query_scale
+from .calibration import integer_factor
 from .histogram import decibels
 from .linear import Linear
 from .qformat import IntegerArray, Overflow, QFormat, Rounding
 from .quantize import named_linears, weight_parameter
+from .row_norm import RowNorm
 from .transformer import QuantizedTransformer
 
 BATCH = 32
@@ -54,52 +55,25 @@ class PartLoss:
 
 def tensor_formats(quantized: QuantizedTransformer) -> dict[str, QFormat]:
     """Return the format of every tensor between the layers, in the order of the computation."""
-    residual = quantized.residual
-    formats = {"embedding": residual}
-    for index, block in enumerate(quantized.blocks):
-        attention = block.attention
-        formats |= {
-            f"blocks.{index}.{name}": target
-            for name, target in (
-                ("attention_norm", block.attention_norm.output),
-                ("attention.query", attention.query.output),
-                ("attention.key", attention.key.output),
-                ("attention.value", attention.value.output),
-                ("attention.context", attention.context),
-                ("attention.output", attention.output.output),
-                ("attention_residual", residual),
-                ("feed_forward_norm", block.feed_forward_norm.output),
-                ("feed_forward.up", block.up.output),
-                ("feed_forward.activation", block.activation.output),
-                ("feed_forward.down", block.down.output),
-                ("feed_forward_residual", residual),
-            )
-        }
-    return formats | {"final_norm": quantized.final_norm.output, "logits": quantized.logits.output}
+    return {operation.name: operation.operator.output for operation in quantized.operations}
 
 
 def compare_tensors(
     model: Transformer, quantized: QuantizedTransformer, tokens: np.ndarray
 ) -> tuple[TensorComparison, ...]:
-    """Run both models on tokens (N, T) and compare every tensor on the way, but for attention's context, which the integer model does not show."""
+    """Run both models on tokens (N, T) and compare every tensor on the way."""
     formats = tensor_formats(quantized)
     sums = {name: np.zeros(4) for name in formats}  # signal², noise², values at an end, values
-    factor = query_scale(model.config.embed_dim // model.config.num_heads)
     for start in range(0, len(tokens), BATCH):
         exact: dict[str, np.ndarray] = {}
         model.forward(tokens[start : start + BATCH], observe=exact.__setitem__)
 
         def compare(name: str, integers: IntegerArray, exact: Mapping[str, np.ndarray] = exact) -> None:
             target = formats[name]
-            reference = exact[name].astype(np.float64) * (factor if name.endswith("attention.query") else 1.0)
+            reference = exact[name].astype(np.float64) * integer_factor(model.config, name)
             ends = (integers == target.minimum_integer) | (integers == target.maximum_integer)
             noise = np.square(reference - target.dequantize(integers)).sum()
             sums[name] += np.square(reference).sum(), noise, ends.sum(), integers.size
-            if name.endswith("attention_norm"):
-                prefix = name.removesuffix("_norm")
-                attention = quantized.blocks[int(name.split(".")[1])].attention
-                for part in ("query", "key", "value"):
-                    compare(f"{prefix}.{part}", getattr(attention, part).compute(integers), exact)
 
         quantized.forward(tokens[start : start + BATCH], observe=compare)
     return tuple(
@@ -135,13 +109,12 @@ def part_losses(
     """
     layers = _rounded_parameters(model, quantized)
     tensors = {name: target for name, target in tensor_formats(quantized).items() if name != "logits"}
-    factor = query_scale(model.config.embed_dim // model.config.num_heads)
     float_loss = _loss(model, inputs, targets)
     parts = []
     for part in progress([*(f"weights {name}" for name in layers), *(f"activations {name}" for name in tensors)]):
         kind, _, name = part.partition(" ")
         if kind == "activations":
-            rounding = _rounding(name, tensors[name], factor if name.endswith("attention.query") else 1.0)
+            rounding = _rounding(name, tensors[name], integer_factor(model.config, name))
             parts.append(PartLoss(name, kind, _loss(model, inputs, targets, rounding) - float_loss))
             continue
         before = {parameter: model.parameters[parameter].copy() for parameter in layers[name]}
@@ -158,24 +131,21 @@ def part_losses(
 def storage_bytes(quantized: QuantizedTransformer) -> int:
     """Return how much memory the model takes: weights and tables at their widths, each row's fraction and bias, the norms."""
     bits, rows = 0, 0
-    for layer in named_linears(quantized).values():
-        bits, rows = bits + layer.weight.size * layer.weight_bits, rows + layer.rows
+    for operator in (operation.operator for operation in quantized.operations):
+        if isinstance(operator, Linear):
+            bits, rows = bits + operator.weight.size * operator.weight_bits, rows + operator.rows
+        elif isinstance(operator, RowNorm):
+            bits += operator.channels * (operator.scale_format.bits + 32 * hasattr(operator, "shift"))
     for table in (quantized.embedding.token, quantized.embedding.position):
         bits += table.weight.size * table.weight_bits + 8 * len(table.weight)
-    for norm in (
-        quantized.final_norm,
-        *(norm for block in quantized.blocks for norm in (block.attention_norm, block.feed_forward_norm)),
-    ):
-        bits += norm.channels * (norm.scale_format.bits + 32 * hasattr(norm, "shift"))
     return -(-bits // 8) + rows * SCALE_AND_BIAS_BYTES
 
 
 def _rounded_parameters(model: Transformer, quantized: QuantizedTransformer) -> dict[str, dict[str, np.ndarray]]:
     """For every layer and table the parameters that its quantization changes, and what they become."""
-    factor = query_scale(model.config.embed_dim // model.config.num_heads)
     rounded: dict[str, dict[str, np.ndarray]] = {}
     for name, layer in named_linears(quantized).items():
-        scale = factor if name.endswith("attention.query") else 1.0
+        scale = integer_factor(model.config, name)
         parameters = {weight_parameter(model.config, name): layer.dequantized_weight() / scale}
         if f"{name}.bias" in model.parameters:
             parameters[f"{name}.bias"] = _real_bias(layer) / scale

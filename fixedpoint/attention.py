@@ -24,6 +24,7 @@ from .arithmetic import Integers, exact_matmul, requantize
 from .errors import QuantizationError
 from .exponential import Exponential
 from .linear import Linear
+from .operator import same_channels
 from .qformat import IntegerArray, QFormat, as_int64, bits_for
 from .reciprocal import Reciprocal
 from .softmax import Softmax
@@ -53,9 +54,9 @@ class KeyValueCache:
         return KeyValueCache(np.concatenate([self.keys, keys], axis=-2), np.concatenate([self.values, values], axis=-2))
 
 
-@dataclass(frozen=True, eq=False)
-class Attention:
-    """Quantized causal multi-head self-attention with a key-value cache.
+@dataclass(frozen=True)
+class CausalAttention:
+    """Causal multi-head attention between its projections: queries, keys and values to contexts.
 
     Equations: the ones above, with `c = requantize(Σe·v · r.mantissa, r.exponent + value fraction − context fraction)`, `r ~ 1 / Σe`.
 
@@ -65,11 +66,150 @@ class Attention:
     `accumulator_table` tells what of them the weights use.
 
     Attributes:
-        query, key, value: Projections (C, C) from the normalized input to 8-bit vectors.
-        output: Projection (C, C) from the context to the residual format.
+        query, key, value: Formats of what it reads.
+        output: Format of the context.
+        channels: C.
         num_heads: Heads H; divides C.
         context_length: Longest sequence; a circuit's cache has as many entries.
         reciprocal: The reciprocal of the softmax denominators.
+    """
+
+    query: QFormat
+    key: QFormat
+    value: QFormat
+    output: QFormat
+    channels: int
+    num_heads: int
+    context_length: int
+    reciprocal: Reciprocal = field(default_factory=Reciprocal)
+
+    def __post_init__(self) -> None:
+        for name in ("num_heads", "context_length"):
+            if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), int):
+                raise QuantizationError(f"attention {name} must be a whole number, not {getattr(self, name)!r}")
+        if self.num_heads < 1 or self.channels % self.num_heads:
+            raise QuantizationError(
+                f"attention needs num_heads that divide {self.channels} channels, not {self.num_heads}"
+            )
+        if not 1 <= self.context_length <= MAXIMUM_CONTEXT:
+            raise QuantizationError(
+                f"attention context_length must be 1 to {MAXIMUM_CONTEXT}, not {self.context_length}"
+            )
+        try:
+            smallest = self.softmax.exponential.maximum.bit_length() - 1 + self.reciprocal.mantissa_bits
+        except ValueError as error:  # the softmax states what it wants in its own words
+            raise QuantizationError(f"attention scores of format {self.score} are not usable: {error}") from None
+        if smallest + self.value.fraction - self.output.fraction < 0:
+            raise QuantizationError(
+                f"attention context {self.output} is too fine for values of {self.value}: it would gain bits that no value has"
+            )
+
+    @property
+    def inputs(self) -> tuple[QFormat, ...]:
+        """Formats of what it reads."""
+        return self.query, self.key, self.value
+
+    def output_channels(self, query: int, key: int, value: int) -> int:
+        """Return the channels of the output."""
+        return same_channels(self.channels, query, key, value)
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of a head d."""
+        return self.channels // self.num_heads
+
+    @property
+    def score(self) -> QFormat:
+        """Format of a score: wide enough for any sum of d products."""
+        largest = self.head_dim << (self.query.bits + self.key.bits - 2)
+        return QFormat(bits_for(-largest, largest, True), self.query.fraction + self.key.fraction)
+
+    @property
+    def softmax(self) -> Softmax:
+        """The softmax of one head's scores."""
+        score = self.score
+        return Softmax(score, self.context_length, Exponential(score.fraction), self.reciprocal)
+
+    @property
+    def weighted_sum_bits(self) -> int:
+        """Signed width of the sum of numerators times values."""
+        numerator = self.softmax.exponential.maximum
+        largest = self.context_length * numerator << (self.value.bits - 1)
+        return bits_for(-largest, largest, True)
+
+    def normalize(self, weighted: Integers, denominator: Integers) -> IntegerArray:
+        """Divide weighted sums by their denominators, to the format of the context.
+
+        Args:
+            weighted: Sums of numerator times value (...), value's fraction.
+            denominator: Sums of numerators, positive, broadcasting against `weighted`.
+        """
+        scale = self.reciprocal.compute(denominator)
+        shift = scale.exponent + (self.value.fraction - self.output.fraction)
+        return requantize(as_int64(weighted) * scale.mantissa, shift, self.output)
+
+    def scores(self, query: IntegerArray, key: IntegerArray) -> IntegerArray:
+        """Return the products of queries (..., N, C) and keys (..., L, C) by head: (..., H, N, L), of format `score`."""
+        limit = 1 << (self.query.bits - 1)
+        products = exact_matmul(self._split(query), np.swapaxes(self._split(key), -1, -2), limit, limit)
+        return products.astype(np.int64)
+
+    def empty_cache(self, *batch: int) -> KeyValueCache:
+        """Return the cache of sequences that have no token yet, for inputs (*batch, T, C)."""
+        nothing = np.zeros((*batch, 0, self.channels), dtype=np.int64)
+        return KeyValueCache(nothing, nothing)
+
+    def extend(
+        self, query: IntegerArray, key: IntegerArray, value: IntegerArray, cache: KeyValueCache
+    ) -> tuple[IntegerArray, KeyValueCache]:
+        """Run the next tokens of sequences whose earlier keys and values are cached.
+
+        However a sequence is cut into parts, the results are those of `compute` on the whole: row i of every sum has the same terms.
+
+        Args:
+            query: Integers (..., N, C) of format `query`, N >= 1, L + N <= context_length.
+            key: Integers (..., N, C) of format `key`.
+            value: Integers (..., N, C) of format `value`.
+            cache: Keys and values of the L tokens before, from `empty_cache` or an earlier call.
+
+        Returns:
+            Contexts, int64 (..., N, C) of format `output`, and the cache with L + N tokens.
+
+        Raises:
+            ValueError: No token, or more than the context holds.
+        """
+        new = query.shape[-2]
+        length = cache.length + new
+        if new < 1 or length > self.context_length:
+            raise ValueError(
+                f"attention sequences have 1 to {self.context_length} tokens, not {length if new else new}"
+            )
+        cache = cache.extended(key, value)
+        causal = np.tri(new, length, length - new, dtype=bool)  # the last of the new tokens sees all
+        numerators = self.softmax.numerators(self.scores(query, cache.keys), causal)  # (..., H, N, L + N)
+        limit = 1 << (self.value.bits - 1)
+        weighted = exact_matmul(numerators, self._split(cache.values), self.softmax.exponential.maximum, limit)
+        context = self.normalize(weighted, numerators.sum(axis=-1, keepdims=True))  # (..., H, N, d)
+        return np.swapaxes(context, -2, -3).reshape(query.shape), cache  # (..., N, C)
+
+    def compute(self, query: IntegerArray, key: IntegerArray, value: IntegerArray) -> IntegerArray:
+        """Return the contexts, int64 (..., T, C), of whole sequences (..., T, C), T <= context_length."""
+        return self.extend(query, key, value, self.empty_cache(*query.shape[:-2]))[0]
+
+    def _split(self, x: IntegerArray) -> IntegerArray:
+        """Split channels into heads: (..., T, C) to (..., H, T, d)."""
+        return np.swapaxes(x.reshape(*x.shape[:-1], self.num_heads, self.head_dim), -2, -3)
+
+
+@dataclass(frozen=True, eq=False)
+class Attention:
+    """Causal multi-head self-attention with its four projections: what the attention accelerator computes.
+
+    Attributes:
+        query, key, value: Projections (C, C) from the normalized input to 8-bit vectors.
+        output: Projection (C, C) from the context to the residual format.
+        num_heads, context_length, reciprocal: See `CausalAttention`.
+        core: The operator between the projections.
     """
 
     query: Linear
@@ -79,6 +219,7 @@ class Attention:
     num_heads: int
     context_length: int
     reciprocal: Reciprocal = field(default_factory=Reciprocal)
+    core: CausalAttention = field(init=False)
 
     def __post_init__(self) -> None:
         channels = self.embed_dim
@@ -93,23 +234,9 @@ class Attention:
             raise QuantizationError(
                 f"attention's activations must all be {self.query.input.bits} bits wide, not {sorted(widths)}"
             )
-        for name in ("num_heads", "context_length"):
-            if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), int):
-                raise QuantizationError(f"attention {name} must be a whole number, not {getattr(self, name)!r}")
-        if self.num_heads < 1 or channels % self.num_heads:
-            raise QuantizationError(f"attention needs num_heads that divide {channels} channels, not {self.num_heads}")
-        if not 1 <= self.context_length <= MAXIMUM_CONTEXT:
-            raise QuantizationError(
-                f"attention context_length must be 1 to {MAXIMUM_CONTEXT}, not {self.context_length}"
-            )
-        try:
-            smallest = self.softmax.exponential.maximum.bit_length() - 1 + self.reciprocal.mantissa_bits
-        except ValueError as error:  # the softmax states what it wants in its own words
-            raise QuantizationError(f"attention scores of format {self.score} are not usable: {error}") from None
-        if smallest + self.value.output.fraction - self.context.fraction < 0:
-            raise QuantizationError(
-                f"attention context {self.context} is too fine for values of {self.value.output}: it would gain bits that no value has"
-            )
+        formats = self.query.output, self.key.output, self.value.output, self.output.input
+        core = CausalAttention(*formats, channels, self.num_heads, self.context_length, self.reciprocal)
+        object.__setattr__(self, "core", core)
 
     @property
     def embed_dim(self) -> int:
@@ -119,19 +246,17 @@ class Attention:
     @property
     def head_dim(self) -> int:
         """Channels of a head d."""
-        return self.embed_dim // self.num_heads
+        return self.core.head_dim
 
     @property
     def score(self) -> QFormat:
-        """Format of a score: wide enough for any sum of d products."""
-        largest = self.head_dim << (self.query.output.bits + self.key.output.bits - 2)
-        return QFormat(bits_for(-largest, largest, True), self.query.output.fraction + self.key.output.fraction)
+        """Format of a score."""
+        return self.core.score
 
     @property
     def softmax(self) -> Softmax:
         """The softmax of one head's scores."""
-        score = self.score
-        return Softmax(score, self.context_length, Exponential(score.fraction), self.reciprocal)
+        return self.core.softmax
 
     @property
     def context(self) -> QFormat:
@@ -141,20 +266,7 @@ class Attention:
     @property
     def weighted_sum_bits(self) -> int:
         """Signed width of the sum of numerators times values."""
-        numerator = self.softmax.exponential.maximum
-        largest = self.context_length * numerator << (self.value.output.bits - 1)
-        return bits_for(-largest, largest, True)
-
-    def normalize(self, weighted: Integers, denominator: Integers) -> IntegerArray:
-        """Divide weighted sums by their denominators, to the format `context`.
-
-        Args:
-            weighted: Sums of numerator times value (...), value's fraction.
-            denominator: Sums of numerators, positive, broadcasting against `weighted`.
-        """
-        scale = self.reciprocal.compute(denominator)
-        shift = scale.exponent + (self.value.output.fraction - self.context.fraction)
-        return requantize(as_int64(weighted) * scale.mantissa, shift, self.context)
+        return self.core.weighted_sum_bits
 
     def scores(self, x: Integers) -> IntegerArray:
         """Return every head's scores of all pairs of tokens, future ones included.
@@ -165,44 +277,7 @@ class Attention:
         Returns:
             Integers (..., H, T, T) of format `score`: row i, column j is query i times key j.
         """
-        return self._scores(self.query.compute(x), self.key.compute(x))
-
-    def empty_cache(self, *batch: int) -> KeyValueCache:
-        """Return the cache of sequences that have no token yet, for inputs (*batch, T, C)."""
-        nothing = np.zeros((*batch, 0, self.embed_dim), dtype=np.int64)
-        return KeyValueCache(nothing, nothing)
-
-    def extend(self, x: Integers, cache: KeyValueCache) -> tuple[IntegerArray, KeyValueCache]:
-        """Run the next tokens of sequences whose earlier keys and values are cached.
-
-        However a sequence is cut into parts, the results are those of `compute` on the whole: row i of every sum has the same terms.
-
-        Args:
-            x: Integers (..., N, C) of the projections' input format, N >= 1, L + N <= context_length.
-            cache: Keys and values of the L tokens before, from `empty_cache` or an earlier call.
-
-        Returns:
-            int64 (..., N, C) of format `output.output`, before the residual is added, and the cache with L + N tokens.
-
-        Raises:
-            ValueError: No token, or more than the context holds.
-        """
-        new = x.shape[-2]
-        length = cache.length + new
-        if new < 1 or length > self.context_length:
-            raise ValueError(
-                f"attention sequences have 1 to {self.context_length} tokens, not {length if new else new}"
-            )
-        cache = cache.extended(self.key.compute(x), self.value.compute(x))
-        causal = np.tri(new, length, length - new, dtype=bool)  # the last of the new tokens sees all
-        numerators = self.softmax.numerators(
-            self._scores(self.query.compute(x), cache.keys), causal
-        )  # (..., H, N, L + N)
-        limit = 1 << (self.value.output.bits - 1)
-        weighted = exact_matmul(numerators, self._split(cache.values), self.softmax.exponential.maximum, limit)
-        context = self.normalize(weighted, numerators.sum(axis=-1, keepdims=True))  # (..., H, N, d)
-        merged = np.swapaxes(context, -2, -3).reshape(x.shape)  # (..., N, C)
-        return self.output.compute(merged), cache
+        return self.core.scores(self.query.compute(x), self.key.compute(x))
 
     def compute(self, x: Integers) -> IntegerArray:
         """Run whole sequences.
@@ -216,7 +291,8 @@ class Attention:
         Raises:
             ValueError: No token, or more than the context holds.
         """
-        return self.extend(x, self.empty_cache(*x.shape[:-2]))[0]
+        projected = self.query.compute(x), self.key.compute(x), self.value.compute(x)
+        return self.output.compute(self.core.compute(*projected))
 
     def compute_stream(self, x: Integers, restart: np.ndarray) -> IntegerArray:
         """Run a stream of tokens as the accelerator does, sequence after sequence.
@@ -246,13 +322,3 @@ class Attention:
             for array in (linear.weight, linear.weight_fraction, linear.bias):
                 digest.update(array.astype("<i8").tobytes())
         return digest.digest()
-
-    def _scores(self, query: IntegerArray, key: IntegerArray) -> IntegerArray:
-        """Products of queries (..., N, C) and keys (..., L, C) by head: (..., H, N, L)."""
-        limit = 1 << (self.query.output.bits - 1)
-        products = exact_matmul(self._split(query), np.swapaxes(self._split(key), -1, -2), limit, limit)
-        return products.astype(np.int64)
-
-    def _split(self, x: IntegerArray) -> IntegerArray:
-        """Split channels into heads: (..., T, C) to (..., H, T, d)."""
-        return np.swapaxes(x.reshape(*x.shape[:-1], self.num_heads, self.head_dim), -2, -3)

@@ -22,6 +22,7 @@ from .overrides import TABLES, Overrides, ResolvedOverrides
 from .qformat import QFormat
 from .row_norm import MAXIMUM_CHANNELS
 from .row_scales import WeightBits, storage_bits
+from .topology import decoder_steps, linear_inputs, residual_format_tensors, residual_stream
 
 # What saturates in the residual stream stays wrong, and logits are compared: a quarter of headroom above the largest value that calibration saw.
 RESIDUAL_HEADROOM = 1.25
@@ -171,22 +172,22 @@ def calibrate(
             f"calibration needs at least one whole window of tokens (N, T); got an array of shape {windows.shape}. "
             "Use a longer text."
         )
-    observed = _Observed(
-        query_scale(model.config.embed_dim // model.config.num_heads), settings.rounding == "compensated"
-    )
+    steps = decoder_steps(model.config.num_layers)
+    feed_linear = frozenset(linear_inputs(steps).values()) if settings.rounding == "compensated" else frozenset()
+    observed = _Observed(model.config, feed_linear)
     for start in range(0, len(windows), BATCH):
         model.forward(windows[start : start + BATCH], observe=observed.add)
-    # What these two produce is added to the residual stream, and has its format.
-    own = [name for name in observed.histograms if not (_is_residual(name) or name.endswith(PRODUCE_RESIDUAL))]
+    in_stream, shared = residual_stream(steps), residual_format_tensors(steps)
+    own = [name for name in observed.histograms if name not in shared]
     changes = (overrides or Overrides()).resolve(layer_names(model.config), ["residual", *own])
-    stream = [histogram for name, histogram in observed.histograms.items() if _is_residual(name)]
+    stream = [histogram for name, histogram in observed.histograms.items() if name in in_stream]
     formats = {"residual": _residual_format(stream, settings, changes)}
     for name in own:
         formats[name] = _choose(name, observed.histograms[name], settings, changes)
     used = {
-        name: (histogram, formats["residual" if _is_residual(name) else name])
+        name: (histogram, formats["residual" if name in in_stream else name])
         for name, histogram in observed.histograms.items()
-        if name in formats or _is_residual(name)
+        if name in formats or name in in_stream
     }
     return Calibration(
         formats=formats,
@@ -206,17 +207,12 @@ def calibrate(
     )
 
 
-PRODUCE_RESIDUAL = ("attention.output", "feed_forward.down")
-# The inputs of linear layers.
-FEED_LINEAR = ("attention_norm", "attention.context", "feed_forward_norm", "feed_forward.activation", "final_norm")
-
-
 class _Observed:
-    """What the float model showed: an observer of `Transformer.forward`."""
+    """What the float model showed: an observer of `Transformer.forward`. It keeps the moments of the tensors in `feed_linear`."""
 
-    def __init__(self, query_factor: float, keep_moments: bool) -> None:
-        self.query_factor = query_factor
-        self.keep_moments = keep_moments
+    def __init__(self, config: ModelConfig, feed_linear: frozenset[str]) -> None:
+        self.config = config
+        self.feed_linear = feed_linear
         self.histograms: dict[str, Histogram] = {}
         self.channels: dict[str, int] = {}
         self.moments: dict[str, Moments] = {}
@@ -224,9 +220,9 @@ class _Observed:
     def add(self, name: str, values: np.ndarray) -> None:
         if name.endswith("attention.weights"):
             return
-        if name.endswith("attention.query"):
-            # log2(e) / sqrt(d) moves into the query projection: scores then are base-2 logarithms.
-            values = values * values.dtype.type(self.query_factor)
+        factor = integer_factor(self.config, name)
+        if factor != 1:
+            values = values * values.dtype.type(factor)
         self.channels[name] = values.shape[-1]
         try:
             self.histograms.setdefault(name, Histogram()).add(values)
@@ -234,12 +230,17 @@ class _Observed:
             raise QuantizationError(
                 f"activation {name} is NaN or infinite on the calibration text; the model cannot be quantized"
             ) from None
-        if self.keep_moments and name.endswith(FEED_LINEAR):
+        if name in self.feed_linear:
             self.moments.setdefault(name, Moments()).add(values)
 
 
+def integer_factor(config: ModelConfig, name: str) -> float:
+    """Return what the integer model multiplies a float tensor, or the weights and bias that make it, by."""
+    return query_scale(config.head_dim) if name.removesuffix(".weight").endswith("attention.query") else 1.0
+
+
 def query_scale(head_dim: int) -> float:
-    """Return log2(e) / sqrt(d), the factor between q·k and a base-2 softmax exponent."""
+    """Return log2(e) / sqrt(d), the factor between q·k and a base-2 softmax exponent: it moves into the query projection."""
     return math.log2(math.e) / math.sqrt(head_dim)
 
 
@@ -248,10 +249,6 @@ def layer_names(config: ModelConfig) -> list[str]:
     shapes = parameter_shapes(config)
     layers = [name.removesuffix(".weight") for name in shapes if name.endswith(".weight") and name != "output.weight"]
     return [*layers, "logits", *(name for name in TABLES if name in shapes)]
-
-
-def _is_residual(name: str) -> bool:
-    return name == "embedding" or name.endswith("_residual")
 
 
 def _residual_format(stream: list[Histogram], settings: QuantizationSettings, changes: ResolvedOverrides) -> QFormat:

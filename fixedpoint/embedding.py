@@ -86,6 +86,15 @@ class Embedding:
                     f"an embedding row is more than {LARGEST_LEFT_SHIFT} bits coarser than the output {self.output}"
                 )
 
+    @property
+    def inputs(self) -> tuple[QFormat, ...]:
+        """Formats of what it reads: tokens have none."""
+        return ()
+
+    def output_channels(self) -> int:
+        """Return the channels of the output."""
+        return int(self.token.weight.shape[1])
+
     def compute(self, tokens: Integers, first_position: int = 0) -> IntegerArray:
         """Embed tokens (..., T) that stand at positions `first_position`, …; returns int64 (..., T, C).
 

@@ -1,6 +1,6 @@
 """A fast executor of quantized transformers, equal to `QuantizedTransformer` bit for bit.
 
-The specification's operators are written to be read; these run the same integers at the speed of BLAS, for whole sequences (`Engine.forward`) and
+The specification's operators are written to be read; these run the same integers at the speed of BLAS, for whole sequences (`FastTransformer.forward`) and
 one token at a time (`CachedDecoder`). How, and why nothing is rounded on the way: docs/fixedpoint/engine.md.
 
 Sizes: B sequences, T tokens, C channels, V vocabulary.
@@ -9,18 +9,27 @@ Sizes: B sequences, T tokens, C channels, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from .arithmetic import Integers
+from .attention import KeyValueCache
 from .engine_attention import PreparedAttention
 from .engine_layers import Buffers, Float64, Floats, PreparedNorm, Product, whole
 from .engine_token import TokenAttention, TokenNorm, TokenProduct
 from .qformat import IntegerArray, QFormat
-from .transformer import Block, QuantizedTransformer
+from .topology import BLOCK, INPUT
+from .transformer import Block, QuantizedTransformer, run_operations
 
 BLOCK_ROWS = 512  # tokens that run through the network together: their activations stay in the cache
+
+
+def is_standard(block: Block) -> bool:
+    """Return whether a block computes the operations of `BLOCK`, which `PreparedBlock` merges into fewer."""
+    return tuple(step for step, _ in block.operations) == BLOCK
 
 
 class PreparedBlock:
@@ -41,6 +50,10 @@ class PreparedBlock:
         self.activation = block.activation.table.astype(np.float32)
         self.down = Product([block.down])
         self.lowest, self.highest = float(residual.minimum_integer), float(residual.maximum_integer)
+
+    def new_cache(self, batch: int) -> Floats:
+        """Return memory for the keys and values of `batch` sequences."""
+        return self.attention.new_cache(batch)
 
     def forward(self, x: Floats, batch: int, buffers: Buffers, cache: Floats | None = None, position: int = 0) -> None:
         """Add both branches to the residual stream x (B·T, C), in place.
@@ -69,7 +82,39 @@ class PreparedBlock:
         np.clip(x, self.lowest, self.highest, out=x)
 
 
-class Engine:
+class SpecifiedBlock:
+    """A decoder block of other operations than those of `BLOCK`, run by the operators of the specification.
+
+    Args:
+        block: The specification.
+    """
+
+    def __init__(self, block: Block) -> None:
+        self.block = block
+
+    def new_cache(self, batch: int) -> list[KeyValueCache]:
+        """Return where `forward` keeps the keys and values of `batch` sequences."""
+        return [self.block.attention.core.empty_cache(batch)]
+
+    def forward(
+        self,
+        x: Floats,
+        batch: int,
+        buffers: Buffers,
+        cache: list[KeyValueCache] | None = None,
+        position: int = 0,
+    ) -> None:
+        """Run the block on the residual stream x (B·T, C), in place; the arguments are those of `PreparedBlock.forward`."""
+        empty = self.block.attention.core.empty_cache(batch)
+        known = cache[0] if cache is not None and position else empty
+        rows = x.reshape(batch, -1, x.shape[-1]).astype(np.int64)
+        result, (longer,) = run_operations(self.block.operations, INPUT, rows, (known,))
+        if cache is not None:
+            cache[0] = longer
+        x[...] = result.reshape(x.shape)
+
+
+class FastTransformer:
     """A quantized transformer ready to run whole sequences.
 
     It keeps memory between calls, so one thread at a time may use it.
@@ -81,7 +126,10 @@ class Engine:
     def __init__(self, model: QuantizedTransformer) -> None:
         self.model = model
         self.buffers = Buffers()
-        self.blocks = [PreparedBlock(block, model.residual) for block in model.blocks]
+        self.blocks = [
+            PreparedBlock(block, model.residual) if is_standard(block) else SpecifiedBlock(block)
+            for block in model.blocks
+        ]
         self.final_norm, self.logits = PreparedNorm(model.final_norm), Product([model.logits])
         self.lowest, self.highest = float(model.residual.minimum_integer), float(model.residual.maximum_integer)
         embedding = model.embedding  # 8 bits, shifted to the left by at most 28: exact in float64
@@ -171,6 +219,12 @@ class Engine:
             )
 
 
+@lru_cache(maxsize=4)  # models are told apart by identity; the last few stay prepared
+def prepared(model: QuantizedTransformer) -> FastTransformer:
+    """Return a model prepared for speed, the same one for the same model."""
+    return FastTransformer(model)
+
+
 class CachedDecoder:
     """A transformer ready to make tokens for `batch` sequences that all stand at the same position, with cached keys and values.
 
@@ -184,9 +238,11 @@ class CachedDecoder:
 
     def __init__(self, model: QuantizedTransformer, batch: int = 1) -> None:
         self.model, self.batch, self.length = model, batch, 0
-        self.engine = model.engine
-        self.caches = [block.attention.new_cache(batch) for block in self.engine.blocks]
-        self.single = _SingleSequence(self.engine, self.caches) if batch == 1 else None
+        self.fast = prepared(model)
+        self.caches: list[Any] = [block.new_cache(batch) for block in self.fast.blocks]
+        standard = [block for block in self.fast.blocks if isinstance(block, PreparedBlock)]
+        alone = batch == 1 and len(standard) == len(self.caches)
+        self.single = _SingleSequence(self.fast, standard, self.caches) if alone else None
 
     def prefill(self, tokens: ArrayLike) -> Floats:
         """Start again with tokens (B, t), 1 <= t <= context_length, and return the logits (B, V) after the last one, whole numbers in floats."""
@@ -209,25 +265,25 @@ class CachedDecoder:
 
     def _extend(self, tokens: Integers) -> Floats:
         batch, count = tokens.shape
-        x = self.engine.embed(tokens, self.length)
-        for block, cache in zip(self.engine.blocks, self.caches, strict=True):
-            block.forward(x, batch, self.engine.buffers, cache, self.length)
+        x = self.fast.embed(tokens, self.length)
+        for block, cache in zip(self.fast.blocks, self.caches, strict=True):
+            block.forward(x, batch, self.fast.buffers, cache, self.length)
         self.length += count
-        return self.engine.head(x.reshape(batch, count, -1)[:, -1])
+        return self.fast.head(x.reshape(batch, count, -1)[:, -1])
 
 
 class _SingleSequence:
     """The network for one token of one sequence."""
 
-    def __init__(self, engine: Engine, caches: list[Floats]) -> None:
-        self.engine = engine
-        self.blocks = [_TokenBlock(block, cache[0]) for block, cache in zip(engine.blocks, caches, strict=True)]
-        self.final_norm, self.logits = TokenNorm(engine.final_norm), TokenProduct(engine.logits)
-        self.lowest, self.highest = engine.lowest, engine.highest
+    def __init__(self, fast: FastTransformer, blocks: list[PreparedBlock], caches: list[Floats]) -> None:
+        self.fast = fast
+        self.blocks = [_TokenBlock(block, cache[0]) for block, cache in zip(blocks, caches, strict=True)]
+        self.final_norm, self.logits = TokenNorm(fast.final_norm), TokenProduct(fast.logits)
+        self.lowest, self.highest = fast.lowest, fast.highest
 
     def step(self, token: int, position: int) -> Floats:
         """Return the logits (V,) after a token."""
-        x = self.engine.tokens[token] + self.engine.positions[position]
+        x = self.fast.tokens[token] + self.fast.positions[position]
         np.minimum(x, self.highest, out=x)
         np.maximum(x, self.lowest, out=x)
         for block in self.blocks:

@@ -7,21 +7,25 @@ manifest cannot say anything that its model does not say itself.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import singledispatch
 from typing import Any
 
 import numpy as np
 
 from .activation import TableActivation
-from .attention import Attention
+from .attention import CausalAttention
 from .embedding import Embedding, EmbeddingTable
 from .errors import QuantizationError
 from .layer_norm import LayerNorm
 from .linear import Linear
+from .operator import Operator, ResidualAdd
 from .qformat import IntegerArray, QFormat
 from .reciprocal import Reciprocal, ReciprocalSquareRoot
 from .rms_norm import RMSNorm
 from .sampling import EXPONENTIAL, MULTIPLIER_BITS
+from .topology import BLOCK, EMBEDDING, LOGITS, Kind, Step, final_norm_step, in_decoder
 from .transformer import Block, Norm, QuantizedTransformer
 
 SCHEMA = "positron-quantized-transformer"
@@ -37,8 +41,6 @@ ORDER = {
     "memory_files": "one matrix row or vector element a line, hexadecimal, two's complement, element 0 in the least significant bits",
     "activation_table": "the result of the smallest input first, of the largest last",
 }
-NORM_NAMES = ("attention_norm", "feed_forward_norm")
-PROJECTION_NAMES = ("query", "key", "value", "output")
 
 
 def describe(quantized: QuantizedTransformer) -> tuple[dict[str, Any], dict[str, IntegerArray]]:
@@ -50,52 +52,11 @@ def describe(quantized: QuantizedTransformer) -> tuple[dict[str, Any], dict[str,
     tensors: dict[str, tuple[IntegerArray, int]] = {}
     layers: dict[str, dict[str, Any]] = {}
 
-    def add_linear(name: str, linear: Linear) -> None:
-        layers[name] = {
-            "input": str(linear.input),
-            "output": str(linear.output),
-            "weight_bits": linear.weight_bits,
-            "ternary": linear.weight_bits == 2 and bool(linear.weight.min() >= -1),
-        }
-        tensors[f"{name}.weight"] = linear.weight, linear.weight_bits
-        tensors[f"{name}.weight_fraction"] = linear.weight_fraction, 8
-        tensors[f"{name}.bias"] = linear.bias, linear.accumulator_bits
-
-    def add_norm(name: str, norm: Norm) -> None:
-        layers[name] = {
-            "kind": "layer" if isinstance(norm, LayerNorm) else "rms",
-            "input": str(norm.input),
-            "normalized": str(norm.normalized),
-            "scale_format": str(norm.scale_format),
-            "output": str(norm.output),
-            "epsilon": norm.epsilon,
-            "reciprocal_square_root": asdict(norm.reciprocal_square_root),
-        }
-        tensors[f"{name}.scale"] = norm.scale, norm.scale_format.bits
-        if isinstance(norm, LayerNorm):
-            tensors[f"{name}.shift"] = norm.shift, norm.product_bits
-
-    for name in ("token", "position"):
-        table: EmbeddingTable = getattr(quantized.embedding, name)
-        layers[f"embedding.{name}"] = {"weight_bits": table.weight_bits}
-        tensors[f"embedding.{name}.weight"] = table.weight, table.weight_bits
-        tensors[f"embedding.{name}.weight_fraction"] = table.weight_fraction, 8
-    for index, block in enumerate(quantized.blocks):
-        prefix = f"blocks.{index}"
-        for name in NORM_NAMES:
-            add_norm(f"{prefix}.{name}", getattr(block, name))
-        layers[f"{prefix}.attention"] = {
-            "exponential": asdict(block.attention.softmax.exponential),
-            "reciprocal": asdict(block.attention.reciprocal),
-        }
-        for name in PROJECTION_NAMES:
-            add_linear(f"{prefix}.attention.{name}", getattr(block.attention, name))
-        add_linear(f"{prefix}.up", block.up)
-        layers[f"{prefix}.activation"] = {"input": str(block.activation.input), "output": str(block.activation.output)}
-        tensors[f"{prefix}.activation.table"] = block.activation.table, block.activation.output.bits
-        add_linear(f"{prefix}.down", block.down)
-    add_norm("final_norm", quantized.final_norm)
-    add_linear("logits", quantized.logits)
+    for operation in quantized.operations:
+        entry, parts = describe_operator(operation.operator)
+        if entry:
+            layers[operation.name] = entry
+        tensors |= {f"{operation.name}.{part}": tensor for part, tensor in parts.items()}
 
     for name, (array, bits) in tensors.items():
         if not QFormat(bits, 0).holds(array):
@@ -133,69 +94,159 @@ def build(manifest: dict[str, Any], tensors: dict[str, IntegerArray]) -> Quantiz
         QuantizationError: A layer refuses what it was given.
         AttributeError, KeyError, TypeError, ValueError: The manifest lacks something, or has something else in its place.
     """
-    layers = manifest["layers"]
     residual = QFormat.parse(manifest["residual"])
 
-    def linear(name: str) -> Linear:
-        entry = layers[name]
-        return Linear(
-            input=QFormat.parse(entry["input"]),
-            output=QFormat.parse(entry["output"]),
-            weight=tensors[f"{name}.weight"],
-            weight_bits=entry["weight_bits"],
-            weight_fraction=tensors[f"{name}.weight_fraction"],
-            bias=tensors[f"{name}.bias"],
-        )
+    def operator(step: Step) -> Any:
+        prefix = f"{step.name}."
+        parts = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        return READERS[step.kind](manifest["layers"].get(step.name, {}), parts, residual)
 
-    def norm(name: str) -> Norm:
-        entry = layers[name]
-        parts = {
-            "input": QFormat.parse(entry["input"]),
-            "scale": tensors[f"{name}.scale"],
-            "scale_format": QFormat.parse(entry["scale_format"]),
-            "output": QFormat.parse(entry["output"]),
-            "epsilon": entry["epsilon"],
-            "reciprocal_square_root": ReciprocalSquareRoot(**entry["reciprocal_square_root"]),
-        }
-        if entry["kind"] == "rms":
-            return RMSNorm(**parts)
-        return LayerNorm(shift=tensors[f"{name}.shift"], **parts)
-
-    def table(name: str) -> EmbeddingTable:
-        weight, fraction = tensors[f"{name}.weight"], tensors[f"{name}.weight_fraction"]
-        return EmbeddingTable(weight, layers[name]["weight_bits"], fraction)
-
-    def block(prefix: str) -> Block:
-        query, key, value, output = (linear(f"{prefix}.attention.{name}") for name in PROJECTION_NAMES)
-        activation = layers[f"{prefix}.activation"]
-        return Block(
-            attention_norm=norm(f"{prefix}.attention_norm"),
-            attention=Attention(
-                query,
-                key,
-                value,
-                output,
-                manifest["num_heads"],
-                manifest["context_length"],
-                Reciprocal(**layers[f"{prefix}.attention"]["reciprocal"]),
-            ),
-            feed_forward_norm=norm(f"{prefix}.feed_forward_norm"),
-            up=linear(f"{prefix}.up"),
-            activation=TableActivation(
-                QFormat.parse(activation["input"]),
-                QFormat.parse(activation["output"]),
-                tensors[f"{prefix}.activation.table"],
-            ),
-            down=linear(f"{prefix}.down"),
-        )
+    def block(index: int) -> Block:
+        steps = in_decoder(BLOCK, index, EMBEDDING.name)  # which tensor enters decides nothing here
+        return Block.from_operators({inner.name: operator(step) for inner, step in zip(BLOCK, steps, strict=True)})
 
     return QuantizedTransformer(
-        embedding=Embedding(table("embedding.token"), table("embedding.position"), residual),
-        blocks=tuple(block(f"blocks.{index}") for index in range(manifest["num_layers"])),
-        final_norm=norm("final_norm"),
-        logits=linear("logits"),
+        embedding=operator(EMBEDDING),
+        blocks=tuple(block(index) for index in range(manifest["num_layers"])),
+        final_norm=operator(final_norm_step(EMBEDDING.name)),
+        logits=operator(LOGITS),
         residual=residual,
     )
+
+
+Entry = dict[str, Any]
+Tensors = dict[str, tuple[IntegerArray, int]]  # integers and their bits, by name
+
+
+@singledispatch
+def describe_operator(operator: Operator) -> tuple[Entry, Tensors]:
+    """Return what the manifest says of an operator, and its tensors by their names in it.
+
+    Raises:
+        QuantizationError: There is no such entry.
+    """
+    raise QuantizationError(f"the manifest has no entry for {type(operator).__name__}")
+
+
+@describe_operator.register
+def _(operator: Linear) -> tuple[Entry, Tensors]:
+    ternary = operator.weight_bits == 2 and bool(operator.weight.min() >= -1)
+    entry = {
+        "input": str(operator.input),
+        "output": str(operator.output),
+        "weight_bits": operator.weight_bits,
+        "ternary": ternary,
+    }
+    return entry, {
+        "weight": (operator.weight, operator.weight_bits),
+        "weight_fraction": (operator.weight_fraction, 8),
+        "bias": (operator.bias, operator.accumulator_bits),
+    }
+
+
+def _linear(entry: Entry, tensors: dict[str, IntegerArray], residual: QFormat) -> Linear:
+    formats = QFormat.parse(entry["input"]), QFormat.parse(entry["output"])
+    return Linear(*formats, tensors["weight"], entry["weight_bits"], tensors["weight_fraction"], tensors["bias"])
+
+
+@describe_operator.register(LayerNorm)
+@describe_operator.register(RMSNorm)
+def _(operator: Norm) -> tuple[Entry, Tensors]:
+    entry = {
+        "kind": "layer" if isinstance(operator, LayerNorm) else "rms",
+        "input": str(operator.input),
+        "normalized": str(operator.normalized),
+        "scale_format": str(operator.scale_format),
+        "output": str(operator.output),
+        "epsilon": operator.epsilon,
+        "reciprocal_square_root": asdict(operator.reciprocal_square_root),
+    }
+    tensors: Tensors = {"scale": (operator.scale, operator.scale_format.bits)}
+    if isinstance(operator, LayerNorm):
+        tensors["shift"] = operator.shift, operator.product_bits
+    return entry, tensors
+
+
+def _norm(entry: Entry, tensors: dict[str, IntegerArray], residual: QFormat) -> Norm:
+    parts = {
+        "input": QFormat.parse(entry["input"]),
+        "scale": tensors["scale"],
+        "scale_format": QFormat.parse(entry["scale_format"]),
+        "output": QFormat.parse(entry["output"]),
+        "epsilon": entry["epsilon"],
+        "reciprocal_square_root": ReciprocalSquareRoot(**entry["reciprocal_square_root"]),
+    }
+    if entry["kind"] == "rms":
+        return RMSNorm(**parts)
+    return LayerNorm(shift=tensors["shift"], **parts)
+
+
+@describe_operator.register
+def _(operator: Embedding) -> tuple[Entry, Tensors]:
+    entry: Entry = {}
+    tensors: Tensors = {}
+    for name in ("token", "position"):
+        table: EmbeddingTable = getattr(operator, name)
+        entry[f"{name}_weight_bits"] = table.weight_bits
+        tensors[f"{name}.weight"] = table.weight, table.weight_bits
+        tensors[f"{name}.weight_fraction"] = table.weight_fraction, 8
+    return entry, tensors
+
+
+def _embedding(entry: Entry, tensors: dict[str, IntegerArray], residual: QFormat) -> Embedding:
+    token, position = (
+        EmbeddingTable(tensors[f"{name}.weight"], entry[f"{name}_weight_bits"], tensors[f"{name}.weight_fraction"])
+        for name in ("token", "position")
+    )
+    return Embedding(token, position, residual)
+
+
+@describe_operator.register
+def _(operator: CausalAttention) -> tuple[Entry, Tensors]:
+    entry = {
+        "query": str(operator.query),
+        "key": str(operator.key),
+        "value": str(operator.value),
+        "output": str(operator.output),
+        "channels": operator.channels,
+        "num_heads": operator.num_heads,
+        "context_length": operator.context_length,
+        "exponential": asdict(operator.softmax.exponential),
+        "reciprocal": asdict(operator.reciprocal),
+    }
+    return entry, {}
+
+
+def _attention(entry: Entry, tensors: dict[str, IntegerArray], residual: QFormat) -> CausalAttention:
+    query, key, value, output = (QFormat.parse(entry[name]) for name in ("query", "key", "value", "output"))
+    channels, num_heads, context_length = (entry[name] for name in ("channels", "num_heads", "context_length"))
+    reciprocal = Reciprocal(**entry["reciprocal"])
+    return CausalAttention(query, key, value, output, channels, num_heads, context_length, reciprocal)
+
+
+@describe_operator.register
+def _(operator: TableActivation) -> tuple[Entry, Tensors]:
+    entry = {"input": str(operator.input), "output": str(operator.output)}
+    return entry, {"table": (operator.table, operator.output.bits)}
+
+
+def _activation(entry: Entry, tensors: dict[str, IntegerArray], residual: QFormat) -> TableActivation:
+    return TableActivation(QFormat.parse(entry["input"]), QFormat.parse(entry["output"]), tensors["table"])
+
+
+@describe_operator.register
+def _(operator: ResidualAdd) -> tuple[Entry, Tensors]:
+    return {}, {}
+
+
+READERS: dict[Kind, Callable[[Entry, dict[str, IntegerArray], QFormat], Any]] = {
+    Kind.EMBEDDING: _embedding,
+    Kind.NORM: _norm,
+    Kind.LINEAR: _linear,
+    Kind.ATTENTION: _attention,
+    Kind.ACTIVATION: _activation,
+    Kind.RESIDUAL_ADD: lambda entry, tensors, residual: ResidualAdd(residual),
+}
 
 
 def tensor_digest(tensor: np.ndarray) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 
 from .arithmetic import Integers, exact_matmul, requantize
 from .errors import QuantizationError
+from .operator import UnaryOperator, same_channels
 from .qformat import FloatArray, IntegerArray, Overflow, QFormat, Rounding, bits_for
 from .row_scales import FRACTION, WeightBits, least_squares_fractions, quantize_rows, storage_bits
 
@@ -22,7 +23,7 @@ LARGEST_LEFT_SHIFT = 28  # an accumulator shifted further could leave int64 befo
 
 
 @dataclass(frozen=True, eq=False)
-class Linear:
+class Linear(UnaryOperator):
     """A quantized linear layer.
 
     Attributes:
@@ -130,6 +131,11 @@ class Linear:
     def columns(self) -> int:
         """Inputs K."""
         return self.weight.shape[1]
+
+    def output_channels(self, channels: int) -> int:
+        """Return the channels of the output."""
+        same_channels(self.columns, channels)
+        return self.rows
 
     @property
     def bias_limit(self) -> int:

@@ -13,6 +13,7 @@ dequantized float32 product by one that rounds its activations once more (onnxru
 from __future__ import annotations
 
 import math
+from functools import singledispatch
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +23,16 @@ from model.onnx_format import DOUBLE, FLOAT, INT64, Dimension, GraphBuilder
 
 from .activation import TableActivation
 from .arithmetic import FLOAT64_EXACT
-from .attention import Attention
-from .embedding import EmbeddingTable
+from .attention import CausalAttention
+from .embedding import Embedding, EmbeddingTable
 from .errors import QuantizationError
 from .layer_norm import LayerNorm
 from .linear import Linear
+from .operator import Operator, ResidualAdd
 from .qformat import IntegerArray, QFormat
 from .reciprocal import Reciprocal, ReciprocalSquareRoot
+from .row_norm import RowNorm
+from .topology import LOGITS, TOKENS
 from .transformer import Norm, QuantizedTransformer
 
 LARGEST_EXPONENT = 100  # scales are float32, which holds 8 bits times a power of two well beyond that
@@ -53,6 +57,7 @@ class _Exporter:
 
     def __init__(self, quantized: QuantizedTransformer) -> None:
         self.quantized, self.graph = quantized, GraphBuilder()
+        self.residual = quantized.residual
 
     def build(self) -> bytes:
         graph, quantized = self.graph, self.quantized
@@ -60,19 +65,11 @@ class _Exporter:
         self.length = graph.add("Gather", shape, self._integers([1]), axis=0)  # (1,)
         future = np.triu(np.full((quantized.context_length,) * 2, BEYOND_ALL_SCORES), 1)
         self.mask = self._first_rows(self._first_rows(graph.constant("future", future)), axis=1)
-        token = graph.add("Gather", self._table("token", quantized.embedding.token), "tokens")
-        position = self._first_rows(self._table("position", quantized.embedding.position))
-        x = self._saturated(graph.add("Add", token, position), quantized.residual)
-        for index, block in enumerate(quantized.blocks):
-            name = f"blocks.{index}"
-            normed = self._norm(f"{name}.attention_norm", block.attention_norm, x)
-            x = self._residual(x, self._attention(f"{name}.attention", block.attention, normed))
-            normed = self._norm(f"{name}.feed_forward_norm", block.feed_forward_norm, x)
-            hidden = self._linear(f"{name}.up", block.up, normed)
-            activated = self._activation(f"{name}.activation", block.activation, hidden)
-            x = self._residual(x, self._linear(f"{name}.down", block.down, activated))
-        logits = self._linear("logits", quantized.logits, self._norm("final_norm", quantized.final_norm, x))
-        graph.add("Cast", logits, to=FLOAT, output="logits")
+        tensors = {TOKENS: "tokens"}
+        for operation in quantized.operations:
+            inputs = [tensors[name] for name in operation.inputs]
+            tensors[operation.name] = onnx_nodes(operation.operator, self, operation.name, *inputs)
+        graph.add("Cast", tensors[LOGITS.name], to=FLOAT, output="logits")
         outputs: dict[str, list[Dimension]] = {"logits": ["batch", "length", quantized.vocab_size]}
         return graph.encode("quantized_transformer", {"tokens": ["batch", "length"]}, outputs)
 
@@ -125,23 +122,31 @@ class _Exporter:
 
     def _table(self, name: str, table: EmbeddingTable) -> str:
         """Return an embedding's rows in whole units of the residual stream."""
-        rows = self._dequantized(f"embedding.{name}", table.weight, table.weight_fraction, axis=0)
-        return self._half_up(self._scaled(rows, self.quantized.residual.fraction))
+        rows = self._dequantized(name, table.weight, table.weight_fraction, axis=0)
+        return self._half_up(self._scaled(rows, self.residual.fraction))
 
-    def _linear(self, name: str, layer: Linear, x: str) -> str:
+    def embedding(self, name: str, layer: Embedding, tokens: str) -> str:
+        """Add an embedding."""
+        token = self.graph.add("Gather", self._table(f"{name}.token", layer.token), tokens)
+        position = self._first_rows(self._table(f"{name}.position", layer.position))
+        return self._saturated(self.graph.add("Add", token, position), layer.output)
+
+    def linear(self, name: str, layer: Linear, x: str) -> str:
+        """Add a linear layer."""
         # A sum has at most 32 bits and is shifted left by at most 28; where half a unit could then be lost, the result saturates anyway.
         weight = self._dequantized(name, layer.weight.T, layer.weight_fraction, axis=1)
         bias = np.ldexp(layer.bias.astype(np.float64), -layer.weight_fraction - layer.input.fraction)
         y = self.graph.add("Add", self.graph.add("MatMul", x, weight), self.graph.constant(f"{name}.bias", bias))
         return self._saturated(self._half_up(self._scaled(y, layer.output.fraction)), layer.output)
 
-    def _residual(self, x: str, y: str) -> str:
-        """Saturating addition of two numbers in the stream's format."""
-        residual = self.quantized.residual
+    def residual_add(self, name: str, layer: ResidualAdd, x: str, y: str) -> str:
+        """Add a saturating addition of two numbers in the stream's format."""
+        residual = layer.output
         total = self.graph.add("Add", x, y)
         return self.graph.add("Clip", total, self._number(residual.minimum), self._number(residual.maximum))
 
-    def _activation(self, name: str, function: TableActivation, x: str) -> str:
+    def activation(self, name: str, function: TableActivation, x: str) -> str:
+        """Add a table."""
         whole = self._scaled(x, function.input.fraction)
         index = self._index(self.graph.add("Sub", whole, self._number(function.input.minimum_integer)))
         table = self.graph.constant(f"{name}.table", function.output.dequantize(function.table))
@@ -162,7 +167,8 @@ class _Exporter:
         table = f"{'root' if root else 'reciprocal'}_{function.index_bits}_{function.mantissa_bits}"
         return graph.add("Gather", graph.constant(table, function.table.astype(np.float64)), index)
 
-    def _norm(self, name: str, layer: Norm, x: str) -> str:
+    def norm(self, name: str, layer: Norm, x: str) -> str:
+        """Add a norm."""
         graph, function, bits = self.graph, layer.reciprocal_square_root, layer.variance_bits
         if 1 << bits > FLOAT64_EXACT:  # the differences times a mantissa come next, with 47 bits at most
             raise QuantizationError(f"{name} has a variance of {bits} bits; float64 holds 53 exactly")
@@ -186,13 +192,13 @@ class _Exporter:
             product = graph.add("Add", product, graph.constant(f"{name}.shift", layer.shift.astype(np.float64)))
         return self._saturated(self._half_up(self._scaled(product, -layer.output_shift)), layer.output)
 
-    def _attention(self, name: str, layer: Attention, x: str) -> str:
+    def attention(self, name: str, layer: CausalAttention, query: str, key: str, value: str) -> str:
+        """Add attention between its projections."""
         graph, function, bits = self.graph, layer.reciprocal, layer.softmax.denominator_bits
         if 1 << (layer.weighted_sum_bits + function.mantissa_bits) > FLOAT64_EXACT:
             raise QuantizationError(f"{name} has weighted sums of {layer.weighted_sum_bits} bits, too wide for float64")
         query, key, value = (
-            self._heads(self._linear(f"{name}.{part}", linear, x), layer, linear.output)
-            for part, linear in (("query", layer.query), ("key", layer.key), ("value", layer.value))
+            self._heads(tensor, layer, source) for tensor, source in zip((query, key, value), layer.inputs, strict=True)
         )
         scores = graph.add("MatMul", query, graph.add("Transpose", key, perm=[0, 1, 3, 2]))
         scores = graph.add("Add", scores, self.mask)
@@ -201,20 +207,19 @@ class _Exporter:
         denominator = graph.add("ReduceSum", numerators, self._integers([-1]), keepdims=1)
         position = self._floor_log2(denominator, bits)
         mantissa = self._entry(function, denominator, position, bits)
-        fraction = layer.context.fraction - layer.value.output.fraction - function.mantissa_bits
+        fraction = layer.output.fraction - layer.value.fraction - function.mantissa_bits
         scale = graph.add("Gather", self._powers(f"scales_{fraction}_{bits}", fraction - np.arange(bits)), position)
         weighted = graph.add("Mul", graph.add("MatMul", numerators, value), mantissa)
-        context = self._saturated(self._half_up(graph.add("Mul", weighted, scale)), layer.context)
+        context = self._saturated(self._half_up(graph.add("Mul", weighted, scale)), layer.output)
         merged = graph.add("Transpose", context, perm=[0, 2, 1, 3])
-        merged = graph.add("Reshape", merged, self._integers([0, 0, layer.embed_dim]))
-        return self._linear(f"{name}.output", layer.output, merged)
+        return graph.add("Reshape", merged, self._integers([0, 0, layer.channels]))
 
-    def _heads(self, x: str, layer: Attention, source: QFormat) -> str:
+    def _heads(self, x: str, layer: CausalAttention, source: QFormat) -> str:
         """Return integers (batch, heads, length, head size) of real values (batch, length, channels)."""
         split = self.graph.add("Reshape", x, self._integers([0, 0, layer.num_heads, layer.head_dim]))
         return self._scaled(self.graph.add("Transpose", split, perm=[0, 2, 1, 3]), source.fraction)
 
-    def _exponential(self, layer: Attention, distance: str) -> str:
+    def _exponential(self, layer: CausalAttention, distance: str) -> str:
         """2**-distance by table and shift, as `Exponential.compute`."""
         graph, function = self.graph, layer.softmax.exponential
         zero_from = function.output_bits + 1
@@ -227,3 +232,28 @@ class _Exporter:
         places = self._index(graph.add("Min", whole, self._number(zero_from)))
         shifts = self._powers(f"exponential_shifts_{zero_from}", -np.arange(zero_from + 1))
         return self._half_up(graph.add("Mul", entry, graph.add("Gather", shifts, places)))
+
+
+@singledispatch
+def onnx_nodes(operator: Operator, exporter: _Exporter, name: str, *inputs: str) -> str:
+    """Add an operator's nodes to the graph and return the name of its result.
+
+    Args:
+        operator: The operator.
+        exporter: Holds the graph, and what several operators need.
+        name: The tensor that it makes.
+        inputs: The graph's names of the tensors that it reads: real values (batch, length, channels), or tokens.
+    """
+    raise QuantizationError(f"{name}: there is no ONNX form of {type(operator).__name__}")
+
+
+onnx_nodes.register(Embedding, lambda operator, exporter, name, x: exporter.embedding(name, operator, x))
+onnx_nodes.register(Linear, lambda operator, exporter, name, x: exporter.linear(name, operator, x))
+onnx_nodes.register(RowNorm, lambda operator, exporter, name, x: exporter.norm(name, operator, x))
+onnx_nodes.register(TableActivation, lambda operator, exporter, name, x: exporter.activation(name, operator, x))
+onnx_nodes.register(
+    ResidualAdd, lambda operator, exporter, name, *inputs: exporter.residual_add(name, operator, *inputs)
+)
+onnx_nodes.register(
+    CausalAttention, lambda operator, exporter, name, *inputs: exporter.attention(name, operator, *inputs)
+)

@@ -27,11 +27,13 @@ from model.files import read_json, write_json
 from model.parameters import Parameters, parameter_counts, parameter_shapes
 from model.workspace import row_blocks
 
-from .calibration import Calibration, QuantizationSettings, calibrate, query_scale
+from .calibration import Calibration, QuantizationSettings, calibrate, integer_factor
+from .engine import prepared
 from .errors import QuantizationError
 from .qformat import IntegerArray, QFormat, covering_fraction
 from .quantize import quantize_transformer
 from .row_scales import FRACTION, WeightBits, least_squares_fractions, weight_range
+from .topology import decoder_steps, linear_inputs, residual_format_tensors
 from .transformer import QuantizedTransformer
 
 FloatVector = NDArray[np.float32]
@@ -173,7 +175,7 @@ class QuantizationAware:
         progress: Callable[[int], object] = lambda count: None,
     ) -> float:
         """Return the integer model's mean loss in nats over windows (N, T); `progress` is called with a number of windows when these are done."""
-        return self.quantize(model).engine.loss(inputs, targets, progress)
+        return prepared(self.quantize(model)).loss(inputs, targets, progress)
 
     def round_parameters(self, latent: np.ndarray, rounded: np.ndarray, share: int, num_shares: int) -> None:
         """Write one share of the rounded parameters (n,): a share of the rows of each matrix; norms go to the first share."""
@@ -214,7 +216,7 @@ class QuantizationAware:
         for name in _activations(self.model):
             target = self.formats[name]
             if name not in ("residual", "logits"):
-                scale = _query_factor(name, self.model)
+                scale = integer_factor(self.model, name)
                 step, inverse = np.float32(target.resolution / scale), np.float32(scale / target.resolution)
                 steps[name] = step, inverse, target.minimum_integer, target.maximum_integer
         return steps
@@ -222,6 +224,7 @@ class QuantizationAware:
     @cached_property
     def _grids(self) -> tuple[_Grid, ...]:
         grids, shapes = [], parameter_shapes(self.model)
+        sources = linear_inputs(decoder_steps(self.model.num_layers))
 
         def add(name: str, exponent: IntegerArray, scale: float, lowest: float, highest: float) -> None:
             step, inverse = np.ldexp(1 / scale, -exponent[:, None]), np.ldexp(scale, exponent[:, None])
@@ -231,7 +234,7 @@ class QuantizationAware:
             add(name, self.fractions[name], scale, *weight_range(bits))
             bias = name.replace(".weight", ".bias")
             if bias != name and bias in shapes:  # counts the accumulator's units
-                source = self.formats[_input(name)]
+                source = self.formats[sources[name.removesuffix(".weight")]]
                 add(bias, self.fractions[name] + source.fraction, scale, -np.inf, np.inf)
         return tuple(grids)
 
@@ -243,27 +246,9 @@ class QuantizationAware:
 
 def _activations(config: ModelConfig) -> list[str]:
     """Return the tensors of the float model that the integer model has in a format of its own."""
-    parts = ["attention_norm", *(f"attention.{part}" for part in ("query", "key", "value", "context"))]
-    parts += ["feed_forward_norm", "feed_forward.up", "feed_forward.activation"]
-    names = [f"blocks.{index}.{part}" for index in range(config.num_layers) for part in parts]
-    return [*names, "final_norm", "logits", "residual"]
-
-
-def _input(weight: str) -> str:
-    """Return the tensor that a linear layer inside a block reads, by the name of its weights."""
-    block, part = weight.rsplit(".", 3)[0], ".".join(weight.split(".")[-3:-1])
-    sources = {
-        "attention.output": "attention.context",
-        "feed_forward.up": "feed_forward_norm",
-        "feed_forward.down": "feed_forward.activation",
-    }
-    return f"{block}.{sources.get(part, 'attention_norm')}"
-
-
-def _query_factor(name: str, config: ModelConfig) -> float:
-    """Return what the integer model multiplies a tensor or its weights by."""
-    is_query = name.endswith(("attention.query", "attention.query.weight"))
-    return query_scale(config.embed_dim // config.num_heads) if is_query else 1.0
+    steps = decoder_steps(config.num_layers)
+    shared = residual_format_tensors(steps)
+    return [*(step.name for step in steps if step.name not in shared), "residual"]
 
 
 def _matrices(config: ModelConfig, settings: QuantizationSettings) -> dict[str, tuple[float, WeightBits]]:
@@ -273,7 +258,7 @@ def _matrices(config: ModelConfig, settings: QuantizationSettings) -> dict[str, 
         if len(shape) == 2:
             # A tied table is rounded as the coarser of its two uses.
             table = name == "position_embedding" or (name == "token_embedding" and not config.tie_embeddings)
-            matrices[name] = _query_factor(name, config), settings.embedding_bits if table else settings.weight_bits
+            matrices[name] = integer_factor(config, name), settings.embedding_bits if table else settings.weight_bits
     return matrices
 
 

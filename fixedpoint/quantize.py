@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -10,17 +10,19 @@ from model import ModelConfig, Transformer
 from model.activations import activation_function
 
 from .activation import TableActivation
-from .attention import Attention
-from .calibration import Calibration, QuantizationSettings, TensorFormat, query_scale, refuse_unsupported
+from .attention import CausalAttention
+from .calibration import Calibration, QuantizationSettings, TensorFormat, integer_factor, refuse_unsupported
 from .compensation import compensate
 from .embedding import Embedding, EmbeddingTable
 from .errors import QuantizationError
 from .histogram import signal_to_noise
 from .layer_norm import LayerNorm
 from .linear import Linear, largest_fractions
+from .operator import Operator, ResidualAdd
 from .qformat import IntegerArray, QFormat
 from .rms_norm import RMSNorm
 from .row_scales import least_squares_fractions, storage_bits
+from .topology import BLOCK, LOGITS, Kind, Step, final_norm_step, in_decoder
 from .transformer import Block, Norm, QuantizedTransformer
 
 
@@ -48,8 +50,9 @@ def quantize_transformer(
     residual = formats["residual"]
     parameters = model.parameters
 
-    def linear(name: str, source: str, output: QFormat, scale: float = 1.0) -> Linear:
-        parameter = weight_parameter(config, name)
+    def linear(step: Step) -> Linear:
+        name, (source,) = step.name, step.inputs
+        parameter, scale = weight_parameter(config, name), integer_factor(config, name)
         weight, bias = parameters[parameter].astype(np.float64) * scale, parameters.get(f"{name}.bias")
         offset = np.zeros(len(weight)) if bias is None else bias.astype(np.float64) * scale
         bits = calibration.weight_bits.get(name, settings.weight_bits)
@@ -63,40 +66,36 @@ def quantize_transformer(
         else:
             fraction = least_squares_fractions(weight, bits, one_scale)
             fraction = np.full(len(weight), min(fraction.min(), limit.min()), np.int64) if one_scale else fraction
-        return Linear.from_float(weight, offset, bits, formats[source], output, fraction)
+        return Linear.from_float(weight, offset, bits, formats[source], formats.get(name, residual), fraction)
 
-    def norm(name: str) -> Norm:
+    def norm(step: Step) -> Norm:
+        name = step.name
         scale, joints = parameters[f"{name}.scale"], (config.norm_epsilon, residual, formats[name])
         if config.norm == "rms":
             return RMSNorm.from_float(scale, *joints, settings.activation_bits)
         return LayerNorm.from_float(scale, parameters[f"{name}.shift"], *joints, settings.activation_bits)
 
-    def block(prefix: str) -> Block:
-        hidden, activated = formats[f"{prefix}.feed_forward.up"], formats[f"{prefix}.feed_forward.activation"]
-        query, key, value = (
-            linear(
-                f"{prefix}.attention.{name}", f"{prefix}.attention_norm", formats[f"{prefix}.attention.{name}"], scale
-            )
-            for name, scale in (
-                ("query", query_scale(config.embed_dim // config.num_heads)),
-                ("key", 1.0),
-                ("value", 1.0),
-            )
-        )
-        return Block(
-            attention_norm=norm(f"{prefix}.attention_norm"),
-            attention=Attention(
-                query=query,
-                key=key,
-                value=value,
-                output=linear(f"{prefix}.attention.output", f"{prefix}.attention.context", residual),
-                num_heads=config.num_heads,
-                context_length=config.max_seq_len,
-            ),
-            feed_forward_norm=norm(f"{prefix}.feed_forward_norm"),
-            up=linear(f"{prefix}.feed_forward.up", f"{prefix}.feed_forward_norm", hidden),
-            activation=TableActivation.from_function(activation_function(config.activation), hidden, activated),
-            down=linear(f"{prefix}.feed_forward.down", f"{prefix}.feed_forward.activation", residual),
+    def attention(step: Step) -> CausalAttention:
+        query, key, value = (formats[name] for name in step.inputs)
+        sizes = config.embed_dim, config.num_heads, config.max_seq_len
+        return CausalAttention(query, key, value, formats[step.name], *sizes)
+
+    def activation(step: Step) -> TableActivation:
+        function = activation_function(config.activation)
+        return TableActivation.from_function(function, formats[step.inputs[0]], formats[step.name])
+
+    makers: dict[Kind, Callable[[Step], Operator]] = {
+        Kind.NORM: norm,
+        Kind.LINEAR: linear,
+        Kind.ATTENTION: attention,
+        Kind.ACTIVATION: activation,
+        Kind.RESIDUAL_ADD: lambda step: ResidualAdd(residual),
+    }
+
+    def block(index: int) -> Block:
+        steps = in_decoder(BLOCK, index, "embedding")  # which tensor enters decides nothing here
+        return Block.from_operators(
+            {inner.name: makers[step.kind](step) for inner, step in zip(BLOCK, steps, strict=True)}
         )
 
     def table(name: str, values: np.ndarray) -> EmbeddingTable:
@@ -107,7 +106,7 @@ def quantize_transformer(
     blocks = []
     for index in range(config.num_layers):
         try:
-            blocks.append(block(f"blocks.{index}"))
+            blocks.append(block(index))
         except QuantizationError as error:
             raise QuantizationError(f"block {index}: {error}") from None
     return QuantizedTransformer(
@@ -117,8 +116,8 @@ def quantize_transformer(
             output=residual,
         ),
         blocks=tuple(blocks),
-        final_norm=norm("final_norm"),
-        logits=linear("logits", "final_norm", formats["logits"]),
+        final_norm=norm(final_norm_step("embedding")),
+        logits=linear(LOGITS),
         residual=residual,
     )
 
@@ -133,11 +132,9 @@ def weight_parameter(config: ModelConfig, name: str) -> str:
 def weight_table(model: Transformer, quantized: QuantizedTransformer) -> tuple[TensorFormat, ...]:
     """Return what quantization did to each linear layer's weights, for reports."""
     rows = []
-    head_dim = model.config.embed_dim // model.config.num_heads
     for name, layer in named_linears(quantized).items():
         exact = model.parameters[weight_parameter(model.config, name)]
-        scale = query_scale(head_dim) if name.endswith("attention.query") else 1.0
-        reference = exact.astype(np.float64) * scale
+        reference = exact.astype(np.float64) * integer_factor(model.config, name)
         fractions = sorted(set(layer.weight_fraction.tolist()))
         ends = dict.fromkeys(str(QFormat(layer.weight_bits, fraction)) for fraction in (fractions[0], fractions[-1]))
         code = QFormat(layer.weight_bits, 0)
@@ -157,11 +154,8 @@ def weight_table(model: Transformer, quantized: QuantizedTransformer) -> tuple[T
 
 def named_linears(quantized: QuantizedTransformer) -> dict[str, Linear]:
     """Return every linear layer by the float model's name for it."""
-    layers: dict[str, Linear] = {}
-    for index, block in enumerate(quantized.blocks):
-        for name in ("query", "key", "value", "output"):
-            layers[f"blocks.{index}.attention.{name}"] = getattr(block.attention, name)
-        layers[f"blocks.{index}.feed_forward.up"] = block.up
-        layers[f"blocks.{index}.feed_forward.down"] = block.down
-    layers["logits"] = quantized.logits
-    return layers
+    return {
+        operation.name: operation.operator
+        for operation in quantized.operations
+        if isinstance(operation.operator, Linear)
+    }

@@ -13,6 +13,7 @@ import numpy as np
 from .arithmetic import requantize
 from .errors import QuantizationError
 from .linear import LARGEST_LEFT_SHIFT
+from .operator import UnaryOperator, same_channels
 from .qformat import IntegerArray, QFormat, as_int64, bits_for
 from .reciprocal import ReciprocalSquareRoot
 
@@ -20,7 +21,7 @@ MAXIMUM_CHANNELS = 4096
 MAXIMUM_BITS = 16  # of an input, a scale and an output
 
 
-class RowNorm:
+class RowNorm(UnaryOperator):
     """Fields, widths and the last two steps of a norm over rows of `channels` integers; `LayerNorm` and `RMSNorm` add the first two.
 
     `n_i = requantize(d_i · r.mantissa, r.exponent − normalized.fraction)` with `r ~ 1/sqrt(v)`, then `n_i · scale_i`.
@@ -68,6 +69,10 @@ class RowNorm:
     def channels(self) -> int:
         """The row's length C."""
         return len(self.scale)
+
+    def output_channels(self, channels: int) -> int:
+        """Return the channels of the output."""
+        return same_channels(self.channels, channels)
 
     @property
     def normalized(self) -> QFormat:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from .activation import TableActivation
-from .arithmetic import Integers, residual_add
-from .attention import Attention, KeyValueCache
+from .arithmetic import Integers
+from .attention import Attention, CausalAttention, KeyValueCache
 from .embedding import Embedding
 from .errors import QuantizationError
 from .layer_norm import LayerNorm
 from .linear import Linear
-from .qformat import IntegerArray, QFormat
+from .operator import Operator, ResidualAdd
+from .qformat import IntegerArray, QFormat, as_int64
 from .rms_norm import RMSNorm
-
-if TYPE_CHECKING:
-    from .engine import Engine
+from .topology import BLOCK, EMBEDDING, LOGITS, TOKENS, Step, final_norm_step, in_decoder
 
 Norm = LayerNorm | RMSNorm
 Observer = Callable[[str, IntegerArray], None]
@@ -31,8 +30,65 @@ def ignore(name: str, values: IntegerArray) -> None:
     """Observe nothing."""
 
 
-def _observe_in_block(observe: Observer, prefix: str, name: str, values: IntegerArray) -> None:
-    observe(f"{prefix}.{name}", values)
+@dataclass(frozen=True)
+class Operation:
+    """A step of the decoder with the operator that computes it.
+
+    Attributes:
+        step: What is read and made.
+        operator: How.
+        channels: Of the tensor that is made.
+    """
+
+    step: Step
+    operator: Operator
+    channels: int
+
+    @property
+    def name(self) -> str:
+        """The tensor that it makes."""
+        return self.step.name
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The tensors that it reads."""
+        return self.step.inputs
+
+
+def run_operations(
+    pairs: Sequence[tuple[Step, Operator]],
+    source: str,
+    values: IntegerArray,
+    cache: Cache,
+    observe: Observer = ignore,
+) -> tuple[IntegerArray, Cache]:
+    """Compute steps one after the other on the next tokens of sequences.
+
+    Args:
+        pairs: The steps and their operators.
+        source: Name of the tensor that the first steps read.
+        values: Its integers.
+        cache: Keys and values of the tokens before, one for each attention.
+        observe: Called with the name and the integers of every tensor that is made.
+
+    Returns:
+        The last tensor, and the longer cache.
+    """
+    last_use = {name: index for index, (step, _) in enumerate(pairs) for name in step.inputs}
+    tensors, caches, longer = {source: values}, iter(cache), []
+    for index, (step, operator) in enumerate(pairs):
+        inputs = [tensors.pop(name) if last_use[name] == index else tensors[name] for name in step.inputs]
+        if isinstance(operator, Embedding):
+            result = operator.compute(inputs[0], cache[0].length)
+        elif isinstance(operator, CausalAttention):
+            query, key, value = inputs
+            result, extended = operator.extend(query, key, value, next(caches))
+            longer.append(extended)
+        else:
+            result = operator.compute(*inputs)
+        tensors[step.name] = result
+        observe(step.name, result)
+    return result, tuple(longer)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,27 +102,39 @@ class Block:
     activation: TableActivation
     down: Linear
 
-    def extend(
-        self, x: Integers, residual: QFormat, cache: KeyValueCache, observe: Observer = ignore
-    ) -> tuple[IntegerArray, KeyValueCache]:
-        """Run the block on the residuals (..., N, C) of the next tokens, format `residual`; returns theirs and the longer cache."""
+    @classmethod
+    def from_operators(cls, operators: Mapping[str, Any]) -> Block:
+        """Return the block of operators that are given by their steps' names in `BLOCK`."""
+        query, key, value, output = (operators[f"attention.{name}"] for name in ("query", "key", "value", "output"))
+        core = operators["attention.context"]
+        return cls(
+            attention_norm=operators["attention_norm"],
+            attention=Attention(query, key, value, output, core.num_heads, core.context_length, core.reciprocal),
+            feed_forward_norm=operators["feed_forward_norm"],
+            up=operators["feed_forward.up"],
+            activation=operators["feed_forward.activation"],
+            down=operators["feed_forward.down"],
+        )
 
-        def seen(name: str, values: IntegerArray) -> IntegerArray:
-            observe(name, values)
-            return values
-
-        normed = seen("attention_norm", self.attention_norm.compute(x))
-        attended, cache = self.attention.extend(normed, cache)
-        x = seen("attention_residual", residual_add(x, seen("attention.output", attended), residual))
-        normed = seen("feed_forward_norm", self.feed_forward_norm.compute(x))
-        hidden = seen("feed_forward.up", self.up.compute(normed))
-        activated = seen("feed_forward.activation", self.activation.compute(hidden))
-        fed = seen("feed_forward.down", self.down.compute(activated))
-        return seen("feed_forward_residual", residual_add(x, fed, residual)), cache
-
-    def compute(self, x: Integers, residual: QFormat, observe: Observer = ignore) -> IntegerArray:
-        """Run the block on the residuals (..., T, C) of whole sequences, format `residual`."""
-        return self.extend(x, residual, self.attention.empty_cache(*x.shape[:-2]), observe)[0]
+    @cached_property
+    def operations(self) -> tuple[tuple[Step, Operator], ...]:
+        """What the block computes, in order; the first tensor read is `INPUT`, the last one made the block's output."""
+        add = ResidualAdd(self.attention_norm.input)
+        operators: dict[str, Operator] = {
+            "attention_norm": self.attention_norm,
+            "attention.query": self.attention.query,
+            "attention.key": self.attention.key,
+            "attention.value": self.attention.value,
+            "attention.context": self.attention.core,
+            "attention.output": self.attention.output,
+            "attention_residual": add,
+            "feed_forward_norm": self.feed_forward_norm,
+            "feed_forward.up": self.up,
+            "feed_forward.activation": self.activation,
+            "feed_forward.down": self.down,
+            "feed_forward_residual": add,
+        }
+        return tuple((step, operators[step.name]) for step in BLOCK)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,34 +162,9 @@ class QuantizedTransformer:
             raise QuantizationError(
                 f"the embedding produces {self.embedding.output}, the residual stream is {self.residual}"
             )
+        self._check_joints()
+        attention = self.blocks[0].attention
         for index, block in enumerate(self.blocks):
-            joints = (
-                ("residual", "attention_norm", self.residual, block.attention_norm.input),
-                ("attention_norm", "attention", block.attention_norm.output, block.attention.query.input),
-                ("attention", "residual", block.attention.output.output, self.residual),
-                ("residual", "feed_forward_norm", self.residual, block.feed_forward_norm.input),
-                ("feed_forward_norm", "up", block.feed_forward_norm.output, block.up.input),
-                ("up", "activation", block.up.output, block.activation.input),
-                ("activation", "down", block.activation.output, block.down.input),
-                ("down", "residual", block.down.output, self.residual),
-            )
-            for source, target, produced, expected in joints:
-                if produced != expected:
-                    raise QuantizationError(
-                        f"block {index}: {source} produces {produced}, but {target} expects {expected}"
-                    )
-        channels, attention = self.embedding.token.weight.shape[1], self.blocks[0].attention
-        for index, block in enumerate(self.blocks):
-            shapes = (
-                ("attention_norm", (channels,), block.attention_norm.scale.shape),
-                ("attention", (channels, channels), block.attention.query.weight.shape),
-                ("feed_forward_norm", (channels,), block.feed_forward_norm.scale.shape),
-                ("up", (block.up.rows, channels), block.up.weight.shape),
-                ("down", (channels, block.up.rows), block.down.weight.shape),
-            )
-            for name, expected_shape, shape in shapes:
-                if shape != expected_shape:
-                    raise QuantizationError(f"block {index}: {name} must have shape {expected_shape}, not {shape}")
             sizes = (block.attention.num_heads, block.attention.context_length)
             if sizes != (attention.num_heads, attention.context_length):
                 raise QuantizationError(
@@ -131,16 +174,45 @@ class QuantizedTransformer:
             raise QuantizationError(
                 f"{len(self.embedding.position.weight)} positions are embedded, but the context has {self.context_length}"
             )
-        if self.final_norm.channels != channels or self.logits.weight.shape != (self.vocab_size, channels):
-            raise QuantizationError(
-                f"final norm and logits must have {channels} channels, not {self.final_norm.channels} and {self.logits.columns}"
-            )
         if len(self.embedding.token.weight) != self.vocab_size:
             raise QuantizationError(
                 f"{len(self.embedding.token.weight)} tokens are embedded, but there are logits for {self.vocab_size}"
             )
-        if self.final_norm.input != self.residual or self.final_norm.output != self.logits.input:
-            raise QuantizationError("the final norm's formats do not join the residual stream and the logits")
+
+    def _check_joints(self) -> None:
+        """Refuse an operation that expects other formats than those of the tensors that it reads."""
+        formats: dict[str, QFormat] = {}
+        for operation in self.operations:
+            read = [name for name in operation.inputs if name != TOKENS]
+            for name, expected in zip(read, operation.operator.inputs, strict=True):
+                if formats[name] != expected:
+                    raise QuantizationError(
+                        f"{name} has the format {formats[name]}, but {operation.name} expects {expected}"
+                    )
+            formats[operation.name] = operation.operator.output
+
+    @cached_property
+    def operations(self) -> tuple[Operation, ...]:
+        """All that the model computes, in order, from the tokens to the logits.
+
+        Raises:
+            QuantizationError: An operator does not suit the channels of what it reads.
+        """
+        pairs: list[tuple[Step, Operator]] = [(EMBEDDING, self.embedding)]
+        for index, block in enumerate(self.blocks):
+            steps = in_decoder((step for step, _ in block.operations), index, pairs[-1][0].name)
+            pairs += zip(steps, (operator for _, operator in block.operations), strict=True)
+        pairs += (final_norm_step(pairs[-1][0].name), self.final_norm), (LOGITS, self.logits)
+        operations: list[Operation] = []
+        channels: dict[str, int] = {}
+        for step, operator in pairs:
+            try:
+                made = operator.output_channels(*(channels[name] for name in step.inputs if name != TOKENS))
+            except QuantizationError as error:
+                raise QuantizationError(f"{step.name} {error}") from None
+            channels[step.name] = made
+            operations.append(Operation(step, operator, made))
+        return tuple(operations)
 
     @property
     def context_length(self) -> int:
@@ -154,7 +226,7 @@ class QuantizedTransformer:
 
     def empty_cache(self, *batch: int) -> Cache:
         """Return the cache of sequences that have no token yet, for tokens (*batch, N)."""
-        return tuple(block.attention.empty_cache(*batch) for block in self.blocks)
+        return tuple(block.attention.core.empty_cache(*batch) for block in self.blocks)
 
     def extend(self, tokens: Integers, cache: Cache, observe: Observer = ignore) -> tuple[IntegerArray, Cache]:
         """Run the next tokens of sequences; however they are cut into parts, the logits are those of `forward` on the whole.
@@ -170,19 +242,8 @@ class QuantizedTransformer:
         Raises:
             ValueError: A token outside the vocabulary, none at all, or more than the context holds.
         """
-        x = self.embedding.compute(tokens, cache[0].length)
-        observe("embedding", x)
-        longer = []
-        for index, block in enumerate(self.blocks):
-            x, block_cache = block.extend(
-                x, self.residual, cache[index], partial(_observe_in_block, observe, f"blocks.{index}")
-            )
-            longer.append(block_cache)
-        normed = self.final_norm.compute(x)
-        observe("final_norm", normed)
-        logits = self.logits.compute(normed)
-        observe("logits", logits)
-        return logits, tuple(longer)
+        pairs = [(operation.step, operation.operator) for operation in self.operations]
+        return run_operations(pairs, TOKENS, as_int64(tokens), cache, observe)
 
     def forward(self, tokens: Integers, observe: Observer = ignore) -> IntegerArray:
         """Run whole sequences.
@@ -195,18 +256,3 @@ class QuantizedTransformer:
             Logits, int64 (B, T, V) of format `logits.output`.
         """
         return self.extend(tokens, self.empty_cache(*np.shape(tokens)[:-1]), observe)[0]
-
-    @cached_property
-    def engine(self) -> Engine:
-        """The same model prepared for speed; bit for bit the same logits."""
-        from .engine import Engine  # which needs this module
-
-        return Engine(self)
-
-    def loss(self, inputs: Integers, targets: Integers) -> float:
-        """Return the mean cross-entropy in nats over windows (N, T); the only floating-point step is on the final logits.
-
-        Raises:
-            ValueError: No window.
-        """
-        return self.engine.loss(inputs, targets)

@@ -17,18 +17,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import singledispatch
 
 import numpy as np
 
 from .arithmetic import FLOAT32_EXACT, requantize
-from .attention import Attention
+from .attention import CausalAttention
 from .embedding import Embedding
 from .errors import QuantizationError
 from .layer_norm import LayerNorm
 from .linear import MAXIMUM_ACCUMULATOR_BITS, Linear
-from .qformat import IntegerArray, QFormat, bits_for
+from .operator import Operator, ResidualAdd
+from .qformat import IntegerArray, bits_for
 from .rms_norm import RMSNorm
 from .sampling import EXPONENTIAL, MULTIPLIER_BITS
+from .topology import TOKENS
 from .transformer import QuantizedTransformer
 
 
@@ -99,6 +102,34 @@ def _output_range(linear: Linear) -> Interval:
     return requantize(low, linear.shift, linear.output), requantize(high, linear.shift, linear.output)
 
 
+@singledispatch
+def output_range(operator: Operator, *inputs: Interval) -> Interval:
+    """Return the smallest and largest output of an operator, one for each channel or one for all, for its inputs' ranges."""
+    return np.array(operator.output.minimum_integer), np.array(operator.output.maximum_integer)
+
+
+@output_range.register
+def _(operator: Linear, *inputs: Interval) -> Interval:
+    return _output_range(operator)
+
+
+@singledispatch
+def operator_widths(operator: Operator, name: str, *inputs: Interval) -> Iterator[AccumulatorWidth]:
+    """Yield the accumulators of an operator that makes the tensor `name`; what has none yields nothing.
+
+    Args:
+        operator: The operator.
+        name: The tensor that it makes.
+        inputs: Range of each tensor that it reads.
+    """
+    yield from ()
+
+
+@operator_widths.register
+def _linear_widths(operator: Linear, name: str, *inputs: Interval) -> Iterator[AccumulatorWidth]:
+    yield _linear_width(name, operator)
+
+
 def _linear_width(name: str, linear: Linear) -> AccumulatorWidth:
     low, high = linear_range(linear)
     # The bias may come first, last or between: what is reached with it and without it counts.
@@ -106,7 +137,9 @@ def _linear_width(name: str, linear: Linear) -> AccumulatorWidth:
     return AccumulatorWidth(name, int(low.min()), int(high.max()), int(partial), linear.accumulator_bits)
 
 
-def _norm_widths(name: str, norm: LayerNorm | RMSNorm) -> Iterator[AccumulatorWidth]:
+@operator_widths.register(LayerNorm)
+@operator_widths.register(RMSNorm)
+def _norm_widths(norm: LayerNorm | RMSNorm, name: str, *inputs: Interval) -> Iterator[AccumulatorWidth]:
     channels, low, high = norm.channels, norm.input.minimum_integer, norm.input.maximum_integer
     square = low * low
     yield _width(f"{name}.square_sum", 0, channels * square, norm.square_sum_bits, signed=False)
@@ -146,11 +179,13 @@ def _norm_widths(name: str, norm: LayerNorm | RMSNorm) -> Iterator[AccumulatorWi
     yield AccumulatorWidth(f"{name}.product", lowest, highest, partial, norm.product_bits, exact=False)
 
 
-def _attention_widths(name: str, attention: Attention) -> Iterator[AccumulatorWidth]:
-    for part in ("query", "key", "value"):
-        yield _linear_width(f"{name}.{part}", getattr(attention, part))
+@operator_widths.register
+def _attention_widths(
+    attention: CausalAttention, name: str, query: Interval, key: Interval, value: Interval
+) -> Iterator[AccumulatorWidth]:
+    name = name.removesuffix(".context")
     by_head = (attention.num_heads, attention.head_dim)
-    products = _corners(_output_range(attention.query), _output_range(attention.key))
+    products = _corners(query, key)
     low, high = (ends.reshape(by_head) for ends in products)
     partial = max(int(np.maximum(high, 0).sum(axis=1).max()), int(np.maximum(-low, 0).sum(axis=1).max()))
     yield AccumulatorWidth(
@@ -160,7 +195,7 @@ def _attention_widths(name: str, attention: Attention) -> Iterator[AccumulatorWi
     numerator = softmax.exponential.maximum
     yield _width(f"{name}.denominator", numerator, length * numerator, softmax.denominator_bits, signed=False)
     # The largest score has a full numerator, and equal tokens all have it: one to `length` full numerators of the extreme value.
-    ends = (int(_output_range(attention.value)[0].min()), int(_output_range(attention.value)[1].max()))
+    ends = (int(value[0].min()), int(value[1].max()))
     reached = [count * numerator * end for count in (1, length) for end in ends]
     yield _width(f"{name}.weighted_sum", min(reached), max(reached), attention.weighted_sum_bits)
     mantissa = int(attention.reciprocal.table.max())
@@ -171,13 +206,13 @@ def _attention_widths(name: str, attention: Attention) -> Iterator[AccumulatorWi
         attention.weighted_sum_bits + attention.reciprocal.mantissa_bits,
         exact=False,
     )
-    yield _linear_width(f"{name}.output", attention.output)
 
 
-def _residual_width(name: str, linear: Linear, residual: QFormat) -> AccumulatorWidth:
-    low, high = _output_range(linear)
+@operator_widths.register
+def _residual_widths(add: ResidualAdd, name: str, stream: Interval, update: Interval) -> Iterator[AccumulatorWidth]:
+    residual, (low, high) = add.output, update  # the stream may hold whatever its format does
     lowest, highest = residual.minimum_integer + int(low.min()), residual.maximum_integer + int(high.max())
-    return _width(name, lowest, highest, max(residual.bits, linear.output.bits) + 1)
+    yield _width(name, lowest, highest, residual.bits + 1)
 
 
 def _embedding_width(embedding: Embedding, context_length: int) -> AccumulatorWidth:
@@ -191,17 +226,11 @@ def _embedding_width(embedding: Embedding, context_length: int) -> AccumulatorWi
 
 def _widths(quantized: QuantizedTransformer) -> Iterator[AccumulatorWidth]:
     yield _embedding_width(quantized.embedding, quantized.context_length)
-    for index, block in enumerate(quantized.blocks):
-        prefix = f"blocks.{index}"
-        yield from _norm_widths(f"{prefix}.attention_norm", block.attention_norm)
-        yield from _attention_widths(f"{prefix}.attention", block.attention)
-        yield _residual_width(f"{prefix}.attention_residual", block.attention.output, quantized.residual)
-        yield from _norm_widths(f"{prefix}.feed_forward_norm", block.feed_forward_norm)
-        yield _linear_width(f"{prefix}.feed_forward.up", block.up)
-        yield _linear_width(f"{prefix}.feed_forward.down", block.down)
-        yield _residual_width(f"{prefix}.feed_forward_residual", block.down, quantized.residual)
-    yield from _norm_widths("final_norm", quantized.final_norm)
-    yield _linear_width("logits", quantized.logits)
+    ranges: dict[str, Interval] = {}
+    for operation in quantized.operations:
+        inputs = [ranges[name] for name in operation.inputs if name != TOKENS]
+        yield from operator_widths(operation.operator, operation.name, *inputs)
+        ranges[operation.name] = output_range(operation.operator, *inputs)
     low, high = _output_range(quantized.logits)
     distance = int(high.max() - low.min())
     bits = quantized.logits.output.bits

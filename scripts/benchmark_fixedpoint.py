@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from fixedpoint.calibration import QuantizationSettings, calibrate
-from fixedpoint.engine import CachedDecoder
+from fixedpoint.engine import CachedDecoder, prepared
 from fixedpoint.errors import CompilerError
 from fixedpoint.generation import generate_batch
 from fixedpoint.native import NativeTransformer
@@ -91,7 +91,10 @@ def measure_evaluation(
             model.forward(inputs[start : start + BATCH])
 
     times = _take_turns(
-        {"float forward pass": _timed(float_forward), "integer loss": _timed(lambda: quantized.loss(inputs, targets))},
+        {
+            "float forward pass": _timed(float_forward),
+            "integer loss": _timed(lambda: prepared(quantized).loss(inputs, targets)),
+        },
         seconds,
     )
     contestants = {

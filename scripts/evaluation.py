@@ -9,6 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fixedpoint import QuantizedTransformer
+from fixedpoint.engine import prepared
 from model.data import windows
 from model.errors import InputError
 from model.transformer import Transformer
@@ -64,7 +65,7 @@ def compare(model: Transformer, quantized: QuantizedTransformer, tokens: np.ndar
     for start in tqdm(starts, desc="comparing", unit="batch", leave=False, disable=None):
         batch, wanted = inputs[start : start + step], targets[start : start + step]
         exact = model.forward(batch).astype(np.float64)
-        fixed = quantized.logits.output.dequantize(quantized.engine.forward(batch))
+        fixed = quantized.logits.output.dequantize(prepared(quantized).forward(batch))
         losses += [cross_entropy_sum(exact, wanted), cross_entropy_sum(fixed, wanted)]
         same += int((exact.argmax(axis=-1) == fixed.argmax(axis=-1)).sum())
         largest = max(largest, float(np.abs(exact - fixed).max()))

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from fixedpoint.analysis import storage_bytes
 from fixedpoint.calibration import QuantizationSettings, calibrate
+from fixedpoint.engine import prepared
 from fixedpoint.overrides import Overrides
 from fixedpoint.quantize import quantize_transformer
 from model.data import windows
@@ -59,7 +60,7 @@ def sweep(
     }
     for one in tqdm(wanted.values(), desc="sweep", unit="point", leave=False, disable=None):
         quantized = quantize_transformer(model, calibrate(model, tokens, one, overrides), one)
-        loss = quantized.loss(inputs, targets)
+        loss = prepared(quantized).loss(inputs, targets)
         figures["points"].append({"settings": asdict(one), "loss": loss, "bytes": storage_bytes(quantized)})
         write_json(path, figures)
     by_key = {key(point["settings"]): point for point in figures["points"]}

@@ -135,13 +135,14 @@ class Decoder:
         keys.append(self.linear(f"{name}.key", x))
         values.append(self.linear(f"{name}.value", x))
         (context,), (value_format,) = self.formats(f"{name}.output", "input"), self.formats(f"{name}.value", "output")
-        size = len(query) // self.manifest["num_heads"]
+        layer = self.layers[f"{name}.context"]
+        size = len(query) // layer["num_heads"]
         merged = []
         for first in range(0, len(query), size):
             head = slice(first, first + size)
             scores = [dot(query[head], key[head]) for key in keys]
-            weights = [exponential(max(scores) - score, **self.layers[name]["exponential"]) for score in scores]
-            mantissa, exponent = reciprocal(sum(weights), **self.layers[name]["reciprocal"])
+            weights = [exponential(max(scores) - score, **layer["exponential"]) for score in scores]
+            mantissa, exponent = reciprocal(sum(weights), **layer["reciprocal"])
             for channel in range(first, first + size):
                 total = dot(weights, [value[channel] for value in values])
                 shift = exponent + value_format.fraction - context.fraction
@@ -167,8 +168,9 @@ class Decoder:
             block = f"blocks.{index}"
             normed = self.norm(f"{block}.attention_norm", x)
             x = self.add(x, self.attention(f"{block}.attention", normed, keys, values))
-            hidden = self.linear(f"{block}.up", self.norm(f"{block}.feed_forward_norm", x))
-            x = self.add(x, self.linear(f"{block}.down", self.activation(f"{block}.activation", hidden)))
+            hidden = self.linear(f"{block}.feed_forward.up", self.norm(f"{block}.feed_forward_norm", x))
+            activated = self.activation(f"{block}.feed_forward.activation", hidden)
+            x = self.add(x, self.linear(f"{block}.feed_forward.down", activated))
         return self.linear("logits", self.norm("final_norm", x))
 
     def logits(self, tokens):

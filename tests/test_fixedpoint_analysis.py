@@ -43,8 +43,8 @@ def test_every_tensor_is_compared(model, tokens):
     names = [row.name for row in rows]
     assert names[0] == "embedding"
     assert names[-1] == "logits"
-    assert len(names) == len(set(names)) == 1 + 2 * 11 + 2
-    assert {f"blocks.1.attention.{part}" for part in ("query", "key", "value", "output")} <= set(names)
+    assert len(names) == len(set(names)) == 1 + 2 * 12 + 2
+    assert {f"blocks.1.attention.{part}" for part in ("query", "key", "value", "context", "output")} <= set(names)
     assert all(15 < row.signal_to_noise < 100 for row in rows)
     assert QFormat.parse(rows[1].format) == quantized(model, tokens).blocks[0].attention_norm.output
 
@@ -63,7 +63,8 @@ def test_noise_is_that_of_the_definition(model, tokens):
         assert rows[name].saturated == ends.mean()
     query = integer_model.blocks[1].attention.query
     reference = exact["blocks.1.attention.query"].astype(np.float64) * math.log2(math.e) / math.sqrt(8)
-    produced = query.output.dequantize(query.compute(seen["blocks.1.attention_norm"]))
+    np.testing.assert_array_equal(seen["blocks.1.attention.query"], query.compute(seen["blocks.1.attention_norm"]))
+    produced = query.output.dequantize(seen["blocks.1.attention.query"])
     expected = 10 * math.log10((reference**2).sum() / ((reference - produced) ** 2).sum())
     assert rows["blocks.1.attention.query"].signal_to_noise == pytest.approx(expected, abs=1e-6)
 

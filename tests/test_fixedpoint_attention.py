@@ -59,6 +59,13 @@ def python_attention(attention, tokens):
     return results
 
 
+def extend(attention, x, cache):
+    """Run the next tokens through the projections and the core."""
+    projected = (layer.compute(x) for layer in (attention.query, attention.key, attention.value))
+    context, longer = attention.core.extend(*projected, cache)
+    return attention.output.compute(context), longer
+
+
 def random_tokens(generator, *shape):
     return np.clip(np.rint(40 * generator.normal(size=shape)), -128, 127).astype(np.int64)
 
@@ -135,9 +142,9 @@ def test_cached_parts_equal_the_whole_sequence(parts, batch):
     attention = random_attention(generator)
     tokens = random_tokens(generator, *batch, 7, 12)
     tokens[..., 3, :], tokens[..., 4, :] = 127, -128
-    cache, results = attention.empty_cache(*batch), []
+    cache, results = attention.core.empty_cache(*batch), []
     for part in np.split(tokens, np.cumsum(parts)[:-1], axis=-2):
-        result, cache = attention.extend(part, cache)
+        result, cache = extend(attention, part, cache)
         results.append(result)
     assert cache.length == 7
     np.testing.assert_array_equal(np.concatenate(results, axis=-2), attention.compute(tokens))
@@ -147,26 +154,26 @@ def test_a_cache_is_not_changed_and_can_be_continued_twice():
     generator = np.random.default_rng(10)
     attention = random_attention(generator)
     tokens = random_tokens(generator, 5, 12)
-    _, start = attention.extend(tokens[:3], attention.empty_cache())
+    _, start = extend(attention, tokens[:3], attention.core.empty_cache())
     kept = start.keys.copy(), start.values.copy()
-    first, longer = attention.extend(tokens[3:], start)
-    second, _ = attention.extend(tokens[3:], start)
+    first, longer = extend(attention, tokens[3:], start)
+    second, _ = extend(attention, tokens[3:], start)
     assert (start.length, longer.length) == (3, 5)
     np.testing.assert_array_equal(first, second)
     np.testing.assert_array_equal(start.keys, kept[0])
     np.testing.assert_array_equal(start.values, kept[1])
-    other, _ = attention.extend(tokens[3:], attention.extend(tokens[1:3], attention.empty_cache())[1])
+    other, _ = extend(attention, tokens[3:], extend(attention, tokens[1:3], attention.core.empty_cache())[1])
     assert (first != other).any()
 
 
 def test_a_full_cache_takes_no_token():
     generator = np.random.default_rng(11)
     attention = random_attention(generator)
-    _, cache = attention.extend(random_tokens(generator, 7, 12), attention.empty_cache())
+    _, cache = extend(attention, random_tokens(generator, 7, 12), attention.core.empty_cache())
     with pytest.raises(ValueError, match="1 to 7 tokens, not 8"):
-        attention.extend(random_tokens(generator, 1, 12), cache)
+        extend(attention, random_tokens(generator, 1, 12), cache)
     with pytest.raises(ValueError, match="1 to 7 tokens, not 0"):
-        attention.extend(random_tokens(generator, 0, 12), attention.empty_cache())
+        extend(attention, random_tokens(generator, 0, 12), attention.core.empty_cache())
 
 
 def test_scores_are_products_of_heads():
@@ -249,7 +256,7 @@ def test_normalization_divides_within_its_bound():
     denominator = generator.integers(255, 64 * 255, size=(4000, 1))
     weighted = np.rint(denominator * generator.uniform(-127, 127, size=(4000, 1))).astype(np.int64)
     exact = weighted / denominator
-    error = np.abs(attention.normalize(weighted, denominator) - exact)
+    error = np.abs(attention.core.normalize(weighted, denominator) - exact)
     assert (error <= 0.5 + (2**-11 + 2**-16) * np.abs(exact)).all()
 
 

@@ -8,7 +8,7 @@ from test_fixedpoint_native import at_the_rails
 
 from fixedpoint import Exponential, LayerNorm, Linear, QFormat, Reciprocal, ReciprocalSquareRoot, RMSNorm
 from fixedpoint.calibration import QuantizationSettings, calibrate
-from fixedpoint.engine import CachedDecoder, Engine
+from fixedpoint.engine import CachedDecoder, FastTransformer, prepared
 from fixedpoint.engine_layers import (
     Buffers,
     PreparedNorm,
@@ -49,7 +49,7 @@ def test_logits_are_the_specifications(kind, seed):
     context = model.context_length
     for batch, length in ((1, 1), (4, context), (3, (context + 1) // 2)):
         tokens = random_tokens(model, batch, length, seed)
-        logits = Engine(model).forward(tokens)
+        logits = FastTransformer(model).forward(tokens)
         assert logits.dtype == np.int64
         np.testing.assert_array_equal(logits, model.forward(tokens))
     assert len(np.unique(logits)) > 1
@@ -81,21 +81,21 @@ def test_a_trained_model(tiny_run_original, settings):
     inputs, targets = windows(np.asarray(run.load_validation_tokens()).astype(np.int64), 16)
     model = quantize_transformer(trained, calibrate(trained, inputs[:8], chosen), chosen)
     expected = model.forward(inputs[:40])
-    np.testing.assert_array_equal(model.engine.forward(inputs[:40]), expected)
+    np.testing.assert_array_equal(prepared(model).forward(inputs[:40]), expected)
     logits = model.logits.output.dequantize(expected)
     chance = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
     wanted = -np.log(np.take_along_axis(chance, targets[:40, :, None], axis=-1)).mean()
-    assert model.loss(inputs[:40], targets[:40]) == pytest.approx(wanted, rel=1e-12)
+    assert prepared(model).loss(inputs[:40], targets[:40]) == pytest.approx(wanted, rel=1e-12)
 
 
 def test_blocks_of_sequences_do_not_change_anything(monkeypatch):
     model = make_model(0)
     tokens = random_tokens(model, 50, 5)
-    expected = Engine(model).forward(tokens)
+    expected = FastTransformer(model).forward(tokens)
     monkeypatch.setattr("fixedpoint.engine.BLOCK_ROWS", 11)
-    engine = Engine(model)
+    engine = FastTransformer(model)
     np.testing.assert_array_equal(engine.forward(tokens), expected)
-    assert engine.loss(tokens, tokens) == pytest.approx(Engine(model).loss(tokens, tokens), rel=1e-14)
+    assert engine.loss(tokens, tokens) == pytest.approx(FastTransformer(model).loss(tokens, tokens), rel=1e-14)
     assert engine.forward(tokens[:0]).shape == (0, 5, 11)
 
 
@@ -113,11 +113,11 @@ def test_blocks_of_sequences_do_not_change_anything(monkeypatch):
 )
 def test_bad_tokens(tokens, message):
     with pytest.raises(ValueError, match=message):
-        make_model(0).engine.forward(np.asarray(tokens))
+        prepared(make_model(0)).forward(np.asarray(tokens))
 
 
 def test_bad_targets():
-    engine, tokens = make_model(0).engine, np.zeros((2, 3), int)
+    engine, tokens = prepared(make_model(0)), np.zeros((2, 3), int)
     with pytest.raises(ValueError, match="target must be 0 to 10; got 11"):
         engine.loss(tokens, tokens + 11)
     with pytest.raises(ValueError, match="shape"):

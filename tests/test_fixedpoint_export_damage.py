@@ -89,7 +89,9 @@ def test_every_byte_of_the_weights_matters(original, tmp_path):
 
 
 @pytest.mark.parametrize("kept", [0, 1, 100, 0.3, 0.9, -1])
-@pytest.mark.parametrize("name", ["weights.safetensors", "manifest.json", "blocks.0.up.weight.mem", "model.h"])
+@pytest.mark.parametrize(
+    "name", ["weights.safetensors", "manifest.json", "blocks.0.feed_forward.up.weight.mem", "model.h"]
+)
 def test_truncated_files_are_refused(export, name, kept):
     content = (export / name).read_bytes()
     length = (
@@ -157,7 +159,7 @@ def test_an_edited_manifest_is_noticed(export):
     refused(export, "changed after it was written")
 
 
-@pytest.mark.parametrize("version", [0, 2, 4, "3", None])
+@pytest.mark.parametrize("version", [0, 1, 2, 4, "3", None])
 def test_other_versions_are_named(export, version):
     rewrite(export, lambda manifest: manifest.update(version=version))
     refused(export, f"version {version!r}.*reads 3: quantize the model again")
@@ -223,8 +225,10 @@ def remove(*keys):
         edit("layers", "final_norm", "epsilon", value=10**30),
         edit("layers", "final_norm", "reciprocal_square_root", value={"index_bits": 40, "mantissa_bits": 50}),
         edit("layers", "final_norm", "reciprocal_square_root", value={"what": 1}),
-        edit("layers", "blocks.0.attention", "reciprocal", value=[]),
-        edit("layers", "blocks.0.activation", "input", value="Q9.4"),
+        edit("layers", "blocks.0.attention.context", "reciprocal", value=[]),
+        edit("layers", "blocks.0.feed_forward.activation", "input", value="Q9.4"),
+        edit("layers", "blocks.0.attention.context", "query", value="Q4.4"),
+        edit("layers", "blocks.1.attention.context", "num_heads", value=4),
         edit("layers", "unknown", value={}),
         remove("tensors", "logits.bias"),
         edit("tensors", "unknown", value={}),
@@ -313,5 +317,5 @@ def test_weights_out_of_their_bits_are_refused_even_when_signed(export):
     """A 4-bit claim for 8-bit weights, with every digest right."""
     weights = safetensors.numpy.load_file(export / "weights.safetensors")["embedding.token.weight"]
     assert np.abs(weights).max() > 8
-    rewrite(export, edit("layers", "embedding.token", "weight_bits", value=4))
+    rewrite(export, edit("layers", "embedding", "token_weight_bits", value=4))
     refused(export, "does not fit 4 bits")

@@ -164,5 +164,5 @@ def test_what_the_graphs_floats_do_not_hold_is_refused(tmp_path):
     norm = LayerNorm.from_float(np.ones(channels), np.zeros(channels), 1e-5, QFormat(16, 10), QFormat(8, 5), 8)
     exporter = onnx_export._Exporter(model)
     with pytest.raises(QuantizationError, match="final_norm has a variance of 56 bits; float64 holds 53"):
-        exporter._norm("final_norm", norm, "x")
+        exporter.norm("final_norm", norm, "x")
     assert not list(tmp_path.iterdir())

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fixedpoint.calibration import QuantizationSettings, query_scale
+from fixedpoint.engine import prepared
 from fixedpoint.errors import QuantizationError
 from fixedpoint.qformat import Overflow, Rounding
 from fixedpoint.quantization_aware import QuantizationAware, _round
@@ -139,17 +140,20 @@ def test_each_rounded_tensor_is_the_integer_models(float_run, activation_bits):
     def compare(name, values):
         quantization.round_tensor(name, values)
         if name in integers:
-            exact = formats[name].dequantize(integers[name]).reshape(values.shape)
-            steps[name] = np.abs(values - exact).max() / formats[name].resolution
-            different[name] = float((np.abs(values - exact) > formats[name].resolution / 2).mean())
+            factor = query_scale(model.config.head_dim) if name.endswith("attention.query") else 1
+            exact = (formats[name].dequantize(integers[name]) / factor).reshape(values.shape)
+            distance = np.abs(values - exact) * (factor / formats[name].resolution)
+            steps[name], different[name] = distance.max(), float((distance > 0.5).mean())
             values[...] = exact
 
     model.loss_and_gradients(inputs, targets, transform=compare)
     rounded = quantization.formats.keys() & different.keys() - {"logits"}
     assert {"final_norm", "blocks.1.attention_norm", "blocks.0.feed_forward.activation"} <= rounded
     for name in rounded:
-        # Linear layers and what follows them pointwise are exact. A norm's reciprocal root has a table in the integer model.
-        assert different[name] < (0.02 if "_norm" in name else 1e-9), name
+        # Linear layers and what follows them pointwise are exact. Roots, exponentials and reciprocals have tables in the integer model.
+        # The query's factor is no power of two, so its float sums are not exact, and ties, one in 2**shift, fall to either side.
+        near = "_norm" in name or name.endswith(("attention.query", "attention.context"))
+        assert different[name] < (0.05 if near else 1e-9), name
         assert steps[name] < 1.01, name
     for name in different.keys() - rounded:
         limit = 100 if name.endswith("attention.output") else 1e-9  # of 2**16 steps: exponentials have 8 bits
@@ -186,7 +190,7 @@ def test_training_prints_the_loss_that_the_integer_model_has(float_run, tmp_path
     run = RunDirectory(tmp_path / "run")
     assert result.validation_loss < before - 0.02
     loaded, recorded = run.load_model(), QuantizationAware.load(run)
-    assert recorded.quantize(loaded).loss(inputs, targets) == result.validation_loss
+    assert prepared(recorded.quantize(loaded)).loss(inputs, targets) == result.validation_loss
     assert run.load_training_record()["results"]["validation_loss"] == result.validation_loss
     np.testing.assert_array_equal(loaded.parameters.flat, model.parameters.flat)
     again = rounded_model(recorded, loaded)

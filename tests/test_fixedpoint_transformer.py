@@ -11,6 +11,7 @@ from test_fixedpoint_attention import python_attention, python_linear
 from test_fixedpoint_embedding import python_embedding
 
 from fixedpoint import QFormat, QuantizationError, Sampler, residual_add
+from fixedpoint.engine import prepared
 
 
 def python_norm(norm, x):
@@ -138,6 +139,10 @@ def test_every_tensor_on_the_way_can_be_observed():
     logits = model.forward(tokens, observe)
     parts = [
         "attention_norm",
+        "attention.query",
+        "attention.key",
+        "attention.value",
+        "attention.context",
         "attention.output",
         "attention_residual",
         "feed_forward_norm",
@@ -167,12 +172,12 @@ def test_the_loss_is_the_mean_cross_entropy():
         for row, target in zip(python_transformer(model, window.tolist()), wanted.tolist(), strict=True):
             values = [Fraction(logit) / 2**model.logits.output.fraction for logit in row]
             total += math.log(sum(math.exp(value) for value in values)) - float(values[target])
-    assert model.loss(inputs, targets) == pytest.approx(total / 35, rel=1e-12)
+    assert prepared(model).loss(inputs, targets) == pytest.approx(total / 35, rel=1e-12)
 
 
 def test_the_loss_needs_a_window():
     with pytest.raises(ValueError, match="at least one window"):
-        make_model(0).loss(np.zeros((0, 7), dtype=np.int64), np.zeros((0, 7), dtype=np.int64))
+        prepared(make_model(0)).loss(np.zeros((0, 7), dtype=np.int64), np.zeros((0, 7), dtype=np.int64))
 
 
 def test_sizes():
@@ -197,36 +202,48 @@ def in_block(name, change):
     [
         (lambda m: {"blocks": ()}, "at least one block"),
         (lambda m: {"residual": QFormat(16, 9)}, "residual stream is Q7.9"),
-        (in_block("attention_norm", lambda n: replace(n, input=QFormat(16, 9))), "block 1: residual produces"),
-        (in_block("attention_norm", lambda n: replace(n, output=QFormat(8, 4))), "attention expects"),
+        (
+            in_block("attention_norm", lambda n: replace(n, input=QFormat(16, 9))),
+            "feed_forward_residual has the format Q6.10, but blocks.1.attention_norm expects",
+        ),
+        (
+            in_block("attention_norm", lambda n: replace(n, output=QFormat(8, 4))),
+            "but blocks.1.attention.query expects",
+        ),
         (
             in_block("attention", lambda a: replace(a, output=replace(a.output, output=QFormat(16, 9)))),
-            "attention produces",
+            "blocks.1.attention.output has the format Q7.9",
         ),
-        (in_block("feed_forward_norm", lambda n: replace(n, output=QFormat(8, 4))), "up expects"),
-        (in_block("up", lambda layer: replace(layer, output=QFormat(8, 5))), "activation expects"),
-        (in_block("down", lambda layer: replace(layer, output=QFormat(16, 9))), "down produces"),
-        (in_block("down", lambda layer: replace(layer, input=QFormat(8, 4))), "down expects"),
+        (in_block("feed_forward_norm", lambda n: replace(n, output=QFormat(8, 4))), "feed_forward.up expects"),
+        (in_block("up", lambda layer: replace(layer, output=QFormat(8, 5))), "feed_forward.activation expects"),
+        (
+            in_block("down", lambda layer: replace(layer, output=QFormat(16, 9))),
+            "blocks.1.feed_forward.down has the format Q7.9",
+        ),
+        (in_block("down", lambda layer: replace(layer, input=QFormat(8, 4))), "feed_forward.down expects"),
         (
             in_block("attention_norm", lambda n: random_norm(np.random.default_rng(0), 11)),
-            "attention_norm must have shape",
+            "blocks.1.attention_norm takes 11 channels, not 12",
         ),
         (
             in_block("feed_forward_norm", lambda n: random_norm(np.random.default_rng(0), 13)),
-            "feed_forward_norm must have",
+            "blocks.1.feed_forward_norm takes 13 channels, not 12",
         ),
         (in_block("attention", lambda a: replace(a, num_heads=2)), "heads, context"),
         (in_block("attention", lambda a: replace(a, context_length=6)), "heads, context"),
         (
             lambda m: {"blocks": (m.blocks[0], make_model(0, channels=15).blocks[0])},
-            "block 1: attention_norm must have shape",
+            "blocks.1.attention_norm takes 15 channels, not 12",
         ),
         (
             lambda m: {"blocks": (m.blocks[0], replace(m.blocks[1], up=make_model(0, hidden=21).blocks[0].up))},
-            "down must have shape",
+            "feed_forward.down takes 20 channels, not 21",
         ),
-        (lambda m: {"final_norm": random_norm(np.random.default_rng(0), 13)}, "final norm"),
-        (lambda m: {"final_norm": replace(m.final_norm, output=QFormat(8, 4))}, "final norm"),
+        (lambda m: {"final_norm": random_norm(np.random.default_rng(0), 13)}, "final_norm takes 13 channels, not 12"),
+        (
+            lambda m: {"final_norm": replace(m.final_norm, output=QFormat(8, 4))},
+            "final_norm has the format Q4.4, but logits expects",
+        ),
         (lambda m: {"logits": make_model(0, vocab_size=10).logits}, "11 tokens are embedded"),
         (
             lambda m: {"embedding": replace(m.embedding, position=make_model(0, context_length=6).embedding.position)},

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fixedpoint import load_export
+from fixedpoint.engine import prepared
 from fixedpoint.quantization_aware import QuantizationAware
 from model import RunDirectory
 from model.data import windows
@@ -40,7 +41,9 @@ def test_default_directory_has_everything_and_the_source_is_as_it_was(
     assert (number_format.settings.weight_bits, number_format.settings.activation_bits) == (3, 6)
     inputs, targets = windows(run.load_validation_tokens(), 16)
     record = run.load_training_record()
-    assert number_format.quantize(run.load_model()).loss(inputs, targets) == record["results"]["validation_loss"]
+    assert (
+        prepared(number_format.quantize(run.load_model())).loss(inputs, targets) == record["results"]["validation_loss"]
+    )
     assert record["training"]["num_steps"] == 30
     assert record["training"]["batch_size"] == 8  # the source's
     assert record["source"] == RunDirectory(source).load_training_record()["source"]
@@ -55,7 +58,7 @@ def test_quantizing_it_gives_the_integers_that_it_was_trained_as(
     run = RunDirectory(directory)
     assert cli.main(["quantize", str(directory)]) == 0
     printed = run.load_training_record()["results"]["validation_loss"]
-    assert load_export(run.quantized).loss(*windows(run.load_validation_tokens(), 16)) == printed
+    assert prepared(load_export(run.quantized)).loss(*windows(run.load_validation_tokens(), 16)) == printed
     figures = json.loads((directory / "quantization.json").read_text())
     assert figures["comparison"]["fixed_loss"] == pytest.approx(printed, abs=1e-12)
     assert f"{printed:.4f}" in capsys.readouterr().out

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fixedpoint import load_export
+from fixedpoint.engine import prepared
 from model import RunDirectory, evaluate_loss
 from model.data import windows
 from scripts import cli
@@ -23,7 +24,7 @@ def test_losses_are_the_models_own(tiny_run: Path, tmp_path: Path) -> None:
     quantized = load_export(run.quantized)
     comparison = figures["comparison"]
     assert comparison["float_loss"] == pytest.approx(evaluate_loss(model, tokens), abs=1e-5)
-    assert comparison["fixed_loss"] == pytest.approx(quantized.loss(*windows(tokens, 16)), abs=1e-9)
+    assert comparison["fixed_loss"] == pytest.approx(prepared(quantized).loss(*windows(tokens, 16)), abs=1e-9)
     assert comparison["difference"] == pytest.approx(comparison["fixed_loss"] - comparison["float_loss"], abs=1e-12)
     assert comparison["tokens"] == (len(tokens) - 1) // 16 * 16
     assert 0.9 < comparison["same_choice"] <= 1

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fixedpoint import QFormat, load_export
+from fixedpoint.engine import prepared
 from fixedpoint.histogram import Histogram
 from model import RunDirectory, evaluate_loss
 from model.data import windows
@@ -57,7 +58,7 @@ def test_a_point_is_the_loss_of_that_model(swept: Path) -> None:
     )
     assert cli.main(["quantize", str(swept), "--weight-bits", "4"]) == 0
     run = RunDirectory(swept)
-    assert point["loss"] == load_export(run.quantized).loss(*windows(run.load_validation_tokens(), 16))
+    assert point["loss"] == prepared(load_export(run.quantized)).loss(*windows(run.load_validation_tokens(), 16))
     assert point["bytes"] == json.loads((swept / "quantization.json").read_text())["storage_bytes"]
 
 

@@ -66,17 +66,31 @@ typedef struct {
     const int8_t *fraction; /* entries */
 } embedding_table;
 
+/* Attention between its projections. */
 typedef struct {
-    norm attention_norm;
-    linear query, key, value, output;
+    int index; /* of its cache */
+    format query, key, value, output;
     reciprocal_table reciprocal;
-    norm feed_forward_norm;
-    linear up;
-    const int16_t *activation; /* the function's value for every value of up's output, from the smallest */
-    linear down;
-} block;
+} attention;
 
-#include "model.h" /* LAYERS, HEADS, CHANNELS, HIDDEN, CONTEXT, VOCABULARY, residual, the tables, and the layers */
+typedef struct {
+    int channels, lowest;   /* of the input */
+    const int16_t *entries; /* the function's value for every value of the input, from the smallest */
+} activation;
+
+/* What an operation computes: tensors of the token that stands at `position`, into another one. */
+typedef void function(const void *parameters, const int16_t *const x[], int16_t *y, int position);
+static function apply_linear, apply_norm, apply_activation, apply_attention, apply_residual_add;
+
+typedef struct {
+    function *function;
+    const void *parameters;
+    const int16_t *x[3];
+    int16_t *y;
+} operation;
+
+/* Sizes, `residual`, the tables and the layers; `tensors`; the operations from the embedding to the norm before the logits in their order. */
+#include "model.h"
 
 enum {
     HEAD = CHANNELS / HEADS,
@@ -169,15 +183,20 @@ static inline int64_t linear_row(const linear *layer, int row, const int16_t *x)
     return requantize(sum, layer->input.fraction + layer->fraction[row] - layer->output.fraction, layer->output);
 }
 
-static void apply(const linear *layer, const int16_t *x, int16_t *y)
+static void apply_linear(const void *parameters, const int16_t *const x[], int16_t *y, int position)
 {
+    const linear *layer = parameters;
+    (void)position;
     for (int row = 0; row < layer->rows; row++)
-        y[row] = (int16_t)linear_row(layer, row, x);
+        y[row] = (int16_t)linear_row(layer, row, x[0]);
 }
 
 /* LayerNorm without dividing: with S and Q the sums of x and x^2, (x - mean) / deviation = (C x - S) / sqrt(C Q - S^2). RMSNorm has S = 0. */
-static void normalize(const norm *layer, const int16_t *x, int16_t *y)
+static void apply_norm(const void *parameters, const int16_t *const inputs[], int16_t *y, int position)
 {
+    const norm *layer = parameters;
+    const int16_t *x = inputs[0];
+    (void)position;
     int64_t sum = 0, squares = 0;
     for (int c = 0; c < CHANNELS; c++) {
         sum += x[c];
@@ -203,16 +222,17 @@ static int16_t key_cache[LAYERS][CONTEXT][CHANNELS], value_cache[LAYERS][CHANNEL
  * Causal attention of one token to itself and those before it. log2(e) / sqrt(head size) is part of the query's weights, so a score s is a
  * base-2 logarithm: its weight is 2^(s - max s), and the sum of the weighted values is divided by the sum of the weights at the end.
  */
-static void attend(const block *layer, int index, int position, const int16_t *x, int16_t *y)
+static void apply_attention(const void *parameters, const int16_t *const x[], int16_t *context, int position)
 {
-    static int16_t query[CHANNELS], value[CHANNELS], context[CHANNELS], weights[PADDED];
+    static int16_t weights[PADDED];
     static int32_t scores[CONTEXT];
+    const attention *layer = parameters;
+    const int16_t *query = x[0], *value = x[2];
+    const int index = layer->index;
     const int length = (position / VECTOR + 1) * VECTOR; /* whole vectors of positions; the weights beyond `position` are 0 */
-    const int score_fraction = layer->query.output.fraction + layer->key.output.fraction;
-    const int shift = layer->value.output.fraction - layer->output.input.fraction;
-    apply(&layer->query, x, query);
-    apply(&layer->key, x, key_cache[index][position]);
-    apply(&layer->value, x, value);
+    const int score_fraction = layer->query.fraction + layer->key.fraction;
+    const int shift = layer->value.fraction - layer->output.fraction;
+    memcpy(key_cache[index][position], x[1], sizeof key_cache[index][position]);
     for (int c = 0; c < CHANNELS; c++)
         value_cache[index][c][position] = value[c];
     for (int first = 0; first < CHANNELS; first += HEAD) {
@@ -234,52 +254,44 @@ static void attend(const block *layer, int index, int position, const int16_t *x
             int32_t sum = 0;
             for (int j = 0; j < length; j++)
                 sum += weights[j] * value_cache[index][c][j];
-            context[c] = (int16_t)requantize(sum * inverse.mantissa, inverse.exponent + shift, layer->output.input);
+            context[c] = (int16_t)requantize(sum * inverse.mantissa, inverse.exponent + shift, layer->output);
         }
     }
-    apply(&layer->output, context, y);
 }
 
-/* The residual stream of the token in work, and adding a layer's output to it. */
-static int16_t stream[CHANNELS];
-
-static void add_to_stream(const int16_t *y)
+static void apply_activation(const void *parameters, const int16_t *const x[], int16_t *y, int position)
 {
-    for (int c = 0; c < CHANNELS; c++)
-        stream[c] = (int16_t)saturate((int64_t)stream[c] + y[c], residual);
+    const activation *table = parameters;
+    (void)position;
+    for (int c = 0; c < table->channels; c++)
+        y[c] = table->entries[x[0][c] - table->lowest];
 }
 
-/* Run one token that stands at `position`; keys and values of those before it are in the caches. Leaves the result in `stream`. */
+static void apply_residual_add(const void *parameters, const int16_t *const x[], int16_t *y, int position)
+{
+    (void)parameters, (void)position;
+    for (int c = 0; c < CHANNELS; c++)
+        y[c] = (int16_t)saturate((int64_t)x[0][c] + x[1][c], residual);
+}
+
+/* Run one token that stands at `position`; keys and values of those before it are in the caches. */
 static void step(int token, int position)
 {
-    static int16_t normed[CHANNELS], added[CHANNELS], hidden[HIDDEN];
     const int token_shift = token_embedding.fraction[token] - residual.fraction;
     const int position_shift = position_embedding.fraction[position] - residual.fraction;
     for (int c = 0; c < CHANNELS; c++)
-        stream[c] = (int16_t)saturate(shift_right(token_embedding.weight[token * CHANNELS + c], token_shift) +
-                                          shift_right(position_embedding.weight[position * CHANNELS + c], position_shift),
-                                      residual);
-    for (int index = 0; index < LAYERS; index++) {
-        const block *layer = &blocks[index];
-        normalize(&layer->attention_norm, stream, normed);
-        attend(layer, index, position, normed, added);
-        add_to_stream(added);
-        normalize(&layer->feed_forward_norm, stream, normed);
-        apply(&layer->up, normed, hidden);
-        for (int r = 0; r < layer->up.rows; r++)
-            hidden[r] = layer->activation[hidden[r] + (1 << (layer->up.output.bits - 1))];
-        apply(&layer->down, hidden, added);
-        add_to_stream(added);
-    }
+        embedded[c] = (int16_t)saturate(shift_right(token_embedding.weight[token * CHANNELS + c], token_shift) +
+                                            shift_right(position_embedding.weight[position * CHANNELS + c], position_shift),
+                                        residual);
+    for (int i = 0; i < OPERATIONS; i++)
+        operations[i].function(operations[i].parameters, operations[i].x, operations[i].y, position);
 }
 
-/* Turn the stream into the logits of the next token. */
+/* The logits of the next token. */
 static void compute_logits(int64_t *values)
 {
-    static int16_t normed[CHANNELS];
-    normalize(&final_norm, stream, normed);
     for (int row = 0; row < VOCABULARY; row++)
-        values[row] = linear_row(&logits, row, normed);
+        values[row] = linear_row(&logits, row, last);
 }
 
 /* ---- Sampling ---- */
