@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from fixedpoint import lock_directory
 from hdl.errors import CircuitError
 from scripts.output import add_json_argument, format_table, write_json
 
@@ -60,7 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
     tasks = [(proof, False) for proof in chosen]
     if arguments.bugs:
         tasks += [(proof, True) for proof in chosen if proof.faulty is not None]
-    verdicts = settle_all(tasks, arguments.out, arguments.jobs)
+    with lock_directory(arguments.out):
+        verdicts = settle_all(tasks, arguments.out, arguments.jobs)
     rows, wrong = [], []
     for (proof, faulty), verdict in zip(tasks, verdicts, strict=True):
         expected = verdict.holds is not faulty and verdict.holds is not None

@@ -133,3 +133,14 @@ def test_one_command_at_a_time_changes_a_run(words, tiny_run, capsys):
         assert errors.count("\n") == 1
     (tiny_run / ".lock").unlink()  # which the killed process left
     assert {file: file.stat().st_mtime_ns for file in tiny_run.rglob("*")} == before
+
+
+def test_one_command_at_a_time_proves_in_a_directory(tmp_path, monkeypatch, capsys):
+    started = []
+    monkeypatch.setattr("sim.proof.settle", lambda *arguments, **_: started.append(arguments))
+    with held("lock_directory", tmp_path) as other:
+        assert cli.main(["prove", "requantize", "--out", str(tmp_path)]) == 1
+        errors = capsys.readouterr().err
+        assert errors.startswith(f"error: {tmp_path} is in use by process {other.pid} (")
+        assert errors.count("\n") == 1
+    assert started == []
