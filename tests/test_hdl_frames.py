@@ -69,9 +69,15 @@ def test_every_single_damage_is_noticed():
 
 
 def test_a_length_that_is_wrong_is_refused_although_the_check_is_right():
-    for length in (0, 2, 4, 0x103):
-        content = length.to_bytes(2, "little") + b"abc"
-        assert FrameDecoder().feed(b"\x7e" + content + zlib.crc32(content).to_bytes(4, "little") + b"\x7e") == []
+    wire = b""
+    for packet, length in ((b"abc", 0), (b"abc", 2), (b"abc", 4), (b"abc", 0x103), (b"", 0), (b"", 1)):
+        content = length.to_bytes(2, "little") + packet
+        content += zlib.crc32(content).to_bytes(4, "little")
+        assert not {FLAG, ESCAPE} & set(content)
+        frame = b"\x7e" + content + b"\x7e"
+        assert FrameDecoder().feed(frame) == []
+        wire += frame
+    assert run_receiver(wire + encode_frame(b"right"), 0, gap=4 * LARGEST) == [b"right"]
 
 
 @pytest.mark.parametrize("size", [0, 1 << 16])
