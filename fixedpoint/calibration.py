@@ -15,6 +15,7 @@ from model import ModelConfig, Transformer
 from model.parameters import parameter_shapes
 
 from .attention import MAXIMUM_CONTEXT
+from .checks import is_whole
 from .compensation import Moments
 from .errors import QuantizationError
 from .histogram import CANDIDATES, MAXIMUM_FRACTION, Histogram, covering_format
@@ -64,6 +65,8 @@ class QuantizationSettings:
         problems = []
         try:
             storage_bits(self.weight_bits)
+            if is_whole(self.weight_bits):
+                object.__setattr__(self, "weight_bits", int(self.weight_bits))
         except QuantizationError as error:
             problems.append(str(error))
         for name, lowest, highest in (
@@ -72,8 +75,10 @@ class QuantizationSettings:
             ("embedding_bits", 2, 8),
         ):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
+            if not is_whole(value) or not lowest <= value <= highest:
                 problems.append(f"{name} must be a whole number from {lowest} to {highest}, not {value!r}")
+            else:
+                object.__setattr__(self, name, int(value))  # NumPy's integers cannot be written as JSON
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 problems.append(f"{name} must be {' or '.join(choices)}, not {getattr(self, name)!r}")

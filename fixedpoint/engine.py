@@ -180,7 +180,7 @@ class FastTransformer:
             correct = np.take_along_axis(values, wanted[rows, :, None], axis=-1)
             total += float(np.log(np.exp(values, out=values).sum(axis=-1)).sum() - correct.sum())
             progress(len(logits))
-        return total / wanted.size
+        return float(np.maximum(total / wanted.size, 0))  # rounding may leave a little less
 
     def _blocks(self, tokens: IntegerArray) -> Iterator[tuple[slice, Floats]]:
         """Yield the logits (b, T, V) of a few sequences at a time."""

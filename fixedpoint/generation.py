@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from .arithmetic import Integers
+from .checks import checked_tokens, is_whole
 from .engine import CachedDecoder
 from .engine_layers import Floats
 from .errors import QuantizationError
@@ -77,8 +78,8 @@ def generate_batch(
     """
     if not prompts:
         raise QuantizationError("there is no prompt; generation needs at least one")
-    if num_tokens < 0:
-        raise QuantizationError(f"the number of tokens must be 0 or more, not {num_tokens}")
+    if not is_whole(num_tokens) or num_tokens < 0:
+        raise QuantizationError(f"the number of tokens must be 0 or more, not {num_tokens!r}")
     sequences = [_checked(prompt, quantized) for prompt in prompts]
     lengths = [len(sequence) for sequence in sequences]
     steps = stream_batch(quantized, sequences, temperature=temperature, seed=seed, use_cache=use_cache, decoder=decoder)
@@ -177,8 +178,8 @@ def generate_text(
         raise QuantizationError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, the model {quantized.vocab_size}; they do not belong together"
         )
-    if num_tokens < 0:
-        raise QuantizationError(f"the number of tokens must be 0 or more, not {num_tokens}")
+    if not is_whole(num_tokens) or num_tokens < 0:
+        raise QuantizationError(f"the number of tokens must be 0 or more, not {num_tokens!r}")
     sequence = _checked(tokenizer.encode(prompt) or _beginning(tokenizer), quantized)
     steps = stream_batch(quantized, [sequence], temperature=temperature, seed=seed)
     decoder = tokenizer.incremental_decoder()
@@ -201,10 +202,7 @@ def _beginning(tokenizer: Tokenizer) -> list[int]:
 
 
 def _checked(prompt: Sequence[int] | Integers, quantized: QuantizedTransformer) -> list[int]:
-    tokens = [int(token) for token in prompt]
+    tokens = checked_tokens(prompt, quantized.vocab_size, "prompt token")
     if not tokens:
         raise QuantizationError("the prompt is empty; generation needs at least one token to begin with")
-    for token in tokens:
-        if not 0 <= token < quantized.vocab_size:
-            raise QuantizationError(f"prompt token {token} is outside the vocabulary of {quantized.vocab_size} tokens")
     return tokens

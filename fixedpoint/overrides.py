@@ -25,6 +25,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from .checks import is_whole, plain
 from .errors import QuantizationError
 from .qformat import QFormat
 from .row_scales import WeightBits, storage_bits
@@ -84,7 +85,9 @@ class Overrides:
                 raise QuantizationError(
                     f"override {pattern!r} gives a format, which has its own width: drop activation_bits"
                 )
-        return cls(tuple(content.items()))
+        return cls(
+            tuple((pattern, {key: plain(value) for key, value in table.items()}) for pattern, table in content.items())
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `from_dict` takes."""
@@ -161,7 +164,7 @@ def _check(pattern: str, key: str, value: Any) -> None:
         except QuantizationError as error:
             raise QuantizationError(f"override {pattern!r}: {error}") from None
     elif key == "activation_bits":
-        if isinstance(value, bool) or not isinstance(value, int) or not 4 <= value <= 8:
+        if not is_whole(value) or not 4 <= value <= 8:
             raise QuantizationError(
                 f"override {pattern!r}: activation_bits must be a whole number from 4 to 8, not {value!r}"
             )

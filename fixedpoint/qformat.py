@@ -18,6 +18,7 @@ from enum import Enum
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .checks import is_whole
 from .errors import QuantizationError
 
 IntegerArray = NDArray[np.int64]
@@ -60,8 +61,9 @@ class QFormat:
     def __post_init__(self) -> None:
         for name in ("bits", "fraction"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
+            if not is_whole(value):
                 raise TypeError(f"QFormat {name} must be an integer, not {value!r}")
+            object.__setattr__(self, name, int(value))
         if not 1 <= self.bits <= MAXIMUM_BITS:
             raise ValueError(f"QFormat bits must be 1 to {MAXIMUM_BITS}, not {self.bits}")
         if not isinstance(self.signed, bool):

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from .arithmetic import Integers
+from .checks import is_whole
 from .errors import QuantizationError
 from .qformat import IntegerArray, Overflow, QFormat, Rounding, covering_fraction
 
@@ -29,9 +30,9 @@ def storage_bits(weight_bits: WeightBits) -> int:
     """
     if weight_bits == "ternary":
         return 2
-    if isinstance(weight_bits, bool) or not isinstance(weight_bits, int) or not 2 <= weight_bits <= 8:
+    if not is_whole(weight_bits) or not 2 <= weight_bits <= 8:
         raise QuantizationError(f'weight_bits must be a whole number from 2 to 8, or "ternary", not {weight_bits!r}')
-    return weight_bits
+    return int(weight_bits)
 
 
 def weight_range(weight_bits: WeightBits) -> tuple[int, int]:

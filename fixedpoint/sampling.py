@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .arithmetic import Integers, shift_right_half_up
+from .checks import is_real, is_whole, plain
 from .errors import QuantizationError
 from .exponential import Exponential
 from .linear import LARGEST_LEFT_SHIFT
@@ -72,7 +73,7 @@ def mix(seed: int, sequence: int) -> int:
         QuantizationError: A seed or sequence outside that range.
     """
     for name, value in (("seed", seed), ("sequence", sequence)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value <= WORD:
+        if not is_whole(value) or not 0 <= value <= WORD:
             raise QuantizationError(f"a {name} must be a whole number from 0 to 2**32 - 1, not {value!r}")
     return _avalanche((_avalanche(int(seed)) + (int(sequence) + 1) * GOLDEN_RATIO) & WORD) or GOLDEN_RATIO
 
@@ -134,8 +135,10 @@ class Sampler:
     def __post_init__(self) -> None:
         if not self.logits.signed or self.logits.bits > MAXIMUM_LOGITS_BITS:
             raise QuantizationError(f"a sampler reads signed logits of at most 16 bits, not {self.logits}")
-        if isinstance(self.temperature, bool) or not isinstance(self.temperature, int | float | np.floating):
+        if not is_real(self.temperature):
             raise QuantizationError(f"a temperature must be a number, not {self.temperature!r}")
+        # Python's number: a narrower float cannot be compared with the largest one.
+        object.__setattr__(self, "temperature", plain(self.temperature))
         if not 0 <= self.temperature <= sys.float_info.max:
             raise QuantizationError(
                 f"a temperature must be 0 (the most likely token) or a positive number, not {self.temperature!r}"

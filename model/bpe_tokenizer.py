@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 from .bpe_training import count_words, learn_merges
+from .checks import is_whole
 from .errors import InputError
 from .token_cells import Pair, TokenCells
 from .tokenizer import LARGEST_VOCABULARY, Tokenizer, as_texts, check_characters
@@ -33,11 +34,7 @@ class BPETokenizer(Tokenizer):
 
     def __init__(self, vocab_size: int = 1024, special_tokens: Sequence[str] = ()) -> None:
         lowest = 256 + len(special_tokens)
-        if (
-            isinstance(vocab_size, bool)
-            or not isinstance(vocab_size, int)
-            or not lowest <= vocab_size <= LARGEST_VOCABULARY
-        ):
+        if not is_whole(vocab_size) or not lowest <= vocab_size <= LARGEST_VOCABULARY:
             raise InputError(
                 f"vocab_size must be a whole number from {lowest} (256 bytes and the special tokens) to {LARGEST_VOCABULARY:,}, "
                 f"not {vocab_size!r}"
@@ -48,7 +45,7 @@ class BPETokenizer(Tokenizer):
             raise InputError("special tokens must be different texts that are not empty")
         for token in special_tokens:
             check_characters(token)
-        self.wanted_vocab_size = vocab_size
+        self.wanted_vocab_size = int(vocab_size)
         self.special_tokens = list(special_tokens)
         self.merges: list[Pair] = []
         self._trained = False

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from .checks import is_real, is_whole, plain
 from .errors import InputError
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "relu_squared", "silu", "swiglu")
@@ -58,11 +59,12 @@ class _Config:
     # Each of these returns what is wrong with a field, None where nothing is.
 
     def _whole(self, name: str, lowest: int, highest: int, optional: bool = False) -> str | None:
-        value = getattr(self, name)
+        value = plain(getattr(self, name))
         if optional and value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
+        if not is_whole(value) or not lowest <= value <= highest:
             return f"{name} must be a whole number from {lowest:,} to {highest:,}, not {value!r}"
+        object.__setattr__(self, name, value)
         return None
 
     def _real(
@@ -75,15 +77,16 @@ class _Config:
         below: bool = False,
         optional: bool = False,
     ) -> str | None:
-        value = getattr(self, name)
+        value = plain(getattr(self, name))
         if optional and value is None:
             return None
-        valid = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        valid = is_real(value) and math.isfinite(value)
         if valid:
             valid = (lowest < value if above else lowest <= value) and (value < highest if below else value <= highest)
         if not valid:
             low, high = "above" if above else "from", "below" if below else "to"
             return f"{name} must be a number {low} {lowest:g} {high} {highest:g}, not {value!r}"
+        object.__setattr__(self, name, value)
         return None
 
     def _choice(self, name: str, choices: tuple[str, ...]) -> str | None:

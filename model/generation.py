@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from .checks import checked_tokens, is_whole
 from .decoder import CachedDecoder
 from .errors import InputError
 from .sampling import Sampling
@@ -90,8 +91,8 @@ def generate_batch(
     if decoder is not None and (decoder.model is not model or decoder.batch != len(prompts)):
         raise InputError(f"the decoder is of another model or for {decoder.batch} sequences, not {len(prompts)}")
     sequences = [_check_prompt(prompt, model) for prompt in prompts]
-    if num_tokens < 0:
-        raise InputError(f"the number of tokens must be 0 or more, not {num_tokens}")
+    if not is_whole(num_tokens) or num_tokens < 0:
+        raise InputError(f"the number of tokens must be 0 or more, not {num_tokens!r}")
     lengths = [len(sequence) for sequence in sequences]
     iterators = stream_batch(model, sequences, sampling or Sampling(), seed, use_cache, decoder)
     for _ in range(max(lengths) - min(lengths) + num_tokens if num_tokens else 0):
@@ -112,6 +113,8 @@ def stream_batch(
     Prompts may differ in length. All sequences stand at the same position; one whose prompt reaches further takes its next token from
     the prompt instead of sampling it, so nothing is padded.
     """
+    if not is_whole(seed) or seed < 0:
+        raise InputError(f"a seed must be a whole number of at least 0, not {seed!r}")
     generators = [np.random.default_rng((seed, index)) for index in range(len(sequences))]
     limit = model.config.max_seq_len
     if not use_cache:
@@ -176,8 +179,8 @@ def generate_text(
         )
     if any(not text for text in stop):
         raise InputError("a stop text must not be empty")
-    if num_tokens < 0:
-        raise InputError(f"the number of tokens must be 0 or more, not {num_tokens}")
+    if not is_whole(num_tokens) or num_tokens < 0:
+        raise InputError(f"the number of tokens must be 0 or more, not {num_tokens!r}")
     sequence = _check_prompt(tokenizer.encode(prompt) or _beginning(tokenizer), model)
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty)
     positions = stream_batch(model, [sequence], sampling, seed)
@@ -208,10 +211,7 @@ def _beginning(tokenizer: Tokenizer) -> list[int]:
 
 
 def _check_prompt(prompt: Sequence[int] | np.ndarray, model: Transformer) -> list[int]:
-    tokens = [int(token) for token in prompt]
+    tokens = checked_tokens(prompt, model.config.vocab_size, "prompt token")
     if not tokens:
         raise InputError("the prompt is empty; generation needs at least one token to begin with")
-    for token in tokens:
-        if not 0 <= token < model.config.vocab_size:
-            raise InputError(f"prompt token {token} is outside the vocabulary of {model.config.vocab_size} tokens")
     return tokens

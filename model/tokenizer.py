@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from .checks import checked_tokens
 from .errors import InputError
 from .files import read_json, write_json
 
@@ -99,11 +100,7 @@ class Tokenizer(ABC):
         return tokenizer
 
     def _check_ids(self, ids: Sequence[int]) -> list[int]:
-        numbers = [int(token) for token in ids]
-        for token in numbers:
-            if not 0 <= token < self.vocab_size:
-                raise InputError(f"token {token} is outside the vocabulary of {self.vocab_size} tokens")
-        return numbers
+        return checked_tokens(ids, self.vocab_size, "token")
 
     def _check_text(self, text: str) -> None:
         """Refuse a text that cannot be encoded now, or by no tokenizer."""

@@ -185,7 +185,7 @@ class Trainer:
             self.progress.step += 1
             self.progress.loss_sum += result.loss
             self.progress.loss_count += 1
-        bar.set_postfix_str(f"loss {results[-1].loss:.3f}", refresh=False)
+        bar.set_postfix_str(f"loss {results[-1].loss:z.3f}", refresh=False)
         bar.update(len(results))
 
     def _events(self, engine: TrainingEngine, last: StepResult) -> bool:
@@ -253,9 +253,9 @@ class Trainer:
         self.log.add(row)
         self.last_line, self.last_line_step = now, progress.step
         progress.loss_sum, progress.loss_count = 0.0, 0
-        held_out = "" if validation_loss is None else f"   held out {validation_loss:.4f}"
+        held_out = "" if validation_loss is None else f"   held out {validation_loss:z.4f}"
         self._say(
-            f"step {row.step:>{len(str(self.total_steps))}}/{self.total_steps}   loss {row.training_loss:.4f}{held_out}   "
+            f"step {row.step:>{len(str(self.total_steps))}}/{self.total_steps}   loss {row.training_loss:z.4f}{held_out}   "
             f"rate {row.learning_rate:.2e}   {row.tokens_per_second:,.0f} tokens/s"
         )
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Self
 
+from .checks import is_whole
 from .errors import InputError
 from .tokenizer import LARGEST_VOCABULARY, Tokenizer, as_texts, checked_vocabulary
 
@@ -28,15 +29,11 @@ class WordTokenizer(Tokenizer):
     kind = "word"
 
     def __init__(self, max_vocab_size: int = 10_000) -> None:
-        if (
-            isinstance(max_vocab_size, bool)
-            or not isinstance(max_vocab_size, int)
-            or not 2 <= max_vocab_size <= LARGEST_VOCABULARY
-        ):
+        if not is_whole(max_vocab_size) or not 2 <= max_vocab_size <= LARGEST_VOCABULARY:
             raise InputError(
                 f"max_vocab_size must be a whole number from 2 to {LARGEST_VOCABULARY:,}, not {max_vocab_size!r}"
             )
-        self.max_vocab_size = max_vocab_size
+        self.max_vocab_size = int(max_vocab_size)
         self.pieces: list[str] = []
         self._tokens: dict[str, int] = {}
 

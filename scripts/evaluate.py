@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     comparison = compare(model, quantized, tokens)
     print(format_table((name, "loss, nats", "perplexity"), comparison.rows()))
     print(
-        f"difference {comparison.difference:+.4f} nats over {comparison.tokens:,} tokens; the likeliest token is the same "
+        f"difference {comparison.difference:+z.4f} nats over {comparison.tokens:,} tokens; the likeliest token is the same "
         f"at {comparison.same_choice:.1%}; logits differ by at most {comparison.largest_logit_error:.3f}"
     )
     figures = {

@@ -95,7 +95,7 @@ def draw_sweep(series: Mapping[str, Sequence[tuple[str, float, int]]], path: Pat
         axes.plot([label for label, _, _ in points], [loss for _, loss, _ in points], marker="o", color="tab:blue")
         for label, loss, size in points:
             axes.annotate(
-                f"{loss:+.4f}\n{size / 1024:,.0f} KiB", (label, loss), textcoords="offset points", xytext=(0, 8),
+                f"{loss:+z.4f}\n{size / 1024:,.0f} KiB", (label, loss), textcoords="offset points", xytext=(0, 8),
                 fontsize=6, ha="center",
             )  # fmt: skip
         axes.set_yscale("symlog", linthresh=1e-3)

@@ -72,9 +72,9 @@ def sweep(
         for name, points_of in plan.items()
     }
     draw_sweep(series, picture)
-    rows = [(name, label, f"{loss:+.4f}", size) for name, line in series.items() for label, loss, size in line]
+    rows = [(name, label, f"{loss:+z.4f}", size) for name, line in series.items() for label, loss, size in line]
     print(format_table(("sweep", "bits", "loss above float", "bytes"), rows))
-    print(f"float loss {figures['float_loss']:.4f} nats over {targets.size:,} tokens")
+    print(f"float loss {figures['float_loss']:z.4f} nats over {targets.size:,} tokens")
     print(f"figures: {path}")
     print(f"picture: {picture}")
     return figures | {"series": series}

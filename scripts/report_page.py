@@ -162,9 +162,9 @@ def figures(data: ReportData) -> str:
     if data.quantization:
         comparison = data.quantization["comparison"]
         cards.append(
-            (f"{comparison['float_loss']:.3f}", "nats a token on held-out text, in floating point", model_name(data))
+            (f"{comparison['float_loss']:z.3f}", "nats a token on held-out text, in floating point", model_name(data))
         )
-        cards.append((f"{comparison['difference']:+.4f}", f"nats lost with {weights(data)}", integers))
+        cards.append((f"{comparison['difference']:+z.4f}", f"nats lost with {weights(data)}", integers))
     if data.simulation:
         benches = data.simulation["benches"]
         different = sum(not bench["equal"] for bench in benches)
@@ -238,14 +238,18 @@ def quantization(data: ReportData) -> str:
     losses = table(
         ("held-out text", "loss, nats", "perplexity"),
         [
-            ("floating point, 32 bits", f"{comparison['float_loss']:.4f}", f"{math.exp(comparison['float_loss']):.3f}"),
+            (
+                "floating point, 32 bits",
+                f"{comparison['float_loss']:z.4f}",
+                f"{math.exp(comparison['float_loss']):z.3f}",
+            ),
             (
                 f"integers: {weights(data)}, {settings['activation_bits']}-bit activations, "
                 f"{settings['residual_bits']}-bit residuals",
-                f"{comparison['fixed_loss']:.4f}",
-                f"{math.exp(comparison['fixed_loss']):.3f}",
+                f"{comparison['fixed_loss']:z.4f}",
+                f"{math.exp(comparison['fixed_loss']):z.3f}",
             ),
-            ("difference", f"{comparison['difference']:+.4f}", ""),
+            ("difference", f"{comparison['difference']:+z.4f}", ""),
         ],
         numeric=(1, 2),
     )

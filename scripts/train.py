@@ -176,7 +176,7 @@ def train(arguments: argparse.Namespace) -> int:
         return EXIT_INTERRUPTED
     kind = "integer model's held-out loss" if directory.number_format.exists() else "held-out loss"
     print(
-        f"{kind} {result.validation_loss:.4f} nats a token after {result.step:,} steps in "
+        f"{kind} {result.validation_loss:z.4f} nats a token after {result.step:,} steps in "
         f"{format_duration(result.seconds)}\nrun: {directory.path}"
     )
     return 0

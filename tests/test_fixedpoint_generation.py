@@ -225,3 +225,12 @@ def test_a_tokenizer_of_another_model():
         generate_text(KINDS["one of everything"](0), BytesOfCharacters(), "a", 1)
     with pytest.raises(QuantizationError, match="0 or more"):
         generate_text(make_model(0), BytesOfCharacters(), "a", -1)
+
+
+@pytest.mark.parametrize("wrong", [[0.7], [True], np.array([1.0]), ["1"]])
+def test_prompts_are_whole_numbers(wrong):
+    with pytest.raises(QuantizationError, match="not a whole number"):
+        generate_batch(make_model(0), [wrong], 1)
+    for num_tokens in (1.0, True):
+        with pytest.raises(QuantizationError, match="number of tokens"):
+            generate_batch(make_model(0), [[1]], num_tokens)

@@ -1,0 +1,46 @@
+"""What counts as a number where options are checked: Python's and NumPy's numbers alike, and never True or False."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypeGuard
+
+import numpy as np
+
+from .errors import InputError
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Return whether a value is a whole number: an int or one of NumPy's integers."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def is_real(value: object) -> TypeGuard[float]:
+    """Return whether a value is a real number: whole, a float, or one of NumPy's floating-point numbers."""
+    return is_whole(value) or isinstance(value, float | np.floating)
+
+
+def plain(value: Any) -> Any:
+    """Return one of NumPy's numbers as Python's, which can be written as JSON; anything else as it is."""
+    return value.item() if isinstance(value, np.integer | np.floating) else value
+
+
+def checked_tokens(tokens: Iterable[object], vocab_size: int, what: str) -> list[int]:
+    """Return token numbers as a list.
+
+    Args:
+        tokens: Any number of them.
+        vocab_size: V.
+        what: What to call a token in the message.
+
+    Raises:
+        InputError: One is no whole number from 0 to V − 1.
+    """
+    numbers = []
+    for token in tokens:
+        if not is_whole(token):
+            raise InputError(f"{what} {plain(token)!r} is not a whole number")
+        if not 0 <= token < vocab_size:
+            raise InputError(f"{what} {token} is outside the vocabulary of {vocab_size} tokens")
+        numbers.append(int(token))
+    return numbers
