@@ -25,7 +25,15 @@ CORE_NAMES = (
     "uart",
 )
 # What a core can be made from: a model's matrices and norms by their names in the manifest, those of a block without `blocks.N.`.
-MATRICES = ("up", "down", "attention.query", "attention.key", "attention.value", "attention.output", "logits")
+MATRICES = (
+    "feed_forward.up",
+    "feed_forward.down",
+    "attention.query",
+    "attention.key",
+    "attention.value",
+    "attention.output",
+    "logits",
+)
 NORMS = ("attention_norm", "feed_forward_norm", "final_norm")
 WHOLE_MODEL = ("logits", "final_norm")  # those that belong to no block
 # The boards of `hdl.board`, from the smallest FPGA to the largest.

@@ -10,13 +10,13 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from operator import attrgetter
 
 from amaranth.hdl import signed
 from amaranth.lib import wiring
 
 import fixedpoint
 from fixedpoint import QuantizedTransformer
+from fixedpoint.topology import block_prefix
 
 from . import vectors as make
 from .activation import TableActivation
@@ -122,7 +122,8 @@ def _reciprocal(model: QuantizedTransformer, layer: int) -> Reciprocal:
 
 def _part(model: QuantizedTransformer, layer: int, part: str):
     """Return a matrix or a norm by its name."""
-    return attrgetter(part)(model if part in WHOLE_MODEL else model.blocks[layer])
+    name = part if part in WHOLE_MODEL else block_prefix(layer) + part
+    return next(operation.operator for operation in model.operations if operation.name == name)
 
 
 def _root(model: QuantizedTransformer, layer: int, part: str) -> ReciprocalSquareRoot:
