@@ -6,7 +6,7 @@ the norms' shifts, of exponentials, reciprocals and the residual stream. The hel
 rounded weights of the moment.
 
 A product of rounded activations and rounded weights with a rounded bias is a sum of multiples of one power of two that float32 holds exactly: the
-accumulators of training are those of the integer model, ties included.
+accumulators of training are those of the integer model, ties included; but for the query, whose factor is no power of two: its ties may fall to the other side.
 
 References: Jacob et al. 2018, arXiv:1712.05877; Bengio et al. 2013, arXiv:1308.3432. Derived in docs/fixedpoint/quantization_aware.md.
 """
