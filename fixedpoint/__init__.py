@@ -1,25 +1,25 @@
 """The executable specification: Q-formats, integer operators, and quantized transformers in integers.
 
 Every circuit equals a function of this package bit for bit. Integer inference needs no float model; `calibrate` and
-`quantize_transformer`, which do, live in `fixedpoint.calibration` and `fixedpoint.quantize`.
+`quantize_transformer`, which do, live in `fixedpoint.quantization.calibration` and `fixedpoint.quantization.quantize`.
 """
 
-from .activation import TableActivation
 from .arithmetic import exact_matmul, requantize, residual_add, shift_right_half_up
-from .attention import Attention, KeyValueCache
-from .embedding import Embedding, EmbeddingTable
 from .errors import QuantizationError
-from .exponential import Exponential
-from .export import load_export, save_export
+from .export.directory import load_export, save_export
 from .files import atomic_directory
-from .layer_norm import LayerNorm
-from .linear import Linear
 from .lock import InUseError, lock_directory, lock_target
+from .operators.activation import TableActivation
+from .operators.attention import Attention, KeyValueCache
+from .operators.embedding import Embedding, EmbeddingTable
+from .operators.exponential import Exponential
+from .operators.layer_norm import LayerNorm
+from .operators.linear import Linear
+from .operators.reciprocal import Reciprocal, ReciprocalSquareRoot, ScaledReciprocal
+from .operators.rms_norm import RMSNorm
+from .operators.sampling import Sampler, XorShift32, argmax
+from .operators.softmax import Softmax
 from .qformat import Overflow, QFormat, Rounding
-from .reciprocal import Reciprocal, ReciprocalSquareRoot, ScaledReciprocal
-from .rms_norm import RMSNorm
-from .sampling import Sampler, XorShift32, argmax
-from .softmax import Softmax
 from .transformer import Block, QuantizedTransformer
 from .widths import AccumulatorWidth, accumulator_table
 

@@ -17,11 +17,11 @@ import numpy as np
 
 from .arithmetic import Integers
 from .checks import checked_tokens, is_whole
-from .engine import CachedDecoder
-from .engine_layers import Floats
 from .errors import QuantizationError
+from .fast.layers import Floats
+from .fast.transformer import CachedDecoder
+from .operators.sampling import RandomArray, Sampler, XorShift32
 from .qformat import IntegerArray
-from .sampling import RandomArray, Sampler, XorShift32
 from .transformer import QuantizedTransformer
 
 

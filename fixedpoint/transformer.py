@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from .activation import TableActivation
 from .arithmetic import Integers
-from .attention import Attention, CausalAttention, KeyValueCache
-from .embedding import Embedding
 from .errors import QuantizationError
-from .layer_norm import LayerNorm
-from .linear import Linear
-from .operator import Operator, ResidualAdd
+from .operators.activation import TableActivation
+from .operators.attention import Attention, CausalAttention, KeyValueCache
+from .operators.embedding import Embedding
+from .operators.layer_norm import LayerNorm
+from .operators.linear import Linear
+from .operators.operator import Operator, ResidualAdd
+from .operators.rms_norm import RMSNorm
 from .qformat import IntegerArray, QFormat, as_int64
-from .rms_norm import RMSNorm
 from .topology import BLOCK, EMBEDDING, LOGITS, TOKENS, Step, final_norm_step, in_decoder
 
 Norm = LayerNorm | RMSNorm

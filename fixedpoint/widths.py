@@ -22,15 +22,15 @@ from functools import singledispatch
 import numpy as np
 
 from .arithmetic import FLOAT32_EXACT, requantize
-from .attention import CausalAttention
-from .embedding import Embedding
 from .errors import QuantizationError
-from .layer_norm import LayerNorm
-from .linear import MAXIMUM_ACCUMULATOR_BITS, Linear
-from .operator import Operator, ResidualAdd
+from .operators.attention import CausalAttention
+from .operators.embedding import Embedding
+from .operators.layer_norm import LayerNorm
+from .operators.linear import MAXIMUM_ACCUMULATOR_BITS, Linear
+from .operators.operator import Operator, ResidualAdd
+from .operators.rms_norm import RMSNorm
+from .operators.sampling import EXPONENTIAL, MULTIPLIER_BITS
 from .qformat import IntegerArray, bits_for
-from .rms_norm import RMSNorm
-from .sampling import EXPONENTIAL, MULTIPLIER_BITS
 from .topology import TOKENS
 from .transformer import QuantizedTransformer
 

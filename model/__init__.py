@@ -1,20 +1,20 @@
 """A decoder-only transformer in NumPy: tokenizers, training, generation, checkpoints. Every gradient is written by hand."""
 
-from .bpe_tokenizer import BPETokenizer
-from .character_tokenizer import CharacterTokenizer
 from .checkpoint import CheckpointManager, ModelBuilder
 from .config import MODEL_CONFIG, TRAINING_CONFIG, ModelConfig, TrainingConfig
 from .errors import InputError
-from .evaluation import evaluate_loss
-from .generation import generate, generate_batch, generate_text
+from .generation.generate import generate, generate_batch, generate_text
+from .generation.sampling import Sampling
 from .run import RunDirectory
-from .sampling import Sampling
 from .stories import generate_stories
-from .tokenizer import Tokenizer, load_tokenizer
-from .trainer import TrainingResult
-from .training import train_model
+from .tokenizers.bpe import BPETokenizer
+from .tokenizers.character import CharacterTokenizer
+from .tokenizers.tokenizer import Tokenizer, load_tokenizer
+from .tokenizers.word import WordTokenizer
+from .training.evaluation import evaluate_loss
+from .training.train import train_model
+from .training.trainer import TrainingResult
 from .transformer import Transformer
-from .word_tokenizer import WordTokenizer
 
 __all__ = [
     "MODEL_CONFIG",

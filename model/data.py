@@ -12,7 +12,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from .errors import InputError
 from .files import atomic_write
-from .tokenizer import Tokenizer
+from .tokenizers.tokenizer import Tokenizer
 
 # A place where a text can be cut without changing its tokens: a single line end between two characters that are not white space.
 CUT = re.compile(r"(?<=\S\n)(?=\S)")

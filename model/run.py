@@ -14,7 +14,7 @@ from .config import TrainingConfig
 from .data import load_tokens
 from .errors import InputError
 from .files import atomic_write, file_digest, read_json, write_json
-from .tokenizer import Tokenizer, load_tokenizer
+from .tokenizers.tokenizer import Tokenizer, load_tokenizer
 from .transformer import Transformer
 
 MODEL_NAME = "model"

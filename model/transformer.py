@@ -360,12 +360,6 @@ class Transformer:
                 f"{what} {smallest if smallest < lowest else largest} is outside the vocabulary of {self.config.vocab_size} tokens"
             )
 
-    def generate(self, prompt_tokens: list[int] | np.ndarray, num_tokens: int, **options: Any) -> list[int]:
-        """Return `num_tokens` tokens that continue a prompt; options as in `model.generation.generate`."""
-        from .generation import generate
-
-        return generate(self, prompt_tokens, num_tokens, **options)
-
 
 def _ignore(name: str, array: np.ndarray) -> None:
     """Observe nothing."""

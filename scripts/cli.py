@@ -1,6 +1,6 @@
 """The `positron` command: one subcommand for each step from a text file to a verified bitstream.
 
-A subcommand is a module of this package with `add_arguments(parser)` and `run(arguments) -> int` (the exit status). Its
+A subcommand is a module of `scripts.commands` with `add_arguments(parser)` and `run(arguments) -> int` (the exit status). Its
 docstring is its help text. Only the chosen one is imported, and what an extra of the installation brings is imported by
 `run` alone: help needs no extra, and what `scripts.requirements` says is missing is named before anything begins.
 """
@@ -102,8 +102,14 @@ def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Nam
 
 
 def import_command(name: str) -> ModuleType:
-    """Import the module of a subcommand."""
-    return importlib.import_module(f"scripts.{name.replace('-', '_')}")
+    """Import the module of a subcommand, `benchmark NAME` among them."""
+    return importlib.import_module(f"scripts.{'.'.join(_place(name))}")
+
+
+def _place(name: str) -> tuple[str, str]:
+    """Return folder and module of a subcommand."""
+    command, _, benchmark = name.partition(" ")
+    return ("benchmarks", benchmark) if benchmark else ("commands", command.replace("-", "_"))
 
 
 def build_parser(name: str | None, command: ModuleType | None) -> argparse.ArgumentParser:
@@ -151,12 +157,12 @@ def version() -> str:
     return f"positron {installed}, Python {platform.python_version()}"
 
 
-def overview(names: Sequence[str] = COMMANDS, prefix: str = "") -> str:
-    """Return a folded line for each command: its name and the first sentence of its help, the docstring of module `prefix` + name."""
+def overview(names: Sequence[str] = COMMANDS, parent: str = "") -> str:
+    """Return a folded line for each command, or each subcommand of `parent`: its name and the first sentence of its help."""
     width = max(map(len, names))
     return "\n".join(
         fill(
-            help_text(prefix + name).partition(".\n")[0].partition(". ")[0],
+            help_text(f"{parent} {name}".strip()).partition(".\n")[0].partition(". ")[0],
             HELP_WIDTH,
             initial_indent=f"  {name:<{width}}  ",
             subsequent_indent=" " * (width + 4),
@@ -167,7 +173,8 @@ def overview(names: Sequence[str] = COMMANDS, prefix: str = "") -> str:
 
 def help_text(name: str) -> str:
     """Return the docstring of a subcommand's module without importing it."""
-    source = Path(__file__).with_name(f"{name.replace('-', '_')}.py").read_text(encoding="utf-8")
+    folder, module = _place(name)
+    source = (Path(__file__).parent / folder / f"{module}.py").read_text(encoding="utf-8")
     return ast.get_docstring(ast.parse(source)) or ""
 
 

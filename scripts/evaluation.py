@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fixedpoint import QuantizedTransformer
-from fixedpoint.engine import prepared
+from fixedpoint.fast.transformer import prepared
 from model.data import windows
 from model.errors import InputError
 from model.transformer import Transformer

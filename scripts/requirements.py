@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from hdl.toolchain import INSTALL_EXTRA, TOOLS, find_tool, is_known_bad_yosys, tool_version
+from hdl.tools.toolchain import INSTALL_EXTRA, TOOLS, find_tool, is_known_bad_yosys, tool_version
 
 # How a package is imported → how it is called where it is installed from.
 DISTRIBUTIONS = {"amaranth": "amaranth", "amaranth_boards": "amaranth-boards", "serial": "pyserial"}
@@ -18,7 +18,7 @@ class Needs:
 
     Attributes:
         packages: Python packages, as they are imported.
-        tools: Programs, names of `hdl.toolchain.TOOLS`.
+        tools: Programs, names of `hdl.tools.toolchain.TOOLS`.
     """
 
     packages: tuple[str, ...] = ()

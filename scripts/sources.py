@@ -1,7 +1,7 @@
 """Which files of this project a command runs, found by following imports.
 
 Imports count wherever they stand, in functions too. A module or a data file that is only named in a string counts as well: that is how
-worker processes, C sources and templates are found (`"model.worker_process"`, `with_name("report_template.html")`).
+worker processes, C sources and templates are found (`"model.training.worker_process"`, `with_name("template.html")`).
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _module_files(name: str, whole: bool = False) -> list[Path]:
 def _data_files() -> dict[str, list[Path]]:
     """Return the data in the packages by name: a file, or the files below a directory."""
     found: dict[str, list[Path]] = {}
-    for place in (place for package in PACKAGES for place in sorted((PROJECT / package).iterdir())):
+    for place in (place for package in PACKAGES for place in sorted((PROJECT / package).rglob("*"))):
         if place.suffix != ".py" and place.name != "__pycache__":
             files = sorted(place.rglob("*")) if place.is_dir() else [place]
             found.setdefault(place.name, []).extend(file for file in files if file.is_file())

@@ -15,14 +15,14 @@ import numpy as np
 from amaranth.lib import wiring
 
 from hdl import CircuitError
-from hdl.registry import CoreEntry
+from hdl.catalog.registry import CoreEntry
 
-from .bench import BenchFailure
-from .core_cases import wired
-from .harness import Harness
-from .native_bench import NativeBench
-from .payload import pack_words
-from .stalls import Stalls
+from .bench.bench import BenchFailure
+from .bench.core_cases import wired
+from .bench.harness import Harness
+from .bench.payload import pack_words
+from .bench.stalls import Stalls
+from .simulators.native_bench import NativeBench
 
 CHUNK = 20_000  # vectors; the smallest unit of time limits and of repetition
 # Longer than a token of a large core takes.
@@ -48,8 +48,8 @@ class Chunk:
     Attributes:
         seed: Theirs.
         vectors: How many.
-        inputs, outputs: For each stream, its words, as `sim.payload.pack_words` returns them.
-        cycles: As `hdl.vectors.Vectors`'s.
+        inputs, outputs: For each stream, its words, as `sim.bench.payload.pack_words` returns them.
+        cycles: As `hdl.catalog.vectors.Vectors`'s.
     """
 
     seed: int

@@ -8,10 +8,10 @@ from typing import Protocol
 import numpy as np
 from tqdm import tqdm
 
+from hdl.board.frames import ESCAPE, FLAG
+from hdl.board.link import Host, Identity
+from hdl.board.session import ATTEMPTS, Requester
 from hdl.errors import ToolError
-from hdl.frames import ESCAPE, FLAG
-from hdl.link import Host, Identity
-from hdl.session import ATTEMPTS, Requester
 
 BATCH = 100  # tokens whose results are computed at once
 REMEMBERED = 8  # frames of a direction that may come again

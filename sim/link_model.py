@@ -1,12 +1,12 @@
-"""A board on the far end of a wire, in Python: the same bytes as `hdl.link.HostLink` gives, thousands of times as fast as a simulator."""
+"""A board on the far end of a wire, in Python: the same bytes as `hdl.board.link.HostLink` gives, thousands of times as fast as a simulator."""
 
 from collections.abc import Callable
 
 import numpy as np
 
-from hdl.frames import FrameDecoder, encode_frame
-from hdl.link import ANSWER, UNKNOWN, Identity, Kind
-from hdl.session import HEADER, REFUSED
+from hdl.board.frames import FrameDecoder, encode_frame
+from hdl.board.link import ANSWER, UNKNOWN, Identity, Kind
+from hdl.board.session import HEADER, REFUSED
 
 
 class LinkModel:

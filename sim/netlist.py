@@ -1,8 +1,8 @@
 """Cores simulated again after synthesis: the netlist of a family's cells, with the cells' models, must give the golden results.
 
 Yosys ships models of all iCE40 cells and of ECP5's logic. ECP5's hard multiplier and block RAM are black boxes to it; their models
-are in `hdl/cells`. The test bench is the one that `positron export-verilog` writes; what a missing reset or an uninitialized memory
-leaves unknown shows as a wrong result (`sim.verilog_bench`).
+are in `hdl/tools/cells`. The test bench is the one that `positron export-verilog` writes; what a missing reset or an uninitialized memory
+leaves unknown shows as a wrong result (`sim.simulators.verilog_bench`).
 
 Three steps: `plan_netlist` writes circuit and test bench, `make_netlist` synthesizes, `simulate_netlist` runs the bench. `check_netlist` does the
 last two, unless the same plan has passed before.
@@ -25,25 +25,26 @@ from pathlib import Path
 from amaranth.back import rtlil
 from amaranth.lib import wiring
 
-import hdl
 from fixedpoint import atomic_directory
-from hdl import CircuitError, ToolError, memory_check, output_registers
-from hdl.board import BOARDS
-from hdl.memory_check import refuse_block_ram_resets, refuse_lost_block_rams, unmappable_memory
-from hdl.output_registers import fold_output_registers
-from hdl.payload import check_connections
-from hdl.registry import CoreEntry
-from hdl.synthesis import READ_SCRIPT
-from hdl.toolchain import INSTALL_EXTRA, ToolFailure, run_tool, tool_version
-from hdl.verilog import ports_of
+from hdl import CircuitError, ToolError
+from hdl.board.boards import BOARDS
+from hdl.catalog.registry import CoreEntry
+from hdl.parts.payload import check_connections
+from hdl.tools import memory_check, output_registers
+from hdl.tools.memory_check import refuse_block_ram_resets, refuse_lost_block_rams, unmappable_memory
+from hdl.tools.output_registers import fold_output_registers
+from hdl.tools.synthesis import READ_SCRIPT
+from hdl.tools.toolchain import INSTALL_EXTRA, ToolFailure, run_tool, tool_version
+from hdl.tools.verilog import ports_of
 from model.files import atomic_write
 
-from . import verilog_bench, verilog_export
-from .core_cases import core_words
-from .verilog_bench import choose_simulator, simulator_versions
+from . import verilog_export
+from .bench.core_cases import core_words
+from .simulators import verilog_bench
+from .simulators.verilog_bench import choose_simulator, simulator_versions
 from .verilog_export import bench_files, module_name, run_testbench
 
-CELLS_DIRECTORY = Path(hdl.__file__).with_name("cells")
+CELLS_DIRECTORY = Path(memory_check.__file__).with_name("cells")
 NETLIST_FILE, FIGURES_FILE, CELLS_FILE = "netlist.v", "netlist.json", "cells.v"
 STALL_PERCENT = 25
 # What is done with a netlist, a part of what a kept result is for.
@@ -70,7 +71,7 @@ class Family:
         synthesis: The Yosys command, without `-top`.
         library: The file with models of its cells, in Yosys's share directory.
         left_out: Modules of that file that ours replace, or that netlists do not use and Icarus does not read.
-        models: Our models, files of `hdl/cells`.
+        models: Our models, files of `hdl/tools/cells`.
         platform: Makes the Amaranth platform that cores ask for hard cells; None: cores use what can be inferred.
     """
 

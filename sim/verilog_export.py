@@ -7,12 +7,12 @@ from amaranth.lib import wiring
 
 from fixedpoint import atomic_directory
 from hdl import ToolError
-from hdl.registry import CoreEntry
-from hdl.verilog import VerilogPort, interface_text, memory_text, stream_ports, testbench, to_plain_verilog
+from hdl.catalog.registry import CoreEntry
+from hdl.tools.verilog import VerilogPort, interface_text, memory_text, stream_ports, testbench, to_plain_verilog
 from model.errors import InputError
 
-from .core_cases import CoreWords, core_words
-from .verilog_bench import compiled_bench
+from .bench.core_cases import CoreWords, core_words
+from .simulators.verilog_bench import compiled_bench
 
 # What the commands that stand in an exported bench leave beside it.
 LEFT_BY_HAND = ("bench", "obj_dir")

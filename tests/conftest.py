@@ -19,7 +19,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what is about Icarus Verilog, and say so, where that is not installed."""
-    from hdl.toolchain import find_tool
+    from hdl.tools.toolchain import find_tool
 
     if find_tool("iverilog") is None:
         for item in items:

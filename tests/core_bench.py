@@ -5,13 +5,13 @@ import pytest
 from amaranth.hdl import Module, ResetInserter, Signal
 from amaranth.lib import wiring
 
-from hdl.toolchain import find_tool
-from hdl.vectors import row_columns
-from sim.bench import StreamBench
-from sim.native_bench import NEEDED_TOOLS, NativeBench
-from sim.payload import WORD_BITS, pack_all
-from sim.runner import simulate, simulate_each
-from sim.stalls import Stalls
+from hdl.catalog.vectors import row_columns
+from hdl.tools.toolchain import find_tool
+from sim.bench.bench import StreamBench
+from sim.bench.payload import WORD_BITS, pack_all
+from sim.bench.stalls import Stalls
+from sim.simulators.native_bench import NEEDED_TOOLS, NativeBench
+from sim.simulators.runner import simulate, simulate_each
 
 # Source and sink stall independently; full speed comes first because it also checks the cycle count.
 STALLS = ((0.0, 0.0), (0.4, 0.0), (0.0, 0.4), (0.3, 0.3))

@@ -10,8 +10,8 @@ from amaranth.lib.wiring import In, Out
 from amaranth.sim import Simulator
 from serial_wire import CLOCK_PERIOD
 
-from hdl.frames import FLAG
-from hdl.link import HostLink, Identity
+from hdl.board.frames import FLAG
+from hdl.board.link import HostLink, Identity
 from sim.link_model import LinkModel
 
 CHANNELS = 5

@@ -6,7 +6,7 @@ import numpy as np
 from core_bench import bench
 
 from fixedpoint import QFormat, requantize
-from sim.payload import pack_all
+from sim.bench.payload import pack_all
 
 RESIDUAL = QFormat(16, 10)
 NORMED = QFormat(8, 5)

@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -10,16 +11,16 @@ ROOT = Path(__file__).parent.parent
 ORDER = ("scripts", "sim", "hdl", "fixedpoint", "model")
 # `fixedpoint` meets the float model only where one becomes the other; integer inference runs without it.
 READS_MODEL = {
-    "fixedpoint/quantize.py",
-    "fixedpoint/analysis.py",
-    "fixedpoint/calibration.py",
-    "fixedpoint/onnx_export.py",
-    "fixedpoint/quantization_aware.py",
-    "fixedpoint/quantization_aware_worker.py",
+    "fixedpoint/quantization/quantize.py",
+    "fixedpoint/quantization/analysis.py",
+    "fixedpoint/quantization/calibration.py",
+    "fixedpoint/export/onnx_export.py",
+    "fixedpoint/quantization/quantization_aware.py",
+    "fixedpoint/quantization/quantization_aware_worker.py",
 }
 MODEL_NEEDS = {"numpy", "matplotlib", "tqdm", "safetensors"}
 # Runs inside a simulator's process, where seconds of imports would be paid for every bench.
-LIGHT = ("sim/__init__.py", "sim/streams.py", "sim/cocotb_bench.py")
+LIGHT = ("sim/__init__.py", "sim/bench/streams.py", "sim/bench/cocotb_bench.py")
 LIGHT_NEEDS = {"cocotb", "sim"}
 
 
@@ -55,6 +56,64 @@ def third_party(path: Path, source: str) -> set[str]:
     return imported_packages(path, source) - set(sys.stdlib_module_names) - {path.parts[0]}
 
 
+def imported_files(path: Path, source: str) -> set[Path]:
+    """Return the files of the project that a module imports anywhere, itself and packages' `__init__.py` left out."""
+    files = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = path.parts[: len(path.parts) - node.level] if node.level else ()
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        files |= {Path(*name.split(".")).with_suffix(".py") for name in names}
+    return {file for file in files - {path} if (ROOT / file).is_file()}
+
+
+def folder_or_file(path: Path) -> str:
+    """Return what a module belongs to: its folder within the package, or itself where it stands beside the folders."""
+    return "/".join(path.parts[:2])
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Return nodes each of which points to the next and the last to the first, or nothing."""
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def import_graph() -> dict[Path, set[Path]]:
+    sources = {path: (ROOT / path).read_text(encoding="utf-8") for path in modules() if path.name != "__init__.py"}
+    return {path: imported_files(path, source) for path, source in sources.items()}
+
+
+def test_no_file_imports_itself_through_others():
+    assert not circle({str(path): set(map(str, files)) for path, files in import_graph().items()})
+
+
+def test_folders_import_one_another_one_way():
+    graph: dict[str, set[str]] = {}
+    for path, files in import_graph().items():
+        node = folder_or_file(path)
+        graph.setdefault(node, set()).update({folder_or_file(file) for file in files} - {node})
+    assert not circle(graph)
+
+
+def test_the_circles_that_are_looked_for_are_seen():
+    lazy = "from .a import x\ndef f():\n    from ..b import y\n    import sim.names"
+    assert imported_files(Path("sim/bench/streams.py"), "from . import bench\nfrom ..names import x") == {
+        Path("sim/bench/bench.py"),
+        Path("sim/names.py"),
+    }
+    assert imported_files(Path("sim/bench/bench.py"), lazy) == {Path("sim/names.py")}
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})
+    assert not circle({"a": {"b", "c"}, "b": {"c"}})
+
+
 @pytest.mark.parametrize("path", modules(), ids=str)
 def test_imports_go_one_way(path):
     assert not forbidden(path, (ROOT / path).read_text(encoding="utf-8"))
@@ -76,7 +135,7 @@ def test_what_runs_inside_simulators_is_light(path):
         ("hdl/a.py", "import model", {"model"}),
         ("hdl/a.py", "def f():\n    from model.config import ModelConfig", {"model"}),
         ("fixedpoint/a.py", "import model.config as c", {"model"}),
-        ("fixedpoint/quantize.py", "import model", set()),
+        ("fixedpoint/quantization/quantize.py", "import model", set()),
         ("fixedpoint/a.py", "from hdl import CircuitError", {"hdl"}),
         ("model/a.py", "import numpy\nfrom scripts import cli", {"scripts"}),
         ("sim/a.py", "from hdl import CircuitError\nfrom . import bench", set()),

@@ -85,9 +85,9 @@ def test_wheel_holds_the_packages_and_their_data(tmp_path: Path) -> None:
         "model/__init__.py",
         "positron_start.py",
         "scripts/cli.py",
-        "scripts/report_template.html",
-        "fixedpoint/native/transformer.c",
-        "sim/native/harness.cpp",
+        "scripts/report/template.html",
+        "fixedpoint/export/native/transformer.c",
+        "sim/simulators/native/harness.cpp",
     } <= names
     assert not {name for name in names if name.startswith(("tests/", "runs/", "build/"))}
 

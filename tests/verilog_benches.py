@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sim.tools import SIMULATORS
-from sim.verilog_bench import compiled_bench
+from sim.simulators.tools import SIMULATORS
+from sim.simulators.verilog_bench import compiled_bench
 
 ICARUS = pytest.param("icarus", marks=pytest.mark.icarus)
 EVERY_VERILOG_SIMULATOR = ["verilator", ICARUS]

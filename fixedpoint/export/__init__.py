@@ -1,0 +1,1 @@
+"""An integer model as files: manifest and memory files, C program, ONNX."""

@@ -1,0 +1,249 @@
+r"""The operators of the specification, prepared for speed: whole numbers carried in floats, exactly.
+
+A float holds every integer of magnitude up to \(2^{24}\) (float32) or \(2^{53}\) (float64), and such an integer times a power of two. Sums and products
+whose exact results stay within that bound are not rounded at all, in whatever order they are made. Each class here derives the
+bound of its own intermediate results from the actual weights when it is prepared and takes the narrowest float that it proves
+sufficient. Shifts then become factors of \(2^{-s}\), which fold into weights:
+
+\[ \left\lfloor \frac{\sum_k W_{rk} x_k + b_r + 2^{s_r - 1}}{2^{s_r}} \right\rfloor
+   = \left\lfloor \sum_k (W_{rk} 2^{-s_r})\, x_k + (b_r 2^{-s_r} + \tfrac12) \right\rfloor \]
+
+so that a requantized product is a BLAS product, an addition, a floor and a clip. What the results must equal is in `linear`, `layer_norm`, `rms_norm`
+and `attention`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..arithmetic import FLOAT32_EXACT, FLOAT64_EXACT
+from ..operators.exponential import Exponential
+from ..operators.layer_norm import LayerNorm
+from ..operators.linear import Linear
+from ..operators.reciprocal import Reciprocal, ReciprocalSquareRoot
+from ..operators.rms_norm import RMSNorm
+
+Floats = NDArray[np.float32] | NDArray[np.float64]
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+
+
+class Buffers:
+    """Memory that is used again by every call: fresh memory costs more than the arithmetic on it."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[tuple[str, np.dtype], np.ndarray] = {}
+
+    def array(self, name: str, dtype: np.typing.DTypeLike, *shape: int) -> np.ndarray:
+        """Return an array with undefined content; the next request for the same name and type may return the same memory."""
+        key = (name, np.dtype(dtype))
+        size = math.prod(shape)
+        flat = self._arrays.get(key)
+        if flat is None or flat.size < size:
+            flat = self._arrays[key] = np.empty(size, dtype)
+        return flat[:size].reshape(shape)
+
+
+def exact_dtype(bound: int) -> np.dtype:
+    """Return the narrowest float type that is exact for integers up to `bound` in magnitude, times a power of two.
+
+    Raises:
+        OverflowError: Not even float64 is.
+    """
+    if bound <= FLOAT32_EXACT:
+        return np.dtype(np.float32)
+    if bound <= FLOAT64_EXACT:
+        return np.dtype(np.float64)
+    raise OverflowError(f"integers up to {bound} are not exact in a float64")
+
+
+class Product:
+    """One or several linear layers that read the same input, as one product: `clip(floor(x · weight + offset), lowest, highest)`.
+
+    Attributes:
+        weight: `W · 2**-shift`, (K, R), of the narrowest exact float type.
+        offset: `bias · 2**-shift + 1/2 + origin`, (R,); without the half where the shift rounds nothing.
+        lowest, highest: Ends of the output's range, plus `origin`.
+        bound: What no intermediate result exceeds in magnitude, in units of the last place.
+        saturates: Whether the clip has anything to do for some input.
+
+    Args:
+        layers: Layers of one input format, whose outputs have one width.
+        origin: Added to the results, for instance to make a table's index of them.
+    """
+
+    def __init__(self, layers: Sequence[Linear], origin: int = 0) -> None:
+        output = layers[0].output
+        largest = 1 << (layers[0].input.bits - 1)
+        weight = np.concatenate([layer.weight for layer in layers])
+        bias = np.concatenate([layer.bias for layer in layers])
+        shift = np.concatenate([layer.shift for layer in layers])
+        reach = np.abs(weight).sum(axis=1) * largest + np.abs(bias)  # below 2**32: an accumulator has at most 32 bits
+        half = np.where(shift > 0, np.int64(1) << np.clip(shift - 1, 0, 40), 0)
+        idle = reach < half  # a row that always rounds to 0
+        weight, bias, shift = np.where(idle[:, None], 0, weight), np.where(idle, 0, bias), np.where(idle, 0, shift)
+        half = np.where(idle, 0, half)
+        # The origin is whole in units of 2**-shift; for shifts to the left it makes those of 1 the last place.
+        units = [
+            (int(most) << -int(s)) + abs(origin) if s < 0 and origin else int(most) + (abs(origin) << max(int(s), 0))
+            for most, s in zip(reach + half, shift, strict=True)
+        ]
+        self.bound = max(units)
+        dtype = exact_dtype(self.bound)
+        self.weight: Floats = np.ldexp(weight.T.astype(np.float64), -shift).astype(dtype)
+        self.offset: Floats = (np.ldexp((bias + half).astype(np.float64), -shift) + origin).astype(dtype)
+        self.lowest = dtype.type(output.minimum_integer + origin)
+        self.highest = dtype.type(output.maximum_integer + origin)
+        self.saturates = bool((np.ldexp((reach + half).astype(np.float64), -shift) >= output.maximum_integer + 1).any())
+
+    @property
+    def rows(self) -> int:
+        """Outputs R."""
+        return len(self.offset)
+
+    def accumulate(self, x: Floats, buffers: Buffers, name: str) -> Floats:
+        """Return `x · weight + offset`, (N, R), for x (N, K): neither rounded nor clipped."""
+        result = buffers.array(name, self.weight.dtype, len(x), self.rows)
+        np.matmul(x, self.weight, out=result)
+        result += self.offset
+        return result
+
+    def compute(self, x: Floats, buffers: Buffers, name: str) -> Floats:
+        """Return the outputs (N, R) for x (N, K)."""
+        result = self.accumulate(x, buffers, name)
+        np.floor(result, out=result)
+        if self.saturates:
+            np.clip(result, self.lowest, self.highest, out=result)
+        return result
+
+
+class PreparedNorm:
+    r"""LayerNorm or RMSNorm, on rows of float32 integers.
+
+    The normalized element is one multiplication and one addition in float64, `floor(x · (C r) + (1/2 − S r))` with `r = mantissa · 2**-exponent`,
+    and `r` itself is one look into a table: a float64's exponent and leading mantissa bits are its index. Where float64 does not suffice
+    (more than some 2,000 channels of 16 bits), the specification's operator runs instead.
+
+    Args:
+        norm: The specification.
+
+    Attributes:
+        exact: Whether float64 suffices.
+        saturates: Whether the clip of the normalized elements has anything to do.
+    """
+
+    def __init__(self, norm: LayerNorm | RMSNorm) -> None:
+        self.norm = norm
+        self.channels = norm.channels
+        self.centred = isinstance(norm, LayerNorm)
+        self.epsilon = float(norm.epsilon)
+        self.ones = np.ones(self.channels)
+        root, normalized = norm.reciprocal_square_root, norm.normalized
+        self.exact = self._is_exact()
+        self.mantissa_shift = 53 - root.index_bits
+        self.first_index = 1023 << (root.index_bits - 1)
+        self.table = root_table(root) * 2.0**normalized.fraction
+        # The largest quotient times the reciprocal's error: mostly the 16 bits are never left.
+        largest = (self.channels - self.centred) ** 0.5 * (1 + 2.0**-root.index_bits + 2.0**-root.mantissa_bits)
+        self.saturates = largest * 2.0**normalized.fraction + 1 >= normalized.maximum_integer
+        self.lowest, self.highest = float(normalized.minimum_integer), float(normalized.maximum_integer)
+
+        shift = norm.output_shift
+        half = 1 << (shift - 1) if shift > 0 else 0
+        offset = norm.shift if isinstance(norm, LayerNorm) else np.zeros_like(norm.scale)
+        reach = np.abs(norm.scale) * (1 << (normalized.bits - 1)) + np.abs(offset)
+        idle = np.array([int(most) < half for most in reach])  # a channel that always rounds to 0
+        scale = np.where(idle, 0.0, norm.scale)
+        offset = np.where(idle, 0.0, offset)
+        bound = max((int(most) for most in reach[~idle]), default=0) + (0 if idle.all() else half)
+        dtype = exact_dtype(bound)
+        self.gain: Floats = np.ldexp(scale, -shift).astype(dtype)
+        self.offset: Floats = (np.ldexp(offset, -shift) + (0.5 if half else 0.0)).astype(dtype)
+        self.output_lowest = dtype.type(norm.output.minimum_integer)
+        self.output_highest = dtype.type(norm.output.maximum_integer)
+
+    def _is_exact(self) -> bool:
+        """Return whether float64 holds every intermediate result of the normalization."""
+        norm, root = self.norm, self.norm.reciprocal_square_root
+        variance = (self.channels**2 << (2 * norm.input.bits - 2)) + norm.epsilon
+        finest = (variance.bit_length() >> 1) + root.mantissa_bits - norm.normalized.fraction  # the largest right shift
+        product = 2 * self.channels << (norm.input.bits - 1 + root.mantissa_bits)
+        whole = root.mantissa_bits > norm.normalized.fraction  # every shift is to the right
+        return whole and variance <= FLOAT64_EXACT and product + (1 << finest) <= FLOAT64_EXACT
+
+    def compute(self, x: Floats, buffers: Buffers) -> Floats:
+        """Normalize rows x (N, C); the result is overwritten by the next norm of these buffers."""
+        wide: Float64 = buffers.array("norm", np.float64, *x.shape)
+        if not self.exact:
+            np.copyto(wide, self.norm.compute(x.astype(np.int64)))
+            return wide
+        np.copyto(wide, x)
+        factor = np.vecdot(wide, wide)
+        factor *= self.channels
+        if self.centred:
+            total = wide @ self.ones
+            factor -= total * total
+        factor += self.epsilon  # v
+        index = factor.view(np.int64) >> self.mantissa_shift
+        index -= self.first_index
+        root = self.table.take(index)
+        np.multiply(root, self.channels, out=factor)
+        wide *= factor[:, None]
+        if self.centred:
+            root *= total
+            np.subtract(0.5, root, out=root)
+            wide += root[:, None]
+        else:
+            wide += 0.5
+        np.floor(wide, out=wide)
+        if self.saturates:
+            np.clip(wide, self.lowest, self.highest, out=wide)
+        result: Floats = buffers.array("normalized", self.gain.dtype, *x.shape)
+        np.copyto(result, wide)
+        result *= self.gain
+        result += self.offset
+        np.floor(result, out=result)
+        np.clip(result, self.output_lowest, self.output_highest, out=result)
+        return result
+
+
+@lru_cache(maxsize=8)
+def root_table(root: ReciprocalSquareRoot) -> Float64:
+    """Return `mantissa · 2**-exponent` for all float64 whole numbers from 1 to 2**53, by exponent and leading `index_bits − 1` mantissa bits."""
+    bits = root.index_bits - 1
+    leading = np.arange(1 << bits, 2 << bits)
+    even, odd = (leading, leading * 2) if bits % 2 == 0 else (leading * 2, leading)  # with an even and an odd exponent
+    mantissas = [root.compute(even).mantissa, root.compute(odd).mantissa]
+    rows = [np.ldexp(mantissas[e % 2].astype(np.float64), -((e >> 1) + root.mantissa_bits)) for e in range(54)]
+    return np.concatenate(rows)
+
+
+@lru_cache(maxsize=8)
+def reciprocal_table(reciprocal: Reciprocal, largest: int) -> Float64:
+    """Return `mantissa · 2**-exponent` of the reciprocals of 0 to `largest`; entry 0 is never used."""
+    scaled = reciprocal.compute(np.maximum(np.arange(largest + 1), 1))
+    return np.ldexp(scaled.mantissa.astype(np.float64), -scaled.exponent)
+
+
+def exponential_table(exponential: Exponential, dtype: np.typing.DTypeLike) -> tuple[int, Floats]:
+    """Return `s` and the numerators at distances `j · 2**s`, j = 0, 1, …, up to the first that is 0 like all beyond it.
+
+    `2**s` is half a step of the exponential's own table, so dropping the bits below it decides every rounding alike: `numerator(t) = table[t >> s]`.
+    """
+    shift = max(exponential.shift - 1, 0)
+    last = -(-((exponential.output_bits + 1) << max(exponential.fraction, 0)) >> max(-exponential.fraction, 0) + shift)
+    return shift, exponential.compute(np.arange(last + 1) << shift).astype(dtype)
+
+
+def whole(values: Floats, buffers: Buffers) -> NDArray[np.int64]:
+    """Return floats of magnitude below 2**31 truncated to integers; through int32, which is three times as fast as directly."""
+    narrow = buffers.array("narrow", np.int32, *values.shape)
+    wide: NDArray[np.int64] = buffers.array("index", np.int64, *values.shape)
+    np.copyto(narrow, values, casting="unsafe")
+    np.copyto(wide, narrow)
+    return wide

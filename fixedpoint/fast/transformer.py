@@ -1,0 +1,309 @@
+"""A fast executor of quantized transformers, equal to `QuantizedTransformer` bit for bit.
+
+The specification's operators are written to be read; these run the same integers at the speed of BLAS, for whole sequences (`FastTransformer.forward`) and
+one token at a time (`CachedDecoder`). How, and why nothing is rounded on the way: docs/fixedpoint/engine.md.
+
+Sizes: B sequences, T tokens, C channels, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ..arithmetic import Integers
+from ..operators.attention import KeyValueCache
+from ..qformat import IntegerArray, QFormat
+from ..topology import BLOCK, INPUT
+from ..transformer import Block, QuantizedTransformer, run_operations
+from .attention import PreparedAttention
+from .layers import Buffers, Float64, Floats, PreparedNorm, Product, whole
+from .token import TokenAttention, TokenNorm, TokenProduct
+
+BLOCK_ROWS = 512  # tokens that run through the network together: their activations stay in the cache
+
+
+def is_standard(block: Block) -> bool:
+    """Return whether a block computes the operations of `BLOCK`, which `PreparedBlock` merges into fewer."""
+    return tuple(step for step, _ in block.operations) == BLOCK
+
+
+class PreparedBlock:
+    """A decoder block ready to run.
+
+    Args:
+        block: The specification.
+        residual: Format of the residual stream.
+    """
+
+    def __init__(self, block: Block, residual: QFormat) -> None:
+        self.attention_norm, self.feed_forward_norm = (
+            PreparedNorm(block.attention_norm),
+            PreparedNorm(block.feed_forward_norm),
+        )
+        self.attention = PreparedAttention(block.attention)
+        self.up = Product([block.up], origin=-block.activation.input.minimum_integer)  # indexes the activation's table
+        self.activation = block.activation.table.astype(np.float32)
+        self.down = Product([block.down])
+        self.lowest, self.highest = float(residual.minimum_integer), float(residual.maximum_integer)
+
+    def new_cache(self, batch: int) -> Floats:
+        """Return memory for the keys and values of `batch` sequences."""
+        return self.attention.new_cache(batch)
+
+    def forward(self, x: Floats, batch: int, buffers: Buffers, cache: Floats | None = None, position: int = 0) -> None:
+        """Add both branches to the residual stream x (B·T, C), in place.
+
+        Args:
+            x: Rows of the tokens at `position` and after.
+            batch: Sequences B.
+            buffers: Memory for what comes between.
+            cache: Keys and values of the tokens before, to which these tokens' are added; None for whole sequences.
+            position: Tokens in the cache.
+        """
+        query, known = self.attention.project(self.attention_norm.compute(x, buffers), batch, buffers)
+        if cache is not None:
+            end = position + query.shape[-2]
+            cache[:, :, position:end] = known
+            known = cache[:, :, :end]
+        context = self.attention.attend(query, known, buffers)
+        self._add(x, self.attention.output.compute(context.reshape(x.shape), buffers, "update"))
+        hidden = self.up.accumulate(self.feed_forward_norm.compute(x, buffers), buffers, "hidden")
+        np.clip(hidden, self.up.lowest, self.up.highest, out=hidden)  # not negative: truncation is the floor
+        activated = self.activation.take(whole(hidden, buffers))
+        self._add(x, self.down.compute(activated, buffers, "update"))
+
+    def _add(self, x: Floats, update: Floats) -> None:
+        x += update
+        np.clip(x, self.lowest, self.highest, out=x)
+
+
+class SpecifiedBlock:
+    """A decoder block of other operations than those of `BLOCK`, run by the operators of the specification.
+
+    Args:
+        block: The specification.
+    """
+
+    def __init__(self, block: Block) -> None:
+        self.block = block
+
+    def new_cache(self, batch: int) -> list[KeyValueCache]:
+        """Return where `forward` keeps the keys and values of `batch` sequences."""
+        return [self.block.attention.core.empty_cache(batch)]
+
+    def forward(
+        self,
+        x: Floats,
+        batch: int,
+        buffers: Buffers,
+        cache: list[KeyValueCache] | None = None,
+        position: int = 0,
+    ) -> None:
+        """Run the block on the residual stream x (B·T, C), in place; the arguments are those of `PreparedBlock.forward`."""
+        empty = self.block.attention.core.empty_cache(batch)
+        known = cache[0] if cache is not None and position else empty
+        rows = x.reshape(batch, -1, x.shape[-1]).astype(np.int64)
+        result, (longer,) = run_operations(self.block.operations, INPUT, rows, (known,))
+        if cache is not None:
+            cache[0] = longer
+        x[...] = result.reshape(x.shape)
+
+
+class FastTransformer:
+    """A quantized transformer ready to run whole sequences.
+
+    It keeps memory between calls, so one thread at a time may use it.
+
+    Args:
+        model: The specification, whose weights are copied.
+    """
+
+    def __init__(self, model: QuantizedTransformer) -> None:
+        self.model = model
+        self.buffers = Buffers()
+        self.blocks = [
+            PreparedBlock(block, model.residual) if is_standard(block) else SpecifiedBlock(block)
+            for block in model.blocks
+        ]
+        self.final_norm, self.logits = PreparedNorm(model.final_norm), Product([model.logits])
+        self.lowest, self.highest = float(model.residual.minimum_integer), float(model.residual.maximum_integer)
+        embedding = model.embedding  # 8 bits, shifted to the left by at most 28: exact in float64
+        vocabulary, positions = np.arange(model.vocab_size), np.arange(model.context_length)
+        self.tokens: Float64 = embedding.token.compute(vocabulary, model.residual).astype(np.float64)
+        self.positions: Float64 = embedding.position.compute(positions, model.residual).astype(np.float64)
+
+    def forward(self, tokens: Integers) -> IntegerArray:
+        """Run whole sequences.
+
+        Args:
+            tokens: Integers (B, T), 1 <= T <= context_length.
+
+        Returns:
+            Logits, int64 (B, T, V) of format `logits.output`, as from `QuantizedTransformer.forward`.
+
+        Raises:
+            ValueError: A token is not in the vocabulary, or a sequence is empty or longer than the context.
+        """
+        tokens = self._checked(tokens)
+        result = np.empty((*tokens.shape, self.logits.rows), np.int64)
+        for rows, logits in self._blocks(tokens):
+            result[rows] = logits
+        return result
+
+    def loss(
+        self, inputs: Integers, targets: Integers, progress: Callable[[int], object] = lambda count: None
+    ) -> float:
+        """Return the mean cross-entropy in nats over windows (N, T); the only rounding is in this last step, in float64.
+
+        `progress` is called with a number of windows when these are done.
+
+        Raises:
+            ValueError: No window, tokens that `forward` refuses, or targets of another shape or outside the vocabulary.
+        """
+        tokens, wanted = self._checked(inputs), np.asarray(targets)
+        if len(tokens) == 0:
+            raise ValueError("the loss needs at least one window of tokens")
+        if wanted.shape != tokens.shape:
+            raise ValueError(f"targets must have the inputs' shape {tokens.shape}, not {wanted.shape}")
+        self._check_vocabulary("target", wanted)
+        resolution = self.model.logits.output.resolution
+        total = 0.0
+        for rows, logits in self._blocks(tokens):
+            values = logits.astype(np.float64)
+            values -= values.max(axis=-1, keepdims=True)
+            values *= resolution
+            correct = np.take_along_axis(values, wanted[rows, :, None], axis=-1)
+            total += float(np.log(np.exp(values, out=values).sum(axis=-1)).sum() - correct.sum())
+            progress(len(logits))
+        return float(np.maximum(total / wanted.size, 0))  # rounding may leave a little less
+
+    def _blocks(self, tokens: IntegerArray) -> Iterator[tuple[slice, Floats]]:
+        """Yield the logits (b, T, V) of a few sequences at a time."""
+        step = max(1, BLOCK_ROWS // max(1, tokens.shape[1]))
+        for start in range(0, len(tokens), step):
+            part = tokens[start : start + step]
+            x = self.embed(part)
+            for block in self.blocks:
+                block.forward(x, len(part), self.buffers)
+            yield slice(start, start + step), self.head(x).reshape(*part.shape, -1)
+
+    def embed(self, tokens: Integers, position: int = 0) -> Floats:
+        """Return the residual stream (B·T, C) of tokens (B, T) that stand at `position` and after."""
+        x = self.tokens[tokens]
+        x += self.positions[position : position + tokens.shape[1]]
+        np.clip(x, self.lowest, self.highest, out=x)
+        return x.astype(np.float32).reshape(tokens.size, -1)
+
+    def head(self, x: Floats) -> Floats:
+        """Return the logits (N, V) of rows x (N, C); the next call overwrites them."""
+        return self.logits.compute(self.final_norm.compute(x, self.buffers), self.buffers, "logits")
+
+    def _checked(self, tokens: Integers) -> IntegerArray:
+        array = np.asarray(tokens)
+        if array.ndim != 2 or array.dtype.kind not in "iu":
+            raise ValueError(f"tokens must be integers (B, T), not {array.dtype} of shape {array.shape}")
+        if not 1 <= array.shape[1] <= self.model.context_length:
+            raise ValueError(f"sequences have 1 to {self.model.context_length} tokens, not {array.shape[1]}")
+        self._check_vocabulary("token", array)
+        return array.astype(np.int64, copy=False)
+
+    def _check_vocabulary(self, what: str, tokens: Integers) -> None:
+        if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.model.vocab_size:
+            raise ValueError(
+                f"a {what} must be 0 to {self.model.vocab_size - 1}; got {int(tokens.min())} to {int(tokens.max())}"
+            )
+
+
+@lru_cache(maxsize=4)  # models are told apart by identity; the last few stay prepared
+def prepared(model: QuantizedTransformer) -> FastTransformer:
+    """Return a model prepared for speed, the same one for the same model."""
+    return FastTransformer(model)
+
+
+class CachedDecoder:
+    """A transformer ready to make tokens for `batch` sequences that all stand at the same position, with cached keys and values.
+
+    Args:
+        model: The specification.
+        batch: Sequences B. A single one takes the path of `engine_token`.
+
+    Attributes:
+        length: Tokens in the cache.
+    """
+
+    def __init__(self, model: QuantizedTransformer, batch: int = 1) -> None:
+        self.model, self.batch, self.length = model, batch, 0
+        self.fast = prepared(model)
+        self.caches: list[Any] = [block.new_cache(batch) for block in self.fast.blocks]
+        standard = [block for block in self.fast.blocks if isinstance(block, PreparedBlock)]
+        alone = batch == 1 and len(standard) == len(self.caches)
+        self.single = _SingleSequence(self.fast, standard, self.caches) if alone else None
+
+    def prefill(self, tokens: ArrayLike) -> Floats:
+        """Start again with tokens (B, t), 1 <= t <= context_length, and return the logits (B, V) after the last one, whole numbers in floats."""
+        self.length = 0
+        return self._extend(np.asarray(tokens))
+
+    def step(self, tokens: Sequence[int] | Integers) -> Floats:
+        """Append one token to each sequence, (B,), and return the logits (B, V) after it; the next call overwrites them.
+
+        Raises:
+            ValueError: The cache is full.
+        """
+        if self.length >= self.model.context_length:
+            raise ValueError("the cache is full; prefill again with fewer tokens")
+        if self.single is None:
+            return self._extend(np.asarray(tokens)[:, None])
+        logits = self.single.step(int(tokens[0]), self.length)
+        self.length += 1
+        return logits[None]
+
+    def _extend(self, tokens: Integers) -> Floats:
+        batch, count = tokens.shape
+        x = self.fast.embed(tokens, self.length)
+        for block, cache in zip(self.fast.blocks, self.caches, strict=True):
+            block.forward(x, batch, self.fast.buffers, cache, self.length)
+        self.length += count
+        return self.fast.head(x.reshape(batch, count, -1)[:, -1])
+
+
+class _SingleSequence:
+    """The network for one token of one sequence."""
+
+    def __init__(self, fast: FastTransformer, blocks: list[PreparedBlock], caches: list[Floats]) -> None:
+        self.fast = fast
+        self.blocks = [_TokenBlock(block, cache[0]) for block, cache in zip(blocks, caches, strict=True)]
+        self.final_norm, self.logits = TokenNorm(fast.final_norm), TokenProduct(fast.logits)
+        self.lowest, self.highest = fast.lowest, fast.highest
+
+    def step(self, token: int, position: int) -> Floats:
+        """Return the logits (V,) after a token."""
+        x = self.fast.tokens[token] + self.fast.positions[position]
+        np.minimum(x, self.highest, out=x)
+        np.maximum(x, self.lowest, out=x)
+        for block in self.blocks:
+            self._add(x, block.attention.compute(block.attention_norm.compute(x), position))
+            indices = block.up.accumulate(block.feed_forward_norm.compute(x)).astype(np.int64)
+            self._add(x, block.down.compute(block.activation.take(indices, mode="clip")))
+        return self.logits.compute(self.final_norm.compute(x))
+
+    def _add(self, x: Float64, update: Floats) -> None:
+        np.add(x, update, out=x)
+        np.minimum(x, self.highest, out=x)
+        np.maximum(x, self.lowest, out=x)
+
+
+class _TokenBlock:
+    def __init__(self, block: PreparedBlock, cache: Floats) -> None:
+        self.attention_norm, self.feed_forward_norm = (
+            TokenNorm(block.attention_norm),
+            TokenNorm(block.feed_forward_norm),
+        )
+        self.attention = TokenAttention(block.attention, cache)
+        self.up, self.down = TokenProduct(block.up), TokenProduct(block.down)
+        self.activation = block.activation

@@ -1,0 +1,170 @@
+r"""Rounding a weight so that its error is made good by the weights that are rounded after it.
+
+A row of weights w sees inputs x with covariance H = E[(x − μ)(x − μ)ᵀ]. With the error e = w − ŵ, its output errs by e·x; the mean e·μ goes into the
+bias, and what is left has the variance e H eᵀ, which is to be small. Factor H = U D Uᵀ with U unit upper triangular:
+
+\[ e H e^T = \sum_k D_k \Big(e_k + \sum_{j<k} e_j U_{jk}\Big)^2 \]
+
+So in the order of the columns, ŵ_k = round(w_k + Σ_{j<k} e_j U_jk) makes every term as small as a rounding can. D_k is the part of input k's variance
+that the later inputs do not predict: the more the inputs have in common, the more is won over rounding to nearest. Derived in
+docs/fixedpoint/quantization.md.
+
+References: Frantar et al., "GPTQ", arXiv:2210.17323; in this form Chee et al., "QuIP", arXiv:2307.13304. The bias: Nagel et al., arXiv:1906.04721.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..qformat import FloatArray, IntegerArray
+from ..row_scales import FRACTION, WeightBits, covering_fractions, weight_range
+
+DAMPING = 0.01  # of the inputs' mean variance, added to each: calibration text is a sample
+# Fractions that are tried, above the covering one. Compensated errors grow elsewhere, so the covering scale's coarser neighbour counts too.
+FINER = (-1, 0, 1, 2, 3, 4)
+BLOCK = 64  # columns whose errors are fed forward one by one; further ones get them by a matrix product
+
+
+@dataclass(eq=False)
+class Moments:
+    """Mean and covariance of vectors (K,), gathered piece by piece.
+
+    Sums are of differences from an origin o near the mean, so that a small variance beside a large mean is not lost in rounding.
+
+    Attributes:
+        count: Vectors seen.
+        origin: o (K,), the mean of the first piece.
+        total: Σ (x − o) (K,).
+        products: Σ (x − o)(x − o)ᵀ (K, K).
+    """
+
+    count: int = 0
+    origin: FloatArray = field(default_factory=lambda: np.zeros(0))
+    total: FloatArray = field(default_factory=lambda: np.zeros(0))
+    products: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))
+
+    def add(self, values: np.ndarray) -> None:
+        """Count vectors (..., K). Products are summed in the values' own precision inside one call, in float64 between calls."""
+        rows = values.reshape(-1, values.shape[-1])
+        if self.count == 0:
+            self.origin = rows.mean(axis=0, dtype=np.float64).astype(rows.dtype)
+            self.total, self.products = np.zeros(rows.shape[1]), np.zeros((rows.shape[1], rows.shape[1]))
+        rows = rows - self.origin
+        self.count += len(rows)
+        self.total += rows.sum(axis=0, dtype=np.float64)
+        self.products += rows.T @ rows
+
+    @property
+    def mean(self) -> FloatArray:
+        """The mean μ (K,)."""
+        return self.origin + self.total / self.count
+
+    @property
+    def covariance(self) -> FloatArray:
+        """The covariance (K, K)."""
+        offset = self.total / self.count
+        return self.products / self.count - np.outer(offset, offset)
+
+
+@dataclass(frozen=True, eq=False)
+class Compensated:
+    """A layer's weights, on their grid.
+
+    Attributes:
+        weight: Real weights (R, K): whole numbers times 2**−fraction.
+        bias: Biases (R,) that make the mean output what it was.
+        fraction: Fraction of each row (R,).
+    """
+
+    weight: FloatArray
+    bias: FloatArray
+    fraction: IntegerArray
+
+
+def compensate(
+    weight: FloatArray,
+    bias: FloatArray,
+    weight_bits: WeightBits,
+    moments: Moments,
+    largest_fraction: FloatArray,
+    one_scale: bool = False,
+) -> Compensated:
+    """Round weights (R, K), each row at the scale of least output error.
+
+    Args:
+        weight: Real weights (R, K).
+        bias: Biases (R,), zeros for a layer without.
+        weight_bits: Width of a weight, or "ternary".
+        moments: Of the layer's inputs.
+        largest_fraction: Bound on each row's fraction (R,), for the bias's sake.
+        one_scale: All rows share one fraction.
+
+    Raises:
+        QuantizationError: A weight is not finite, or too large.
+    """
+    inputs = Feedback.of(moments.covariance)
+    covering = covering_fractions(weight, weight_bits)
+    bound = np.minimum(largest_fraction, FRACTION.maximum_integer)
+    if one_scale:
+        covering, bound = np.full_like(covering, covering.min()), np.full_like(bound, bound.min())
+    tried = [np.maximum(np.minimum(covering + finer, bound), FRACTION.minimum_integer) for finer in FINER]
+    candidates = np.stack(tried).astype(np.int64)  # (candidates, R)
+    repeated = np.tile(weight, (len(FINER), 1))
+    integers, errors = inputs.round(repeated, candidates.reshape(-1), weight_bits)
+    by_candidate = errors.reshape(candidates.shape)
+    if one_scale:
+        by_candidate = np.broadcast_to(by_candidate.sum(axis=1, keepdims=True), candidates.shape)
+    best, rows = by_candidate.argmin(axis=0), np.arange(len(weight))
+    fraction = candidates[best, rows]
+    rounded = np.ldexp(integers.reshape(len(FINER), *weight.shape)[best, rows].astype(np.float64), -fraction[:, None])
+    return Compensated(rounded, bias + (weight - rounded) @ moments.mean, fraction)
+
+
+@dataclass(frozen=True, eq=False)
+class Feedback:
+    """The factors of a covariance, columns in the order in which weights are rounded.
+
+    Attributes:
+        order: The columns (K,): those of the largest variance first, whose errors the most others can make good.
+        upper: U (K, K), unit upper triangular, of the reordered covariance U D Uᵀ.
+        variance: D (K,).
+    """
+
+    order: IntegerArray
+    upper: FloatArray
+    variance: FloatArray
+
+    @classmethod
+    def of(cls, covariance: FloatArray) -> Feedback:
+        """Factor a covariance (K, K), damped so that inputs that never varied in calibration are not thought free."""
+        mean_variance = float(np.trace(covariance)) / len(covariance)
+        # Inputs that are all constant say nothing: then every weight counts alike, and is rounded to nearest.
+        damping = DAMPING * mean_variance if mean_variance > 0 else 1.0
+        damped = covariance + damping * np.eye(len(covariance))
+        order = np.argsort(-np.diag(damped), kind="stable")
+        reordered = damped[np.ix_(order, order)]
+        factor = np.linalg.cholesky(reordered[::-1, ::-1])[::-1, ::-1]  # upper triangular F with F Fᵀ = H
+        diagonal = np.diag(factor)
+        return cls(order, factor / diagonal, diagonal**2)
+
+    def round(
+        self, weight: FloatArray, fraction: IntegerArray, weight_bits: WeightBits
+    ) -> tuple[IntegerArray, FloatArray]:
+        """Return integers (R, K) of weights (R, K) at fractions (R,), and the variance (R,) of each row's output error."""
+        lowest, highest = weight_range(weight_bits)
+        scaled = np.ldexp(weight, fraction[:, None])[:, self.order].T.copy()  # (K, R): a column at a time
+        wanted, error, total = scaled.copy(), np.zeros_like(scaled), np.zeros(len(weight))
+        for start in range(0, len(scaled), BLOCK):
+            stop = min(start + BLOCK, len(scaled))
+            wanted[start:stop] += self.upper[:start, start:stop].T @ error[:start]
+            for column in range(start, stop):
+                target = wanted[column] + self.upper[start:column, column] @ error[start:column]
+                rounded = np.clip(np.floor(target + 0.5), lowest, highest)
+                total += self.variance[column] * np.square(target - rounded)
+                error[column] = scaled[column] - rounded
+                wanted[column] = rounded
+        integers = np.empty(weight.shape, dtype=np.int64)
+        integers[:, self.order] = wanted.T
+        return integers, np.ldexp(total, -2 * fraction)

@@ -1,0 +1,269 @@
+r"""Quantization-aware training: the float model computes with the numbers that the integer model will have.
+
+Before each step the weights are rounded as `quantize_transformer` rounds them, and in the forward pass the activations are rounded
+to their formats. Gradients go straight through (see `model.training.straight_through`). What is too fine to matter is left to floats: the roundings of
+the norms' shifts, of exponentials, reciprocals and the residual stream. The held-out loss has no such gaps: it is that of the integer model, built from the
+rounded weights of the moment.
+
+A product of rounded activations and rounded weights with a rounded bias is a sum of multiples of one power of two that float32 holds exactly: the
+accumulators of training are those of the integer model, ties included; but for the query, whose factor is no power of two: its ties may fall to the other side.
+
+References: Jacob et al. 2018, arXiv:1712.05877; Bengio et al. 2013, arXiv:1308.3432. Derived in docs/fixedpoint/quantization_aware.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model import InputError, ModelConfig, RunDirectory, Transformer
+from model.checkpoint import read_npz, write_npz
+from model.files import read_json, write_json
+from model.parameters import Parameters, parameter_counts, parameter_shapes
+from model.workspace import row_blocks
+
+from ..errors import QuantizationError
+from ..fast.transformer import prepared
+from ..qformat import IntegerArray, QFormat, covering_fraction
+from ..row_scales import FRACTION, WeightBits, least_squares_fractions, weight_range
+from ..topology import decoder_steps, linear_inputs, residual_format_tensors
+from ..transformer import QuantizedTransformer
+from .calibration import Calibration, QuantizationSettings, calibrate, integer_factor
+from .quantize import quantize_transformer
+
+FloatVector = NDArray[np.float32]
+
+FORMAT = "positron-number-format"
+VERSION = 1
+HALF = np.float32(0.5)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Where a matrix (rows, columns) or vector (rows,) may be: `step` times the whole numbers from `lowest` to `highest`, a step a row."""
+
+    parameter: str
+    step: np.ndarray  # (rows, 1), float32
+    inverse: np.ndarray
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizationAware:
+    """The number format that a model is trained for: a `model.training.straight_through.StraightThrough`.
+
+    Attributes:
+        model: Shape of the model.
+        settings: Widths.
+        formats: Formats of the activations, as in `Calibration`.
+        fractions: Fraction of each row (R,) of every matrix and table, by parameter name.
+        teacher: Parameters (n,) of the float model that was quantized; worker processes find them in the training memory instead.
+    """
+
+    model: ModelConfig
+    settings: QuantizationSettings
+    formats: Mapping[str, QFormat]
+    fractions: Mapping[str, IntegerArray]
+    teacher: FloatVector = field(default_factory=lambda: np.empty(0, np.float32))
+
+    def __post_init__(self) -> None:
+        matrices = _matrices(self.model, self.settings)
+        shapes = parameter_shapes(self.model)
+        if self.fractions.keys() != matrices.keys():
+            raise QuantizationError(
+                f"fractions are of other matrices: {sorted(self.fractions.keys() ^ matrices.keys())[:3]}"
+            )
+        for name, fractions in self.fractions.items():
+            if fractions.shape != shapes[name][:1] or not FRACTION.holds(fractions):
+                raise QuantizationError(
+                    f"{name} needs {shapes[name][0]} fractions from {FRACTION.minimum_integer} to {FRACTION.maximum_integer}"
+                )
+        missing = [name for name in _activations(self.model) if name not in self.formats]
+        if missing:
+            raise QuantizationError(f"the formats lack {', '.join(missing[:3])}")
+
+    worker_module = "fixedpoint.quantization.quantization_aware_worker"
+
+    @classmethod
+    def from_model(cls, model: Transformer, tokens: np.ndarray, settings: QuantizationSettings) -> QuantizationAware:
+        """Choose all formats for a trained float model.
+
+        Args:
+            model: The model that training starts from.
+            tokens: Calibration windows (N, T).
+            settings: Widths.
+
+        Raises:
+            QuantizationError: The model cannot be quantized.
+        """
+        settings = replace(settings, rounding="nearest")  # errors are made good by training
+        formats = calibrate(model, tokens, settings).formats
+        fractions = {}
+        for name, (scale, bits) in _matrices(model.config, settings).items():
+            fractions[name] = least_squares_fractions(model.parameters[name].astype(np.float64) * scale, bits)
+        return cls(model.config, settings, formats, fractions, model.parameters.flat.copy())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON holds it."""
+        return {
+            "model": self.model.to_dict(),
+            "settings": asdict(self.settings),
+            "formats": {name: str(target) for name, target in self.formats.items()},
+            "fractions": {name: fractions.tolist() for name, fractions in self.fractions.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> QuantizationAware:
+        """Return what `to_dict` described."""
+        return cls(
+            ModelConfig.from_dict(content["model"]),
+            QuantizationSettings(**content["settings"]),
+            {name: QFormat.parse(text) for name, text in content["formats"].items()},
+            {name: np.array(fractions, dtype=np.int64) for name, fractions in content["fractions"].items()},
+        )
+
+    def save(self, run: RunDirectory) -> None:
+        """Write everything into a run directory."""
+        write_npz(run.teacher_weights, {"parameters": self.teacher})
+        write_json(run.number_format, {"format": FORMAT, "version": VERSION, **self.to_dict()})
+
+    @classmethod
+    def load(cls, run: RunDirectory) -> QuantizationAware:
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: A file is missing, damaged, edited, or written by another version.
+        """
+        path = run.number_format
+        content = read_json(path)
+        if content.get("format") != FORMAT or content.get("version") != VERSION:
+            raise InputError(
+                f"{path} is {content.get('format')!r} version {content.get('version')!r}; this program reads {FORMAT!r} version {VERSION}"
+            )
+        try:
+            plain = cls.from_dict(content)
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+            raise InputError(f"{path} describes no number format ({error}); train the run again") from None
+        size = parameter_counts(plain.model)["total"]
+        return replace(plain, teacher=read_npz(run.teacher_weights, {"parameters": (size,)})["parameters"])
+
+    def calibration(self, model: Transformer, tokens: np.ndarray) -> Calibration:
+        """Return this format as a calibration, with what windows of tokens (N, T) show of how well it fits."""
+        measured = calibrate(model, tokens, self.settings)
+        tensors = []
+        for row in measured.tensors:
+            target, histogram = self.formats.get(row.name, self.formats["residual"]), measured.histograms[row.name]
+            quality = histogram.signal_to_noise(target), histogram.saturated(target)
+            tensors.append(replace(row, format=str(target), signal_to_noise=quality[0], saturated=quality[1]))
+        return replace(measured, formats=self.formats, tensors=tuple(tensors))
+
+    def quantize(self, model: Transformer) -> QuantizedTransformer:
+        """Return the integer model of rounded parameters: nothing is rounded a second time, but for the norms' shifts."""
+        return quantize_transformer(model, Calibration(self.formats, ()), self.settings, self.fractions)
+
+    def loss(
+        self,
+        model: Transformer,
+        inputs: np.ndarray,
+        targets: np.ndarray,
+        progress: Callable[[int], object] = lambda count: None,
+    ) -> float:
+        """Return the integer model's mean loss in nats over windows (N, T); `progress` is called with a number of windows when these are done."""
+        return prepared(self.quantize(model)).loss(inputs, targets, progress)
+
+    def round_parameters(self, latent: np.ndarray, rounded: np.ndarray, share: int, num_shares: int) -> None:
+        """Write one share of the rounded parameters (n,): a share of the rows of each matrix; norms go to the first share."""
+        shapes = parameter_shapes(self.model)
+        source, target = Parameters(shapes, latent), Parameters(shapes, rounded)
+        for grid in self._grids:
+            part = slice(len(grid.step) * share // num_shares, len(grid.step) * (share + 1) // num_shares)
+            out = target[grid.parameter].reshape(len(grid.step), -1, copy=False)[part]
+            np.multiply(source[grid.parameter].reshape(len(grid.step), -1)[part], grid.inverse[part], out=out)
+            _round(out, grid.lowest, grid.highest)
+            out *= grid.step[part]
+        if share == 0:
+            for name in self._norms:
+                target[name] = source[name]
+                if not name.endswith(".scale"):
+                    continue
+                scale = target[name]
+                fraction = covering_fraction(float(np.abs(scale).max()), self.settings.activation_bits)
+                scale *= np.float32(2.0**fraction)
+                _round(scale, -np.inf, np.inf)
+                scale *= np.float32(2.0**-fraction)
+
+    def round_tensor(self, name: str, values: np.ndarray) -> None:
+        """Round a tensor (N, channels) of the float model's forward pass in place."""
+        if name not in self._steps:
+            return
+        step, inverse, lowest, highest = self._steps[name]
+        for rows in row_blocks(*values.shape):
+            part = values[rows]
+            part *= inverse
+            _round(part, lowest, highest)
+            part *= step
+
+    @cached_property
+    def _steps(self) -> dict[str, tuple[np.float32, np.float32, int, int]]:
+        """For every activation that is rounded: step, 1 / step, and the range in steps."""
+        steps = {}
+        for name in _activations(self.model):
+            target = self.formats[name]
+            if name not in ("residual", "logits"):
+                scale = integer_factor(self.model, name)
+                step, inverse = np.float32(target.resolution / scale), np.float32(scale / target.resolution)
+                steps[name] = step, inverse, target.minimum_integer, target.maximum_integer
+        return steps
+
+    @cached_property
+    def _grids(self) -> tuple[_Grid, ...]:
+        grids, shapes = [], parameter_shapes(self.model)
+        sources = linear_inputs(decoder_steps(self.model.num_layers))
+
+        def add(name: str, exponent: IntegerArray, scale: float, lowest: float, highest: float) -> None:
+            step, inverse = np.ldexp(1 / scale, -exponent[:, None]), np.ldexp(scale, exponent[:, None])
+            grids.append(_Grid(name, step.astype(np.float32), inverse.astype(np.float32), lowest, highest))
+
+        for name, (scale, bits) in _matrices(self.model, self.settings).items():
+            add(name, self.fractions[name], scale, *weight_range(bits))
+            bias = name.replace(".weight", ".bias")
+            if bias != name and bias in shapes:  # counts the accumulator's units
+                source = self.formats[sources[name.removesuffix(".weight")]]
+                add(bias, self.fractions[name] + source.fraction, scale, -np.inf, np.inf)
+        return tuple(grids)
+
+    @cached_property
+    def _norms(self) -> tuple[str, ...]:
+        """The parameters of the norms; a shift is finer in the integer model than it matters."""
+        return tuple(name for name in parameter_shapes(self.model) if "_norm." in name)
+
+
+def _activations(config: ModelConfig) -> list[str]:
+    """Return the tensors of the float model that the integer model has in a format of its own."""
+    steps = decoder_steps(config.num_layers)
+    shared = residual_format_tensors(steps)
+    return [*(step.name for step in steps if step.name not in shared), "residual"]
+
+
+def _matrices(config: ModelConfig, settings: QuantizationSettings) -> dict[str, tuple[float, WeightBits]]:
+    """Return the factor and the bits of every matrix and table."""
+    matrices: dict[str, tuple[float, WeightBits]] = {}
+    for name, shape in parameter_shapes(config).items():
+        if len(shape) == 2:
+            # A tied table is rounded as the coarser of its two uses.
+            table = name == "position_embedding" or (name == "token_embedding" and not config.tie_embeddings)
+            matrices[name] = integer_factor(config, name), settings.embedding_bits if table else settings.weight_bits
+    return matrices
+
+
+def _round(values: np.ndarray, lowest: float, highest: float) -> None:
+    """Round float32 values half up to whole numbers and saturate, in place; exact for multiples of 1/2 below 2**23."""
+    values += HALF
+    np.floor(values, out=values)
+    np.clip(values, lowest, highest, out=values)

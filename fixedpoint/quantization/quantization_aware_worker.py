@@ -1,0 +1,8 @@
+"""A worker process of quantization-aware training: `model.training.worker_process` with the integer model's roundings."""
+
+from model.training.worker_process import run
+
+from .quantization_aware import QuantizationAware
+
+if __name__ == "__main__":
+    run(QuantizationAware.from_dict)

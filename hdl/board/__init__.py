@@ -1,0 +1,1 @@
+"""Boards, what fits on them, and the serial link to a host."""

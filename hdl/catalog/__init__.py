@@ -1,0 +1,1 @@
+"""The list of all cores, with example parameters and test vectors for each."""

@@ -1,0 +1,44 @@
+"""Names and defaults that the command line tells without importing Amaranth: help works where no FPGA tool is installed."""
+
+# The cores of `hdl.catalog.registry`, in its order.
+CORE_NAMES = (
+    "matrix-vector",
+    "engine",
+    "requantize",
+    "softmax",
+    "softmax-numerators",
+    "layer-norm",
+    "layer-norm-lanes",
+    "rms-norm",
+    "activation",
+    "argmax",
+    "sampler",
+    "key-value-cache",
+    "random-numbers",
+    "stream-queue",
+    "stream-register",
+    "width-converter",
+    "exponential",
+    "reciprocal",
+    "reciprocal-square-root",
+    "attention",
+    "uart",
+)
+# What a core can be made from: a model's matrices and norms by their names in the manifest, those of a block without `blocks.N.`.
+MATRICES = (
+    "feed_forward.up",
+    "feed_forward.down",
+    "attention.query",
+    "attention.key",
+    "attention.value",
+    "attention.output",
+    "logits",
+)
+NORMS = ("attention_norm", "feed_forward_norm", "final_norm")
+WHOLE_MODEL = ("logits", "final_norm")  # those that belong to no block
+# The boards of `hdl.board.boards`, from the smallest FPGA to the largest.
+BOARD_NAMES = ("ulx3s-12f", "ulx3s-25f", "ulx3s-45f", "ulx3s-85f")
+DEFAULT_BOARD = "ulx3s-85f"
+DEFAULT_FREQUENCY = 50e6  # Hz
+DEFAULT_BAUD = 1_000_000  # the ULX3S's FT231X makes it exactly, and it divides every clock of whole megahertz
+DEFAULT_SEED = 1  # of place and route

@@ -1,0 +1,1 @@
+"""Circuits with stream ports, each equal to its specification in `fixedpoint`."""

@@ -1,0 +1,1 @@
+"""Circuits that follow a schedule of steps over several cores."""

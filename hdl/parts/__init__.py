@@ -1,0 +1,1 @@
+"""What cores are made of: arithmetic, multipliers, tables, delays, stream parts, payloads."""

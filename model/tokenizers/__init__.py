@@ -1,0 +1,1 @@
+"""Text to token indices and back: character, word and BPE tokenizers."""

@@ -1,0 +1,1 @@
+"""What `positron benchmark` measures."""

@@ -1,0 +1,156 @@
+"""Time per training step, beside eager PyTorch where it is installed, and the share of the machine's matrix-product peak.
+
+Three shapes: S (2 layers, 4 heads, 64 wide, 64 tokens, batch 16), M (4, 4, 128, 64, batch 12), L (6, 6, 192, 128, batch 16).
+NumPy and PyTorch take turns, a few steps each, and the medians are compared, so that whatever else the machine does hits both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from model.config import ModelConfig, TrainingConfig
+from model.data import random_batch
+from model.training.workers import open_engine
+from model.transformer import Transformer
+from scripts.output import add_json_argument, format_table, write_json
+
+SHAPES: dict[str, tuple[dict[str, int], int]] = {
+    "S": ({"num_layers": 2, "num_heads": 4, "embed_dim": 64, "max_seq_len": 64}, 16),
+    "M": ({"num_layers": 4, "num_heads": 4, "embed_dim": 128, "max_seq_len": 64}, 12),
+    "L": ({"num_layers": 6, "num_heads": 6, "embed_dim": 192, "max_seq_len": 128}, 16),
+}
+VOCAB_SIZE = 65
+TURN = 5  # steps a turn
+THREADS = 2
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument("--shapes", default="SML", help="which of S, M and L (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=15, help="time for each shape (default: %(default)s)")
+    parser.add_argument("--activation", default="gelu", help="activation of both models (default: %(default)s)")
+    add_json_argument(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the table."""
+    figures = measure(arguments.shapes, arguments.seconds, arguments.activation)
+    headings = ["shape", "NumPy ms", "PyTorch ms", "ratio", "GFLOP/s", "peak GFLOP/s", "share of peak"]
+    rows = [
+        [
+            row["shape"],
+            row["numpy_milliseconds"],
+            row["pytorch_milliseconds"],
+            row["ratio"],
+            row["gflops"],
+            row["peak_gflops"],
+            row["peak_share"],
+        ]
+        for row in figures["shapes"]
+    ]
+    print(format_table(headings, rows))
+    if not figures["pytorch"]:
+        print("PyTorch is not installed; to compare: pip install torch")
+    if arguments.json:
+        write_json(arguments.json, figures)
+    return 0
+
+
+def measure(shapes: str = "SML", seconds: float = 15, activation: str = "gelu") -> dict[str, Any]:
+    """Return times for each shape, in milliseconds a step, and what they mean."""
+    compare = importlib.util.find_spec("torch") is not None
+    rows = [_measure_shape(name, seconds, activation, compare) for name in shapes]
+    return {"pytorch": compare, "threads": THREADS, "activation": activation, "shapes": rows}
+
+
+def _measure_shape(name: str, seconds: float, activation: str, compare: bool) -> dict[str, Any]:
+    sizes, batch_size = SHAPES[name]
+    config = ModelConfig(vocab_size=VOCAB_SIZE, activation=activation, **sizes)  # type: ignore[arg-type]
+    training = TrainingConfig(batch_size=batch_size, num_workers=THREADS)
+    tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, 200_000).astype(np.uint16)
+    model = Transformer(config)
+    with open_engine(config, training, 1 << 30, tokens, tokens[:1000]) as engine:
+        engine.memory.parameters[:] = model.parameters.flat
+        contestants: dict[str, Callable[[int], object]] = {"numpy": lambda step: engine.run(step, TURN)}
+        if compare:
+            contestants["pytorch"] = _pytorch_steps(model, training, tokens)
+        contestants["peak"] = _matrix_products
+        times: dict[str, list[float]] = {key: [] for key in contestants}
+        for contestant in contestants.values():
+            contestant(0)  # warm-up: memory and caches
+        step, end = TURN, time.monotonic() + seconds
+        while time.monotonic() < end or len(times["numpy"]) < 5:
+            for key, contestant in contestants.items():
+                time.sleep(SETTLE_SECONDS)
+                start = time.perf_counter()
+                contestant(step)
+                times[key].append((time.perf_counter() - start) / TURN)
+            step += TURN
+    medians = {key: statistics.median(values) for key, values in times.items()}
+    # Forward and backward take three times the forward's operations; a causal row attends half the context on average.
+    operations = (
+        6 * model.count_multiply_accumulates((config.max_seq_len + 1) // 2)["total"] * batch_size * config.max_seq_len
+    )
+    rate, peak = operations / medians["numpy"] / 1e9, 2 * PEAK_SIZE**3 / medians["peak"] / 1e9
+    ratio = statistics.median(a / b for a, b in zip(times["numpy"], times["pytorch"], strict=True)) if compare else None
+    return {
+        "shape": name,
+        "numpy_milliseconds": 1000 * medians["numpy"],
+        "pytorch_milliseconds": 1000 * medians["pytorch"] if compare else None,
+        "ratio": ratio,
+        "gflops": rate,
+        "peak_gflops": peak,
+        "peak_share": rate / peak,
+        "turns": len(times["numpy"]),
+    }
+
+
+# The threads of BLAS and of PyTorch spin for a while after their last work, and would take a core from whoever comes next.
+SETTLE_SECONDS = 0.1
+PEAK_SIZE = 768
+_LEFT, _RIGHT, _PRODUCT = (np.ones((PEAK_SIZE, PEAK_SIZE), np.float32) for _ in range(3))
+
+
+def _matrix_products(step: int) -> None:
+    """Multiply large matrices with all of BLAS's threads: the fastest that this machine's BLAS goes."""
+    for _ in range(TURN):
+        np.matmul(_LEFT, _RIGHT, out=_PRODUCT)
+
+
+def _pytorch_steps(model: Transformer, training: TrainingConfig, tokens: np.ndarray) -> Callable[[int], object]:
+    """Return a function that does a turn of training steps in PyTorch."""
+    import torch
+
+    from scripts.benchmarks.pytorch_reference import TorchTransformer
+
+    torch.set_num_threads(THREADS)
+    twin = TorchTransformer(model)
+    optimizer = torch.optim.AdamW(
+        twin.decay_groups(training.weight_decay), lr=training.learning_rate, betas=(training.beta1, training.beta2)
+    )
+
+    def run_turn(first: int) -> None:
+        for step in range(first, first + TURN):
+            inputs, targets = random_batch(tokens, training.batch_size, model.config.max_seq_len, 0, step)
+            loss = twin.loss(torch.from_numpy(inputs.copy()), torch.from_numpy(targets.copy()))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(twin.parameters(), training.gradient_clip)
+            optimizer.step()
+            loss.item()
+
+    return run_turn
+
+
+if __name__ == "__main__":
+    from scripts.cli import main
+
+    sys.exit(main(["benchmark", "train", *sys.argv[1:]]))

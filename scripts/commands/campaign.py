@@ -1,0 +1,128 @@
+"""Hold cores against their specification on a million random vectors each, with stalls and resets in the middle.
+
+A core is compiled by Verilator with sources, sinks and comparison in C++. Every result must equal the integer model's. A failure is
+printed with the command that repeats it. A core that would take too long gets as many vectors as the time allows; the table says how many.
+
+Example:
+  positron campaign
+  positron campaign softmax layer-norm --vectors 100000 --seed 7
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from hdl.catalog.names import CORE_NAMES
+from model.errors import InputError
+from scripts.output import add_json_argument, format_table, write_json
+
+if TYPE_CHECKING:
+    from hdl.catalog.registry import CoreEntry
+    from sim.campaign import CampaignResult
+
+DEFAULT_VECTORS = 1_000_000
+DEFAULT_MINUTES = 10.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("cores", nargs="*", metavar="CORE", help=f"of {', '.join(CORE_NAMES)} (default: all)")
+    parser.add_argument(
+        "--vectors",
+        type=int,
+        default=DEFAULT_VECTORS,
+        metavar="N",
+        help="rows, tokens or values for each core, as fits it (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of vectors, stalls and resets (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=DEFAULT_MINUTES,
+        metavar="M",
+        help="no new chunk of vectors begins for a core after so long (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("build/campaign"),
+        metavar="DIR",
+        help="where compiled cores are kept (default: %(default)s)",
+    )
+    add_json_argument(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the campaigns one after the other and print a table."""
+    from hdl.catalog.registry import find_core
+
+    if arguments.vectors < 1:
+        raise InputError(f"--vectors must be at least 1, not {arguments.vectors}")
+    if not arguments.minutes > 0:
+        raise InputError(f"--minutes must be above 0, not {arguments.minutes:g}")
+    entries = [find_core(name) for name in dict.fromkeys(arguments.cores or CORE_NAMES)]
+    results: list[CampaignResult] = []
+    try:
+        for entry in entries:
+            results.append(campaign(entry, arguments))
+            if arguments.json:
+                write_json(arguments.json, {"campaigns": results})
+    finally:  # what was shown before Ctrl-C or a missing tool counts
+        if results:
+            print_results(results)
+            if arguments.json:
+                print(f"figures: {arguments.json}")
+    return 1 if any(result.failure for result in results) else 0
+
+
+def campaign(entry: CoreEntry, arguments: argparse.Namespace) -> CampaignResult:
+    """Build the small example of a core and run its campaign with a progress bar."""
+    from sim.campaign import build_bench, run_campaign
+
+    with tqdm(
+        total=arguments.vectors, desc=entry.name, unit="vector", unit_scale=True, leave=False, disable=None
+    ) as bar:
+        bench = build_bench(entry, entry.example(), arguments.out)
+        return run_campaign(
+            entry, bench, arguments.vectors, arguments.seed, seconds=60 * arguments.minutes, progress=bar.update
+        )
+
+
+def print_results(results: list[CampaignResult]) -> None:
+    """Print the table of verdicts, and how to repeat each failure."""
+    headings = ("core", "vectors", "results", "cycles", "seconds", "seed", "verdict")
+    rows = [
+        (result.core, result.vectors, result.results, result.cycles, result.seconds, str(result.seed), verdict(result))
+        for result in results
+    ]
+    print(format_table(headings, rows))
+    for result in results:
+        if result.failure:
+            print(f"error: {result.failure}", file=sys.stderr)
+            again = f"--seed {result.failed_seed} --vectors {result.failed_vectors}"
+            print(f"to repeat it: positron campaign {result.core} {again}", file=sys.stderr)
+
+
+def verdict(result: CampaignResult) -> str:
+    """Return a result in words."""
+    if result.failure:
+        return "DIFFERENT"
+    return "all equal" if result.vectors == result.wanted else f"all equal; time was up, {result.wanted:,} wanted"
+
+
+def how_to_go_on(arguments: argparse.Namespace) -> str:
+    """Return what to do after Ctrl-C."""
+    return f"compiled cores are kept in {arguments.out}; name the cores that are not in a table above to run only those"
+
+
+if __name__ == "__main__":
+    from scripts.cli import main
+
+    sys.exit(main(["campaign", *sys.argv[1:]]))

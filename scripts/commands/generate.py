@@ -1,0 +1,105 @@
+"""Write text with a trained model.
+
+The model continues the prompt token by token (a token is a character unless the run was trained otherwise). A low
+temperature repeats what is likely, a high one takes chances; the same seed writes the same text. With --quantized the run's
+integer model writes, and every choice is made in whole numbers: the C program and a circuit write the same text.
+
+Example:
+  positron generate runs/demo --prompt "One morning" --temperature 0.7
+  positron generate runs/demo --quantized --seed 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from fixedpoint.generation import generate_text as generate_integer_text
+from model.errors import InputError
+from model.files import file_digest
+from model.generation.generate import generate_text
+from model.tokenizers.tokenizer import Tokenizer
+from scripts.runs import add_run_argument, load_named_quantized, open_run
+from scripts.text import prompt_text
+
+DEFAULT_PROMPT = "One day"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add_run_argument(parser)
+    parser.add_argument(
+        "--prompt",
+        help=f"text to continue (default: {DEFAULT_PROMPT!r}, or a new line if the model lacks these letters)",
+    )
+    parser.add_argument("--length", type=int, default=500, metavar="N", help="tokens to write (default: %(default)s)")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.8,
+        metavar="X",
+        help="0 always takes the likeliest token (default: %(default)s)",
+    )
+    parser.add_argument("--top-k", type=int, metavar="K", help="choose among the K likeliest tokens (default: all)")
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="choose among the likeliest that make up this probability (default: all)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choices (default: %(default)s)")
+    parser.add_argument("--quantized", action="store_true", help="generate in integers, with the quantized model")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Generate, print as it comes, and keep the text in the run directory."""
+    if arguments.length < 1:
+        raise InputError(f"--length must be at least 1, not {arguments.length}")
+    if arguments.quantized and (arguments.top_k is not None or arguments.top_p is not None):
+        raise InputError("--top-k and --top-p exist for the float model alone; leave them out with --quantized")
+    chosen = None if arguments.prompt is None else prompt_text(arguments.prompt)
+    directory = open_run(arguments.run)
+    tokenizer = directory.load_tokenizer()
+    prompt = default_prompt(tokenizer) if chosen is None else chosen
+    waiting = prompt  # printed with the first piece of text: when nothing was refused
+
+    def show(text: str) -> None:
+        nonlocal waiting
+        print(waiting + text, end="", flush=True)
+        waiting = ""
+
+    options = {
+        "num_tokens": arguments.length,
+        "temperature": arguments.temperature,
+        "seed": arguments.seed,
+        "on_text": show,
+    }
+    if arguments.quantized:
+        quantized, digest = load_named_quantized(directory)
+        made_from = {"manifest_sha256": digest}
+        continuation = generate_integer_text(quantized, tokenizer, prompt, **options)
+    else:
+        # Before loading: a model that changes meanwhile is another one.
+        made_from = {"model_sha256": file_digest(directory.model_weights)}
+        choice = {"top_k": arguments.top_k, "top_p": arguments.top_p}
+        continuation = generate_text(directory.load_model(), tokenizer, prompt, **options, **choice)
+    print()
+    directory.save_sample(f"{prompt}{continuation}\n", prompt, **made_from)
+    # Not on standard output, which is the text alone.
+    print(f"text: {directory.sample}", file=sys.stderr)
+    return 0
+
+
+def default_prompt(tokenizer: Tokenizer) -> str:
+    """Return a prompt that the model can read, whatever text it was trained on."""
+    try:
+        tokenizer.encode(DEFAULT_PROMPT)
+    except InputError:
+        return ""
+    return DEFAULT_PROMPT
+
+
+if __name__ == "__main__":
+    from scripts.cli import main
+
+    sys.exit(main(["generate", *sys.argv[1:]]))

@@ -1,0 +1,87 @@
+"""Send vectors to a board over its serial port and compare every result with the golden model.
+
+The board must hold the bitstream of `positron synthesize RUN`; the host asks it which model it holds.
+
+Example:
+  positron host runs/demo --port /dev/ttyUSB0
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from hdl.catalog.names import DEFAULT_BAUD
+from hdl.errors import ToolError
+from scripts.commands.synthesize import attention_of
+from scripts.output import add_json_argument, write_json
+from scripts.runs import RunDirectory, add_run_argument, load_quantized, open_run
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add_run_argument(parser)
+    parser.add_argument("--port", required=True, help="the board's serial port, for instance /dev/ttyUSB0 or COM3")
+    parser.add_argument("--baud", type=int, help="bits per second (default: those of the run's bitstream)")
+    parser.add_argument("--vectors", type=int, default=1000, help="tokens to send (default: 1000)")
+    parser.add_argument("--layer", type=int, default=0, help="the layer that was synthesized (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the vectors (default: 0)")
+    add_json_argument(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Open the port, send, compare."""
+    from hdl.board.hardware_check import exercise
+    from hdl.board.link import Host
+
+    directory = open_run(arguments.run)
+    parameters = attention_of(load_quantized(directory), arguments.layer)
+    with open_port(arguments.port, choose_baud(arguments.baud, directory)) as port:
+        figures = exercise(Host(port), parameters, arguments.vectors, arguments.seed)
+    print(
+        f"{figures['values']:,} values of {figures['vectors']:,} tokens are all equal to the golden model's "
+        f"({figures['tokens_per_second']:,.0f} tokens/s, serial port included)"
+    )
+    if figures["repeated_requests"] or figures["recovered_sequences"]:
+        print(
+            f"{figures['repeated_requests']:,} requests were sent again because no answer came, "
+            f"{figures['recovered_sequences']:,} sequences because the board had been reset"
+        )
+    if arguments.json is not None:
+        write_json(arguments.json, figures)
+        print(f"figures: {arguments.json}")
+    return 0
+
+
+def choose_baud(baud: int | None, directory: RunDirectory) -> int:
+    """Return the bits per second asked for, else those of the run's bitstream, else the default."""
+    from hdl.tools.synthesis import read_report
+
+    if baud is not None:
+        return baud
+    report = read_report(directory.synthesis)
+    return DEFAULT_BAUD if report is None or report.baud is None else report.baud
+
+
+def open_port(name: str, baud: int):
+    """Open a serial port.
+
+    Raises:
+        ToolError: There is none of this name, or it cannot be used.
+    """
+    import serial
+    from serial.tools.list_ports import comports
+
+    from hdl.board.session import ANSWER_SECONDS
+
+    try:
+        return serial.Serial(name, baud, timeout=ANSWER_SECONDS)
+    except (serial.SerialException, ValueError) as error:
+        ports = ", ".join(sorted(port.device for port in comports())) or "none"
+        raise ToolError(f"cannot open the serial port {name}: {error}; ports found: {ports}") from None
+
+
+if __name__ == "__main__":
+    from scripts.cli import main
+
+    sys.exit(main(["host", *sys.argv[1:]]))

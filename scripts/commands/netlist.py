@@ -1,0 +1,169 @@
+"""Simulate every core again after synthesis, as cells of ECP5 and of iCE40: each result must be the golden one.
+
+The cores are small examples. Cell models are those that come with Yosys, and this project's for ECP5's block RAM and multiplier. Results are kept in
+build/netlists; a netlist whose circuit, vectors and tools are unchanged is not checked again, and an interrupted run goes on where it stopped.
+Verilator runs them, and Icarus Verilog where Verilator cannot or --simulator says so.
+
+Example:
+  make netlist
+  python -m scripts.commands.netlist --only softmax --family ice40 --vectors 100
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from hdl.catalog.registry import CORES, CoreEntry, find_core
+from hdl.errors import CircuitError, ToolError
+from scripts.cli import HelpFormatter, execute
+from scripts.output import add_json_argument, format_duration, format_table, write_json
+from sim.netlist import FAMILIES, Family, NetlistResult, check_netlist, find_family, plan_netlist
+from sim.simulators.verilog_bench import NEEDED_TOOLS, choose_simulator
+
+NETLISTS_DIRECTORY = Path("build") / "netlists"
+DEFAULT_VECTORS = 30
+LUT_CELLS, FLIP_FLOP_CELLS = ("LUT4", "SB_LUT4"), ("TRELLIS_FF", "SB_DFF")
+HARD_CELLS = ("DP16KD", "MULT18X18D", "SB_RAM40_4K")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Check all netlists; a failure does not keep the others from running."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--only", action="append", metavar="CORE", help="only this core; may be given more than once")
+    parser.add_argument("--family", action="append", help=f"one of {', '.join(FAMILIES)} (default: all)")
+    parser.add_argument("--vectors", type=int, default=DEFAULT_VECTORS, metavar="N", help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the vectors (default: %(default)s)")
+    parser.add_argument("--simulator", choices=NEEDED_TOOLS, help="default: the first of these that can run here")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="netlists at a time (default: %(default)s)")
+    add_json_argument(parser)
+    return execute(sys.modules[__name__], parser.parse_args(words))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check what was asked for."""
+    for name in ("vectors", "jobs"):
+        if getattr(arguments, name) < 1:
+            raise CircuitError(f"--{name} must be at least 1, not {getattr(arguments, name)}")
+    if arguments.seed < 0:
+        raise CircuitError(f"--seed must not be negative, not {arguments.seed}")
+    work = [
+        (find_core(core), find_family(family))
+        for core in arguments.only or CORES
+        for family in arguments.family or FAMILIES
+    ]
+    simulator = arguments.simulator or choose_simulator()
+    began = time.time()
+    outcomes = check_all(work, arguments.vectors, arguments.seed, simulator, arguments.jobs)
+    return report(work, outcomes, arguments, time.time() - began)
+
+
+def how_to_go_on(arguments: argparse.Namespace) -> str:
+    """Return what to say after Ctrl-C."""
+    return "what was checked is kept, and the same command goes on from there"
+
+
+def check_all(
+    work: Sequence[tuple[CoreEntry, Family]], vectors: int, seed: int, simulator: str, jobs: int
+) -> list[NetlistResult | CircuitError | ToolError]:
+    """Check some netlists at a time, and return each one's result or error, in the order of the work. Ctrl-C ends all tools first."""
+    stopped = threading.Event()
+
+    def tick() -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+
+    with ThreadPoolExecutor(jobs) as executor, tqdm(total=len(work), unit="netlist", disable=None) as progress:
+        try:
+            futures = []
+            for entry, family in work:
+                future = _submit(executor, entry, family, vectors, seed, simulator, tick)
+                future.add_done_callback(lambda _: progress.update())
+                futures.append(future)
+            return [_outcome(future) for future in futures]
+        except BaseException:
+            stopped.set()
+            executor.shutdown(cancel_futures=True)
+            raise
+
+
+def _submit(
+    executor: ThreadPoolExecutor,
+    entry: CoreEntry,
+    family: Family,
+    vectors: int,
+    seed: int,
+    simulator: str,
+    tick: Callable[[], None],
+) -> Future:
+    """Plan a netlist here, because circuits are for one thread, and have it checked by the executor."""
+    try:
+        plan = plan_netlist(entry, entry.example(), family, vectors, seed, simulator)
+    except CircuitError as error:
+        failed: Future = Future()
+        failed.set_exception(error)
+        return failed
+    return executor.submit(check_netlist, plan, NETLISTS_DIRECTORY, tick)
+
+
+def _outcome(future: Future) -> NetlistResult | CircuitError | ToolError:
+    try:
+        return future.result()
+    except (CircuitError, ToolError) as error:
+        return error
+
+
+def report(
+    work: Sequence[tuple[CoreEntry, Family]],
+    outcomes: Sequence[NetlistResult | CircuitError | ToolError],
+    arguments: argparse.Namespace,
+    seconds: float,
+) -> int:
+    """Print what was shown and what failed, write the figures, and return the exit status."""
+    results = [outcome for outcome in outcomes if isinstance(outcome, NetlistResult)]
+    failures = [
+        f"{entry.name}, {family.name}: {outcome}"
+        for (entry, family), outcome in zip(work, outcomes, strict=True)
+        if not isinstance(outcome, NetlistResult)
+    ]
+    print(format_table(("core", "family", "LUTs", "FFs", "hard cells", "equal results", "seconds"), map(_row, results)))
+    if arguments.json is not None:
+        figures = {"vectors": arguments.vectors, "seed": arguments.seed, "netlists": results, "failures": failures}
+        write_json(arguments.json, figures)
+        print(f"figures: {arguments.json}")
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
+    compared = sum(result.results for result in results)
+    equal = ", every one the golden model's" if results else ""
+    print(
+        f"{len(results)} of {len(work)} netlists, {compared:,} results (seed {arguments.seed}){equal}; "
+        f"{format_duration(seconds)}, results in {NETLISTS_DIRECTORY}"
+    )
+    return 1 if failures else 0
+
+
+def _row(result: NetlistResult) -> tuple[object, ...]:
+    def count(kinds: Sequence[str]) -> int:
+        return sum(number for kind, number in result.cells.items() if kind.startswith(tuple(kinds)))
+
+    hard = ", ".join(f"{result.cells[kind]} {kind}" for kind in HARD_CELLS if kind in result.cells)
+    return (
+        result.core,
+        result.family,
+        count(LUT_CELLS),
+        count(FLIP_FLOP_CELLS),
+        hard or "–",
+        result.results,
+        f"{result.seconds:.1f}",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""Bits against loss: `positron quantize --sweep`.
+
+One width at a time leaves its setting; all else stays. Every point that was measured is kept in RUN/quantization_sweep.json, so the same command
+after an interruption measures only what is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from fixedpoint.fast.transformer import prepared
+from fixedpoint.quantization.analysis import storage_bytes
+from fixedpoint.quantization.calibration import QuantizationSettings, calibrate
+from fixedpoint.quantization.overrides import Overrides
+from fixedpoint.quantization.quantize import quantize_transformer
+from model.data import windows
+from model.errors import InputError
+from model.files import read_json
+from model.run import RunDirectory
+from model.training.evaluation import evaluate_loss
+from model.transformer import Transformer
+from scripts.commands.quantize_pictures import draw_sweep
+from scripts.output import format_table, write_json
+
+WEIGHT_BITS = (8, 7, 6, 5, 4, 3, 2, "ternary")
+SERIES: Mapping[str, tuple[tuple[str, tuple[Any, ...]], ...]] = {
+    "weight bits, compensated": (("weight_bits", WEIGHT_BITS), ("rounding", ("compensated",))),
+    "weight bits, to nearest": (("weight_bits", WEIGHT_BITS), ("rounding", ("nearest",))),
+    "activation bits": (("activation_bits", (8, 7, 6, 5, 4)),),
+    "residual bits": (("residual_bits", (16, 14, 12, 10, 8)),),
+}
+
+
+def sweep(
+    directory: RunDirectory,
+    model: Transformer,
+    model_sha256: str,
+    tokens: np.ndarray,
+    settings: QuantizationSettings,
+    overrides: Overrides,
+) -> dict[str, Any]:
+    """Measure every point on the whole held-out text, print the table, draw it, and return the figures."""
+    path, picture = directory.path / "quantization_sweep.json", directory.path / "quantization_sweep.png"
+    held_out = directory.load_validation_tokens(model.config.vocab_size)
+    inputs, targets = windows(held_out, model.config.max_seq_len)
+    made_from = {"model_sha256": model_sha256, "calibration_windows": len(tokens), "overrides": overrides.to_dict()}
+    figures = _measured(path, made_from)
+    if figures.get("float_loss") is None:
+        figures["float_loss"] = evaluate_loss(model, held_out)
+    plan = {name: points(series, settings) for name, series in SERIES.items()}
+    known = {key(point["settings"]) for point in figures["points"]}
+    wanted = {
+        key(asdict(one)): one for series in plan.values() for one in series.values() if key(asdict(one)) not in known
+    }
+    for one in tqdm(wanted.values(), desc="sweep", unit="point", leave=False, disable=None):
+        quantized = quantize_transformer(model, calibrate(model, tokens, one, overrides), one)
+        loss = prepared(quantized).loss(inputs, targets)
+        figures["points"].append({"settings": asdict(one), "loss": loss, "bytes": storage_bytes(quantized)})
+        write_json(path, figures)
+    by_key = {key(point["settings"]): point for point in figures["points"]}
+    series = {
+        name: [
+            (label, by_key[key(asdict(one))]["loss"] - figures["float_loss"], by_key[key(asdict(one))]["bytes"])
+            for label, one in points_of.items()
+        ]
+        for name, points_of in plan.items()
+    }
+    draw_sweep(series, picture)
+    rows = [(name, label, f"{loss:+z.4f}", size) for name, line in series.items() for label, loss, size in line]
+    print(format_table(("sweep", "bits", "loss above float", "bytes"), rows))
+    print(f"float loss {figures['float_loss']:z.4f} nats over {targets.size:,} tokens")
+    print(f"figures: {path}")
+    print(f"picture: {picture}")
+    return figures | {"series": series}
+
+
+def points(
+    series: tuple[tuple[str, tuple[Any, ...]], ...], settings: QuantizationSettings
+) -> dict[str, QuantizationSettings]:
+    """Return the settings of a series' points by label: the first field runs over its values, the others have one."""
+    (field, values), *fixed = series
+    changed = replace(settings, **{name: value for name, (value,) in fixed})
+    return {str(value): replace(changed, **{field: value}) for value in values}
+
+
+def key(settings: Mapping[str, Any]) -> str:
+    """Return what tells two points apart."""
+    return repr(sorted(settings.items()))
+
+
+def _measured(path: Path, made_from: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the figures of an earlier sweep of the same model, or empty ones."""
+    nothing = {**made_from, "float_loss": None, "points": []}
+    if not path.is_file():
+        return nothing
+    figures = read_json(path)
+    if any(figures.get(name) != value for name, value in made_from.items()):
+        return nothing
+    measured = figures.get("points")
+    if not isinstance(measured, list) or not all(
+        isinstance(point, dict) and set(point) == {"settings", "loss", "bytes"} for point in measured
+    ):
+        raise InputError(f"{path} was edited; remove it and sweep again")
+    return figures

@@ -1,0 +1,179 @@
+"""Hold the circuits against the golden model, fed with a run's own weights and activations.
+
+Each circuit is simulated at full speed and with streams that stall at random. Every value that it returns must equal the
+integer model's; the number of values, and at full speed the number of cycles, must be what was predicted.
+
+Example:
+  positron simulate runs/demo
+  positron simulate runs/demo --simulator icarus --vectors 100 --only softmax
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from model.errors import InputError
+from scripts.output import add_json_argument, format_duration, format_table, write_json
+from scripts.runs import add_run_argument, load_named_quantized, open_run, simulation_file
+from sim.names import CIRCUITS
+from sim.simulators.tools import SIMULATORS, default_simulator
+
+if TYPE_CHECKING:
+    from sim.bench.bench import SimulationResult, StreamBench
+
+STALL_PROBABILITY = 0.3
+SILENCE = 4000  # cycles that results are not taken for, at first; longer than a token's work takes
+DEFAULT_VECTORS = 1000
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a bench has shown.
+
+    Attributes:
+        name: The circuit.
+        compared: Output values compared with the golden model's.
+        cycles: Clock cycles from the first input to the last output.
+        stalls: Whether the streams stalled at random.
+        equal: Whether everything was as expected.
+        seconds: Wall time, building included.
+        message: Empty, or what was wrong.
+    """
+
+    name: str
+    compared: int
+    cycles: int
+    stalls: bool
+    equal: bool
+    seconds: float
+    message: str = ""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add_run_argument(parser)
+    parser.add_argument("--simulator", choices=SIMULATORS, help="default: verilator where it can run, else amaranth")
+    parser.add_argument(
+        "--vectors",
+        type=int,
+        default=DEFAULT_VECTORS,
+        metavar="N",
+        help="input vectors for each circuit (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the stalls and of the choice of text (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=CIRCUITS,
+        metavar="CIRCUIT",
+        help=f"only this circuit, of {', '.join(CIRCUITS)}; may be given more than once",
+    )
+    add_json_argument(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Simulate every circuit both ways and keep the results in the run directory."""
+    from sim.bench.cases import benches_for_run
+
+    if arguments.vectors < 1:
+        raise InputError(f"--vectors must be at least 1, not {arguments.vectors}")
+    began = time.monotonic()
+    directory = open_run(arguments.run)
+    simulator, reason = (arguments.simulator, "") if arguments.simulator else default_simulator()
+    if reason:
+        print(reason)
+    tokens = directory.load_validation_tokens()
+    quantized, manifest_sha256 = load_named_quantized(directory)
+    benches = benches_for_run(
+        quantized,
+        tokens,
+        num_vectors=arguments.vectors,
+        seed=arguments.seed,
+        only=arguments.only or (),
+    )
+    verdicts = simulate_all(benches, simulator, arguments.seed, directory.simulation / "build")
+    print(
+        format_table(
+            ("circuit", "streams", "values", "cycles", "result", "seconds"),
+            [
+                (
+                    verdict.name,
+                    "stalling" if verdict.stalls else "full speed",
+                    verdict.compared,
+                    verdict.cycles,
+                    "all equal" if verdict.equal else "DIFFERENT",
+                    round(verdict.seconds, 1),
+                )
+                for verdict in verdicts
+            ],
+        )
+    )
+    figures = {
+        "simulator": simulator,
+        "seed": arguments.seed,
+        "vectors": arguments.vectors,
+        "manifest_sha256": manifest_sha256,
+        "seconds": time.monotonic() - began,
+        "benches": verdicts,
+    }
+    for path in filter(None, (simulation_file(directory), arguments.json)):
+        write_json(path, figures)
+        print(f"figures: {path}")
+    failures = [verdict for verdict in verdicts if not verdict.equal]
+    for failure in failures:
+        print(f"error: {failure.message}", file=sys.stderr)
+    if not failures:
+        compared = sum(verdict.compared for verdict in verdicts)
+        print(
+            f"{compared:,} values, every one equal to the golden model's, in {format_duration(time.monotonic() - began)}"
+        )
+    return 1 if failures else 0
+
+
+def simulate_all(benches: Sequence[StreamBench], simulator: str, seed: int, build: Path) -> list[Verdict]:
+    """Run each bench at full speed and with stalls; a failure does not keep the others from running."""
+    from sim.bench.bench import BenchFailure
+    from sim.simulators.runner import simulate
+
+    work = [(bench, stall) for bench in benches for stall in (0.0, STALL_PROBABILITY)]
+    verdicts = []
+    with tqdm(work, unit="run", leave=False, disable=None) as progress:
+        for bench, stall in progress:
+            progress.set_description(f"{bench.name}, {'stalling' if stall else 'full speed'}")
+            began = time.monotonic()
+            try:
+                result = simulate(
+                    bench,
+                    simulator,
+                    build_directory=build,
+                    seed=seed,
+                    source_stall=stall,
+                    sink_stall=stall,
+                    silence=SILENCE if stall else 0,
+                )
+                verdicts.append(passed(result, time.monotonic() - began))
+            except BenchFailure as failure:
+                verdicts.append(Verdict(bench.name, 0, 0, stall > 0, False, time.monotonic() - began, str(failure)))
+    return verdicts
+
+
+def passed(result: SimulationResult, seconds: float) -> Verdict:
+    """Return the verdict on a bench that has passed."""
+    stalls = result.source_stall > 0 or result.sink_stall > 0
+    return Verdict(result.name, sum(result.transfers.values()), result.cycles, stalls, True, seconds)
+
+
+if __name__ == "__main__":
+    from scripts.cli import main
+
+    sys.exit(main(["simulate", *sys.argv[1:]]))

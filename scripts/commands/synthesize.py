@@ -1,0 +1,157 @@
+"""Make a bitstream of the attention accelerator, or measure one core alone: what it takes and how fast it is.
+
+The accelerator holds the weights of one layer of a quantized run; results lie in RUN/synthesis. With --core, one core is placed and
+routed without pins, so there are figures and no bitstream; its weights are a run's (--run) or an example's of a layer 128 wide (attention: 64),
+and results lie in RUN/synthesis_CORE or build/cores/CORE.
+
+Example:
+  positron synthesize runs/demo
+  positron synthesize runs/demo --board ulx3s-45f --frequency 40
+  positron synthesize --core softmax
+  positron synthesize --core matrix-vector --run runs/demo
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING
+
+from hdl.catalog.names import BOARD_NAMES, CORE_NAMES, DEFAULT_BAUD, DEFAULT_BOARD, DEFAULT_FREQUENCY, DEFAULT_SEED
+from hdl.errors import CircuitError
+from model.errors import InputError
+from scripts.commands.export_verilog import add_model_arguments, make_core
+from scripts.output import add_json_argument, write_json
+from scripts.runs import load_named_quantized, open_run, synthesized_file
+
+if TYPE_CHECKING:
+    from hdl.tools.synthesis import SynthesisReport
+
+CORES_DIRECTORY = Path("build") / "cores"
+CORE_FREQUENCY = 150e6  # Hz that place and route aims for where a core is measured alone
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument(
+        "run", metavar="RUN", type=Path, nargs="?", help="directory of a trained run, for instance runs/demo"
+    )
+    parser.add_argument("--core", metavar="CORE", help=f"measure one core alone: {', '.join(CORE_NAMES)}")
+    parser.add_argument(
+        "--board",
+        metavar="BOARD",
+        default=DEFAULT_BOARD,
+        help=f"one of {', '.join(BOARD_NAMES)} (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--frequency",
+        type=float,
+        metavar="MHZ",
+        help=f"clock of the circuit (default: {DEFAULT_FREQUENCY / 1e6:g}; with --core {CORE_FREQUENCY / 1e6:g})",
+    )
+    parser.add_argument(
+        "--baud", type=int, help=f"bits per second of the board's serial port (default: {DEFAULT_BAUD:,})"
+    )
+    add_model_arguments(parser)
+    parser.add_argument(
+        "--seed", type=int, default=DEFAULT_SEED, help=f"seed of place and route (default: {DEFAULT_SEED})"
+    )
+    add_json_argument(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Synthesize, print, and keep the figures."""
+    if arguments.frequency is not None and not 0 < arguments.frequency < float("inf"):
+        raise InputError(f"--frequency must be positive, not {arguments.frequency:g}")
+    report = build_accelerator(arguments) if arguments.core is None else measure_core(arguments)
+    if arguments.json is not None:
+        write_json(arguments.json, {**vars(report), "timing_met": report.timing_met})
+        print(f"figures: {arguments.json}")
+    return 0
+
+
+def build_accelerator(arguments: argparse.Namespace) -> SynthesisReport:
+    """Make the bitstream of a run's attention accelerator."""
+    from hdl.board.boards import AttentionTop, find_board
+    from hdl.board.largest_fit import largest_embed_dim
+    from hdl.board.requirements import DoesNotFit
+    from hdl.tools.synthesis import read_report, synthesize
+
+    if arguments.run is None or arguments.core_run is not None:
+        raise InputError("say which run: positron synthesize RUN; --run belongs to --core")
+    directory = open_run(arguments.run)
+    board = find_board(arguments.board)
+    quantized, manifest_sha256 = load_named_quantized(directory)
+    parameters = attention_of(quantized, arguments.layer)
+    before = read_report(directory.synthesis)
+    frequency = DEFAULT_FREQUENCY if arguments.frequency is None else arguments.frequency * 1e6
+    baud = DEFAULT_BAUD if arguments.baud is None else arguments.baud
+    top = AttentionTop(parameters, board, frequency, baud)
+    try:
+        report = synthesize(top, board, directory.synthesis, name="attention", seed=arguments.seed, baud=baud)
+    except DoesNotFit as refusal:
+        largest = largest_embed_dim(parameters, board, refusal.needs)
+        raise CircuitError(
+            f"{refusal}; with {parameters.num_heads} heads and a context of {parameters.context_length}, {board.name} has room for "
+            f"an embed_dim of {largest} at most"
+        ) from None
+    # Beside the report, which stays as it is when the circuit of another model is the same.
+    made_from = {"manifest_sha256": manifest_sha256, "layer": arguments.layer, "inputs_sha256": report.inputs_sha256}
+    write_json(synthesized_file(directory), made_from)
+    show(report, before)
+    print(f"bitstream: {directory.synthesis / report.bitstream}")
+    return report
+
+
+def measure_core(arguments: argparse.Namespace) -> SynthesisReport:
+    """Place and route one core alone."""
+    from hdl.board.boards import find_board
+    from hdl.catalog.registry import find_core
+    from hdl.tools.synthesis import read_report, synthesize_core
+
+    if arguments.run is not None:
+        raise InputError(
+            f"with --core the run is given by --run: positron synthesize --core {quote(arguments.core)} --run RUN"
+        )
+    if arguments.baud is not None:
+        raise InputError("--baud belongs to a board's serial port; a core alone has none")
+    entry, board = find_core(arguments.core), find_board(arguments.board)
+    core = make_core(entry, arguments)
+    if arguments.core_run is None:
+        directory = CORES_DIRECTORY / entry.name
+    else:
+        directory = arguments.core_run / f"synthesis_{entry.name}"
+    before = read_report(directory)
+    frequency = CORE_FREQUENCY if arguments.frequency is None else arguments.frequency * 1e6
+    report = synthesize_core(
+        core, directory, board=board, frequency=frequency, name=entry.name.replace("-", "_"), seed=arguments.seed
+    )
+    show(report, before)
+    print(f"reports and logs: {directory}")
+    return report
+
+
+def show(report: SynthesisReport, before: SynthesisReport | None) -> None:
+    """Print a report, and say so when it is an earlier one."""
+    if report == before:
+        print("up to date: circuit, constraints and tools are unchanged")
+    print(report)
+
+
+def attention_of(quantized, layer: int):
+    """Return the attention parameters of one block of a quantized model.
+
+    Raises:
+        CircuitError: There is no such block.
+    """
+    if not 0 <= layer < len(quantized.blocks):
+        raise CircuitError(f"there is no layer {layer}; the model has layers 0 to {len(quantized.blocks) - 1}")
+    return quantized.blocks[layer].attention
+
+
+if __name__ == "__main__":
+    from scripts.cli import main
+
+    sys.exit(main(["synthesize", *sys.argv[1:]]))

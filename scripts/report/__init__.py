@@ -1,0 +1,1 @@
+"""The page of `positron report`: its data, charts and HTML."""

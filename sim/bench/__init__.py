@@ -1,0 +1,1 @@
+"""What drives and checks a circuit in any simulator: cases, vectors, stalls, streams."""

@@ -1,0 +1,1 @@
+"""Claims about circuits and the circuits with bugs that each must refute."""

@@ -1,0 +1,273 @@
+# amaranth: UnusedElaboratable=no
+# (a core may be built only to ask for its latency)
+"""What is proven about streams and control, core by core; `proof_arithmetic` has what is proven about numbers.
+
+Nearly all of it is proven by induction, for all time. What is not says so by its method: it is bounded to the first cycles after reset.
+"""
+
+from functools import partial
+from types import SimpleNamespace
+
+from amaranth.hdl import Assert, Module
+from amaranth.lib.fifo import SyncFIFO, SyncFIFOBuffered
+
+from hdl.catalog.registry import CORES
+from hdl.cores.layer_norm import LayerNorm
+from hdl.cores.softmax import SoftmaxNumerators
+from hdl.cores.uart import UART
+from hdl.parts.stream_parts import PromisedQueue
+
+from .arithmetic import arithmetic_proofs
+from .claims import Finishes, FinishesAfterReset, Loopback, ReachesEndOfRow
+from .conservation import Accounts, WholeSums, no_invariants
+from .cores import FEW_MAXIMA, TINY_CORES, tiny_attention, tiny_engine, tiny_norm, tiny_softmax
+from .faults import Blocking, Losing, Silent, Withdrawing, built_with, slow_receiver
+from .invariants import engine as engine_invariants
+from .invariants import uart as uart_invariants
+from .proof import Proof
+from .stream_rules import Environment
+
+RULES_INDUCTION = 3  # cycles that the rules of streams need: an offer, its refusal, and the cycle after
+ACCOUNTS_INDUCTION = 2
+# Cores without queues give a payload, from whatever state, within so many cycles.
+PIPELINES = {
+    "requantize": 7,
+    "activation": 4,
+    "random-numbers": 3,
+    "exponential": 5,
+    "reciprocal": 8,
+    "reciprocal-square-root": 8,
+}
+ATTENTION_BOUND = 66  # cycles after reset within which attention gives its first token's results
+UART_DIVISOR = 4
+LOOPBACK_CYCLES = 50  # a byte's 9.5 bits of 4 cycles, and the pipeline
+
+
+def all_proofs() -> tuple[Proof, ...]:
+    """Return every proof."""
+    return (*rules(), *accounts(), *overruns(), *finishing(), *reaching(), *serial_port(), *arithmetic_proofs())
+
+
+def rules() -> list[Proof]:
+    """Every stream of every core keeps the rules."""
+    proofs = []
+    for name, entry in CORES.items():
+        build = TINY_CORES[name].build if name in TINY_CORES else entry.example
+        top = partial(_rules, entry.example)
+        faulty = partial(_withdrawing, build)
+        if name == "engine":  # what it offers stays because of what it promised many cycles before
+            top = partial(_engine_rules, tiny_engine, engine_invariants)
+            faulty = partial(_engine_rules, lambda: Withdrawing(tiny_engine()), no_invariants)
+        if name == "attention":
+            faulty = partial(_withdrawing, tiny_attention)
+        proofs.append(
+            Proof(
+                name,
+                "keeps the rules of streams on every port",
+                top,
+                "prove",
+                RULES_INDUCTION,
+                "takes an offer back after it was refused",
+                faulty,
+                gates=name == "engine",
+                bug_depth=ATTENTION_BOUND if name == "attention" else 48,
+            )
+        )
+    return proofs
+
+
+def _rules(build) -> Environment:
+    return Environment(build())
+
+
+def _withdrawing(build) -> Environment:
+    environment = Environment(Withdrawing(build()))
+    environment.asserts_payload = False  # the bug is in the handshake
+    return environment
+
+
+def _engine_rules(build, invariants) -> WholeSums:
+    return WholeSums(build(), invariants)
+
+
+def accounts() -> list[Proof]:
+    """Nothing is lost or made up, counters stay within their ranges, queues within their depths."""
+    return [
+        Proof(
+            name,
+            "gives what it took, nothing twice, nothing lost; its queues and counters stay within their ranges",
+            partial(_accounts, core, lambda build: build()),
+            "prove",
+            ACCOUNTS_INDUCTION,
+            "forgets the first payload of each input",
+            partial(_accounts, core, lambda build: Losing(build())),
+            internal=True,
+        )
+        for name, core in TINY_CORES.items()
+    ]
+
+
+def _accounts(core, change) -> Accounts:
+    return core.environment(change(core.build), core.invariants, core.row_lengths)
+
+
+def overruns() -> list[Proof]:
+    """What has no handshake always finds room: an engine's results, a norm's roots, a softmax's maxima."""
+    engine, norm, numerators = (TINY_CORES[name] for name in ("engine", "layer-norm", "softmax-numerators"))
+    fifos = SimpleNamespace(SyncFIFOBuffered=lambda *, width, depth: SyncFIFOBuffered(width=width, depth=depth - 2))
+    return [
+        Proof(
+            "engine",
+            "a result always finds room",
+            partial(_accounts, engine, lambda build: build()),
+            "prove",
+            ACCOUNTS_INDUCTION,
+            "the FIFO of results has two places fewer",
+            lambda: WholeSums(
+                built_with(tiny_engine, "hdl.cores.engine", PromisedQueue=_two_places_fewer),
+                no_invariants,
+            ),
+            internal=True,
+        ),
+        Proof(
+            "layer-norm",
+            "a row's root and sum always find room, and are there before its words need them",
+            partial(_accounts, norm, lambda build: build()),
+            "prove",
+            ACCOUNTS_INDUCTION,
+            "the FIFOs of roots and sums have two places",
+            lambda: Accounts(
+                built_with(lambda: LayerNorm(tiny_norm()), "hdl.cores.row_norm", SyncFIFO=_two_places),
+                no_invariants,
+                norm.row_lengths,
+            ),
+            internal=True,
+        ),
+        Proof(
+            "softmax-numerators",
+            "a row's maximum always finds room",
+            partial(_accounts, numerators, lambda build: build()),
+            "prove",
+            ACCOUNTS_INDUCTION,
+            "the FIFO of maxima has two places fewer",
+            lambda: Accounts(
+                built_with(
+                    lambda: SoftmaxNumerators(tiny_softmax()), "hdl.parts.row_numerators", MAXIMA=FEW_MAXIMA, fifo=fifos
+                ),
+                _maxima_find_room,
+                numerators.row_lengths,
+            ),
+        ),
+    ]
+
+
+def _two_places_fewer(shape, depth: int) -> PromisedQueue:
+    return PromisedQueue(shape, depth - 2)
+
+
+def _two_places(*, width: int, depth: int) -> SyncFIFO:
+    return SyncFIFO(width=width, depth=2)
+
+
+def _maxima_find_room(environment: Accounts, m: Module) -> list[Assert]:
+    fifo = environment.inside.part("maxima")
+    return [Assert(~fifo.w_en | fifo.w_rdy, "maxima: never overrun")]
+
+
+def finishing() -> list[Proof]:
+    """Every core can always finish a row."""
+    pipelines = [
+        Proof(
+            name,
+            f"gives a result within {bound} cycles without stalls, from any state",
+            partial(_pipeline_finishes, CORES[name].example, bound),
+            "prove",
+            bound + 2,
+            "never offers anything",
+            partial(_pipeline_finishes, lambda build=CORES[name].example: Silent(build()), bound),
+        )
+        for name, bound in PIPELINES.items()
+    ]
+    queues = [
+        Proof(
+            name,
+            f"{'takes a command' if name == 'engine' else 'ends a row'} within {core.bound} cycles without stalls, after any with stalls",
+            partial(_finishes, core),
+            "prove",
+            core.bound + 2,
+            "offers nothing more after two refusals in a row",
+            lambda core=core: _blocking(core),
+            bug_depth=max(48, 2 * core.bound + 8),
+        )
+        for name, core in TINY_CORES.items()
+    ]
+    attention = Proof(
+        "attention",
+        f"gives its first token's results within {ATTENTION_BOUND} cycles of reset without stalls",
+        lambda: FinishesAfterReset(tiny_attention(), ATTENTION_BOUND),
+        "bmc",
+        ATTENTION_BOUND + 2,
+        "never offers anything",
+        lambda: FinishesAfterReset(Silent(tiny_attention()), ATTENTION_BOUND),
+    )
+    return [*pipelines, *queues, attention]
+
+
+def _pipeline_finishes(build, bound) -> Finishes:
+    environment = Finishes(build(), bound)
+    environment.ends_rows = False
+    return environment
+
+
+def _finishes(core) -> Accounts:
+    environment = core.environment(core.build(), core.invariants, core.row_lengths, core.bound)
+    environment.asserts_rules = False
+    return environment
+
+
+def _blocking(core) -> Accounts:
+    environment = core.environment(Blocking(core.build()), no_invariants, core.row_lengths, core.bound)
+    environment.asserts_rules = False
+    return environment
+
+
+def reaching() -> list[Proof]:
+    """The end of rows can be reached: what is assumed leaves the cores something to do."""
+    return [
+        Proof(
+            name,
+            "can give two rows",
+            lambda core=core: ReachesEndOfRow(core.build(), 2, core.row_lengths),
+            "cover",
+            64,
+        )
+        for name, core in TINY_CORES.items()
+        if name != "engine"
+    ]
+
+
+def serial_port() -> list[Proof]:
+    """What a UART sends, it receives."""
+    build = partial(UART, UART_DIVISOR)
+    return [
+        Proof(
+            "uart",
+            "its counters stay within a bit's cycles and a frame's bits",
+            lambda: Accounts(UART(UART_DIVISOR + 1), uart_invariants),
+            "prove",
+            ACCOUNTS_INDUCTION,
+            "a frame has a bit too many",
+            lambda: Accounts(
+                built_with(lambda: UART(UART_DIVISOR + 1), "hdl.cores.uart", FRAME_BITS=11), uart_invariants
+            ),
+        ),
+        Proof(
+            "uart",
+            f"receives each byte that it sends to itself, the first within {LOOPBACK_CYCLES} cycles",
+            lambda: Loopback(build(), LOOPBACK_CYCLES),
+            "bmc",
+            LOOPBACK_CYCLES + 2,
+            "the receiver counts five cycles a bit, the sender four",
+            lambda: Loopback(built_with(build, "hdl.cores.uart", UARTReceiver=slow_receiver), LOOPBACK_CYCLES),
+        ),
+    ]

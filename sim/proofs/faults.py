@@ -1,0 +1,106 @@
+"""Cores with a bug on purpose: what each kind of proof must refute."""
+
+from collections.abc import Callable
+from unittest import mock
+
+from amaranth.hdl import Fragment, Module, Signal, Value
+from amaranth.lib import stream, wiring
+
+from hdl.cores.uart import UARTReceiver
+
+
+class Wrapped(wiring.Component):
+    """A core inside another one with the same ports, through which a subclass leads the streams with a bug."""
+
+    def __init__(self, core: wiring.Component):
+        self._core = core
+        super().__init__(core.signature)
+
+    def elaborate(self, platform):
+        """Connect all ports straight through, then put the bug in."""
+        m = Module()
+        m.submodules.core = core = self._core
+        for name, member in core.signature.members.items():
+            outer, inner = getattr(self, name), getattr(core, name)
+            if not member.is_port and isinstance(member.signature, stream.Signature) and member.flow is wiring.Out:
+                m.d.comb += [outer.valid.eq(inner.valid), outer.payload.eq(inner.payload), inner.ready.eq(outer.ready)]
+                self._spoil(m, name, outer, inner)
+            elif not member.is_port:
+                m.d.comb += [inner.valid.eq(outer.valid), inner.payload.eq(outer.payload), outer.ready.eq(inner.ready)]
+                self._starve(m, name, outer, inner)
+            elif member.flow is wiring.In:
+                m.d.comb += Value.cast(inner).eq(Value.cast(outer))
+            else:
+                m.d.comb += Value.cast(outer).eq(Value.cast(inner))
+        return m
+
+    def _spoil(self, m: Module, name: str, outer, inner) -> None:
+        """Put the bug into an output."""
+
+    def _starve(self, m: Module, name: str, outer, inner) -> None:
+        """Put the bug into an input."""
+
+
+class Withdrawing(Wrapped):
+    """Takes an offer back for a cycle after it was refused."""
+
+    def _spoil(self, m, name, outer, inner):
+        refused = Signal(name=f"{name}_refused")
+        m.d.sync += refused.eq(outer.valid & ~outer.ready)
+        m.d.comb += outer.valid.eq(inner.valid & ~refused)
+        m.d.comb += inner.ready.eq(outer.ready & ~refused)
+
+
+class Blocking(Wrapped):
+    """Stops offering anything once it was refused in two cycles one after the other."""
+
+    def _spoil(self, m, name, outer, inner):
+        refused, stuck = Signal(name=f"{name}_refused"), Signal(name=f"{name}_stuck")
+        m.d.sync += [refused.eq(outer.valid & ~outer.ready), stuck.eq(stuck | (refused & outer.valid & ~outer.ready))]
+        m.d.comb += [outer.valid.eq(inner.valid & ~stuck), inner.ready.eq(outer.ready & ~stuck)]
+
+
+class Repeating(Wrapped):
+    """Gives the first result of all twice."""
+
+    def _spoil(self, m, name, outer, inner):
+        repeated = Signal(name=f"{name}_repeated")
+        with m.If(outer.valid & outer.ready):
+            m.d.sync += repeated.eq(1)
+        m.d.comb += inner.ready.eq(outer.ready & repeated)
+
+
+class Losing(Wrapped):
+    """Takes the first payload of each input and forgets it."""
+
+    def _starve(self, m, name, outer, inner):
+        begun = Signal(name=f"{name}_begun")
+        with m.If(outer.valid & outer.ready):
+            m.d.sync += begun.eq(1)
+        m.d.comb += inner.valid.eq(outer.valid & begun)
+
+
+class Silent(Wrapped):
+    """Offers nothing, ever."""
+
+    def _spoil(self, m, name, outer, inner):
+        m.d.comb += [outer.valid.eq(0), inner.ready.eq(1)]
+
+
+def slow_receiver(divisor: int) -> UARTReceiver:
+    """Return a receiver that takes a bit for a cycle longer than it is."""
+    return UARTReceiver(divisor + 1)
+
+
+def built_with(build: Callable[[], wiring.Component], module: str, **names) -> wiring.Component:
+    """Return a core that is built and elaborated while names of the module that defines it stand for something else."""
+    with mock.patch.multiple(module, **names):
+        core = build()
+    elaborate = core.elaborate
+
+    def changed(platform) -> Fragment:
+        with mock.patch.multiple(module, **names):
+            return Fragment.get(elaborate(platform), platform)
+
+    core.elaborate = changed
+    return core

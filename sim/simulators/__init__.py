@@ -1,0 +1,1 @@
+"""Building and running circuits in Verilator, Icarus Verilog and cocotb."""

@@ -1,0 +1,304 @@
+# amaranth: UnusedElaboratable=no
+"""What holds for every core alike: refused parameters, what the docstring says, predicted cycles, and tables from an export."""
+
+import dataclasses
+import inspect
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from amaranth.back import rtlil
+from amaranth.hdl import Signal, signed
+
+import fixedpoint
+from fixedpoint import QFormat, load_export
+from hdl import CircuitError
+from hdl.board.boards import BOARDS
+from hdl.board.requirements import requirements
+from hdl.catalog.example_model import SMALL, example_model
+from hdl.catalog.registry import CORES, NORM_LANES
+from hdl.cores.activation import TableActivation
+from hdl.cores.argmax import ArgMax
+from hdl.cores.engine import Engine, Operation
+from hdl.cores.key_value_cache import KeyValueCache
+from hdl.cores.layer_norm import LayerNorm
+from hdl.cores.matrix_vector import MatrixVector
+from hdl.cores.rms_norm import RMSNorm
+from hdl.cores.sampler import Sampler, XorShift32
+from hdl.cores.softmax import Softmax, SoftmaxNumerators
+from hdl.cores.tile import Tile
+from hdl.cores.uart import UART, UARTReceiver, UARTTransmitter
+from hdl.decoder.attention import Attention
+from hdl.parts.copies import Copies
+from hdl.parts.division import Normalize
+from hdl.parts.dot_product import AdderTree, Delay, LaneProducts
+from hdl.parts.exponential import Exponential
+from hdl.parts.multiplier import Multiplier
+from hdl.parts.reciprocal import Reciprocal, ReciprocalSquareRoot
+from hdl.parts.requantize import Requantize, RowRequantize
+from hdl.parts.stream_parts import PromisedQueue, StreamQueue, StreamRegister, WidthConverter
+from hdl.parts.table import BlockTable
+from scripts.runs import RunDirectory
+from sim.bench.core_cases import core_bench
+from sim.simulators.runner import simulate
+
+COUNT = 12
+MODEL = example_model(SMALL)
+BLOCK = MODEL.blocks[0]
+SOFTMAX, NORM = BLOCK.attention.softmax, BLOCK.attention_norm
+RMS_NORM = CORES["rms-norm"].for_model(MODEL).parameters
+
+# Every core and part, with arguments that make one.
+ARGUMENTS = {
+    AdderTree: {"count": 3, "bits": 8},
+    ArgMax: {"logits": QFormat(8, 4), "length": 4},
+    Attention: {"parameters": BLOCK.attention},
+    BlockTable: {"values": [1, 2, 3], "bits": 4},
+    Copies: {"bits": 2, "count": 3},
+    Delay: {"shape": signed(4), "moves": 2},
+    Engine: {
+        "lanes": 8,
+        "columns": (2, 8),
+        "depth": 4,
+        "terms": 2,
+        "activation_bits": 8,
+        "element_bits": 8,
+        "operations": [Operation.DOT],
+        "init": [1],
+    },
+    Exponential: {"parameters": SOFTMAX.exponential, "width": 8},
+    KeyValueCache: {"element": signed(8), "channels": 8, "context_length": 4, "lanes": 2},
+    LaneProducts: {"lanes": 2, "a_bits": 8, "b_bits": 8},
+    LayerNorm: {"parameters": NORM, "lanes": 2},
+    MatrixVector: {"parameters": BLOCK.up, "lanes": 4},
+    Multiplier: {"a_bits": 8, "b_bits": 8},
+    Normalize: {"parameters": BLOCK.attention},
+    RMSNorm: {"parameters": RMS_NORM, "lanes": 2},
+    Reciprocal: {"parameters": BLOCK.attention.reciprocal, "width": 12},
+    ReciprocalSquareRoot: {"parameters": NORM.reciprocal_square_root, "width": 12},
+    Requantize: {"bits": 20, "target": QFormat(8, 4), "lowest": 1, "highest": 8, "lanes": 2},
+    RowRequantize: {"layers": [BLOCK.up]},
+    Sampler: {"parameters": fixedpoint.Sampler(QFormat(8, 4), 0.8), "length": 4},
+    Softmax: {"parameters": SOFTMAX},
+    SoftmaxNumerators: {"parameters": SOFTMAX},
+    StreamQueue: {"shape": signed(8), "depth": 4},
+    PromisedQueue: {"shape": signed(8), "depth": 4},
+    StreamRegister: {"shape": signed(8)},
+    TableActivation: {"parameters": BLOCK.activation, "lanes": 2},
+    Tile: {"lanes": 8, "columns": 4, "pairs": True},
+    UART: {"divisor": 4},
+    UARTReceiver: {"divisor": 4},
+    UARTTransmitter: {"divisor": 4},
+    WidthConverter: {"element": signed(8), "i_lanes": 1, "o_lanes": 4},
+    XorShift32: {},
+}
+
+
+def parameters(kind):
+    """The names of a constructor's parameters.
+
+    Of `__init__`, because Python 3.11.2 takes the signature of some classes from Amaranth's metaclass.
+    """
+    return [name for name in inspect.signature(kind.__init__).parameters if name != "self"]
+
+
+NO_NUMBER = (True, 1.5, np.int64(4), "4", None)
+NOTHING_LIKE_IT = (None, 2.5, "formats")
+ALSO_GOOD = [(Delay, "moves", 0), (Requantize, "lowest", 0), (Requantize, "lowest", -1)]
+
+
+def wrong_arguments():
+    for kind, arguments in ARGUMENTS.items():
+        for name, good in arguments.items():
+            whole = isinstance(good, int) and not isinstance(good, bool)
+            for wrong in (0, -1, *NO_NUMBER) if whole else (*NOTHING_LIKE_IT, [0.5]):
+                if (kind, name, wrong) not in ALSO_GOOD:
+                    yield pytest.param(kind, name, wrong, id=f"{kind.__name__}-{name}-{wrong!r}")
+
+
+@pytest.mark.parametrize(("kind", "name", "wrong"), list(wrong_arguments()))
+def test_wrong_parameters_are_refused_by_name_before_a_signal_exists(kind, name, wrong, monkeypatch):
+    def no_signal(*arguments, **settings):
+        raise AssertionError("a signal exists")
+
+    monkeypatch.setattr(Signal, "__init__", no_signal)
+    with pytest.raises((CircuitError, TypeError), match=rf"\b{name}\b") as refusal:
+        kind(**{**ARGUMENTS[kind], name: wrong})
+    if isinstance(ARGUMENTS[kind][name], int):
+        assert refusal.type is CircuitError
+        assert repr(wrong) in str(refusal.value)
+
+
+@pytest.mark.parametrize("kind", ARGUMENTS, ids=lambda kind: kind.__name__)
+def test_right_parameters_are_not_refused(kind):
+    """Otherwise the test above would show nothing; and it leaves out no parameter."""
+    kind(**ARGUMENTS[kind])
+    assert list(ARGUMENTS[kind]) == parameters(kind)
+
+
+@pytest.mark.parametrize("name", CORES)
+def test_every_core_is_among_them(name):
+    assert type(CORES[name].example()) in ARGUMENTS
+
+
+def test_a_core_that_is_only_asked_for_its_latency_warns_of_nothing():
+    """In a process of its own, where no filter of the tests hides what Amaranth says, once something was elaborated, of circuits that were not."""
+    program = """
+import gc
+from amaranth.hdl import Fragment, Module
+from hdl.catalog.registry import CORES
+Fragment.get(Module(), None)
+for entry in CORES.values():
+    entry.example()
+    gc.collect()
+"""
+    said = subprocess.run([sys.executable, "-W", "always", "-c", program], capture_output=True, text=True, check=True)
+    assert said.stderr == ""
+
+
+# Cores that do what the literature describes; the others only move, count or look up.
+FROM_LITERATURE = {
+    "attention",
+    "engine",
+    "layer-norm",
+    "layer-norm-lanes",
+    "matrix-vector",
+    "random-numbers",
+    "reciprocal",
+    "rms-norm",
+    "sampler",
+    "softmax",
+    "softmax-numerators",
+}
+
+
+@pytest.mark.parametrize("name", CORES)
+def test_the_docstring_says_everything(name):
+    core = CORES[name].example()
+    text = inspect.getdoc(type(core))
+    for section in (r"Equations?[:,]", "Latency:", "Throughput:", "Resources:", "\nAttributes:\n"):
+        assert re.search(section, text), f"{name} has no {section}"
+    if name in FROM_LITERATURE:
+        assert "\nSource: " in text
+    described = set(re.findall(r"[a-z_0-9]+", " ".join(re.findall(r"^    ([a-z_0-9, ]+): ", text, re.MULTILINE))))
+    assert set(core.signature.members) <= described, "a port is not described"
+    assert {parameter for parameter in parameters(type(core)) if hasattr(core, parameter)} <= described
+    assert hasattr(core, "latency") or hasattr(core, "cycles")
+
+
+def multipliers(name, channels):
+    """The hard multipliers that a core's docstring counts; those that name none have none."""
+    norm_lane = 4 + bool(channels & channels - 1)
+    counts = {
+        "attention": channels + 2,
+        "engine": channels,
+        "layer-norm": norm_lane + 3,
+        "layer-norm-lanes": NORM_LANES * norm_lane + 3,
+        "matrix-vector": channels,
+        "rms-norm": norm_lane,
+        "sampler": 5,
+        "softmax": 1,
+    }
+    return counts.get(name, 0)
+
+
+@pytest.mark.parametrize("channels", [8, 24])
+@pytest.mark.parametrize("name", CORES)
+def test_a_core_has_the_multipliers_of_its_docstring(name, channels):
+    core = CORES[name].example(dataclasses.replace(SMALL, channels=channels))
+    text = rtlil.convert(core, emit_src=False, platform=BOARDS["ulx3s-85f"].platform())
+    assert requirements(text).multipliers == multipliers(name, channels)
+
+
+@pytest.mark.parametrize("name", CORES)
+def test_predicted_cycles_are_the_simulated_ones(name, tmp_path):
+    entry = CORES[name]
+    steady = dataclasses.replace(entry, vectors=entry.steady_vectors or entry.vectors)
+    bench = core_bench(steady, entry.example(), COUNT, seed=2)
+    assert bench.expected_cycles is not None
+    assert simulate(bench, "amaranth", build_directory=tmp_path).cycles == bench.expected_cycles
+
+
+def test_only_rows_of_mixed_lengths_have_no_prediction():
+    """Short rows behind a long one may wait; every core in which they can has vectors of one length beside."""
+    mixed = {
+        name
+        for name, entry in CORES.items()
+        if entry.vectors(entry.example(), np.random.default_rng(1), COUNT).cycles is None
+    }
+    assert mixed == {name for name, entry in CORES.items() if entry.steady_vectors}
+    assert mixed == {"softmax", "softmax-numerators", "sampler"}
+
+
+# Cores that no model has a say in.
+WITHOUT_MODEL = {"random-numbers", "stream-queue", "stream-register", "uart", "width-converter"}
+# What of an export each core is made of, for a block.
+MADE_OF = {
+    "activation": lambda model, block: block.activation,
+    "argmax": lambda model, block: model.logits.output,
+    "attention": lambda model, block: block.attention,
+    "exponential": lambda model, block: block.attention.softmax.exponential,
+    "layer-norm": lambda model, block: block.attention_norm,
+    "layer-norm-lanes": lambda model, block: block.attention_norm,
+    "matrix-vector": lambda model, block: block.up,
+    "reciprocal": lambda model, block: block.attention.reciprocal,
+    "reciprocal-square-root": lambda model, block: block.attention_norm.reciprocal_square_root,
+    "requantize": lambda model, block: block.up.output,
+    "sampler": lambda model, block: model.logits.output,
+    "softmax": lambda model, block: block.attention.softmax,
+    "softmax-numerators": lambda model, block: block.attention.softmax,
+}
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_run_original):
+    return load_export(RunDirectory(tiny_run_original).quantized)
+
+
+@pytest.mark.parametrize("name", sorted(set(CORES) - WITHOUT_MODEL))
+def test_every_core_is_made_from_an_export(name, exported):
+    entry = CORES[name]
+    for layer, block in enumerate(exported.blocks):
+        core = entry.for_model(exported, layer)
+        if name == "engine":
+            rows = [
+                row for part in ("key", "value", "query", "output") for row in getattr(block.attention, part).weight
+            ]
+            bits = core.element_bits
+            for word, row in zip(core.init, rows, strict=False):
+                assert [word >> bits * lane & (1 << bits) - 1 for lane in range(core.lanes)] == (
+                    row % (1 << bits)
+                ).tolist()
+        elif name == "rms-norm":
+            assert (core.parameters.scale == block.attention_norm.scale).all()
+        elif name == "key-value-cache":
+            assert core.channels == block.attention.embed_dim
+            assert core.context_length == block.attention.context_length
+        elif name in ("argmax", "requantize", "sampler"):
+            held = {"argmax": "logits", "requantize": "target"}
+            got = core.parameters.logits if name == "sampler" else getattr(core, held[name])
+            assert got == MADE_OF[name](exported, block)
+        else:
+            assert core.parameters == MADE_OF[name](exported, block)
+
+
+@pytest.mark.parametrize("name", ["activation", "layer-norm", "matrix-vector", "reciprocal", "requantize", "softmax"])
+def test_cores_of_an_export_equal_its_specification(name, exported, tmp_path):
+    entry = CORES[name]
+    core = entry.for_model(exported, layer=1)
+    result = simulate(core_bench(entry, core, 4, seed=3), "amaranth", build_directory=tmp_path)
+    assert min(result.transfers.values()) >= 4
+
+
+def test_an_exports_weights_are_what_is_multiplied(exported, tmp_path):
+    """Vectors for one layer fail on a core of the other one."""
+    from sim.bench.bench import BenchFailure
+
+    entry = CORES["matrix-vector"]
+    bench = core_bench(entry, entry.for_model(exported, 0), 4, seed=3)
+    other = entry.for_model(exported, 1)
+    with pytest.raises(BenchFailure) as failure:
+        simulate(dataclasses.replace(bench, component=other), "amaranth", build_directory=tmp_path)
+    assert failure.value.kind == "value"

@@ -1,0 +1,136 @@
+"""`quantize --sweep` and `--analyze`: what they draw and say, and that a sweep continues where it was stopped."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fixedpoint import QFormat, load_export
+from fixedpoint.fast.transformer import prepared
+from fixedpoint.quantization.histogram import Histogram
+from model import RunDirectory, evaluate_loss
+from model.data import windows
+from scripts import cli
+from scripts.commands import quantize_sweep
+from scripts.commands.quantize_pictures import BARS, over_range
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def swept(tiny_run_original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run with a whole sweep, made in two parts."""
+    directory = Path(shutil.copytree(tiny_run_original, tmp_path_factory.mktemp("sweep") / "tiny"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantize_sweep, "SERIES", {"residual bits": (("residual_bits", (16, 8)),)})
+        assert cli.main(["quantize", str(directory), "--sweep"]) == 0
+    assert len(json.loads((directory / "quantization_sweep.json").read_text())["points"]) == 2
+    assert cli.main(["quantize", str(directory), "--sweep", "--json", str(directory / "copy.json")]) == 0
+    return directory
+
+
+def test_every_point_is_measured_once(swept: Path) -> None:
+    figures = json.loads((swept / "quantization_sweep.json").read_text())
+    settings = [json.dumps(point["settings"], sort_keys=True) for point in figures["points"]]
+    assert len(settings) == len(set(settings)) == 8 + 8 + 4 + 4
+    run = RunDirectory(swept)
+    assert figures["float_loss"] == pytest.approx(evaluate_loss(run.load_model(), run.load_validation_tokens()))
+    series = json.loads((swept / "copy.json").read_text())["series"]
+    assert {name: len(points) for name, points in series.items()} == {
+        "weight bits, compensated": 8,
+        "weight bits, to nearest": 8,
+        "activation bits": 5,
+        "residual bits": 5,
+    }
+    sizes = [size for _, _, size in series["weight bits, compensated"]]
+    assert sizes == sorted(sizes, reverse=True)
+    losses = [loss for _, loss, _ in series["weight bits, to nearest"]]
+    assert losses[-2] > 5 * abs(losses[0])
+    assert (swept / "quantization_sweep.png").read_bytes().startswith(PNG)
+
+
+def test_a_point_is_the_loss_of_that_model(swept: Path) -> None:
+    point = next(
+        point
+        for point in json.loads((swept / "quantization_sweep.json").read_text())["points"]
+        if point["settings"]["weight_bits"] == 4 and point["settings"]["rounding"] == "compensated"
+    )
+    assert cli.main(["quantize", str(swept), "--weight-bits", "4"]) == 0
+    run = RunDirectory(swept)
+    assert point["loss"] == prepared(load_export(run.quantized)).loss(*windows(run.load_validation_tokens(), 16))
+    assert point["bytes"] == json.loads((swept / "quantization.json").read_text())["storage_bytes"]
+
+
+def test_nothing_is_measured_twice(
+    swept: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(quantize_sweep, "quantize_transformer", never)
+    assert cli.main(["quantize", str(swept), "--sweep"]) == 0
+    output = capsys.readouterr().out
+    assert f"picture: {swept / 'quantization_sweep.png'}" in output
+    assert "ternary" in output
+    with pytest.raises(AssertionError, match="measured again"):  # other calibration, other points
+        cli.main(["quantize", str(swept), "--sweep", "--calibration-windows", "3"])
+
+
+@pytest.mark.parametrize("points", [{}, [1], [{"settings": {}}]])
+def test_edited_sweeps_are_refused(
+    swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], points: object
+) -> None:
+    directory = Path(shutil.copytree(swept, tmp_path / "edited"))
+    path = directory / "quantization_sweep.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"points": points}))
+    assert cli.main(["quantize", str(directory), "--sweep"]) == 1
+    assert "quantization_sweep.json was edited; remove it" in capsys.readouterr().err
+
+
+def test_ctrl_c_keeps_what_was_measured(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original, calls = quantize_sweep.quantize_transformer, []
+
+    def stop_at_the_third(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(quantize_sweep, "quantize_transformer", stop_at_the_third)
+    assert cli.main(["quantize", str(tiny_run), "--sweep"]) == 130
+    assert "continues with the points that are missing" in capsys.readouterr().err
+    assert len(json.loads((tiny_run / "quantization_sweep.json").read_text())["points"]) == 2
+
+
+def test_analysis_names_the_worst_and_draws(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = tiny_run / "overrides.toml"
+    overrides.write_text('["blocks.1.feed_forward.down"]\nweight_bits = 2\n', encoding="utf-8")
+    assert (
+        cli.main(["quantize", str(tiny_run), "--overrides", str(overrides), "--rounding", "nearest", "--analyze"]) == 0
+    )
+    output = capsys.readouterr().out
+    figures = json.loads((tiny_run / "quantization.json").read_text())
+    assert figures["overrides"] == {"blocks.1.feed_forward.down": {"weight_bits": 2}}
+    analysis = figures["analysis"]
+    assert analysis["worst"]["signal_to_noise"] == min(row["signal_to_noise"] for row in analysis["tensors"])
+    assert analysis["worst"]["name"] == "blocks.1.feed_forward.down"
+    assert f"worst: {analysis['worst']['name']}" in output
+    assert "costliest alone" in output
+    for name in ("tensors", "activations", "weights"):
+        assert (tiny_run / f"quantization_{name}.png").read_bytes().startswith(PNG)
+        assert f"picture: {tiny_run / f'quantization_{name}.png'}" in output
+
+
+def test_pictures_show_every_value() -> None:
+    values = np.random.default_rng(0).normal(size=3000)
+    values[:7] = 100.0
+    row = over_range(Histogram.of(values), QFormat(8, 6))
+    assert row.sum() == 3000
+    assert row[-1] >= 7  # far beyond the range is at its end
+    bar = 2.5 * 2 / BARS  # the format reaches from −2 to 2, the picture from −2.5 to 2.5
+    middle = ((values >= 0) & (values < bar)).sum()
+    assert row[BARS // 2] == pytest.approx(middle, abs=2)

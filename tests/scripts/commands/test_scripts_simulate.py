@@ -1,0 +1,64 @@
+"""`simulate`: what it says, writes, and returns. Amaranth's own simulator keeps these tests short and runs everywhere."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from scripts import cli
+from scripts.commands import simulate as command
+from sim.bench import cases
+
+OPTIONS = ["--simulator", "amaranth", "--vectors", "8"]
+
+
+def test_results_are_kept_and_all_equal(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["simulate", str(tiny_run), *OPTIONS, "--json", str(tmp_path / "figures.json")]) == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures == json.loads((tiny_run / "simulation" / "results.json").read_text())
+    assert figures["simulator"] == "amaranth"
+    assert [(bench["name"], bench["stalls"]) for bench in figures["benches"]] == [
+        (name, stalls) for name in ("matrix-vector", "softmax", "layer-norm", "attention") for stalls in (False, True)
+    ]
+    assert all(bench["equal"] and bench["compared"] >= 8 for bench in figures["benches"])
+    total = sum(bench["compared"] for bench in figures["benches"])
+    assert f"{total:,} values, every one equal to the golden model's" in capsys.readouterr().out
+
+
+def test_one_circuit_alone(tiny_run: Path) -> None:
+    assert cli.main(["simulate", str(tiny_run), *OPTIONS, "--only", "softmax"]) == 0
+    figures = json.loads((tiny_run / "simulation" / "results.json").read_text())
+    assert {bench["name"] for bench in figures["benches"]} == {"softmax"}
+
+
+def test_a_difference_fails_the_command_and_the_rest_still_runs(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def with_a_wrong_softmax(*arguments, **options):
+        benches = real(*arguments, **options)
+        return [
+            dataclasses.replace(bench, outputs={"o": [bench.outputs["o"][0] ^ 1, *bench.outputs["o"][1:]]})
+            if bench.name == "softmax"
+            else bench
+            for bench in benches
+        ]
+
+    real = cases.benches_for_run
+    monkeypatch.setattr(cases, "benches_for_run", with_a_wrong_softmax)
+    assert cli.main(["simulate", str(tiny_run), *OPTIONS]) == 1
+    shown = capsys.readouterr()
+    assert "DIFFERENT" in shown.out
+    assert "every one equal" not in shown.out
+    assert "error: softmax: o[0]: expected" in shown.err
+    figures = json.loads((tiny_run / "simulation" / "results.json").read_text())
+    assert {bench["name"] for bench in figures["benches"] if not bench["equal"]} == {"softmax"}
+    assert len(figures["benches"]) == 8
+
+
+def test_fallback_simulator_is_said(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "default_simulator", lambda: ("amaranth", "there is no compiler here"))
+    assert cli.main(["simulate", str(tiny_run), "--vectors", "2", "--only", "softmax"]) == 0
+    assert "there is no compiler here" in capsys.readouterr().out

@@ -1,0 +1,146 @@
+"""The report shows what belongs to the model that is there now; what belongs to another is left out, with a reason and a command."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from hdl.tools import synthesis
+from model.files import file_digest, write_json
+from model.run import RunDirectory
+from scripts import cli
+from scripts.report.data import collect
+from scripts.report.page import ReportData, page
+from scripts.runs import simulation_file, synthesized_file
+
+BENCH = {"name": "softmax", "compared": 4711, "cycles": 5, "stalls": False, "equal": True}
+USAGE = {"used": 1, "available": 10}
+
+
+def finish(directory: RunDirectory) -> None:
+    """Write what the slow steps would: a simulation and a synthesis of the integer model that is there."""
+    digest = file_digest(directory.quantized_manifest)
+    directory.simulation.mkdir(exist_ok=True)
+    write_json(
+        simulation_file(directory), {"simulator": "none", "seed": 0, "manifest_sha256": digest, "benches": [BENCH]}
+    )
+    directory.synthesis.mkdir(exist_ok=True)
+    usage = dict.fromkeys(("luts", "flip_flops", "block_rams", "multipliers"), USAGE)
+    clocks = [{"name": "clk", "achieved_mhz": 61.0, "required_mhz": 50.0}]
+    report = {"design": "attention", "board": "ulx3s-85f", **usage, "clocks": clocks, "seconds": {}}
+    report |= {"bitstream": "a.bit", "bitstream_sha256": "ab", "inputs_sha256": "in"}
+    write_json(directory.synthesis / "report.json", report)
+    write_json(synthesized_file(directory), {"manifest_sha256": digest, "layer": 1, "inputs_sha256": "in"})
+
+
+@pytest.fixture
+def run(tiny_run: Path) -> RunDirectory:
+    directory = RunDirectory(tiny_run)
+    finish(directory)
+    return directory
+
+
+def shown(data: ReportData) -> set[str]:
+    return {section for section in ALL if (value := getattr(data, section)) is not None and len(value)}
+
+
+ALL = {"sample", "attention", "quantization", "simulation", "synthesis", "loss_curves"}
+
+
+def test_all_of_one_model_is_shown_with_its_digest(run: RunDirectory) -> None:
+    data = collect(run)
+    assert shown(data) == ALL
+    assert data.gaps == {}
+    html = page(data)
+    assert f"model {file_digest(run.model_weights)[:12]}" in html
+    assert f"integer model {file_digest(run.quantized_manifest)[:12]}" in html
+    assert "the attention of layer 2 was built" in html
+
+
+def test_after_another_training(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
+    before = file_digest(run.model_weights)
+    text = run.path.with_name("text.txt")
+    text.write_text("Another text about other animals: horses, cows and hens.\n" * 60)
+    sizes = "--embed-dim 32 --num-heads 4 --num-layers 2 --ff-dim 64 --max-seq-len 16 --batch-size 8"
+    assert cli.main(f"train --text {text} --out {run.path} --steps 5 --workers 1 --force {sizes}".split()) == 0
+    data = collect(run)
+    assert shown(data) == {"sample", "attention", "loss_curves"}
+    assert data.model_sha256 != before
+    assert set(data.gaps) == {"quantization", "simulation", "synthesis"}
+    assert data.gaps["quantization"].reason == (
+        f"What is there belongs to {before[:12]}, and here is now {data.model_sha256[:12]}."
+    )
+    assert data.gaps["quantization"].commands == (f"quantize {run.path}",)
+    assert data.gaps["simulation"].commands == (f"quantize {run.path}", f"simulate {run.path}")
+    html = page(data)
+    assert "4,711" not in html
+    assert "61 MHz" not in html
+    assert "trained in NumPy." in html
+    capsys.readouterr()
+    assert cli.main(["report", str(run.path)]) == 0
+    said = capsys.readouterr().out
+    assert f"left out, synthesis: What is there belongs to {file_digest(run.quantized_manifest)[:12]}" in said
+    assert f"positron quantize {run.path}, then positron synthesize {run.path}" in said
+
+
+def test_after_another_quantization(run: RunDirectory) -> None:
+    assert cli.main(["quantize", str(run.path), "--weight-bits", "4"]) == 0
+    data = collect(run)
+    assert shown(data) == ALL - {"simulation", "synthesis"}
+    assert data.gaps["simulation"].commands == (f"simulate {run.path}",)
+    finish(run)
+    assert shown(collect(run)) == ALL
+
+
+def test_text_of_another_model(run: RunDirectory) -> None:
+    run.save_sample("Of another model", "Of", model_sha256="cd" * 32)
+    data = collect(run)
+    assert shown(data) == ALL - {"sample", "attention"}
+    assert data.gaps["attention"] == data.gaps["sample"]
+    assert data.gaps["sample"].commands == (f"generate {run.path}",)
+    assert cli.main(["generate", str(run.path), "--prompt", "The", "--length", "20"]) == 0
+    data = collect(run)
+    assert (shown(data), data.prompt, data.sample_is_of_integers) == (ALL, "The", False)
+    run.sample.write_text("written by hand")
+    assert collect(run).gaps["sample"].reason == "What is there does not say which model it belongs to."
+
+
+def test_text_of_the_integer_model(run: RunDirectory) -> None:
+    assert cli.main(["generate", str(run.path), "--prompt", "The", "--length", "20", "--quantized"]) == 0
+    assert collect(run).sample_is_of_integers
+    assert cli.main(["quantize", str(run.path), "--weight-bits", "4"]) == 0
+    assert "sample" in collect(run).gaps
+
+
+def test_training_that_did_not_end_or_made_other_weights(run: RunDirectory) -> None:
+    record = json.loads(run.training.read_text())
+    write_json(run.training, record | {"results": {}})
+    data = collect(run)
+    assert data.gaps["training"].commands == (f"train --resume --out {run.path}",)
+    assert "loss_curves" not in shown(data)
+    record["results"]["model_sha256"] = "ef" * 32
+    write_json(run.training, record)
+    assert collect(run).gaps["training"].commands == (f"train --force --out {run.path}",)
+
+
+def test_a_bitstream_that_does_not_say_whose_it_is(run: RunDirectory) -> None:
+    synthesized_file(run).unlink()
+    data = collect(run)
+    assert shown(data) == ALL - {"synthesis"}
+    assert data.gaps["synthesis"].reason == "What is there does not say which model it belongs to."
+
+
+def test_evaluation_says_which_models_it_is_about(run: RunDirectory) -> None:
+    assert cli.main(["evaluate", str(run.path)]) == 0
+    record = json.loads(run.evaluation.read_text())
+    assert record["model_sha256"] == file_digest(run.model_weights)
+    assert record["manifest_sha256"] == file_digest(run.quantized_manifest)
+
+
+def test_synthesize_says_which_integer_model_it_built(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    synthesized_file(run).unlink()
+    report = SimpleNamespace(inputs_sha256="in", bitstream="a.bit")
+    monkeypatch.setattr(synthesis, "synthesize", lambda *_, **__: report)
+    assert cli.main(["synthesize", str(run.path), "--layer", "1"]) == 0
+    assert collect(run).synthesis["layer"] == 1  # type: ignore[index]
