@@ -1,7 +1,8 @@
 """Start of the `positron` command: the packages must be this project's own.
 
-Their names are ordinary words. A `model.py` where Python looks first, or another distribution's `scripts`, would end in a traceback. This
-module stands beside the packages, because it must not be looked for in one of them.
+Their names are ordinary words. A `model.py` where Python looks first, or another distribution's
+`scripts`, would end in a traceback. This module stands beside the packages, because it must not be
+looked for in one of them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""The executable specification: Q-formats, integer operators, and quantized transformers in integers.
+"""The executable specification: Q-formats, integer operators, and quantized transformers in
+integers.
 
-Every circuit equals a function of this package bit for bit. Integer inference needs no float model; `calibrate` and
-`quantize_transformer`, which do, live in `fixedpoint.quantization.calibration` and `fixedpoint.quantization.quantize`.
+Every circuit equals a function of this package bit for bit. Integer inference needs no float model;
+`calibrate` and `quantize_transformer`, which do, live in `fixedpoint.quantization.calibration` and
+`fixedpoint.quantization.quantize`.
 """
 
 from .arithmetic import exact_matmul, requantize, residual_add, shift_right_half_up

@@ -1,12 +1,15 @@
-r"""The operations under all integer inference: casting to fewer bits, adding with saturation, and the exact matrix product.
+r"""The operations under all integer inference: casting to fewer bits, adding with saturation, and
+the exact matrix product.
 
-Requantization.  An accumulator with \(f_a\) fraction bits becomes an output with \(f_o\) by a shift of \(s = f_a - f_o\):
-\(y = \mathrm{sat}\left(\lfloor (x + 2^{s-1}) / 2^s \rfloor\right)\), that is half up, then saturate.  In hardware: one adder behind a
-shifter.  A negative \(s\) is an exact shift to the left.
+Requantization.  An accumulator with \(f_a\) fraction bits becomes an output with \(f_o\) by a shift
+of \(s = f_a - f_o\): \(y = \mathrm{sat}\left(\lfloor (x + 2^{s-1}) / 2^s \rfloor\right)\), that is
+half up, then saturate.  In hardware: one adder behind a shifter.  A negative \(s\) is an exact
+shift to the left.
 
-Exact products at BLAS speed.  NumPy multiplies integer matrices without BLAS, many times slower than floats.  A float32
-product of integers is exact while every partial sum stays below 2**24, a float64 one below 2**53, whatever the order of
-the additions, since every intermediate value is then a representable integer.  The bound is K · max|a| · max|b|.
+Exact products at BLAS speed.  NumPy multiplies integer matrices without BLAS, many times slower
+than floats.  A float32 product of integers is exact while every partial sum stays below 2**24, a
+float64 one below 2**53, whatever the order of the additions, since every intermediate value is then
+a representable integer.  The bound is K · max|a| · max|b|.
 """
 
 from __future__ import annotations
@@ -22,14 +25,17 @@ Integers = NDArray[np.integer[Any]]
 
 FLOAT32_EXACT = 1 << 24
 FLOAT64_EXACT = 1 << 53
-LONGEST_SHIFT = 63  # of magnitudes below 2**62 nothing but 0 is left, and adding half of 2**63 still fits an int64
+# of magnitudes below 2**62 nothing but 0 is left, and adding half of 2**63 still fits an int64
+LONGEST_SHIFT = 63
 
 
 def shift_right_half_up(values: Integers, shift: Integers | int) -> IntegerArray:
-    """Divide by `2**shift`, rounding half up (ties toward +infinity); negative shifts multiply exactly.
+    """Divide by `2**shift`, rounding half up (ties toward +infinity); negative shifts multiply
+    exactly.
 
     Args:
-        values: Integers of any shape, of magnitude below 2**62 before and after any shift to the left.
+        values: Integers of any shape, of magnitude below 2**62 before and after any shift to the
+            left.
         shift: One shift, or an array that broadcasts against `values`.
 
     Returns:
@@ -49,8 +55,10 @@ def shift_right_half_up(values: Integers, shift: Integers | int) -> IntegerArray
 def requantize(values: Integers, shift: Integers | int, output: QFormat) -> IntegerArray:
     """Cast accumulators to `output`: divide by `2**shift`, round half up, saturate.
 
-    Equation: `y = max(minimum, min(maximum, floor((x + 2**(shift − 1)) / 2**shift)))`, for a negative shift `x · 2**−shift` inside.
-    Error: half a unit of the output in its range. Width: adding the half may take one bit more than x; shifting by one less, adding 1 and shifting once more does not.
+    Equation: `y = max(minimum, min(maximum, floor((x + 2**(shift − 1)) / 2**shift)))`, for a
+    negative shift `x · 2**−shift` inside. Error: half a unit of the output in its range. Width:
+    adding the half may take one bit more than x; shifting by one less, adding 1 and shifting once
+    more does not.
 
     Args:
         values: Accumulators, any shape.
@@ -64,10 +72,11 @@ def requantize(values: Integers, shift: Integers | int, output: QFormat) -> Inte
 
 
 def residual_add(x: Integers, branch: Integers, residual: QFormat) -> IntegerArray:
-    """Add what a branch computed to the residual stream, `y = sat(x + branch)`; both have the format `residual`, so nothing is rounded.
+    """Add what a branch computed to the residual stream, `y = sat(x + branch)`; both have the
+    format `residual`, so nothing is rounded.
 
-    The sum needs one bit more than `residual` before it saturates. Saturation costs the stream its value for good, a wrapped sum would cost
-    the whole token.
+    The sum needs one bit more than `residual` before it saturates. Saturation costs the stream its
+    value for good, a wrapped sum would cost the whole token.
 
     Args:
         x: The residual stream (..., C).

@@ -1,6 +1,8 @@
-"""What counts as a number where options are checked: Python's and NumPy's numbers alike, and never True or False.
+"""What counts as a number where options are checked: Python's and NumPy's numbers alike, and never
+True or False.
 
-`model/checks.py` says the same of the float model's options; what the integers need is written here because they run without `model`.
+`model/checks.py` says the same of the float model's options; what the integers need is written here
+because they run without `model`.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ def is_whole(value: object) -> TypeGuard[int]:
 
 
 def is_real(value: object) -> TypeGuard[float]:
-    """Return whether a value is a real number: whole, a float, or one of NumPy's floating-point numbers."""
+    """Return whether a value is a real number: whole, a float, or one of NumPy's floating-point
+    numbers.
+    """
     return is_whole(value) or isinstance(value, float | np.floating)
 
 

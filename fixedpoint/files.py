@@ -14,12 +14,14 @@ from .lock import lock_target
 
 @contextmanager
 def atomic_directory(path: str | Path) -> Iterator[Path]:
-    """Fill a directory beside `path` and put it in `path`'s place when the block ends without an exception.
+    """Fill a directory beside `path` and put it in `path`'s place when the block ends without an
+    exception.
 
-    Whoever opens `path` never finds half of a directory. An exception or Ctrl-C, whenever it comes, leaves the old one as it
-    was. No file system replaces a directory that is not empty in one step, so for the moment between two renames there is
-    none; a process killed in just that moment leaves the old one in `.NAME.XXXXXXXX.old`, and the next call puts it back.
-    Whatever else a killed process leaves, the next call for `path` removes. One process at a time may fill a `path`.
+    Whoever opens `path` never finds half of a directory. An exception or Ctrl-C, whenever it comes,
+    leaves the old one as it was. No file system replaces a directory that is not empty in one step,
+    so for the moment between two renames there is none; a process killed in just that moment leaves
+    the old one in `.NAME.XXXXXXXX.old`, and the next call puts it back. Whatever else a killed
+    process leaves, the next call for `path` removes. One process at a time may fill a `path`.
 
     Yields:
         The directory to fill, empty, on the same file system.
@@ -35,7 +37,8 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def _filled(target: Path) -> Iterator[Path]:
-    # mkdtemp's names have eight random characters; `*` would also match the directories of a target called NAME.something.
+    # mkdtemp's names have eight random characters; `*` would also match the directories of a target
+    # called NAME.something.
     for leftover in target.parent.glob(f".{glob.escape(target.name)}.????????.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
     for discarded in target.parent.glob(f".{glob.escape(target.name)}.????????.old"):

@@ -1,11 +1,13 @@
-r"""Generating text in integers: the same tokens from the specification's operators, from the engine with its cache, and from the C program.
+r"""Generating text in integers: the same tokens from the specification's operators, from the engine
+with its cache, and from the C program.
 
-The rule of the context, as in the float model's generation: the context grows until it holds `context_length` tokens. When it is full, its
-older half is forgotten; the cache is rebuilt from the last `context_length // 2` tokens (at least one), and grows again. The next token
-depends on no more than the context, so each sequence's tokens depend on its own prompt, the seed and its index alone.
+The rule of the context, as in the float model's generation: the context grows until it holds
+`context_length` tokens. When it is full, its older half is forgotten; the cache is rebuilt from the
+last `context_length // 2` tokens (at least one), and grows again. The next token depends on no more
+than the context, so each sequence's tokens depend on its own prompt, the seed and its index alone.
 
-The rule of random numbers: sequence i has the generator `XorShift32` in state `mix(seed, i)`, and takes one number for each token that it samples, none for
-a token of its prompt.
+The rule of random numbers: sequence i has the generator `XorShift32` in state `mix(seed, i)`, and
+takes one number for each token that it samples, none for a token of its prompt.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ class TokenDecoder(Protocol):
     """Makes text of tokens that come one after the other."""
 
     def decode(self, tokens: list[int], /, final: bool = False) -> str:
-        """Return the characters that the tokens complete; with `final`, U+FFFD for one that they do not."""
+        """Return the characters that the tokens complete; with `final`, U+FFFD for one that they do
+        not.
+        """
 
 
 class Tokenizer(Protocol):
@@ -70,11 +74,14 @@ def generate_batch(
         num_tokens: How many to make for each.
         temperature: 0 takes the likeliest token; see `Sampler`.
         seed: 0 to 2**32 − 1; the same seed gives the same tokens.
-        use_cache: False runs the specification's operators over the whole context for each token; slow, the same result.
-        decoder: A decoder of this model for as many sequences, to prepare the weights once for many calls.
+        use_cache: False runs the specification's operators over the whole context for each token;
+            slow, the same result.
+        decoder: A decoder of this model for as many sequences, to prepare the weights once for many
+            calls.
 
     Raises:
-        QuantizationError: No prompt, an empty one, a token outside the vocabulary, or an impossible number of tokens, temperature or seed.
+        QuantizationError: No prompt, an empty one, a token outside the vocabulary, or an impossible
+            number of tokens, temperature or seed.
     """
     if not prompts:
         raise QuantizationError("there is no prompt; generation needs at least one")
@@ -99,8 +106,8 @@ def stream_batch(
 ) -> Iterator[None]:
     """Lengthen token sequences in place, for ever; each `next` works out one position.
 
-    All sequences stand at the same position; one whose prompt reaches further takes its next token from there.
-    The arguments are those of `generate_batch`.
+    All sequences stand at the same position; one whose prompt reaches further takes its next token
+    from there. The arguments are those of `generate_batch`.
     """
     sampler = Sampler(quantized.logits.output, temperature)
     generators = XorShift32.from_seed(seed, len(sequences))
@@ -172,7 +179,8 @@ def generate_text(
         on_text: Called with each piece of text as soon as its characters are complete.
 
     Raises:
-        QuantizationError: The tokenizer is another model's, or as for `generate_batch`. What the tokenizer cannot encode, it refuses itself.
+        QuantizationError: The tokenizer is another model's, or as for `generate_batch`. What the
+            tokenizer cannot encode, it refuses itself.
     """
     if tokenizer.vocab_size > quantized.vocab_size:
         raise QuantizationError(

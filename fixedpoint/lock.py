@@ -1,4 +1,6 @@
-"""One process at a time in a directory: the others are told which, and a process that dies lets go."""
+"""One process at a time in a directory: the others are told which, and a process that dies lets
+go.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ class InUseError(BlockingIOError):
 
 @contextmanager
 def lock_directory(path: str | Path) -> Iterator[None]:
-    """Keep other processes out of a directory, which is made if it is missing and taken away again if it is then still empty.
+    """Keep other processes out of a directory, which is made if it is missing and taken away again
+    if it is then still empty.
 
     Within this process it may be locked again.
 
@@ -45,7 +48,8 @@ def lock_directory(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def lock_target(path: str | Path) -> Iterator[None]:
-    """Keep other processes from making a file or directory, whose parent must exist, while it is made here.
+    """Keep other processes from making a file or directory, whose parent must exist, while it is
+    made here.
 
     Raises:
         InUseError: Another process is making it.
@@ -83,7 +87,8 @@ def _acquire(place: Path, file: Path) -> int:
             raise InUseError(f"{place} is in use by {owner}: wait until that has ended, or end it") from None
         except OSError:
             pass  # a network file system without locks; working there alone is then up to the user
-        # The process that had it removes the file before it lets go; then the name stands for another file, or none.
+        # The process that had it removes the file before it lets go; then the name stands for
+        # another file, or none.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), file.stat()):
                 break

@@ -1,11 +1,12 @@
 r"""Q-formats: integers that stand for fractions.
 
-A value \(v\) is stored as the integer \(i = v \cdot 2^f\); `f` is the format's fraction. `Qm.n` counts the sign among its
-`m` integer bits (the convention of ARM and AMD), so `Q4.4` is a signed byte with a range of −8 … 7.9375. `UQm.n` is
-unsigned. `n` may be negative (steps larger than one) or exceed the width (only small fractions).
+A value \(v\) is stored as the integer \(i = v \cdot 2^f\); `f` is the format's fraction. `Qm.n`
+counts the sign among its `m` integer bits (the convention of ARM and AMD), so `Q4.4` is a signed
+byte with a range of −8 … 7.9375. `UQm.n` is unsigned. `n` may be negative (steps larger than one)
+or exceed the width (only small fractions).
 
-Nothing here has a default: every cast names its rounding and its overflow, because these two decide whether a circuit and
-its specification agree.
+Nothing here has a default: every cast names its rounding and its overflow, because these two decide
+whether a circuit and its specification agree.
 """
 
 from __future__ import annotations
@@ -24,14 +25,16 @@ from .errors import QuantizationError
 IntegerArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
-MAXIMUM_BITS = 62  # an int64 holds any value, and still any value with half a unit added for rounding
+# an int64 holds any value, and still any value with half a unit added for rounding
+MAXIMUM_BITS = 62
 
 
 class Rounding(Enum):
     """How a value between two representable ones is rounded."""
 
     HALF_UP = "half up"  # ties toward +infinity: one adder in hardware
-    HALF_EVEN = "half even"  # ties to the even neighbour: no bias, one more gate level (IEEE 754's default)
+    # ties to the even neighbour: no bias, one more gate level (IEEE 754's default)
+    HALF_EVEN = "half even"
     FLOOR = "floor"  # toward −infinity: dropping bits, free in hardware
     TOWARD_ZERO = "toward zero"
 
@@ -50,7 +53,8 @@ class QFormat:
 
     Attributes:
         bits: Width in bits, 1 to 62, the sign included.
-        fraction: Bits behind the binary point; any integer. The value of an integer `i` is `i * 2**-fraction`.
+        fraction: Bits behind the binary point; any integer. The value of an integer `i` is
+            `i * 2**-fraction`.
         signed: Two's complement when true.
     """
 
@@ -117,24 +121,29 @@ class QFormat:
         """Convert real values to this format's integers.
 
         Args:
-            values: Real numbers of any shape. Scaling by a power of two is exact in float64 (of normal numbers).
+            values: Real numbers of any shape. Scaling by a power of two is exact in float64 (of
+                normal numbers).
             rounding: Which neighbour a value between two integers becomes.
-            overflow: What a value out of range becomes. Infinities saturate; they are an error otherwise.
+            overflow: What a value out of range becomes. Infinities saturate; they are an error
+                otherwise.
 
         Returns:
             int64 array of the same shape.
 
         Raises:
-            QuantizationError: A NaN anywhere; a value out of range where `overflow` is `ERROR`; an infinity or a value
-                beyond 2**62 units where `overflow` is `WRAP`.
+            QuantizationError: A NaN anywhere; a value out of range where `overflow` is `ERROR`; an
+                infinity or a value beyond 2**62 units where `overflow` is `WRAP`.
         """
-        with np.errstate(over="ignore"):  # beyond float64 is beyond any format, and handled as an infinity
+        # beyond float64 is beyond any format, and handled as an infinity
+        with np.errstate(over="ignore"):
             scaled = np.ldexp(np.asarray(values, dtype=np.float64), self.fraction)
         if np.isnan(scaled).any():
             raise QuantizationError(f"cannot quantize NaN to {self}")
-        # `+ 0.5` would itself round for values next to a tie; comparing the exact remainder does not.
+        # `+ 0.5` would itself round for values next to a tie; comparing the exact remainder does
+        # not.
         whole = np.floor(scaled)
-        with np.errstate(invalid="ignore"):  # infinity − infinity; the remainder of an infinity is not used
+        # infinity − infinity; the remainder of an infinity is not used
+        with np.errstate(invalid="ignore"):
             remainder = scaled - whole
         if rounding is Rounding.HALF_UP:
             whole = whole + (remainder >= 0.5)
@@ -147,7 +156,8 @@ class QFormat:
                 f"a value is too large for {self}: {float(np.abs(scaled).max()) * self.resolution:g}"
             )
         if overflow is Overflow.SATURATE:
-            # Clipped before the conversion: a float beyond int64 has no defined one. Formats have at most 62 bits.
+            # Clipped before the conversion: a float beyond int64 has no defined one. Formats have
+            # at most 62 bits.
             whole = np.clip(whole, -(2.0**62), 2.0**62)
         return self.fit(whole.astype(np.int64), overflow)
 
@@ -222,7 +232,8 @@ def bits_for(lowest: int, highest: int, signed: bool) -> int:
 
 
 def covering_fraction(magnitude: float, bits: int, signed: bool = True) -> int:
-    """Return the largest fraction at which a format of `bits` bits still represents ±`magnitude` without saturating.
+    """Return the largest fraction at which a format of `bits` bits still represents ±`magnitude`
+    without saturating.
 
     Raises:
         QuantizationError: `magnitude` is NaN, infinite or negative.
@@ -232,7 +243,8 @@ def covering_fraction(magnitude: float, bits: int, signed: bool = True) -> int:
     largest = (1 << (bits - signed)) - 1
     if magnitude == 0 or largest == 0:
         return bits - signed
-    # magnitude = mantissa · 2**exponent with 0.5 <= mantissa < 1, so this is the answer or one too many.
+    # magnitude = mantissa · 2**exponent with 0.5 <= mantissa < 1, so this is the answer or one too
+    # many.
     mantissa, exponent = math.frexp(magnitude)
     fraction = largest.bit_length() - exponent
     return fraction if math.ldexp(mantissa, largest.bit_length()) <= largest else fraction - 1

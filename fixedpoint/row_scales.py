@@ -1,6 +1,8 @@
-"""Integers for the rows of a matrix: which power of two scales each row, and what its values become.
+"""Integers for the rows of a matrix: which power of two scales each row, and what its values
+become.
 
-A row at fraction f stands for the values 2**-f · i, with i from −2**(bits−1) to 2**(bits−1) − 1, or with ternary weights i in {−1, 0, 1}.
+A row at fraction f stands for the values 2**-f · i, with i from −2**(bits−1) to 2**(bits−1) − 1, or
+with ternary weights i in {−1, 0, 1}.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ from .qformat import IntegerArray, Overflow, QFormat, Rounding, covering_fractio
 WeightBits = int | Literal["ternary"]
 
 FRACTION = QFormat(8, 0)  # a row's fraction is stored in a signed byte
-# The covering power of two and the next seven below it. One weight at the covering scale, clipped to 1/2**j, is paid for only by more than
-# 4**j others that it would have rounded to nothing, and rows have at most some thousands of columns.
+# The covering power of two and the next seven below it. One weight at the covering scale, clipped
+# to 1/2**j, is paid for only by more than 4**j others that it would have rounded to nothing, and
+# rows have at most some thousands of columns.
 CANDIDATES = 8
 
 
@@ -55,11 +58,12 @@ def quantize_rows(matrix: np.ndarray, fraction: Integers, weight_bits: WeightBit
 def covering_fractions(matrix: np.ndarray, weight_bits: WeightBits) -> IntegerArray:
     """Return the largest fraction of each row (R,) of a matrix (R, K) at which nothing saturates.
 
-    A row of zeros gets the fraction of a row whose largest weight is 1. No fraction exceeds what a byte stores: weights
-    below 2**-120 may become 0.
+    A row of zeros gets the fraction of a row whose largest weight is 1. No fraction exceeds what a
+    byte stores: weights below 2**-120 may become 0.
 
     Raises:
-        QuantizationError: A weight is not finite, or so large (some 2**127) that a byte does not store its fraction.
+        QuantizationError: A weight is not finite, or so large (some 2**127) that a byte does not
+            store its fraction.
     """
     bits = storage_bits(weight_bits)
     fraction = np.array([covering_fraction(float(peak), bits) for peak in np.abs(matrix).max(axis=1)], dtype=np.int64)
@@ -71,10 +75,12 @@ def covering_fractions(matrix: np.ndarray, weight_bits: WeightBits) -> IntegerAr
 
 
 def least_squares_fractions(matrix: np.ndarray, weight_bits: WeightBits, one_scale: bool = False) -> IntegerArray:
-    """Return each row's fraction (R,) of least squared rounding error, among the covering power of two and the next seven below it.
+    """Return each row's fraction (R,) of least squared rounding error, among the covering power of
+    two and the next seven below it.
 
-    The finer candidates clip the row's largest weights to round the many small ones better, the more the fewer bits there are.
-    With `one_scale` all rows share the fraction of least squared error over the whole matrix.
+    The finer candidates clip the row's largest weights to round the many small ones better, the
+    more the fewer bits there are. With `one_scale` all rows share the fraction of least squared
+    error over the whole matrix.
 
     Raises:
         QuantizationError: As `covering_fractions`.

@@ -1,7 +1,8 @@
 """The operations of a decoder and what each reads, written down once.
 
-Quantizing, calibration, widths, analysis, exports and fast evaluation go through these steps in this order. A step's name is that of the tensor that
-it makes, the float model's name for it; its inputs are such names too.
+Quantizing, calibration, widths, analysis, exports and fast evaluation go through these steps in
+this order. A step's name is that of the tensor that it makes, the float model's name for it; its
+inputs are such names too.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ def block_prefix(index: int) -> str:
 
 
 def in_decoder(steps: Iterable[Step], index: int, entering: str) -> tuple[Step, ...]:
-    """Return the steps of block `index` with their names in the decoder; `entering` is the residual stream before it."""
+    """Return the steps of block `index` with their names in the decoder; `entering` is the residual
+    stream before it.
+    """
     prefix = block_prefix(index)
 
     def name(tensor: str) -> str:
@@ -94,7 +97,9 @@ def residual_stream(steps: Iterable[Step]) -> frozenset[str]:
 
 
 def residual_format_tensors(steps: Iterable[Step]) -> frozenset[str]:
-    """Return the tensors in the residual stream's format: the stream itself, and what is added to it."""
+    """Return the tensors in the residual stream's format: the stream itself, and what is added to
+    it.
+    """
     steps = tuple(steps)
     added = {name for step in steps if step.kind is Kind.RESIDUAL_ADD for name in step.inputs}
     return residual_stream(steps) | added

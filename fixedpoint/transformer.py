@@ -1,4 +1,6 @@
-"""The whole quantized decoder: integer tokens in, integer logits out, nothing in between but integers."""
+"""The whole quantized decoder: integer tokens in, integer logits out, nothing in between but
+integers.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +95,9 @@ def run_operations(
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """One pre-norm decoder block: `x += attention(norm(x))`, `x += down(activation(up(norm(x))))`."""
+    """One pre-norm decoder block: `x += attention(norm(x))`,
+    `x += down(activation(up(norm(x))))`.
+    """
 
     attention_norm: Norm
     attention: Attention
@@ -118,7 +122,9 @@ class Block:
 
     @cached_property
     def operations(self) -> tuple[tuple[Step, Operator], ...]:
-        """What the block computes, in order; the first tensor read is `INPUT`, the last one made the block's output."""
+        """What the block computes, in order; the first tensor read is `INPUT`, the last one made
+        the block's output.
+        """
         add = ResidualAdd(self.attention_norm.input)
         operators: dict[str, Operator] = {
             "attention_norm": self.attention_norm,
@@ -180,7 +186,9 @@ class QuantizedTransformer:
             )
 
     def _check_joints(self) -> None:
-        """Refuse an operation that expects other formats than those of the tensors that it reads."""
+        """Refuse an operation that expects other formats than those of the tensors that it
+        reads.
+        """
         formats: dict[str, QFormat] = {}
         for operation in self.operations:
             read = [name for name in operation.inputs if name != TOKENS]
@@ -229,11 +237,13 @@ class QuantizedTransformer:
         return tuple(block.attention.core.empty_cache(*batch) for block in self.blocks)
 
     def extend(self, tokens: Integers, cache: Cache, observe: Observer = ignore) -> tuple[IntegerArray, Cache]:
-        """Run the next tokens of sequences; however they are cut into parts, the logits are those of `forward` on the whole.
+        """Run the next tokens of sequences; however they are cut into parts, the logits are those
+        of `forward` on the whole.
 
         Args:
             tokens: Integers (B, N), N >= 1.
-            cache: Each block's keys and values of the tokens before, from `empty_cache` or an earlier call.
+            cache: Each block's keys and values of the tokens before, from `empty_cache` or an
+                earlier call.
             observe: See `forward`.
 
         Returns:
@@ -250,7 +260,8 @@ class QuantizedTransformer:
 
         Args:
             tokens: Integers (B, T), T <= context_length.
-            observe: Called with the name (the float model's) and integers (B, T, ·) of every tensor on the way.
+            observe: Called with the name (the float model's) and integers (B, T, ·) of every tensor
+                on the way.
 
         Returns:
             Logits, int64 (B, T, V) of format `logits.output`.

@@ -1,15 +1,18 @@
 r"""The true worst case of every accumulator, from the weights that a model has.
 
-A type declares widths from shapes and formats: \(K\) products of 8 and 4 bits, whatever the weights are.  The weights themselves allow less.  A row
-\(w\) with inputs from \(a\) to \(b\), \(a \le 0 \le b\), reaches
+A type declares widths from shapes and formats: \(K\) products of 8 and 4 bits, whatever the weights
+are.  The weights themselves allow less.  A row \(w\) with inputs from \(a\) to \(b\), \(a \le 0 \le
+b\), reaches
 
 \[ b \sum_{w_k > 0} w_k + a \sum_{w_k < 0} w_k + \mathrm{bias} \]
 
-and no more, at the input that has \(b\) where the weight is positive and \(a\) where it is negative.  This pass works that out for every sum, product and
-difference of a model, and refuses one that could leave the width that its type declares, or 32 bits where the type declares none.
+and no more, at the input that has \(b\) where the weight is positive and \(a\) where it is
+negative.  This pass works that out for every sum, product and difference of a model, and refuses
+one that could leave the width that its type declares, or 32 bits where the type declares none.
 
-Each operator is looked at alone, for every input that its format allows, as a circuit must bear it.  Inside an operator the ranges of
-what came before are used: the scores' range follows from the rows of the query and key projections.
+Each operator is looked at alone, for every input that its format allows, as a circuit must bear it.
+Inside an operator the ranges of what came before are used: the scores' range follows from the rows
+of the query and key projections.
 """
 
 from __future__ import annotations
@@ -40,12 +43,15 @@ class AccumulatorWidth:
     """The range of one accumulator, over all of its rows, channels or heads.
 
     Attributes:
-        name: The operator's name, as `QuantizedTransformer.forward` observes it, and the quantity in it.
+        name: The operator's name, as `QuantizedTransformer.forward` observes it, and the quantity
+            in it.
         lowest: The smallest value.
         highest: The largest value.
-        partial: The largest magnitude of any partial sum, whatever the order of the additions; of a product its own.
+        partial: The largest magnitude of any partial sum, whatever the order of the additions; of a
+            product its own.
         declared: Width that the type declares.
-        exact: Some input of the operator reaches `lowest` or `highest`; otherwise they are bounds that may not be met.
+        exact: Some input of the operator reaches `lowest` or `highest`; otherwise they are bounds
+            that may not be met.
         signed: The declared width counts a sign.
     """
 
@@ -69,7 +75,9 @@ class AccumulatorWidth:
 
     @property
     def float32_margin(self) -> int:
-        """Bits between the largest partial sum and 2**24: a float32 sum in any order is exact where it is 0 or more."""
+        """Bits between the largest partial sum and 2**24: a float32 sum in any order is exact where
+        it is 0 or more.
+        """
         return (FLOAT32_EXACT - 1).bit_length() - self.partial.bit_length()
 
 
@@ -90,21 +98,27 @@ def _corners(a: Interval, b: Interval) -> Interval:
 
 
 def linear_range(linear: Linear) -> Interval:
-    """Return the smallest and largest accumulator of each row, both int64 (R,), over all inputs of the format."""
+    """Return the smallest and largest accumulator of each row, both int64 (R,), over all inputs of
+    the format.
+    """
     up, down = np.maximum(linear.weight, 0).sum(axis=1), np.minimum(linear.weight, 0).sum(axis=1)
     low, high = linear.input.minimum_integer, linear.input.maximum_integer
     return up * low + down * high + linear.bias, up * high + down * low + linear.bias
 
 
 def _output_range(linear: Linear) -> Interval:
-    """The smallest and largest output of each row (R,): a requantization is monotone, so ends become ends."""
+    """The smallest and largest output of each row (R,): a requantization is monotone, so ends
+    become ends.
+    """
     low, high = linear_range(linear)
     return requantize(low, linear.shift, linear.output), requantize(high, linear.shift, linear.output)
 
 
 @singledispatch
 def output_range(operator: Operator, *inputs: Interval) -> Interval:
-    """Return the smallest and largest output of an operator, one for each channel or one for all, for its inputs' ranges."""
+    """Return the smallest and largest output of an operator, one for each channel or one for all,
+    for its inputs' ranges.
+    """
     return np.array(operator.output.minimum_integer), np.array(operator.output.maximum_integer)
 
 
@@ -115,7 +129,8 @@ def _(operator: Linear, *inputs: Interval) -> Interval:
 
 @singledispatch
 def operator_widths(operator: Operator, name: str, *inputs: Interval) -> Iterator[AccumulatorWidth]:
-    """Yield the accumulators of an operator that makes the tensor `name`; what has none yields nothing.
+    """Yield the accumulators of an operator that makes the tensor `name`; what has none yields
+    nothing.
 
     Args:
         operator: The operator.
@@ -147,7 +162,8 @@ def _norm_widths(norm: LayerNorm | RMSNorm, name: str, *inputs: Interval) -> Ite
     if isinstance(norm, LayerNorm):
         yield _width(f"{name}.sum", channels * low, channels * high, norm.sum_bits)
         yield _width(f"{name}.scaled_square_sum", norm.epsilon, scaled, norm.variance_bits, signed=False)
-        # A convex function of the row: its maximum has every element at a rail, m of them at one: m·(C − m)·(high − low)².
+        # A convex function of the row: its maximum has every element at a rail, m of them at one:
+        # m·(C − m)·(high − low)².
         variance = channels * channels // 4 * (high - low) ** 2 + norm.epsilon
         yield _width(f"{name}.variance", norm.epsilon, variance, norm.variance_bits, signed=False)
         largest, spread = (channels - 1) * (high - low), channels - 1
@@ -194,7 +210,8 @@ def _attention_widths(
     softmax, length = attention.softmax, attention.context_length
     numerator = softmax.exponential.maximum
     yield _width(f"{name}.denominator", numerator, length * numerator, softmax.denominator_bits, signed=False)
-    # The largest score has a full numerator, and equal tokens all have it: one to `length` full numerators of the extreme value.
+    # The largest score has a full numerator, and equal tokens all have it: one to `length` full
+    # numerators of the extreme value.
     ends = (int(value[0].min()), int(value[1].max()))
     reached = [count * numerator * end for count in (1, length) for end in ends]
     yield _width(f"{name}.weighted_sum", min(reached), max(reached), attention.weighted_sum_bits)
@@ -245,7 +262,8 @@ def accumulator_table(quantized: QuantizedTransformer) -> tuple[AccumulatorWidth
     """Return the range and width of every accumulator of a model, in the order of the computation.
 
     Raises:
-        QuantizationError: An accumulator could overflow; the message names each and the bits that it needs.
+        QuantizationError: An accumulator could overflow; the message names each and the bits that
+            it needs.
     """
     rows = tuple(_widths(quantized))
     overflowing = [f"{row.name} needs {row.bits} bits and has {row.declared}" for row in rows if row.headroom < 0]

@@ -1,4 +1,6 @@
-"""A decoder-only transformer in NumPy: tokenizers, training, generation, checkpoints. Every gradient is written by hand."""
+"""A decoder-only transformer in NumPy: tokenizers, training, generation, checkpoints. Every
+gradient is written by hand.
+"""
 
 from .checkpoint import CheckpointManager, ModelBuilder
 from .config import MODEL_CONFIG, TRAINING_CONFIG, ModelConfig, TrainingConfig

@@ -8,11 +8,13 @@
 | `relu_squared` | max(x, 0)² | 2·max(x, 0) |
 | `silu` | x·σ(x) | σ(x)·(1 + x·(1 − σ(x))) |
 
-Φ and φ are the normal distribution and its density (Hendrycks and Gimpel 2016); σ is the logistic function, here (1 + tanh(x/2))/2
-because NumPy's `tanh` takes half the time of its `exp`. `swiglu` uses `silu` on its gate (Shazeer 2020). Squared ReLU: So et al. 2021.
+Φ and φ are the normal distribution and its density (Hendrycks and Gimpel 2016); σ is the logistic
+function, here (1 + tanh(x/2))/2 because NumPy's `tanh` takes half the time of its `exp`. `swiglu`
+uses `silu` on its gate (Shazeer 2020). Squared ReLU: So et al. 2021.
 
-The derivative is computed together with the value, while x and the intermediate results are in the cache; the backward pass is then
-a single product. Every step writes into an array that exists: a temporary array would cost more than the arithmetic.
+The derivative is computed together with the value, while x and the intermediate results are in the
+cache; the backward pass is then a single product. Every step writes into an array that exists: a
+temporary array would cost more than the arithmetic.
 """
 
 from __future__ import annotations
@@ -25,11 +27,13 @@ import numpy as np
 from .errors import InputError
 from .workspace import Workspace, row_blocks
 
-# f(x, y, derivative, workspace): writes f(x) to y and, unless derivative is None, f'(x) to derivative. x and y may be one array.
+# f(x, y, derivative, workspace): writes f(x) to y and, unless derivative is None, f'(x) to
+# derivative. x and y may be one array.
 PointwiseFunction = Callable[[np.ndarray, np.ndarray, np.ndarray | None, Workspace], None]
 
-# Φ(x) = (1 + tanh(x·P(x²)))/2 with this P (constant first) errs by at most 7e-8 in x·Φ(x), the rounding error of float32. Fitted by
-# iteratively reweighted least squares on |x| ≤ 5.6; beyond, P only grows, and tanh is ±1 to the last bit.
+# Φ(x) = (1 + tanh(x·P(x²)))/2 with this P (constant first) errs by at most 7e-8 in x·Φ(x), the
+# rounding error of float32. Fitted by iteratively reweighted least squares on |x| ≤ 5.6; beyond, P
+# only grows, and tanh is ±1 to the last bit.
 NORMAL_TANH_POLYNOMIAL = (
     0.7978842164034246,
     0.036334282955416373,
@@ -79,7 +83,8 @@ def _gelu(x: np.ndarray, y: np.ndarray, derivative: np.ndarray | None, workspace
 
 
 def _gelu_tanh(x: np.ndarray, y: np.ndarray, derivative: np.ndarray | None, workspace: Workspace) -> None:
-    # Beyond |x| = 8 tanh is ±1 to the last bit, so clipping there changes nothing and keeps x² finite.
+    # Beyond |x| = 8 tanh is ±1 to the last bit, so clipping there changes nothing and keeps x²
+    # finite.
     clipped = workspace.array("clipped", *x.shape)
     half = workspace.array("half", *x.shape)
     np.clip(x, -8, 8, out=clipped)

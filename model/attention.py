@@ -4,16 +4,18 @@ For each head, with q, k, v of one sequence as (T, D) matrices:
     S = q kᵀ / sqrt(D), −inf where the key comes after the query
     P = softmax(S),  O = P v
 Backward, from dO:
-    dv = Pᵀ dO,  dP = dO vᵀ,  dS = P∘(dP − rowsum(dO∘O)),  dq = dS k / sqrt(D),  dk = dSᵀ q / sqrt(D)
+    dv = Pᵀ dO,  dP = dO vᵀ,  dS = P∘(dP − rowsum(dO∘O)),  dq = dS k / sqrt(D),  dk = dSᵀ q /
+        sqrt(D)
 Derived in docs/model/attention.md. Three rearrangements make it fast:
 
 - 1/sqrt(D) multiplies q, which is smaller than S.
-- With E = exp(S) and the row sums z, O = (E v)/z. P is never formed: the backward pass divides dO by z instead, once, and
-  uses E where the formulas say P.
-- Queries are taken in blocks of rows, and a block sees only the keys up to its own end: the part of S that the mask would
-  erase is, apart from the blocks on the diagonal, not computed.
+- With E = exp(S) and the row sums z, O = (E v)/z. P is never formed: the backward pass divides dO
+  by z instead, once, and uses E where the formulas say P.
+- Queries are taken in blocks of rows, and a block sees only the keys up to its own end: the part of
+  S that the mask would erase is, apart from the blocks on the diagonal, not computed.
 
-Sizes: B sequences, T tokens, C = H·D channels, H heads in K groups of G that share a key and value head.
+Sizes: B sequences, T tokens, C = H·D channels, H heads in K groups of G that share a key and value
+head.
 """
 
 from __future__ import annotations
@@ -130,7 +132,8 @@ class Attention:
         along = np.vecdot(d_output, output)[..., None]  # rowsum(dO∘O) / z  (B, K, G, T, 1)
         d_projected = workspace.array("d projected", *projected.shape)
         d_query, d_key, d_value = self._split(d_projected, batch)
-        for block in reversed(self.blocks):  # the last block sees all keys: it writes, the others add
+        # the last block sees all keys: it writes, the others add
+        for block in reversed(self.blocks):
             rows, keys, exponentials, mask = block
             add = block is not self.blocks[-1]
             mixed = exponentials
@@ -151,7 +154,9 @@ class Attention:
     def _exponentials(
         self, query: np.ndarray, key: np.ndarray, rows: slice, keys: slice, workspace: Workspace
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return E = exp(S − row constant) (B, K, G, rows, keys) of a block, zero where masked, and its row sums."""
+        """Return E = exp(S − row constant) (B, K, G, rows, keys) of a block, zero where masked, and
+        its row sums.
+        """
         size = rows.stop - rows.start
         scores = workspace.array((self.name, "scores", rows.start), *query.shape[:-2], size, keys.stop)
         diagonal = scores[..., rows.start : rows.stop]
@@ -167,7 +172,9 @@ class Attention:
     def _key_gradient(
         self, weights: np.ndarray, rows: np.ndarray, gradient: np.ndarray, add: bool, workspace: Workspace
     ) -> None:
-        """Write or add Σ over the group of weightsᵀ rows to a key or value gradient (B, K, 1, keys, D)."""
+        """Write or add Σ over the group of weightsᵀ rows to a key or value gradient (B, K, 1, keys,
+        D).
+        """
         transposed = weights.swapaxes(-1, -2)
         if rows.shape[2] == 1 and not add:
             np.matmul(transposed, rows, out=gradient)

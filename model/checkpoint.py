@@ -1,4 +1,6 @@
-"""Checkpoints: `NAME_config.json` and `NAME_weights.npz`, written whole or not at all, checked in full before anything is loaded."""
+"""Checkpoints: `NAME_config.json` and `NAME_weights.npz`, written whole or not at all, checked in
+full before anything is loaded.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ class CheckpointManager:
 
     @staticmethod
     def save(model: Transformer, directory: str | Path, name: str = "model") -> None:
-        """Write `NAME_config.json` and `NAME_weights.npz` into a directory, which is made if it is missing."""
+        """Write `NAME_config.json` and `NAME_weights.npz` into a directory, which is made if it is
+        missing.
+        """
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         write_npz(folder / f"{name}_weights.npz", model.parameters)
@@ -45,7 +49,8 @@ class CheckpointManager:
         """Replace a model's parameters by saved ones, and return the model.
 
         Raises:
-            InputError: A file is missing or damaged, or the configuration is another one. The model is then unchanged.
+            InputError: A file is missing or damaged, or the configuration is another one. The model
+                is then unchanged.
         """
         config = _read_config(directory, name)
         if config != model.config:
@@ -74,7 +79,8 @@ class ModelBuilder:
         config = _read_config(directory, name)
         shapes = parameter_shapes(config)
         path = Path(directory) / f"{name}_weights.npz"
-        check_npz_header(path, shapes)  # before memory is taken for a model that the file may not fill
+        # before memory is taken for a model that the file may not fill
+        check_npz_header(path, shapes)
         model = Transformer(config)
         _load_weights(model, directory, name)
         return model
@@ -116,7 +122,9 @@ def digest(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays as an uncompressed .npz file, atomically. The same arrays give the same bytes."""
+    """Write arrays as an uncompressed .npz file, atomically. The same arrays give the same
+    bytes.
+    """
     with atomic_write(path, "wb") as file, zipfile.ZipFile(file, "w") as archive:
         for name, array in arrays.items():
             entry = zipfile.ZipInfo(f"{name}.npy")  # its date is fixed, unlike that of np.savez
@@ -125,7 +133,8 @@ def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def check_npz_header(path: str | Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare the names and sizes of an .npz file's arrays with what is wanted, without reading values.
+    """Compare the names and sizes of an .npz file's arrays with what is wanted, without reading
+    values.
 
     Raises:
         InputError: The file is missing, damaged, or holds other arrays.

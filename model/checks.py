@@ -1,4 +1,6 @@
-"""What counts as a number where options are checked: Python's and NumPy's numbers alike, and never True or False."""
+"""What counts as a number where options are checked: Python's and NumPy's numbers alike, and never
+True or False.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,16 @@ def is_whole(value: object) -> TypeGuard[int]:
 
 
 def is_real(value: object) -> TypeGuard[float]:
-    """Return whether a value is a real number: whole, a float, or one of NumPy's floating-point numbers."""
+    """Return whether a value is a real number: whole, a float, or one of NumPy's floating-point
+    numbers.
+    """
     return is_whole(value) or isinstance(value, float | np.floating)
 
 
 def plain(value: Any) -> Any:
-    """Return one of NumPy's numbers as Python's, which can be written as JSON; anything else as it is."""
+    """Return one of NumPy's numbers as Python's, which can be written as JSON; anything else as it
+    is.
+    """
     return value.item() if isinstance(value, np.integer | np.floating) else value
 
 

@@ -1,4 +1,6 @@
-"""Configuration: a plain dictionary to copy and change, and the typed, checked object that the code works with."""
+"""Configuration: a plain dictionary to copy and change, and the typed, checked object that the code
+works with.
+"""
 
 from __future__ import annotations
 
@@ -33,14 +35,17 @@ def refuse(*problems: str | None) -> None:
 
 @dataclass(frozen=True)
 class _Config:
-    """What both configurations share: construction from a dictionary, and checks that name the field."""
+    """What both configurations share: construction from a dictionary, and checks that name the
+    field.
+    """
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Build from a dictionary; missing fields take their defaults.
 
         Raises:
-            InputError: Unknown fields, values of the wrong type, or impossible values; the message names all of them.
+            InputError: Unknown fields, values of the wrong type, or impossible values; the message
+                names all of them.
         """
         names = [field.name for field in dataclasses.fields(cls)]
         unknown = []
@@ -109,14 +114,19 @@ class ModelConfig(_Config):
         num_layers: Blocks.
         ff_dim: Width inside the feed-forward part, F; None for 4 · C.
         max_seq_len: Context in tokens, T.
-        dropout: Probability of dropping an activation during training (embedding, attention, both branches).
-        activation: `gelu` (exact), `gelu_tanh`, `relu`, `relu_squared`, `silu`, or `swiglu` (adds a gate).
-        position: `learned` or `sinusoidal` tables added to the embedding, or `rotary` queries and keys.
+        dropout: Probability of dropping an activation during training (embedding, attention, both
+            branches).
+        activation: `gelu` (exact), `gelu_tanh`, `relu`, `relu_squared`, `silu`, or `swiglu` (adds a
+            gate).
+        position: `learned` or `sinusoidal` tables added to the embedding, or `rotary` queries and
+            keys.
         tie_embeddings: Whether the output layer uses the token embedding's weights.
         norm: `layer` (LayerNorm) or `rms` (RMSNorm, without shift).
         norm_epsilon: Added to the variance or mean square before the root.
-        num_kv_heads: Key and value heads for grouped-query attention; None for as many as `num_heads`.
-        use_bias: Whether the linear layers inside the blocks have biases. The output layer never has one.
+        num_kv_heads: Key and value heads for grouped-query attention; None for as many as
+            `num_heads`.
+        use_bias: Whether the linear layers inside the blocks have biases. The output layer never
+            has one.
         rotary_base: The longest wavelength of rotary positions is about 2π times this, in tokens.
     """
 
@@ -197,8 +207,10 @@ class TrainingConfig(_Config):
     Attributes:
         learning_rate: The highest one, after warm-up.
         batch_size: Sequences a step, all micro-batches and worker processes together.
-        num_steps: Optimizer steps; None for what `num_epochs` says, or 5,000 where that is None too.
-        num_epochs: Passes over the training tokens, in place of `num_steps`; whoever gives both is refused.
+        num_steps: Optimizer steps; None for what `num_epochs` says, or 5,000 where that is None
+            too.
+        num_epochs: Passes over the training tokens, in place of `num_steps`; whoever gives both is
+            refused.
         seq_len: Tokens a sequence; None for the model's max_seq_len.
         seed: Of batches and dropout.
         optimizer: `adamw`, `adam`, `rmsprop` or `sgd`.
@@ -214,11 +226,14 @@ class TrainingConfig(_Config):
         validation_split: Share of the tokens, at the end, held out.
         log_every: Batches between log lines.
         evaluate_every: Steps between held-out losses; None for 20 times a run.
-        evaluation_batches: Batches of a held-out loss on the way; the last one uses the whole split.
+        evaluation_batches: Batches of a held-out loss on the way; the last one uses the whole
+            split.
         sample_every: Steps between samples of generated text; 0 for none.
         early_stop_patience: Held-out losses without an improvement that end training; 0 for never.
-        time_limit: Seconds after which training stops as if interrupted, ready to resume; None for no limit.
-        num_workers: Worker processes; None for one a core, at most 4. Results are reproducible for the same number.
+        time_limit: Seconds after which training stops as if interrupted, ready to resume; None for
+            no limit.
+        num_workers: Worker processes; None for one a core, at most 4. Results are reproducible for
+            the same number.
     """
 
     learning_rate: float = 3e-3
@@ -282,7 +297,8 @@ class TrainingConfig(_Config):
             object.__setattr__(self, "num_steps", DEFAULT_STEPS)
 
 
-# To copy and change: `config = MODEL_CONFIG.copy(); config.update(embed_dim=64)`. What follows from other fields is None, and gives way to them.
+# To copy and change: `config = MODEL_CONFIG.copy(); config.update(embed_dim=64)`. What follows from
+# other fields is None, and gives way to them.
 MODEL_CONFIG: dict[str, Any] = {**ModelConfig().to_dict(), "ff_dim": None}
 TRAINING_CONFIG: dict[str, Any] = {**TrainingConfig().to_dict(), "num_steps": None}
 

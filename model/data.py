@@ -1,4 +1,6 @@
-"""Token arrays: storage as memory-mapped files, windows for evaluation, random batches for training."""
+"""Token arrays: storage as memory-mapped files, windows for evaluation, random batches for
+training.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from .errors import InputError
 from .files import atomic_write
 from .tokenizers.tokenizer import Tokenizer
 
-# A place where a text can be cut without changing its tokens: a single line end between two characters that are not white space.
+# A place where a text can be cut without changing its tokens: a single line end between two
+# characters that are not white space.
 CUT = re.compile(r"(?<=\S\n)(?=\S)")
 PART_LENGTH = 1 << 20
 
@@ -22,10 +25,11 @@ PART_LENGTH = 1 << 20
 def encode_texts(
     tokenizer: Tokenizer, texts: Iterable[str], directory: str | Path | None = None, progress: bool = False
 ) -> np.ndarray:
-    """Return the tokens of all texts (n,), memory-mapped, in the smaller of uint16 and uint32 that holds the vocabulary.
+    """Return the tokens of all texts (n,), memory-mapped, in the smaller of uint16 and uint32 that
+    holds the vocabulary.
 
-    Texts are encoded a part at a time and go to an unnamed temporary file, so that a corpus larger than the memory is no trouble when
-    `texts` yields it piece by piece.
+    Texts are encoded a part at a time and go to an unnamed temporary file, so that a corpus larger
+    than the memory is no trouble when `texts` yields it piece by piece.
 
     Args:
         tokenizer: Trained.
@@ -48,7 +52,8 @@ def encode_texts(
 
 
 def text_parts(text: str, length: int = PART_LENGTH, special_tokens: Sequence[str] = ()) -> Iterator[str]:
-    """Cut a text into parts of about this length whose tokens, one after the other, are the whole text's.
+    """Cut a text into parts of about this length whose tokens, one after the other, are the whole
+    text's.
 
     Args:
         text: The text.
@@ -95,7 +100,8 @@ def windows(tokens: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Cut tokens (n,) into non-overlapping windows; a short last one is dropped.
 
     Returns:
-        Inputs and targets, each (N, T) with N = (n − 1) // T; the target of a token is the one after it.
+        Inputs and targets, each (N, T) with N = (n − 1) // T; the target of a token is the one
+            after it.
 
     Raises:
         InputError: There is not one whole window.
@@ -116,9 +122,11 @@ def count_windows(tokens: np.ndarray, length: int) -> int:
 def random_batch(
     tokens: np.ndarray, batch_size: int, length: int, seed: int, step: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the inputs and targets (B, T) of a training step: windows that start anywhere, drawn from (seed, step) alone.
+    """Return the inputs and targets (B, T) of a training step: windows that start anywhere, drawn
+    from (seed, step) alone.
 
-    A resumed run therefore sees the batches of one that was never stopped, and worker processes agree without a word.
+    A resumed run therefore sees the batches of one that was never stopped, and worker processes
+    agree without a word.
     """
     generator = np.random.default_rng((seed, step))
     starts = generator.integers(0, len(tokens) - length, size=batch_size)

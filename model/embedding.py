@@ -1,7 +1,7 @@
 """Token and position embeddings.
 
-x[b, t] = token_table[tokens[b, t]] + position_table[t]. Backward: the gradient of a token's row is the sum over all places where the
-token stands, that of a position's row the sum over all sequences.
+x[b, t] = token_table[tokens[b, t]] + position_table[t]. Backward: the gradient of a token's row is
+the sum over all places where the token stands, that of a position's row the sum over all sequences.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ import numpy as np
 from .parameters import Parameters
 from .workspace import Workspace
 
-# Up to this vocabulary the token gradient is a product with a one-hot matrix, at the speed of BLAS; beyond, rows are sorted by token.
+# Up to this vocabulary the token gradient is a product with a one-hot matrix, at the speed of BLAS;
+# beyond, rows are sorted by token.
 ONE_HOT_VOCAB_SIZE = 512
 
 
 def sinusoidal_positions(length: int, width: int, dtype: np.dtype) -> np.ndarray:
-    """Return the table (T, C) of Vaswani et al. 2017: sin and cos of t / 10000^(2i/C) in channels 2i and 2i+1."""
+    """Return the table (T, C) of Vaswani et al. 2017: sin and cos of t / 10000^(2i/C) in channels
+    2i and 2i+1.
+    """
     positions, channels = np.arange(length)[:, None], np.arange(width)
     angles = positions * 10000.0 ** (-(channels - channels % 2) / width)
     return np.where(channels % 2, np.cos(angles), np.sin(angles)).astype(dtype)
@@ -26,9 +29,11 @@ class Embedding:
     """The first layer.
 
     Args:
-        parameters: Holds `token_embedding` (V, C) and, when positions are learned, `position_embedding` (T, C).
+        parameters: Holds `token_embedding` (V, C) and, when positions are learned,
+            `position_embedding` (T, C).
         gradients: Where their gradients go.
-        positions: The table (T, C) that is added, or None for none (rotary positions act in the attention).
+        positions: The table (T, C) that is added, or None for none (rotary positions act in the
+            attention).
     """
 
     def __init__(self, parameters: Parameters, gradients: Parameters, positions: np.ndarray | None) -> None:
@@ -41,13 +46,16 @@ class Embedding:
         batch, length = tokens.shape
         width = self.tokens.shape[1]
         x = workspace.array("embedding", batch, length, width)
-        np.take(self.tokens, tokens, axis=0, out=x, mode="clip")  # indices were checked; "clip" writes without a buffer
+        # indices were checked; "clip" writes without a buffer
+        np.take(self.tokens, tokens, axis=0, out=x, mode="clip")
         if self.positions is not None:
             x += self.positions[:length]
         return x.reshape(batch * length, width)
 
     def backward(self, d_x: np.ndarray, tokens: np.ndarray, workspace: Workspace, *, add: bool) -> None:
-        """Write the tables' gradients for dx (B·T, C); `add` adds to the token table's, which the tied output has written."""
+        """Write the tables' gradients for dx (B·T, C); `add` adds to the token table's, which the
+        tied output has written.
+        """
         batch, length = tokens.shape
         if self.d_positions is not None:
             self.d_positions[length:] = 0

@@ -22,8 +22,8 @@ LARGEST_JSON = 256 * 1024 * 1024
 def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     r"""Write a file beside `path` and put it in its place when the block ends without an exception.
 
-    Whoever opens `path` sees the old content or the new one. The data are on the disk before the rename, so this also holds
-    across a power failure.
+    Whoever opens `path` sees the old content or the new one. The data are on the disk before the
+    rename, so this also holds across a power failure.
 
     Args:
         path: Where the file is to be; its directory must exist.
@@ -52,7 +52,9 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 def _permissions(target: Path) -> int:
-    """Return the mode of the file that is replaced, or what `open` would give a new one (mkstemp gives 0600)."""
+    """Return the mode of the file that is replaced, or what `open` would give a new one (mkstemp
+    gives 0600).
+    """
     try:
         return target.stat().st_mode & 0o7777
     except FileNotFoundError:

@@ -12,17 +12,20 @@ from .workspace import Workspace
 
 
 class Linear:
-    """One or several linear layers of the same input, whose parameters lie side by side and act as one.
+    """One or several linear layers of the same input, whose parameters lie side by side and act as
+    one.
 
     Args:
-        names: Prefixes of the parameters `NAME.weight` (outputs, inputs) and, if there are any, `NAME.bias` (outputs,).
+        names: Prefixes of the parameters `NAME.weight` (outputs, inputs) and, if there are any,
+            `NAME.bias` (outputs,).
         parameters: Where they are.
         gradients: Where their gradients go; each backward pass overwrites them.
     """
 
     def __init__(self, names: list[str], parameters: Parameters, gradients: Parameters) -> None:
         self.name = "+".join(names)
-        # The same layer of every block shares the memory for dx, which is used up before the next block begins.
+        # The same layer of every block shares the memory for dx, which is used up before the next
+        # block begins.
         self.role = names[0].split(".", 2)[-1]
         weights, biases = [f"{name}.weight" for name in names], [f"{name}.bias" for name in names]
         self.weight, self.d_weight = parameters.stacked(weights), gradients.stacked(weights)

@@ -43,7 +43,8 @@ class Normalization:
         y = workspace.array((self.name, "y"), num_rows, width)
         inverse = self._standardize(x, normalized, self.epsilon, workspace)
         if not np.isfinite(inverse).all() or not inverse.all():
-            # A sum overflowed. Scaling a row changes nothing but the weight of ε, so bring each row's largest value to 1.
+            # A sum overflowed. Scaling a row changes nothing but the weight of ε, so bring each
+            # row's largest value to 1.
             peak = np.maximum(np.abs(x).max(axis=1), 1)
             inverse = self._standardize(x / peak[:, None], normalized, self.epsilon / peak / peak, workspace)
             normalized *= inverse[:, None]
@@ -59,7 +60,9 @@ class Normalization:
     def _standardize(
         self, x: np.ndarray, centred: np.ndarray, epsilon: float | np.ndarray, workspace: Workspace
     ) -> np.ndarray:
-        """Write x − mean(x), or x for RMSNorm, to `centred` (N, C), and return 1 / sqrt(mean(centred²) + ε) (N,)."""
+        """Write x − mean(x), or x for RMSNorm, to `centred` (N, C), and return 1 /
+        sqrt(mean(centred²) + ε) (N,).
+        """
         width = x.shape[1]
         if self.centred:
             mean = np.matmul(x, workspace.ones(width))
@@ -77,7 +80,9 @@ class Normalization:
         return inverse
 
     def backward(self, d_y: np.ndarray, workspace: Workspace) -> np.ndarray:
-        """Return dx (N, C) for dy (N, C), and write the gradients of scale and shift. `d_y` is overwritten."""
+        """Return dx (N, C) for dy (N, C), and write the gradients of scale and shift. `d_y` is
+        overwritten.
+        """
         normalized, inverse = self.saved
         num_rows, width = d_y.shape
         ones = workspace.ones(num_rows)

@@ -1,8 +1,9 @@
 """All parameters of a model in one flat vector, each also a named array that is a view of it.
 
-One vector lets the optimizer, gradient clipping and worker processes treat the whole model as one array. Its order puts the
-matrices first, then the vectors (biases, scales, shifts): weight decay reaches exactly the first part. Query, key and value
-weights lie side by side, so that one product with the stacked matrix makes all three.
+One vector lets the optimizer, gradient clipping and worker processes treat the whole model as one
+array. Its order puts the matrices first, then the vectors (biases, scales, shifts): weight decay
+reaches exactly the first part. Query, key and value weights lie side by side, so that one product
+with the stacked matrix makes all three.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from .errors import InputError
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every parameter by name, in the order of the flat vector: matrices, then vectors.
+    """Return the shape of every parameter by name, in the order of the flat vector: matrices, then
+    vectors.
 
-    Matrices of linear layers are (outputs, inputs). The tables, (V, C) and (T, C), count as matrices.
+    Matrices of linear layers are (outputs, inputs). The tables, (V, C) and (T, C), count as
+    matrices.
 
     Raises:
         InputError: More parameters than could be meant.
@@ -67,8 +70,8 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 class Parameters(MutableMapping[str, np.ndarray]):
     """Named arrays over one flat vector.
 
-    Assigning to a name copies into the vector, so that every view stays valid; a wrong shape is refused. Names cannot be added
-    or removed.
+    Assigning to a name copies into the vector, so that every view stays valid; a wrong shape is
+    refused. Names cannot be added or removed.
 
     Attributes:
         flat: The vector of all values.
@@ -108,7 +111,9 @@ class Parameters(MutableMapping[str, np.ndarray]):
         return len(self._arrays)
 
     def stacked(self, names: list[str]) -> np.ndarray:
-        """Return neighbouring parameters as one array, stacked along the first axis; a view, not a copy."""
+        """Return neighbouring parameters as one array, stacked along the first axis; a view, not a
+        copy.
+        """
         first = self._arrays[names[0]]
         start = self._offsets[names[0]]
         end = start
@@ -130,9 +135,10 @@ class Parameters(MutableMapping[str, np.ndarray]):
 def initialize(parameters: Parameters, config: ModelConfig, seed: int) -> None:
     """Fill parameters with random starting values.
 
-    Matrices are normal with standard deviation 0.02, as in GPT-2, or 1/sqrt(inputs) where that is larger, so that narrow models also
-    start with activations of order one. The projections that write into the residual stream are divided by sqrt(2 · num_layers):
-    the stream's variance then does not grow with depth (Radford et al. 2019). Biases and shifts start at 0, scales at 1.
+    Matrices are normal with standard deviation 0.02, as in GPT-2, or 1/sqrt(inputs) where that is
+    larger, so that narrow models also start with activations of order one. The projections that
+    write into the residual stream are divided by sqrt(2 · num_layers): the stream's variance then
+    does not grow with depth (Radford et al. 2019). Biases and shifts start at 0, scales at 1.
     """
     generator = np.random.default_rng(seed)
     for name, values in parameters.items():
@@ -151,7 +157,9 @@ EMBEDDINGS = ("token_embedding", "position_embedding")
 
 
 def parameter_counts(config: ModelConfig) -> dict[str, int]:
-    """Return the number of parameters by part: embeddings, attention, feed-forward, norms, output, total."""
+    """Return the number of parameters by part: embeddings, attention, feed-forward, norms, output,
+    total.
+    """
     counts = dict.fromkeys(("embeddings", "attention", "feed_forward", "norms", "output"), 0)
     for name, shape in parameter_shapes(config).items():
         if name in EMBEDDINGS:
@@ -167,7 +175,9 @@ def parameter_counts(config: ModelConfig) -> dict[str, int]:
 
 
 def multiply_accumulate_counts(config: ModelConfig, context: int | None = None) -> dict[str, int]:
-    """Return the multiply-accumulate operations for one token by part, when `context` tokens are attended (default: all)."""
+    """Return the multiply-accumulate operations for one token by part, when `context` tokens are
+    attended (default: all).
+    """
     length = config.max_seq_len if context is None else context
     width, layers = config.embed_dim, config.num_layers
     matrices = 3 if config.activation == "swiglu" else 2

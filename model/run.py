@@ -157,7 +157,8 @@ class RunDirectory:
         Args:
             text: The prompt and what the model wrote.
             prompt: Its beginning.
-            made_from: SHA-256 of files: `model_sha256`, of the weights, or `manifest_sha256`, of the integer model's manifest.
+            made_from: SHA-256 of files: `model_sha256`, of the weights, or `manifest_sha256`, of
+                the integer model's manifest.
         """
         with atomic_write(self.sample) as file:
             file.write(text)
@@ -193,7 +194,8 @@ class RunDirectory:
         recorded = self.load_training_record().get("training")
         if not isinstance(recorded, dict):
             raise InputError(f"{self.training} lacks the training configuration; train the run from the start")
-        if recorded.get("num_steps") is not None:  # earlier versions wrote down both, and took the steps
+        # earlier versions wrote down both, and took the steps
+        if recorded.get("num_steps") is not None:
             recorded = {**recorded, "num_epochs": None}
         return TrainingConfig.from_dict(recorded)
 

@@ -1,8 +1,9 @@
 """Softmax and cross-entropy.
 
-softmax(s)ᵢ = exp(sᵢ − m) / Σⱼ exp(sⱼ − m) for any m. The usual m is the row's maximum, which keeps exp from overflowing, but a maximum
-along a short last axis costs NumPy more than the exponential itself. So m = 0 is tried first; the row sums show whether that was
-in range, and only if it was not, the rows are done again with their maximum. The result is the same up to rounding.
+softmax(s)ᵢ = exp(sᵢ − m) / Σⱼ exp(sⱼ − m) for any m. The usual m is the row's maximum, which keeps
+exp from overflowing, but a maximum along a short last axis costs NumPy more than the exponential
+itself. So m = 0 is tried first; the row sums show whether that was in range, and only if it was
+not, the rows are done again with their maximum. The result is the same up to rounding.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import numpy as np
 
 from .workspace import Workspace
 
-# In between, no exponential that matters has overflowed or lost bits in float32: smallest normal number 1.2e-38, largest 3.4e38.
+# In between, no exponential that matters has overflowed or lost bits in float32: smallest normal
+# number 1.2e-38, largest 3.4e38.
 SMALLEST_SUM = 1e-30
 LARGEST_SUM = 1e37
 
@@ -21,12 +23,14 @@ IGNORED = -1  # a target that does not count: padding
 
 
 def exponentials(scores: np.ndarray, workspace: Workspace, restore: Callable[[], None]) -> np.ndarray:
-    """Replace scores (…, K) by exponentials proportional to their softmax, and return the row sums (…).
+    """Replace scores (…, K) by exponentials proportional to their softmax, and return the row sums
+    (…).
 
     Args:
         scores: Overwritten. −inf stands for a masked score; a row has at least one other.
         workspace: Source of the vector of ones.
-        restore: Writes the original scores into `scores` again; called when the shifted form is needed.
+        restore: Writes the original scores into `scores` again; called when the shifted form is
+            needed.
     """
     ones = workspace.ones(scores.shape[-1])
     with np.errstate(over="ignore", under="ignore"):
@@ -53,8 +57,9 @@ def cross_entropy(
 ) -> float:
     """Return the mean over counted rows of −log softmax(logits)[target], in nats.
 
-    Backward: dlogits = (softmax(logits) − onehot(target)) / number of counted rows; rows with an ignored target get 0. Soft targets
-    take the place of onehot(target) there, not in the loss that is returned.
+    Backward: dlogits = (softmax(logits) − onehot(target)) / number of counted rows; rows with an
+    ignored target get 0. Soft targets take the place of onehot(target) there, not in the loss that
+    is returned.
 
     Args:
         logits: (N, V).

@@ -1,8 +1,10 @@
-"""The bundled sample text: short stories from a small grammar, as many as wanted, the same for the same seed.
+"""The bundled sample text: short stories from a small grammar, as many as wanted, the same for the
+same seed.
 
-A story has a hero, a friend, a place and a thing that matters. Its sentences are short, so that a context of 64 characters holds what a
-next word depends on. There is something to learn at every distance: spelling; articles (a, an); agreement in number (the dog runs,
-the dogs run; was, were; this, these); pronouns that fit the hero; quotation marks that close; names that come back.
+A story has a hero, a friend, a place and a thing that matters. Its sentences are short, so that a
+context of 64 characters holds what a next word depends on. There is something to learn at every
+distance: spelling; articles (a, an); agreement in number (the dog runs, the dogs run; was, were;
+this, these); pronouns that fit the hero; quotation marks that close; names that come back.
 """
 
 from __future__ import annotations
@@ -230,7 +232,9 @@ class _Story:
         self.thing = self.pick(THINGS)
 
     def pick(self, options: Sequence[Option]) -> Option:
-        """Return one of several options; `random.choice` may change between Python versions, `random.random` may not."""
+        """Return one of several options; `random.choice` may change between Python versions,
+        `random.random` may not.
+        """
         return options[int(self.uniform() * len(options))]
 
     def two(self, options: Sequence[str]) -> str:
@@ -342,7 +346,8 @@ MIDDLE: tuple[Callable[[_Story], str], ...] = (
 
 
 def generate_stories(num_bytes: int, seed: int = 0) -> str:
-    """Return whole stories, one a paragraph, of at least `num_bytes` characters (all ASCII) and less than one story more.
+    """Return whole stories, one a paragraph, of at least `num_bytes` characters (all ASCII) and
+    less than one story more.
 
     Args:
         num_bytes: At least 1.

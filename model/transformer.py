@@ -1,10 +1,12 @@
-"""The decoder-only transformer: embeddings, pre-norm blocks, final norm, logits; its loss and all gradients.
+"""The decoder-only transformer: embeddings, pre-norm blocks, final norm, logits; its loss and all
+gradients.
 
 For tokens (B, T), with x (B·T, C) the residual stream:
     x = embedding(tokens)
     each block:  x = x + attention(norm(x));  x = x + feed_forward(norm(x))
     logits = norm(x) · output.weightᵀ
-Backward runs the same list from its end: a residual branch y = x + f(norm(x)) passes dx = dy + norm'(f'(dy)).
+Backward runs the same list from its end: a residual branch y = x + f(norm(x)) passes dx = dy +
+norm'(f'(dy)).
 
 Sizes: B sequences, T tokens, C embed_dim, V vocab_size, N = B·T rows.
 """
@@ -28,17 +30,22 @@ from .rotary import rotation_table
 from .softmax import IGNORED, cross_entropy, exponentials
 from .workspace import Workspace, row_blocks
 
-# A loss without gradients computes so many logits at a time, 4 MiB: many rows for BLAS, few for the memory.
+# A loss without gradients computes so many logits at a time, 4 MiB: many rows for BLAS, few for the
+# memory.
 LOGITS_AT_A_TIME = 1 << 20
 
 
 def quiet() -> np.errstate:
-    """Return a context without warnings: what leaves the range is handled in softmax and norms, and training looks at the loss."""
+    """Return a context without warnings: what leaves the range is handled in softmax and norms, and
+    training looks at the loss.
+    """
     return np.errstate(over="ignore", under="ignore", invalid="ignore")
 
 
 class Block:
-    """One pre-norm block: attention and feed-forward, each on a normalised copy of the residual stream."""
+    """One pre-norm block: attention and feed-forward, each on a normalised copy of the residual
+    stream.
+    """
 
     def __init__(
         self, name: str, config: ModelConfig, parameters: Parameters, gradients: Parameters, rotation: np.ndarray | None
@@ -75,7 +82,9 @@ class Block:
         observe_tensor(f"{self.name}.feed_forward_residual", x)
 
     def backward(self, d_x: np.ndarray, batch: int, workspace: Workspace) -> None:
-        """Turn the gradient after the block into the one before it, in place, and write the parameters' gradients."""
+        """Turn the gradient after the block into the one before it, in place, and write the
+        parameters' gradients.
+        """
         d_y = self.feed_forward.backward(self._drop_backward("feed_forward", d_x, workspace), workspace)
         d_x += self.feed_forward_norm.backward(d_y, workspace)
         d_y = self.attention.backward(self._drop_backward("attention", d_x, workspace), batch, workspace)
@@ -103,7 +112,8 @@ class Transformer:
         config: A `ModelConfig`, or a dictionary with some of its fields.
         seed: Of the starting weights.
         dtype: `float32`, or `float64` to check gradients.
-        parameters: Flat memory that holds the parameters, which are kept; None to allocate it and fill it with random values.
+        parameters: Flat memory that holds the parameters, which are kept; None to allocate it and
+            fill it with random values.
         gradients: Flat memory for the gradients; None to allocate it.
 
     Attributes:
@@ -160,7 +170,9 @@ class Transformer:
         return None
 
     def position_table(self) -> np.ndarray:
-        """Return what is added to the token embeddings (T, C): learned, sinusoidal, or zeros for rotary positions."""
+        """Return what is added to the token embeddings (T, C): learned, sinusoidal, or zeros for
+        rotary positions.
+        """
         if self._positions is None:
             return np.zeros((self.config.max_seq_len, self.config.embed_dim), self.dtype)
         return self._positions
@@ -174,7 +186,9 @@ class Transformer:
         return parameter_counts(self.config)
 
     def count_multiply_accumulates(self, context: int | None = None) -> dict[str, int]:
-        """Return multiply-accumulate operations a token by part, with `context` tokens attended (default: all)."""
+        """Return multiply-accumulate operations a token by part, with `context` tokens attended
+        (default: all).
+        """
         return multiply_accumulate_counts(self.config, context)
 
     def forward(self, tokens: np.ndarray, observe: Observer | None = None) -> np.ndarray:
@@ -182,8 +196,8 @@ class Transformer:
 
         Args:
             tokens: Integers from 0 to V − 1; T from 1 to max_seq_len.
-            observe: Called as `observe(name, array)` with every intermediate tensor, (B, T, channels) or, for attention weights,
-                (B, H, T, T). It may keep the arrays.
+            observe: Called as `observe(name, array)` with every intermediate tensor, (B, T,
+                channels) or, for attention weights, (B, H, T, T). It may keep the arrays.
 
         Raises:
             InputError: Tokens of another shape or type, out of range, or longer than the context.
@@ -212,14 +226,16 @@ class Transformer:
         transform: Observer | None = None,
         workspace: Workspace | None = None,
     ) -> float:
-        """Return the mean cross-entropy in nats of targets (B, T) after tokens (B, T); targets of −1 do not count.
+        """Return the mean cross-entropy in nats of targets (B, T) after tokens (B, T); targets of
+        −1 do not count.
 
         The memory is that of one block, and of a part of the logits.
 
         Args:
             tokens: (B, T).
             targets: (B, T); −1 does not count.
-            transform: May change tensors on the way, as in `loss_and_gradients`. It sees the logits as a whole.
+            transform: May change tensors on the way, as in `loss_and_gradients`. It sees the logits
+                as a whole.
             workspace: Where arrays live, for many calls; None for a new one.
         """
         tokens, targets = self._check_tokens(tokens), self._check_targets(targets, tokens).reshape(-1)
@@ -236,7 +252,9 @@ class Transformer:
         return float(total / max(1, num_counted))
 
     def probabilities(self, tokens: np.ndarray) -> np.ndarray:
-        """Return the probabilities (N, V) of what follows tokens (B, T), in memory that the next training call overwrites."""
+        """Return the probabilities (N, V) of what follows tokens (B, T), in memory that the next
+        training call overwrites.
+        """
         workspace = self.training_workspace.one_block()
         with quiet():
             logits = self._forward(self._check_tokens(tokens), workspace, None, None, keep=False)
@@ -262,11 +280,13 @@ class Transformer:
             tokens: (B, T).
             targets: (B, T); −1 does not count.
             generator: Source of dropout; None for no dropout.
-            weight: Factor on the gradients (not on the loss), for a batch that is part of a larger one.
-            transform: Called as `transform(name, array)` with the tensors that `forward` shows to `observe`, (N, channels) each. What
-                it writes into them is what the model goes on with; gradients pass as if it had not been there. Attention weights
-                are only shown.
-            soft_targets: Probabilities (N, V) that the gradients lead to instead of the targets; overwritten. None for the targets.
+            weight: Factor on the gradients (not on the loss), for a batch that is part of a larger
+                one.
+            transform: Called as `transform(name, array)` with the tensors that `forward` shows to
+                `observe`, (N, channels) each. What it writes into them is what the model goes on
+                with; gradients pass as if it had not been there. Attention weights are only shown.
+            soft_targets: Probabilities (N, V) that the gradients lead to instead of the targets;
+                overwritten. None for the targets.
         """
         tokens, targets = self._check_tokens(tokens), self._check_targets(targets, tokens)
         batch = len(tokens)

@@ -1,7 +1,8 @@
 """Arrays that are used again at every training step instead of being allocated anew.
 
-Fresh memory costs more than arithmetic here: the system hands out zeroed pages one fault at a time, and they are cold in the cache.
-A layer asks for an array by name; the first request allocates it, later ones that are not larger return the same memory.
+Fresh memory costs more than arithmetic here: the system hands out zeroed pages one fault at a time,
+and they are cold in the cache. A layer asks for an array by name; the first request allocates it,
+later ones that are not larger return the same memory.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Self
 
 import numpy as np
 
-# Pointwise passes run over this many values at a time, so that one pass finds in the cache what the last one left there.
+# Pointwise passes run over this many values at a time, so that one pass finds in the cache what the
+# last one left there.
 BLOCK_VALUES = 1 << 16
 BLOCK = re.compile(r"blocks\.\d+\.")
 
@@ -24,8 +26,8 @@ class Workspace:
 
     Args:
         dtype: Floating-point type of the arrays.
-        reuse: Whether a name returns the same memory again. Without, every request allocates, and nothing that was
-            handed out is ever overwritten.
+        reuse: Whether a name returns the same memory again. Without, every request allocates, and
+            nothing that was handed out is ever overwritten.
     """
 
     def __init__(self, dtype: np.dtype, reuse: bool = True) -> None:
@@ -36,7 +38,9 @@ class Workspace:
         self._one_block = False
 
     def one_block(self) -> Self:
-        """Return a workspace with the same memory, where all blocks use that of the first: for a forward pass whose tensors nobody keeps."""
+        """Return a workspace with the same memory, where all blocks use that of the first: for a
+        forward pass whose tensors nobody keeps.
+        """
         workspace = type(self)(self.dtype, self.reuse)
         workspace._arrays, workspace._memory = self._arrays, self._memory
         workspace._one_block = True
@@ -56,14 +60,18 @@ class Workspace:
         return array
 
     def ones(self, length: int) -> np.ndarray:
-        """Return a vector of ones. A product with it sums rows or columns at the speed of BLAS; `sum` along a short axis is slow."""
+        """Return a vector of ones. A product with it sums rows or columns at the speed of BLAS;
+        `sum` along a short axis is slow.
+        """
         array = self._arrays.get(("ones", length))
         if array is None:
             array = self._arrays["ones", length] = np.ones(length, self.dtype)
         return array
 
     def later_keys(self, size: int) -> np.ndarray:
-        """Return the causal mask (size, size) that is added to scores: −inf above the diagonal, where the key comes later."""
+        """Return the causal mask (size, size) that is added to scores: −inf above the diagonal,
+        where the key comes later.
+        """
         array = self._arrays.get(("later keys", size))
         if array is None:
             array = self._arrays["later keys", size] = np.triu(np.full((size, size), -np.inf, self.dtype), 1)
@@ -78,7 +86,9 @@ def _name_in_first_block(name: Hashable) -> Hashable:
 
 
 def row_blocks(num_rows: int, width: int, values: int = BLOCK_VALUES) -> Iterator[slice]:
-    """Yield slices that cut rows of `width` values into blocks of at most so many values; as many as fit the cache unless told."""
+    """Yield slices that cut rows of `width` values into blocks of at most so many values; as many
+    as fit the cache unless told.
+    """
     step = max(1, values // width)
     for start in range(0, num_rows, step):
         yield slice(start, min(start + step, num_rows))

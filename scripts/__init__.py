@@ -4,15 +4,20 @@ import sys
 
 
 def _is_the_program() -> bool:
-    """Whether this process runs a command: `positron`, `python -m scripts.NAME`, or a file of this directory."""
-    started = getattr(sys, "argv", [""])[0]  # "-m" while Python looks for the module that `python -m` names
+    """Whether this process runs a command: `positron`, `python -m scripts.NAME`, or a file of this
+    directory.
+    """
+    # "-m" while Python looks for the module that `python -m` names
+    started = getattr(sys, "argv", [""])[0]
     file = getattr(sys.modules.get("__main__"), "__file__", None) or ""
     named = started.replace("\\", "/").removesuffix(".exe").endswith("/positron")
     return started == "-m" or named or file.startswith(__path__[0])
 
 
 def _start() -> None:
-    """Do what must come before the first import that takes its time, or that may find what is not ours."""
+    """Do what must come before the first import that takes its time, or that may find what is not
+    ours.
+    """
     if _is_the_program():
         from scripts import process
 

@@ -1,8 +1,9 @@
 """The `positron` command: one subcommand for each step from a text file to a verified bitstream.
 
-A subcommand is a module of `scripts.commands` with `add_arguments(parser)` and `run(arguments) -> int` (the exit status). Its
-docstring is its help text. Only the chosen one is imported, and what an extra of the installation brings is imported by
-`run` alone: help needs no extra, and what `scripts.requirements` says is missing is named before anything begins.
+A subcommand is a module of `scripts.commands` with `add_arguments(parser)` and
+`run(arguments) -> int` (the exit status). Its docstring is its help text. Only the chosen one is
+imported, and what an extra of the installation brings is imported by `run` alone: help needs no
+extra, and what `scripts.requirements` says is missing is named before anything begins.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ COMMANDS = (
 )
 DISTRIBUTION = "positron-transformer"
 HELP_WIDTH = 79  # of lines that argparse does not fold
-# The exceptions for what a user can do wrong or lacks; everything else is a bug and shows its traceback.
+# The exceptions for what a user can do wrong or lacks; everything else is a bug and shows its
+# traceback.
 USER_ERRORS = (
     ("model.errors", "InputError"),
     ("fixedpoint.errors", "QuantizationError"),
@@ -73,7 +75,8 @@ def main(words: Sequence[str] | None = None) -> int:
     name = next((word for word in words if not word.startswith("-")), None)
     command = import_command(name) if name in COMMANDS else None
     arguments = parse(build_parser(name, command), words)
-    if command is None:  # `positron` alone: argparse lets a missing subcommand pass so that help can be shown
+    # `positron` alone: argparse lets a missing subcommand pass so that help can be shown
+    if command is None:
         build_parser(None, None).print_help()
         return 2
     lacking = what_is_missing(" ".join(filter(None, (name, getattr(arguments, "benchmark", None)))))
@@ -81,7 +84,9 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def what_is_missing(name: str) -> str:
-    """Return which Python packages a command needs that are not installed, as a sentence; empty where there is none."""
+    """Return which Python packages a command needs that are not installed, as a sentence; empty
+    where there is none.
+    """
     from scripts.requirements import how_to_install, missing_packages
 
     missing = missing_packages(name)
@@ -94,7 +99,9 @@ def what_is_missing(name: str) -> str:
 
 
 def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
-    """Return the arguments; what no option is known for is refused with the usage of the command that was given it."""
+    """Return the arguments; what no option is known for is refused with the usage of the command
+    that was given it.
+    """
     arguments, unknown = parser.parse_known_args(words)
     if unknown:  # argparse itself hands them up to the outermost parser
         arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -132,7 +139,9 @@ def build_parser(name: str | None, command: ModuleType | None) -> argparse.Argum
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Folds the paragraphs of a description at the terminal's width, and leaves indented lines, which are examples and lists, as they are."""
+    """Folds the paragraphs of a description at the terminal's width, and leaves indented lines,
+    which are examples and lists, as they are.
+    """
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         paragraphs = text.strip("\n").split("\n\n")
@@ -158,7 +167,9 @@ def version() -> str:
 
 
 def overview(names: Sequence[str] = COMMANDS, parent: str = "") -> str:
-    """Return a folded line for each command, or each subcommand of `parent`: its name and the first sentence of its help."""
+    """Return a folded line for each command, or each subcommand of `parent`: its name and the first
+    sentence of its help.
+    """
     width = max(map(len, names))
     return "\n".join(
         fill(
@@ -186,7 +197,8 @@ def execute(command: ModuleType, arguments: argparse.Namespace) -> int:
         sys.stdout.flush()
         return status
     except BrokenPipeError:
-        # The reader (`| head`) has enough. Python flushes stdout at exit and would complain once more.
+        # The reader (`| head`) has enough. Python flushes stdout at exit and would complain once
+        # more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILURE
     except KeyboardInterrupt:
@@ -203,7 +215,9 @@ def execute(command: ModuleType, arguments: argparse.Namespace) -> int:
 
 
 def describe(error: OSError) -> str:
-    """Return what a file system refused, and where: of a file that takes another one's place that place, not the name beside it."""
+    """Return what a file system refused, and where: of a file that takes another one's place that
+    place, not the name beside it.
+    """
     name = error.filename if error.filename2 is None else error.filename2
     return f"{'' if name is None else f'{name}: '}{error.strerror or error}"
 
@@ -214,7 +228,9 @@ def user_errors() -> tuple[type[Exception], ...]:
 
 
 def fail(message: str) -> int:
-    """Print a message to stderr, one line unless it quotes a tool's log, and return the exit status of a failure."""
+    """Print a message to stderr, one line unless it quotes a tool's log, and return the exit status
+    of a failure.
+    """
     print(f"error: {message.strip()}", file=sys.stderr)
     return EXIT_FAILURE
 

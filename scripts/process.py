@@ -1,8 +1,11 @@
-"""What a command's process does about Ctrl-C and about output that is not UTF-8. A process that only imports this package stays as it is.
+"""What a command's process does about Ctrl-C and about output that is not UTF-8. A process that
+only imports this package stays as it is.
 
-Ctrl-C at any moment gives one line or none and exit status 130, never a traceback. While Python imports modules, a KeyboardInterrupt can come
-up anywhere, also where somebody's `except` swallows it or where it can only be printed. So before a command has begun, and after it has
-ended, Ctrl-C ends the process at once: there is nothing to clean up then. Between the two it is the KeyboardInterrupt that commands handle.
+Ctrl-C at any moment gives one line or none and exit status 130, never a traceback. While Python
+imports modules, a KeyboardInterrupt can come up anywhere, also where somebody's `except` swallows
+it or where it can only be printed. So before a command has begun, and after it has ended, Ctrl-C
+ends the process at once: there is nothing to clean up then. Between the two it is the
+KeyboardInterrupt that commands handle.
 """
 
 from __future__ import annotations
@@ -24,8 +27,9 @@ NOTHING_BEGUN = b"\nstopped: nothing was begun; run the command again\n"
 def prepare() -> None:
     r"""Take over Ctrl-C, and let the output's encoding refuse nothing.
 
-    What a terminal or pipe cannot show is written as an escape like `\u2014`, and the name of a file that is not text as the bytes that it is.
-    Ctrl-C stays ignored where whoever started the process wants it so.
+    What a terminal or pipe cannot show is written as an escape like `\u2014`, and the name of a
+    file that is not text as the bytes that it is. Ctrl-C stays ignored where whoever started the
+    process wants it so.
     """
     codecs.register_error(WRITE_ANYTHING, _bytes_or_escape)
     for stream in (sys.stdout, sys.stderr):
@@ -51,7 +55,9 @@ def after_command() -> None:
 
 
 def _bytes_or_escape(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Return what to write for a character that the encoding lacks: the byte that it stands for (PEP 383), or an escape."""
+    """Return what to write for a character that the encoding lacks: the byte that it stands for
+    (PEP 383), or an escape.
+    """
     assert isinstance(error, UnicodeEncodeError)
     value = ord(error.object[error.start])
     if 0xDC80 <= value <= 0xDCFF:
@@ -61,7 +67,8 @@ def _bytes_or_escape(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def _say_and_leave(number: int, frame: FrameType | None) -> None:
-    os.write(STANDARD_ERROR, NOTHING_BEGUN)  # past all buffers, whose locks the interrupted code may hold
+    # past all buffers, whose locks the interrupted code may hold
+    os.write(STANDARD_ERROR, NOTHING_BEGUN)
     os._exit(EXIT_INTERRUPTED)
 
 

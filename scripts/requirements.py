@@ -1,4 +1,6 @@
-"""What each command needs beyond the base installation, and what of it is missing: known before the first step, not after minutes."""
+"""What each command needs beyond the base installation, and what of it is missing: known before the
+first step, not after minutes.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,8 @@ class Needs:
 
 
 SYNTHESIS_TOOLS = ("yosys", "nextpnr-ecp5", "ecppack")
-# Commands that are not named here do with the base installation. `simulate` has Amaranth's own simulator where no other can run.
+# Commands that are not named here do with the base installation. `simulate` has Amaranth's own
+# simulator where no other can run.
 NEEDS = {
     "simulate": Needs(("amaranth",)),
     "synthesize": Needs(("amaranth", "amaranth_boards"), SYNTHESIS_TOOLS),

@@ -1,4 +1,6 @@
-"""`positron train --resume`: options that contradict the run that is gone on with are refused, not ignored."""
+"""`positron train --resume`: options that contradict the run that is gone on with are refused, not
+ignored.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,8 @@ def refuse_contradictions(
         source: What would be recorded of the text that was given; None where none was.
 
     Raises:
-        InputError: At least one option has another value; the message names all of them with both values.
+        InputError: At least one option has another value; the message names all of them with both
+            values.
     """
     recorded = _recorded(run, config, tokenizer)
     contradictions = []

@@ -1,4 +1,6 @@
-"""Opening what a run directory holds beyond training, with an answer for each thing that may be missing from it."""
+"""Opening what a run directory holds beyond training, with an answer for each thing that may be
+missing from it.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ def simulation_file(directory: RunDirectory) -> Path:
 
 
 def synthesized_file(directory: RunDirectory) -> Path:
-    """Return where `positron synthesize` writes which integer model the results beside it belong to."""
+    """Return where `positron synthesize` writes which integer model the results beside it belong
+    to.
+    """
     return directory.synthesis / "made_from.json"
 
 
@@ -58,7 +62,8 @@ def load_named_quantized(directory: RunDirectory) -> tuple[QuantizedTransformer,
     """Read the quantized model of a run, and the digest that names it.
 
     Raises:
-        InputError: The run was not quantized, or was trained again since, or its quantization was interrupted.
+        InputError: The run was not quantized, or was trained again since, or its quantization was
+            interrupted.
         QuantizationError: The export is damaged.
     """
     command = f"positron quantize {quote(str(directory.path))}"
@@ -67,7 +72,8 @@ def load_named_quantized(directory: RunDirectory) -> tuple[QuantizedTransformer,
     digest = file_digest(directory.quantized_manifest)
     quantized = load_export(directory.quantized)
     record = read_json(quantization_file(directory))
-    made_from = {record.get("manifest_sha256"), export_digest(directory)}  # the latter again: it may just be replaced
+    # the latter again: it may just be replaced
+    made_from = {record.get("manifest_sha256"), export_digest(directory)}
     if record.get("model_sha256") != file_digest(directory.model_weights) or made_from != {digest}:
         raise InputError(f"{directory.quantized} was not made from the model that is there now: {command}")
     return quantized, digest

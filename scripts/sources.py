@@ -1,7 +1,8 @@
 """Which files of this project a command runs, found by following imports.
 
-Imports count wherever they stand, in functions too. A module or a data file that is only named in a string counts as well: that is how
-worker processes, C sources and templates are found (`"model.training.worker_process"`, `with_name("template.html")`).
+Imports count wherever they stand, in functions too. A module or a data file that is only named in a
+string counts as well: that is how worker processes, C sources and templates are found
+(`"model.training.worker_process"`, `with_name("template.html")`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from positron_start import PACKAGES, PROJECT
 
 @cache
 def source_files(module: str) -> tuple[str, ...]:
-    """Return the files of the project that importing and running `module` may read, as paths from the project's root, sorted."""
+    """Return the files of the project that importing and running `module` may read, as paths from
+    the project's root, sorted.
+    """
     found: set[Path] = set()
     waiting = [*_module_files(module)]
     while waiting:
@@ -56,7 +59,8 @@ def _walk(tree: ast.Module) -> Iterator[ast.AST]:
 
 
 def _module_files(name: str, whole: bool = False) -> list[Path]:
-    """Return the files that importing a module runs: its packages' `__init__.py` and its own; nothing for one from elsewhere.
+    """Return the files that importing a module runs: its packages' `__init__.py` and its own;
+    nothing for one from elsewhere.
 
     Args:
         name: The module, or something in one.

@@ -1,7 +1,8 @@
-"""Redo only what changed: a step of a run is skipped while its inputs, its code and its results are those of the last time.
+"""Redo only what changed: a step of a run is skipped while its inputs, its code and its results are
+those of the last time.
 
-What a step was made from is written to `stages.json` in the run directory after the step has ended, so a step that was
-interrupted is done again.
+What a step was made from is written to `stages.json` in the run directory after the step has ended,
+so a step that was interrupted is done again.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ class StageRecords:
         return "outputs" not in record and record.get("fingerprint") == stage.fingerprint()
 
     def mark_started(self, stage: Stage) -> None:
-        """Remember what the step is about to be made from: what changes while it runs makes it stale."""
+        """Remember what the step is about to be made from: what changes while it runs makes it
+        stale.
+        """
         self._write(stage.command, {"fingerprint": stage.fingerprint()})
 
     def mark_done(self, stage: Stage) -> None:
@@ -87,9 +90,11 @@ class StageRecords:
 
 
 def digests(paths: Iterable[Path]) -> list[list[str | None]]:
-    """Return name and SHA-256 of each file, of directories file by file; None for one that is missing.
+    """Return name and SHA-256 of each file, of directories file by file; None for one that is
+    missing.
 
-    Names start with the given path's last part, so that a moved project or run directory is the same one.
+    Names start with the given path's last part, so that a moved project or run directory is the
+    same one.
     """
     result: list[list[str | None]] = []
     for path in paths:

@@ -1,4 +1,6 @@
-"""Text of the command line and of the file system, where Python has put bytes that it could not read as lone surrogates (PEP 383)."""
+"""Text of the command line and of the file system, where Python has put bytes that it could not
+read as lone surrogates (PEP 383).
+"""
 
 from __future__ import annotations
 
@@ -23,12 +25,16 @@ def prompt_text(prompt: str) -> str:
 
 
 def path_text(path: str | Path) -> str:
-    """Return a path to be written into a file: what is no UTF-8 becomes U+FFFD. It may no longer name the file."""
+    """Return a path to be written into a file: what is no UTF-8 becomes U+FFFD. It may no longer
+    name the file.
+    """
     return _read_again(str(path), "replace")
 
 
 def _read_again(text: str, errors: str) -> str:
-    """Return text whose lone surrogates are read again, as the UTF-8 that they mostly are where the locale is not."""
+    """Return text whose lone surrogates are read again, as the UTF-8 that they mostly are where the
+    locale is not.
+    """
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

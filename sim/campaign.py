@@ -1,7 +1,8 @@
 """Campaigns: a core against its specification on a million random vectors and more.
 
-The vectors are made in chunks. Chunk k of a campaign uses seed + k for everything: the vectors, the stalls (each seed has one of `STALLS`),
-the cycle of the reset in its middle. So a chunk that failed is repeated alone by a campaign of one chunk with its seed.
+The vectors are made in chunks. Chunk k of a campaign uses seed + k for everything: the vectors, the
+stalls (each seed has one of `STALLS`), the cycle of the reset in its middle. So a chunk that failed
+is repeated alone by a campaign of one chunk with its seed.
 """
 
 import dataclasses
@@ -27,8 +28,9 @@ from .simulators.native_bench import NativeBench
 CHUNK = 20_000  # vectors; the smallest unit of time limits and of repetition
 # Longer than a token of a large core takes.
 SILENCE = 10_000
-# Probabilities (source, sink) of a pause, and cycles in which sinks are silent at first: full speed, light on both sides, heavy on either or both,
-# silent with pauses and without. Odd and even seeds get all of them.
+# Probabilities (source, sink) of a pause, and cycles in which sinks are silent at first: full
+# speed, light on both sides, heavy on either or both, silent with pauses and without. Odd and even
+# seeds get all of them.
 STALLS = (
     (0.0, 0.0, 0),
     (0.3, 0.3, SILENCE),
@@ -72,7 +74,8 @@ class CampaignResult:
         cycles: Clock cycles simulated.
         seconds: Wall time, building left out.
         failure: What was wrong; empty where all were equal.
-        failed_seed, failed_vectors: The campaign in which the failure comes back; None where there is none.
+        failed_seed, failed_vectors: The campaign in which the failure comes back; None where there
+            is none.
     """
 
     core: str
@@ -98,7 +101,9 @@ def make_chunk(entry: CoreEntry, core: wiring.Component, seed: int, count: int) 
 
 
 def stalls_of(entry: CoreEntry, seed: int) -> Stalls:
-    """Return how the streams stall in the chunk of a seed, and when the core is reset in its middle."""
+    """Return how the streams stall in the chunk of a seed, and when the core is reset in its
+    middle.
+    """
     source, sink, silence = STALLS[seed % len(STALLS)]
     generator = np.random.default_rng((seed, len(STALLS)))
     reset_after = int(generator.integers(1, 1 << int(generator.integers(1, LONGEST_START + 1))))

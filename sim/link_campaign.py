@@ -1,4 +1,6 @@
-"""A bad wire between a host and a board, and a campaign on it: every result that the host accepts must be the right one, and none may be missing."""
+"""A bad wire between a host and a board, and a campaign on it: every result that the host accepts
+must be the right one, and none may be missing.
+"""
 
 import random
 from collections import Counter, deque
@@ -15,7 +17,8 @@ from hdl.errors import ToolError
 
 BATCH = 100  # tokens whose results are computed at once
 REMEMBERED = 8  # frames of a direction that may come again
-# What can happen to a frame → how often. What takes the board's state away is rarer, or a long sequence would never be sent again whole.
+# What can happen to a frame → how often. What takes the board's state away is rarer, or a long
+# sequence would never be sent again whole.
 KINDS = {
     "flip": 4,
     "burst": 2,
@@ -105,7 +108,9 @@ class DisturbedPort:
         return len(data)
 
     def _disturb(self, frame: bytes, direction: int) -> list[bytes]:
-        """Return what becomes of a frame; of several pieces each but the first one comes after a reset of the board."""
+        """Return what becomes of a frame; of several pieces each but the first one comes after a
+        reset of the board.
+        """
         past = self._past[direction]
         past.append(frame)
         if self._random.random() >= self._share:
@@ -157,7 +162,8 @@ def exercise_disturbed(
     Args:
         board: A board that has just been reset, or its model.
         identity: The board's.
-        compute: Takes int8 tokens (N, C) and booleans (N,), which start a sequence; returns their results (N, C).
+        compute: Takes int8 tokens (N, C) and booleans (N,), which start a sequence; returns their
+            results (N, C).
         disturbances: Frames to disturb.
         seed: Of tokens and disturbances.
         share: Probability that a frame is disturbed.

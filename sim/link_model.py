@@ -1,4 +1,6 @@
-"""A board on the far end of a wire, in Python: the same bytes as `hdl.board.link.HostLink` gives, thousands of times as fast as a simulator."""
+"""A board on the far end of a wire, in Python: the same bytes as `hdl.board.link.HostLink` gives,
+thousands of times as fast as a simulator.
+"""
 
 from collections.abc import Callable
 
@@ -10,11 +12,13 @@ from hdl.board.session import HEADER, REFUSED
 
 
 class LinkModel:
-    """The specification of `HostLink`, for a wire on which a frame never begins before the one in front of it was answered.
+    """The specification of `HostLink`, for a wire on which a frame never begins before the one in
+    front of it was answered.
 
     Args:
         identity: The accelerator's.
-        accelerate: Takes an int8 token (C,) and whether it starts a sequence, returns its int16 result (C,).
+        accelerate: Takes an int8 token (C,) and whether it starts a sequence, returns its int16
+            result (C,).
     """
 
     def __init__(self, identity: Identity, accelerate: Callable[[np.ndarray, bool], np.ndarray]):

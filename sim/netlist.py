@@ -1,11 +1,14 @@
-"""Cores simulated again after synthesis: the netlist of a family's cells, with the cells' models, must give the golden results.
+"""Cores simulated again after synthesis: the netlist of a family's cells, with the cells' models,
+must give the golden results.
 
-Yosys ships models of all iCE40 cells and of ECP5's logic. ECP5's hard multiplier and block RAM are black boxes to it; their models
-are in `hdl/tools/cells`. The test bench is the one that `positron export-verilog` writes; what a missing reset or an uninitialized memory
-leaves unknown shows as a wrong result (`sim.simulators.verilog_bench`).
+Yosys ships models of all iCE40 cells and of ECP5's logic. ECP5's hard multiplier and block RAM are
+black boxes to it; their models are in `hdl/tools/cells`. The test bench is the one that
+`positron export-verilog` writes; what a missing reset or an uninitialized memory leaves unknown
+shows as a wrong result (`sim.simulators.verilog_bench`).
 
-Three steps: `plan_netlist` writes circuit and test bench, `make_netlist` synthesizes, `simulate_netlist` runs the bench. `check_netlist` does the
-last two, unless the same plan has passed before.
+Three steps: `plan_netlist` writes circuit and test bench, `make_netlist` synthesizes,
+`simulate_netlist` runs the bench. `check_netlist` does the last two, unless the same plan has
+passed before.
 """
 
 import dataclasses
@@ -70,9 +73,11 @@ class Family:
         name: For people and on the command line.
         synthesis: The Yosys command, without `-top`.
         library: The file with models of its cells, in Yosys's share directory.
-        left_out: Modules of that file that ours replace, or that netlists do not use and Icarus does not read.
+        left_out: Modules of that file that ours replace, or that netlists do not use and Icarus
+            does not read.
         models: Our models, files of `hdl/tools/cells`.
-        platform: Makes the Amaranth platform that cores ask for hard cells; None: cores use what can be inferred.
+        platform: Makes the Amaranth platform that cores ask for hard cells; None: cores use what
+            can be inferred.
     """
 
     name: str
@@ -94,7 +99,8 @@ FAMILIES = {
             models=("dp16kd.v", "mult18x18d.v"),
             platform=BOARDS["ulx3s-85f"].platform,
         ),
-        # Without -dsp: Yosys's inference of SB_MAC16 loses signs (YosysHQ/yosys#2648), which LayerNorm's netlist shows.
+        # Without -dsp: Yosys's inference of SB_MAC16 loses signs (YosysHQ/yosys#2648), which
+        # LayerNorm's netlist shows.
         Family("ice40", "synth_ice40", "ice40/cells_sim.v"),
     )
 }
@@ -102,7 +108,8 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class NetlistPlan:
-    """A core that is to be synthesized for a family and simulated: all that decides what comes out, the tools aside.
+    """A core that is to be synthesized for a family and simulated: all that decides what comes out,
+    the tools aside.
 
     Attributes:
         core: The core's name.
@@ -203,7 +210,9 @@ def find_family(name: str) -> Family:
 
 
 def cell_models(family: Family) -> str:
-    """Return the models of a family's cells as one Verilog text: Yosys's, and ours in place of its black boxes."""
+    """Return the models of a family's cells as one Verilog text: Yosys's, and ours in place of its
+    black boxes.
+    """
     library = yosys_share() / family.library
     text = re.sub(
         r'^`include "(\S+_sim\.vh)"$',
@@ -258,7 +267,8 @@ def make_netlist(plan: NetlistPlan, tick: Callable[[], None] | None = None) -> N
 
     Raises:
         ToolError: Yosys failed.
-        CircuitError: A memory that was to be block RAM became logic, or a block RAM is used in a way that silicon does not bear.
+        CircuitError: A memory that was to be block RAM became logic, or a block RAM is used in a
+            way that silicon does not bear.
     """
     family, module = plan.family, plan.core.replace("-", "_")
     with tempfile.TemporaryDirectory() as made:
@@ -319,11 +329,13 @@ def simulate_netlist(
 
 
 def check_netlist(plan: NetlistPlan, directory: Path, tick: Callable[[], None] | None = None) -> NetlistResult:
-    """Synthesize and simulate what was planned, and return what was shown; what was shown before is not shown again.
+    """Synthesize and simulate what was planned, and return what was shown; what was shown before is
+    not shown again.
 
     Args:
         plan: The plan.
-        directory: Where results are kept, CORE-FAMILY.json each; the files of a netlist that fails are left in CORE-FAMILY-failed.
+        directory: Where results are kept, CORE-FAMILY.json each; the files of a netlist that fails
+            are left in CORE-FAMILY-failed.
         tick: Called about five times a second; what it raises ends this.
 
     Raises:

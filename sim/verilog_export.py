@@ -1,4 +1,6 @@
-"""Writing a core with its interface and test bench for other people's projects, and running such a bench."""
+"""Writing a core with its interface and test bench for other people's projects, and running such a
+bench.
+"""
 
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -26,7 +28,9 @@ def module_name(entry: CoreEntry) -> str:
 def bench_files(
     entry: CoreEntry, module: str, core: wiring.Component, ports: Sequence[VerilogPort], words: CoreWords
 ) -> dict[str, str]:
-    """Return the files of the Verilog test bench of a core called `module`, name → text: the bench itself and the words of each stream."""
+    """Return the files of the Verilog test bench of a core called `module`, name → text: the bench
+    itself and the words of each stream.
+    """
     streams = {**words.inputs, **words.outputs}
     files = {f"{port.name}.mem": memory_text(streams[port.name], port.width) for port in stream_ports(core)}
     counts = {name: len(values) for name, values in streams.items()}
@@ -37,7 +41,8 @@ def bench_files(
 def export_core(
     entry: CoreEntry, core: wiring.Component, directory: Path, count: int, seed: int, module: str | None = None
 ) -> list[str]:
-    """Write MODULE.v, MODULE.md, MODULE_testbench.v and the bench's words into a directory, which is replaced as a whole if it holds an earlier export.
+    """Write MODULE.v, MODULE.md, MODULE_testbench.v and the bench's words into a directory, which
+    is replaced as a whole if it holds an earlier export.
 
     Args:
         entry: The core's entry.
@@ -71,7 +76,8 @@ def export_core(
 
 
 def refuse_to_lose(directory: Path, names: Collection[str]) -> None:
-    """Refuse a directory that holds anything but files of these names, and a path that is no directory.
+    """Refuse a directory that holds anything but files of these names, and a path that is no
+    directory.
 
     Raises:
         InputError: It is one.
@@ -97,7 +103,8 @@ def run_testbench(
     options: Sequence[str] = (),
     tick: Callable[[], None] | None = None,
 ) -> list[str]:
-    """Compile a test bench and its module in a directory, run it, and return its verdicts, a line that begins with PASS each.
+    """Compile a test bench and its module in a directory, run it, and return its verdicts, a line
+    that begins with PASS each.
 
     Args:
         directory: Where the bench and its vectors are.
@@ -129,7 +136,8 @@ def _verdict(module: str, output: str) -> str:
     Raises:
         ToolError: It begins with FAIL, or there is none.
     """
-    lines = sorted(line for line in output.splitlines() if line.startswith(("PASS", "FAIL")))  # FAIL comes first
+    # FAIL comes first
+    lines = sorted(line for line in output.splitlines() if line.startswith(("PASS", "FAIL")))
     if not lines or not lines[0].startswith("PASS"):
         raise ToolError(f"the test bench of {module} says: {lines[0] if lines else output.strip()[-500:] or 'nothing'}")
     return lines[0]

@@ -2,7 +2,8 @@
 
 import os
 
-# Before anything imports NumPy: the test processes share the cores, and one thread each is faster than a quarrel about them.
+# Before anything imports NumPy: the test processes share the cores, and one thread each is faster
+# than a quarrel about them.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-# A shell that starts the tests in the background lets them ignore Ctrl-C, and whatever they start inherits that.
+# A shell that starts the tests in the background lets them ignore Ctrl-C, and whatever they start
+# inherits that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -29,7 +31,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_run_original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the directory of a tiny run, trained for a few steps and quantized. Not to be changed."""
+    """Return the directory of a tiny run, trained for a few steps and quantized. Not to be
+    changed.
+    """
     from scripts import cli
 
     directory = tmp_path_factory.mktemp("runs") / "tiny"
@@ -46,7 +50,9 @@ def tiny_run_original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def simulation_builds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the directory of compiled simulations, one for all test processes: Verilator's own library is compiled once."""
+    """Return the directory of compiled simulations, one for all test processes: Verilator's own
+    library is compiled once.
+    """
     base = tmp_path_factory.getbasetemp()
     directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "simulation"
     directory.mkdir(exist_ok=True)

@@ -1,4 +1,6 @@
-"""What the tests of the stream cores share: rows, runs with and without stalls, and a reset in the middle."""
+"""What the tests of the stream cores share: rows, runs with and without stalls, and a reset in the
+middle.
+"""
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ from sim.bench.stalls import Stalls
 from sim.simulators.native_bench import NEEDED_TOOLS, NativeBench
 from sim.simulators.runner import simulate, simulate_each
 
-# Source and sink stall independently; full speed comes first because it also checks the cycle count.
+# Source and sink stall independently; full speed comes first because it also checks the cycle
+# count.
 STALLS = ((0.0, 0.0), (0.4, 0.0), (0.0, 0.4), (0.3, 0.3))
 
 needs_compiler = pytest.mark.skipif(
@@ -33,7 +36,9 @@ def run(bench, build_directory, source_stall=0.0, sink_stall=0.0, seed=0):
 
 
 def run_with_stalls(bench, build_directory):
-    """Run a bench with each of `STALLS`, then with sinks that are silent until all that can wait in the circuit does."""
+    """Run a bench with each of `STALLS`, then with sinks that are silent until all that can wait in
+    the circuit does.
+    """
     full_speed = run(bench, build_directory)
     stalls = [Stalls(seed, *levels) for seed, levels in enumerate(STALLS)]
     silent = Stalls(len(STALLS), silence=full_speed.total_cycles)
@@ -51,7 +56,9 @@ def bench(name, core, inputs, outputs, **settings):
 
 
 def run_compiled(bench, build_directory):
-    """Run a bench that is too long for Python at every clock edge: at full speed, with stalls and a reset in the middle, with silent sinks."""
+    """Run a bench that is too long for Python at every clock edge: at full speed, with stalls and a
+    reset in the middle, with silent sinks.
+    """
     harness = bench.harness()
     compiled = NativeBench.build(bench.name, harness, build_directory)
     columns = {}
@@ -80,7 +87,8 @@ def rows_bench(name, core, field_in, rows, field_out, **settings):
 
 
 class ResetOnce(wiring.Component):
-    """A core that is reset for one cycle, once it has taken `taken` words on `i` and given `given` on `o`.
+    """A core that is reset for one cycle, once it has taken `taken` words on `i` and given `given`
+    on `o`.
 
     It takes no further word before that, and gives none during the reset.
     """

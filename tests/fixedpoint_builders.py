@@ -1,4 +1,6 @@
-"""Layers of integer models from random numbers, for the tests of `fixedpoint`; whole models: model_kinds.py."""
+"""Layers of integer models from random numbers, for the tests of `fixedpoint`; whole models:
+model_kinds.py.
+"""
 
 import numpy as np
 
@@ -9,7 +11,9 @@ NORMED = QFormat(8, 5)
 
 
 def random_linear(generator, rows, columns, input_format, output, weight_bits=8):
-    """A layer whose rows have different scales, and whose outputs use the range and sometimes leave it."""
+    """A layer whose rows have different scales, and whose outputs use the range and sometimes leave
+    it.
+    """
     layer = Linear.from_float(
         generator.normal(size=(rows, columns)) * 2.0 ** generator.integers(-2, 2, size=(rows, 1)),
         generator.normal(size=rows),

@@ -1,4 +1,5 @@
-"""The integer decoder, written from docs/fixedpoint/decoder.md alone: it imports nothing of the project and reads an exported directory.
+"""The integer decoder, written from docs/fixedpoint/decoder.md alone: it imports nothing of the
+project and reads an exported directory.
 
 Slow and plain on purpose. Where it needs to know something, the page or the manifest must say it.
 """
@@ -130,7 +131,9 @@ class Decoder:
         return result
 
     def attention(self, name, x, keys, values):
-        """Return the result of the next token; its key and value join those of the tokens before."""
+        """Return the result of the next token; its key and value join those of the tokens
+        before.
+        """
         query = self.linear(f"{name}.query", x)
         keys.append(self.linear(f"{name}.key", x))
         values.append(self.linear(f"{name}.value", x))
@@ -161,7 +164,9 @@ class Decoder:
         return [([], []) for _ in range(self.manifest["num_layers"])]
 
     def step(self, token, caches):
-        """Return the logits after one more token of a context, whose keys and values join the caches."""
+        """Return the logits after one more token of a context, whose keys and values join the
+        caches.
+        """
         position = len(caches[0][0])
         x = self.add(self.row("embedding.token", token), self.row("embedding.position", position))
         for index, (keys, values) in enumerate(caches):

@@ -20,7 +20,9 @@ IDENTITY = Identity(CHANNELS, 7, bytes(range(0xF0, 0xF8)))
 
 
 class Counting(wiring.Component):
-    """Stands for the accelerator: 100·x + tokens since the sequence began, in reverse order of the elements."""
+    """Stands for the accelerator: 100·x + tokens since the sequence began, in reverse order of the
+    elements.
+    """
 
     i: In(stream.Signature(data.StructLayout({"data": signed(8), "restart": 1})))
     o: Out(stream.Signature(data.StructLayout({"data": signed(16), "last": 1})))
@@ -93,7 +95,9 @@ class ModelBoard(LinkModel):
 
 
 class CircuitBoard:
-    """The link's circuit and the accelerator, a byte a cycle; a frame waits until the one before was answered."""
+    """The link's circuit and the accelerator, a byte a cycle; a frame waits until the one before
+    was answered.
+    """
 
     def __init__(self):
         self.answer_cycles = ANSWER_CYCLES

@@ -1,4 +1,6 @@
-"""Small random integer models of every kind that an export, a C program or an ONNX graph must represent."""
+"""Small random integer models of every kind that an export, a C program or an ONNX graph must
+represent.
+"""
 
 from dataclasses import replace
 

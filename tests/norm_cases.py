@@ -1,4 +1,6 @@
-"""What the tests of LayerNorm's and RMSNorm's circuits share: rows, and a bench for any number of lanes."""
+"""What the tests of LayerNorm's and RMSNorm's circuits share: rows, and a bench for any number of
+lanes.
+"""
 
 import dataclasses
 
@@ -49,7 +51,9 @@ def one_hot_rows(parameters):
 
 
 def normalized_beyond_the_range(parameters, difference, variance):
-    """The elements d / sqrt(v) outside the normalized format, which the root's error alone can bring there."""
+    """The elements d / sqrt(v) outside the normalized format, which the root's error alone can
+    bring there.
+    """
     root = parameters.reciprocal_square_root.compute(variance)
     wide = dataclasses.replace(parameters.normalized, bits=32)
     normalized = requantize(difference * root.mantissa, root.exponent - parameters.normalized.fraction, wide)

@@ -1,4 +1,6 @@
-"""The equations of LayerNorm and RMSNorm in Python's integers and in float64, beside which `fixedpoint` is tested."""
+"""The equations of LayerNorm and RMSNorm in Python's integers and in float64, beside which
+`fixedpoint` is tested.
+"""
 
 import math
 from fractions import Fraction
@@ -41,7 +43,9 @@ def identity(kind, channels, input_format=INPUT, output=WIDE, **fields):
 
 
 def intermediates(norm, row):
-    """The docstrings' equations in Python integers: S, Q, all C·x_i, d_i, v, n_i, products and the outputs. RMSNorm has S = 0 and no shift."""
+    """The docstrings' equations in Python integers: S, Q, all C·x_i, d_i, v, n_i, products and the
+    outputs. RMSNorm has S = 0 and no shift.
+    """
     row = [int(x) for x in row]
     channels, centered = len(row), isinstance(norm, LayerNorm)
     total, squares = sum(row) if centered else 0, sum(x * x for x in row)
@@ -71,7 +75,9 @@ def intermediates(norm, row):
 
 
 def normalized_in_float(norm, rows):
-    """Return what n stands for, float64 (..., C), with the norm's epsilon, which is rounded to whole units of v."""
+    """Return what n stands for, float64 (..., C), with the norm's epsilon, which is rounded to
+    whole units of v.
+    """
     values = norm.input.dequantize(rows)
     if isinstance(norm, LayerNorm):
         values = values - values.mean(axis=-1, keepdims=True)
@@ -80,7 +86,9 @@ def normalized_in_float(norm, rows):
 
 
 def rows_of_many_spreads(channels, generator, smallest_exponent):
-    """Return 300 rows of format INPUT whose deviations range over powers of ten, and whose means are not 0."""
+    """Return 300 rows of format INPUT whose deviations range over powers of ten, and whose means
+    are not 0.
+    """
     spreads = 10.0 ** generator.uniform(smallest_exponent, 4, size=(300, 1))
     rows = np.rint(spreads * generator.normal(size=(300, channels)) + 500 * generator.normal(size=(300, 1)))
     return np.clip(rows, INPUT.minimum_integer, INPUT.maximum_integer).astype(np.int64)

@@ -1,4 +1,6 @@
-"""A serial wire in Amaranth's simulator: senders and listeners that keep their own time, as the far end of a cable does."""
+"""A serial wire in Amaranth's simulator: senders and listeners that keep their own time, as the far
+end of a cable does.
+"""
 
 from collections import deque
 

@@ -1,4 +1,6 @@
-"""A small stream circuit for the simulation's own tests, right or wrong in a way that the words fed to it say."""
+"""A small stream circuit for the simulation's own tests, right or wrong in a way that the words fed
+to it say.
+"""
 
 from amaranth.hdl import Assert, Format, Module, Signal, signed
 from amaranth.lib import data, stream, wiring
@@ -26,7 +28,9 @@ FAULTY_WORD = 13  # where VALUE, DROP, DEADLOCK and ASSERTION strike
 
 
 class Doubler(wiring.Component):
-    """A register slice that doubles: o.value = 2·i.value + offset, one cycle of latency, one word a cycle."""
+    """A register slice that doubles: o.value = 2·i.value + offset, one cycle of latency, one word a
+    cycle.
+    """
 
     i: In(stream.Signature(data.StructLayout({"value": signed(8), "last": 1, "fault": Fault})))
     o: Out(stream.Signature(data.StructLayout({"value": signed(10), "last": 1})))

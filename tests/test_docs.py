@@ -1,4 +1,6 @@
-"""What the documents show is true: their Python runs, their links lead somewhere, their commands exist."""
+"""What the documents show is true: their Python runs, their links lead somewhere, their commands
+exist.
+"""
 
 import os
 import re
@@ -86,7 +88,8 @@ def test_commands_in_documents_parse(document: Path, line: str) -> None:
     cut = next((index for index, word in enumerate(words) if word in ("|", ">", "&&", ";")), len(words))
     if "--help" in words[:cut]:
         return
-    build_parser(name, import_command(name)).parse_args(words[1:cut])  # argparse exits on an unknown argument
+    # argparse exits on an unknown argument
+    build_parser(name, import_command(name)).parse_args(words[1:cut])
 
 
 def test_fences_are_found_and_a_broken_one_would_be_seen() -> None:

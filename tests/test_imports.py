@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = ("scripts", "sim", "hdl", "fixedpoint", "model")
-# `fixedpoint` meets the float model only where one becomes the other; integer inference runs without it.
+# `fixedpoint` meets the float model only where one becomes the other; integer inference runs
+# without it.
 READS_MODEL = {
     "fixedpoint/quantization/quantize.py",
     "fixedpoint/quantization/analysis.py",
@@ -29,7 +30,9 @@ def modules():
 
 
 def imported_packages(path: Path, source: str) -> set[str]:
-    """Return the top-level packages that a module imports anywhere, lazily too, itself by its own package's name."""
+    """Return the top-level packages that a module imports anywhere, lazily too, itself by its own
+    package's name.
+    """
     packages = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -57,7 +60,9 @@ def third_party(path: Path, source: str) -> set[str]:
 
 
 def imported_files(path: Path, source: str) -> set[Path]:
-    """Return the files of the project that a module imports anywhere, itself and packages' `__init__.py` left out."""
+    """Return the files of the project that a module imports anywhere, itself and packages'
+    `__init__.py` left out.
+    """
     files = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -73,7 +78,9 @@ def imported_files(path: Path, source: str) -> set[Path]:
 
 
 def folder_or_file(path: Path) -> str:
-    """Return what a module belongs to: its folder within the package, or itself where it stands beside the folders."""
+    """Return what a module belongs to: its folder within the package, or itself where it stands
+    beside the folders.
+    """
     return "/".join(path.parts[:2])
 
 

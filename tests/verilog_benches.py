@@ -13,7 +13,9 @@ EVERY_SIMULATOR = [ICARUS if name == "icarus" else name for name in SIMULATORS]
 
 
 def run_bench(directory: Path, sources: dict[str, str], simulator: str = "verilator") -> list[str]:
-    """Write the sources into the directory, run their module `bench`, and return what each run printed."""
+    """Write the sources into the directory, run their module `bench`, and return what each run
+    printed.
+    """
     for name, text in sources.items():
         (directory / name).write_text(text)
     with compiled_bench(directory, "bench", list(sources), simulator) as bench:

@@ -1,7 +1,8 @@
-"""A quantized model as constants of C: the header that the program in `fixedpoint/export/native` is compiled with.
+"""A quantized model as constants of C: the header that the program in `fixedpoint/export/native` is
+compiled with.
 
-The types of the constants are declared in `fixedpoint/export/native/transformer.c`. The header says what the model is, formats and tables, and leaves
-all arithmetic, every shift too, to the program.
+The types of the constants are declared in `fixedpoint/export/native/transformer.c`. The header says
+what the model is, formats and tables, and leaves all arithmetic, every shift too, to the program.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def c_header(quantized: QuantizedTransformer) -> str:
     """Return the text of `model.h`: plain integers, ASCII, the same text for the same model.
 
     Raises:
-        QuantizationError: An activation is wider than the program's 16 bits, or an attention's sum than its 32.
+        QuantizationError: An activation is wider than the program's 16 bits, or an attention's sum
+            than its 32.
     """
     return Header().build(quantized)
 
@@ -154,7 +156,8 @@ class Header:
 
 @singledispatch
 def c_operation(operator: Operator, header: Header, name: str, channels: int) -> tuple[str, str]:
-    """Write what the program needs of an operator; return its function in C, and its parameters there.
+    """Write what the program needs of an operator; return its function in C, and its parameters
+    there.
 
     Args:
         operator: The operator.
@@ -213,7 +216,9 @@ def _check_widths(operation: Operation) -> None:
 
 
 def _places(operations: Sequence[Operation]) -> tuple[dict[str, int], int]:
-    """Return the memory of each tensor, and how many there are: a tensor's is used again when nothing reads it any more."""
+    """Return the memory of each tensor, and how many there are: a tensor's is used again when
+    nothing reads it any more.
+    """
     last = {name: index for index, operation in enumerate(operations) for name in operation.inputs}
     place, count = {EMBEDDING.name: 0}, 1
     free: list[int] = []

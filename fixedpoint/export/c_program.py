@@ -1,7 +1,9 @@
-"""The C program: the same integer model in C11, written from the equations, compiled and run from here.
+"""The C program: the same integer model in C11, written from the equations, compiled and run from
+here.
 
-Its source is in the directory `native` beside this file; `c_header.py` writes the model that is compiled into it. It is the second,
-independent implementation of the specification: tests compare its logits and tokens with Python's. It is also the CPU that circuits are measured against.
+Its source is in the directory `native` beside this file; `c_header.py` writes the model that is
+compiled into it. It is the second, independent implementation of the specification: tests compare
+its logits and tokens with Python's. It is also the CPU that circuits are measured against.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ def write_program(quantized: QuantizedTransformer, directory: str | Path) -> Non
     An earlier program there is replaced, and so is an empty directory.
 
     Raises:
-        QuantizationError: The directory holds something else, or the model is too wide for the program (`c_header`).
+        QuantizationError: The directory holds something else, or the model is too wide for the
+            program (`c_header`).
     """
     path = Path(directory)
     if path.exists() and not (path / SOURCE).is_file() and not (path.is_dir() and not any(path.iterdir())):
@@ -50,7 +53,8 @@ def write_program(quantized: QuantizedTransformer, directory: str | Path) -> Non
 
 
 def find_compiler() -> list[str]:
-    """Return the command of the C compiler: `$CC`, which may have options, else the first of cc, gcc, clang.
+    """Return the command of the C compiler: `$CC`, which may have options, else the first of cc,
+    gcc, clang.
 
     Raises:
         CompilerError: There is none, or `$CC` names none.
@@ -74,7 +78,8 @@ class NativeTransformer:
     """A compiled model.
 
     Attributes:
-        executable: The program; it reads prompts from its standard input, one a line, as token numbers.
+        executable: The program; it reads prompts from its standard input, one a line, as token
+            numbers.
         context_length: The longest prompt of `logits`.
         vocab_size: Tokens are below it.
     """
@@ -126,7 +131,9 @@ class NativeTransformer:
     def timed(
         self, prompts: Sequence[Sequence[int]], num_tokens: int, *, temperature: float = 0.0, seed: int = 0
     ) -> tuple[list[list[int]], float]:
-        """Return the tokens of `generate` and the seconds that the program took for them, its start and its reading of prompts left out."""
+        """Return the tokens of `generate` and the seconds that the program took for them, its start
+        and its reading of prompts left out.
+        """
         if not prompts:
             raise QuantizationError("there is no prompt; generation needs at least one")
         text = f"{temperature:.{TEMPERATURE_DECIMALS}f}"
@@ -141,7 +148,9 @@ class NativeTransformer:
         return [[int(word) for word in line.split()] for line in lines], int(match[1]) * 1e-9
 
     def logits(self, prompt: Sequence[int]) -> IntegerArray:
-        """Return the logits (T, V) after each token of a prompt of at most `context_length` tokens, int64."""
+        """Return the logits (T, V) after each token of a prompt of at most `context_length` tokens,
+        int64.
+        """
         lines, _ = self._run(["--logits"], [prompt])
         return np.array([[int(word) for word in line.split()] for line in lines], dtype=np.int64)
 

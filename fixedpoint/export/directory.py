@@ -2,8 +2,9 @@
 
 A directory holds
 
-- `manifest.json`: schema and version, arithmetic, the Q-formats of every layer, and each tensor's shape, type, SHA-256 and memory
-  file. The manifest carries a SHA-256 of its own content, so an edit by hand is noticed;
+- `manifest.json`: schema and version, arithmetic, the Q-formats of every layer, and each tensor's
+  shape, type, SHA-256 and memory file. The manifest carries a SHA-256 of its own content, so an
+  edit by hand is noticed;
 - `weights.safetensors`: every tensor as integers;
 - `NAME.mem`: the same tensor for `$readmemh`, one matrix row or one vector element a line;
 - `model.h`: the same model as constants for the C program (`fixedpoint.export.c_program`).
@@ -55,18 +56,22 @@ def save_export(quantized: QuantizedTransformer, directory: str | Path) -> dict[
     with atomic_directory(directory) as temporary:
         for name, text in _sign(manifest, tensors, quantized):
             (temporary / name).write_text(text, encoding="ascii", newline="\n")
-        (temporary / WEIGHTS).write_bytes(safetensors.numpy.save(tensors))  # save_file would lock others out: mode 0600
+        # save_file would lock others out: mode 0600
+        (temporary / WEIGHTS).write_bytes(safetensors.numpy.save(tensors))
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return manifest
 
 
 def load_export(directory: str | Path) -> QuantizedTransformer:
-    """Read a quantized model and check all of it: schema, digests, shapes, ranges, and that the layers' formats join.
+    """Read a quantized model and check all of it: schema, digests, shapes, ranges, and that the
+    layers' formats join.
 
-    The model that was read must describe itself by the very manifest it was read with, and its tensors by the very texts.
+    The model that was read must describe itself by the very manifest it was read with, and its
+    tensors by the very texts.
 
     Raises:
-        QuantizationError: Something is missing, edited, truncated or of another version; the message names it.
+        QuantizationError: Something is missing, edited, truncated or of another version; the
+            message names it.
     """
     path = Path(directory)
     manifest = _read_manifest(path / "manifest.json")
@@ -89,7 +94,9 @@ def load_export(directory: str | Path) -> QuantizedTransformer:
 def _sign(
     manifest: dict[str, Any], tensors: dict[str, IntegerArray], quantized: QuantizedTransformer
 ) -> Iterator[tuple[str, str]]:
-    """Yield every text file's name and content; put their digests, and at the end its own, into the manifest."""
+    """Yield every text file's name and content; put their digests, and at the end its own, into the
+    manifest.
+    """
     for name, entry in manifest["tensors"].items():
         text = memory_file(tensors[name], entry["bits"])
         entry["memory_sha256"] = hashlib.sha256(text.encode()).hexdigest()
@@ -124,7 +131,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _read_tensors(path: Path, entries: dict[str, Any]) -> dict[str, IntegerArray]:
-    """Read and check the tensors, as int64; nothing larger than the file itself is allocated before its header is checked."""
+    """Read and check the tensors, as int64; nothing larger than the file itself is allocated before
+    its header is checked.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -1,7 +1,7 @@
 """What an export says about a model: from a model to its manifest and tensors, and back.
 
-`describe` and `build` are each other's inverse. Loading uses that: whatever was read is built, described again and compared, so a
-manifest cannot say anything that its model does not say itself.
+`describe` and `build` are each other's inverse. Loading uses that: whatever was read is built,
+described again and compared, so a manifest cannot say anything that its model does not say itself.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ ORDER = {
 
 
 def describe(quantized: QuantizedTransformer) -> tuple[dict[str, Any], dict[str, IntegerArray]]:
-    """Return a model's manifest, without the digests of files, and its tensors by name in the types that they are stored in.
+    """Return a model's manifest, without the digests of files, and its tensors by name in the types
+    that they are stored in.
 
     Raises:
         QuantizationError: A tensor does not fit the bits that its layer declares.
@@ -88,11 +89,13 @@ def describe(quantized: QuantizedTransformer) -> tuple[dict[str, Any], dict[str,
 
 
 def build(manifest: dict[str, Any], tensors: dict[str, IntegerArray]) -> QuantizedTransformer:
-    """Return the model that a manifest and its tensors (int64) describe; the layers check their own ranges and joints.
+    """Return the model that a manifest and its tensors (int64) describe; the layers check their own
+    ranges and joints.
 
     Raises:
         QuantizationError: A layer refuses what it was given.
-        AttributeError, KeyError, TypeError, ValueError: The manifest lacks something, or has something else in its place.
+        AttributeError, KeyError, TypeError, ValueError: The manifest lacks something, or has
+            something else in its place.
     """
     residual = QFormat.parse(manifest["residual"])
 

@@ -1,13 +1,19 @@
-r"""Export of the integer model to ONNX: one graph from tokens (batch, length) to logits (batch, length, V), equal to the specification bit for bit.
+r"""Export of the integer model to ONNX: one graph from tokens (batch, length) to logits (batch,
+length, V), equal to the specification bit for bit.
 
-Tensors carry real values, every one of them a multiple of its format's resolution, so the graph reads like any quantized network:
+Tensors carry real values, every one of them a multiple of its format's resolution, so the graph
+reads like any quantized network:
 
-- a linear layer is `DequantizeLinear` of int8 weights with one power-of-two scale a row, `MatMul` and `Add`, and a cast to the output's format;
-- a cast is `Floor(x · 2**f + 1/2)`, `Clip`, and back to real values. `QuantizeLinear` is not it: that rounds half to even, the specification half up;
-- norms, softmax and reciprocals do their whole-number steps in the same way, with the specification's tables.
+- a linear layer is `DequantizeLinear` of int8 weights with one power-of-two scale a row, `MatMul`
+  and `Add`, and a cast to the output's format;
+- a cast is `Floor(x · 2**f + 1/2)`, `Clip`, and back to real values. `QuantizeLinear` is not it:
+  that rounds half to even, the specification half up;
+- norms, softmax and reciprocals do their whole-number steps in the same way, with the
+  specification's tables.
 
-All of it is float64, in which every sum of these integers is exact, in any order. Float32 would nearly always do as well, but a runtime may replace a
-dequantized float32 product by one that rounds its activations once more (onnxruntime's MatMulNBits does, unasked), and none does that to float64.
+All of it is float64, in which every sum of these integers is exact, in any order. Float32 would
+nearly always do as well, but a runtime may replace a dequantized float32 product by one that rounds
+its activations once more (onnxruntime's MatMulNBits does, unasked), and none does that to float64.
 """
 
 from __future__ import annotations
@@ -35,14 +41,16 @@ from ..qformat import IntegerArray, QFormat
 from ..topology import LOGITS, TOKENS
 from ..transformer import Norm, QuantizedTransformer
 
-LARGEST_EXPONENT = 100  # scales are float32, which holds 8 bits times a power of two well beyond that
+# scales are float32, which holds 8 bits times a power of two well beyond that
+LARGEST_EXPONENT = 100
 BEYOND_ALL_SCORES = -(
     2.0**50
 )  # added to scores of the future; their exponentials are then 0, and float64 still holds the sum
 
 
 def export_onnx(quantized: QuantizedTransformer, path: str | Path) -> None:
-    """Write a model as an ONNX file (opset 17), whole or not at all: input `tokens`, int64; output `logits`, float32, multiples of `2**-fraction`.
+    """Write a model as an ONNX file (opset 17), whole or not at all: input `tokens`, int64; output
+    `logits`, float32, multiples of `2**-fraction`.
 
     Raises:
         QuantizationError: A layer has numbers that the graph's floats do not hold exactly.
@@ -133,7 +141,8 @@ class _Exporter:
 
     def linear(self, name: str, layer: Linear, x: str) -> str:
         """Add a linear layer."""
-        # A sum has at most 32 bits and is shifted left by at most 28; where half a unit could then be lost, the result saturates anyway.
+        # A sum has at most 32 bits and is shifted left by at most 28; where half a unit could then
+        # be lost, the result saturates anyway.
         weight = self._dequantized(name, layer.weight.T, layer.weight_fraction, axis=1)
         bias = np.ldexp(layer.bias.astype(np.float64), -layer.weight_fraction - layer.input.fraction)
         y = self.graph.add("Add", self.graph.add("MatMul", x, weight), self.graph.constant(f"{name}.bias", bias))
@@ -153,12 +162,16 @@ class _Exporter:
         return self.graph.add("Gather", table, index)
 
     def _floor_log2(self, x: str, bits: int) -> str:
-        """Return the position of the leading one of x (..., 1) >= 1, int64 (..., 1): how many powers of two from 2 on it reaches."""
+        """Return the position of the leading one of x (..., 1) >= 1, int64 (..., 1): how many
+        powers of two from 2 on it reaches.
+        """
         reached = self.graph.add("GreaterOrEqual", x, self._powers(f"powers_{bits}", np.arange(1, bits)))
         return self.graph.add("ReduceSum", self._index(reached), self._integers([-1]), keepdims=1)
 
     def _entry(self, function: Reciprocal | ReciprocalSquareRoot, x: str, position: str, bits: int) -> str:
-        """Return the table's entry of x, whose leading one, or the even position below it, is at `position`."""
+        """Return the table's entry of x, whose leading one, or the even position below it, is at
+        `position`.
+        """
         graph, root = self.graph, isinstance(function, ReciprocalSquareRoot)
         kept = function.index_bits - 2 if root else function.index_bits
         shifts = graph.add("Gather", self._powers(f"shifts_{kept}_{bits}", kept - np.arange(bits)), position)
@@ -170,7 +183,8 @@ class _Exporter:
     def norm(self, name: str, layer: Norm, x: str) -> str:
         """Add a norm."""
         graph, function, bits = self.graph, layer.reciprocal_square_root, layer.variance_bits
-        if 1 << bits > FLOAT64_EXACT:  # the differences times a mantissa come next, with 47 bits at most
+        # the differences times a mantissa come next, with 47 bits at most
+        if 1 << bits > FLOAT64_EXACT:
             raise QuantizationError(f"{name} has a variance of {bits} bits; float64 holds 53 exactly")
         whole, axis = self._scaled(x, layer.input.fraction), self._integers([-1])
         squares = graph.add("ReduceSum", graph.add("Mul", whole, whole), axis, keepdims=1)
@@ -181,7 +195,8 @@ class _Exporter:
             difference = graph.add("Sub", difference, total)
             variance = graph.add("Sub", variance, graph.add("Mul", total, total))
         variance = graph.add("Add", variance, self._number(layer.epsilon))
-        half = graph.add("Div", self._floor_log2(variance, bits), self._integers([2]))  # of int64: rounds down
+        # of int64: rounds down
+        half = graph.add("Div", self._floor_log2(variance, bits), self._integers([2]))
         mantissa = self._entry(function, variance, graph.add("Mul", half, self._integers([2])), bits)
         fraction = layer.normalized.fraction - function.mantissa_bits
         scale = graph.add("Gather", self._powers(f"scales_{fraction}_{bits}", fraction - np.arange(bits)), half)
@@ -215,7 +230,9 @@ class _Exporter:
         return graph.add("Reshape", merged, self._integers([0, 0, layer.channels]))
 
     def _heads(self, x: str, layer: CausalAttention, source: QFormat) -> str:
-        """Return integers (batch, heads, length, head size) of real values (batch, length, channels)."""
+        """Return integers (batch, heads, length, head size) of real values (batch, length,
+        channels).
+        """
         split = self.graph.add("Reshape", x, self._integers([0, 0, layer.num_heads, layer.head_dim]))
         return self._scaled(self.graph.add("Transpose", split, perm=[0, 2, 1, 3]), source.fraction)
 
@@ -242,7 +259,8 @@ def onnx_nodes(operator: Operator, exporter: _Exporter, name: str, *inputs: str)
         operator: The operator.
         exporter: Holds the graph, and what several operators need.
         name: The tensor that it makes.
-        inputs: The graph's names of the tensors that it reads: real values (batch, length, channels), or tokens.
+        inputs: The graph's names of the tensors that it reads: real values (batch, length,
+            channels), or tokens.
     """
     raise QuantizationError(f"{name}: there is no ONNX form of {type(operator).__name__}")
 

@@ -1,10 +1,12 @@
-"""Attention of the specification, prepared for speed: whole sequences, and one token at a time with cached keys and values.
+"""Attention of the specification, prepared for speed: whole sequences, and one token at a time with
+cached keys and values.
 
 The rearrangements, all exact:
-- Query, key and value are one product. A row of zeros with an offset of 1 after each head's values makes the softmax denominators come out of the
-  product with the values.
-- The scores are made negative and transposed (key, query), in steps of half a table entry of the exponential: a minimum over the first axis,
-  which NumPy finds four times as fast as one over the last, a subtraction, and one table give the numerators.
+- Query, key and value are one product. A row of zeros with an offset of 1 after each head's values
+  makes the softmax denominators come out of the product with the values.
+- The scores are made negative and transposed (key, query), in steps of half a table entry of the
+  exponential: a minimum over the first axis, which NumPy finds four times as fast as one over the
+  last, a subtraction, and one table give the numerators.
 - The reciprocal of every possible denominator is one table.
 
 Sizes: B sequences, T tokens, H heads, d channels a head, C = H·d.
@@ -52,7 +54,9 @@ class PreparedAttention:
         self.output = Product([attention.output])
 
     def _arrange(self) -> None:
-        """Put the projections' columns in order: all queries, then for each head its keys, its values, and 1."""
+        """Put the projections' columns in order: all queries, then for each head its keys, its
+        values, and 1.
+        """
         head = np.arange(self.head_dim)
         one = 3 * self.channels
         order = [np.arange(self.channels)]
@@ -65,11 +69,15 @@ class PreparedAttention:
         product.offset = np.concatenate([product.offset, np.ones(1, product.offset.dtype)])[columns]
 
     def new_cache(self, batch: int) -> Floats:
-        """Return memory for the keys, values and ones of `batch` sequences, (B, H, context_length, 2·d + 1)."""
+        """Return memory for the keys, values and ones of `batch` sequences, (B, H, context_length,
+        2·d + 1).
+        """
         return np.zeros((batch, self.heads, self.length, 2 * self.head_dim + 1), self.dtype)
 
     def project(self, x: Floats, batch: int, buffers: Buffers) -> tuple[Floats, Floats]:
-        """Return queries (B, H, T, d), scaled for `numerators`, and keys, values and ones (B, H, T, 2·d + 1) of rows x (B·T, C)."""
+        """Return queries (B, H, T, d), scaled for `numerators`, and keys, values and ones (B, H, T,
+        2·d + 1) of rows x (B·T, C).
+        """
         projected = self.projections.compute(x, buffers, "projected").astype(self.dtype, copy=False)
         projected[:, : self.channels] *= self.query_scale
         by_token = projected.reshape(batch, len(x) // batch, -1)
@@ -109,5 +117,7 @@ class PreparedAttention:
 
 @lru_cache(maxsize=8)
 def _later_keys(length: int) -> np.ndarray:
-    """Return what is added to the negative scores (keys, queries): `MASKED` where the key comes later."""
+    """Return what is added to the negative scores (keys, queries): `MASKED` where the key comes
+    later.
+    """
     return np.tril(np.full((length, length), MASKED, np.float32), -1)

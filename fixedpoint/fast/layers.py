@@ -1,15 +1,17 @@
-r"""The operators of the specification, prepared for speed: whole numbers carried in floats, exactly.
+r"""The operators of the specification, prepared for speed: whole numbers carried in floats,
+exactly.
 
-A float holds every integer of magnitude up to \(2^{24}\) (float32) or \(2^{53}\) (float64), and such an integer times a power of two. Sums and products
-whose exact results stay within that bound are not rounded at all, in whatever order they are made. Each class here derives the
-bound of its own intermediate results from the actual weights when it is prepared and takes the narrowest float that it proves
-sufficient. Shifts then become factors of \(2^{-s}\), which fold into weights:
+A float holds every integer of magnitude up to \(2^{24}\) (float32) or \(2^{53}\) (float64), and
+such an integer times a power of two. Sums and products whose exact results stay within that bound
+are not rounded at all, in whatever order they are made. Each class here derives the bound of its
+own intermediate results from the actual weights when it is prepared and takes the narrowest float
+that it proves sufficient. Shifts then become factors of \(2^{-s}\), which fold into weights:
 
 \[ \left\lfloor \frac{\sum_k W_{rk} x_k + b_r + 2^{s_r - 1}}{2^{s_r}} \right\rfloor
    = \left\lfloor \sum_k (W_{rk} 2^{-s_r})\, x_k + (b_r 2^{-s_r} + \tfrac12) \right\rfloor \]
 
-so that a requantized product is a BLAS product, an addition, a floor and a clip. What the results must equal is in `linear`, `layer_norm`, `rms_norm`
-and `attention`.
+so that a requantized product is a BLAS product, an addition, a floor and a clip. What the results
+must equal is in `linear`, `layer_norm`, `rms_norm` and `attention`.
 """
 
 from __future__ import annotations
@@ -34,13 +36,17 @@ Float64 = NDArray[np.float64]
 
 
 class Buffers:
-    """Memory that is used again by every call: fresh memory costs more than the arithmetic on it."""
+    """Memory that is used again by every call: fresh memory costs more than the arithmetic on
+    it.
+    """
 
     def __init__(self) -> None:
         self._arrays: dict[tuple[str, np.dtype], np.ndarray] = {}
 
     def array(self, name: str, dtype: np.typing.DTypeLike, *shape: int) -> np.ndarray:
-        """Return an array with undefined content; the next request for the same name and type may return the same memory."""
+        """Return an array with undefined content; the next request for the same name and type may
+        return the same memory.
+        """
         key = (name, np.dtype(dtype))
         size = math.prod(shape)
         flat = self._arrays.get(key)
@@ -50,7 +56,8 @@ class Buffers:
 
 
 def exact_dtype(bound: int) -> np.dtype:
-    """Return the narrowest float type that is exact for integers up to `bound` in magnitude, times a power of two.
+    """Return the narrowest float type that is exact for integers up to `bound` in magnitude, times
+    a power of two.
 
     Raises:
         OverflowError: Not even float64 is.
@@ -63,11 +70,13 @@ def exact_dtype(bound: int) -> np.dtype:
 
 
 class Product:
-    """One or several linear layers that read the same input, as one product: `clip(floor(x · weight + offset), lowest, highest)`.
+    """One or several linear layers that read the same input, as one product:
+    `clip(floor(x · weight + offset), lowest, highest)`.
 
     Attributes:
         weight: `W · 2**-shift`, (K, R), of the narrowest exact float type.
-        offset: `bias · 2**-shift + 1/2 + origin`, (R,); without the half where the shift rounds nothing.
+        offset: `bias · 2**-shift + 1/2 + origin`, (R,); without the half where the shift rounds
+            nothing.
         lowest, highest: Ends of the output's range, plus `origin`.
         bound: What no intermediate result exceeds in magnitude, in units of the last place.
         saturates: Whether the clip has anything to do for some input.
@@ -83,12 +92,14 @@ class Product:
         weight = np.concatenate([layer.weight for layer in layers])
         bias = np.concatenate([layer.bias for layer in layers])
         shift = np.concatenate([layer.shift for layer in layers])
-        reach = np.abs(weight).sum(axis=1) * largest + np.abs(bias)  # below 2**32: an accumulator has at most 32 bits
+        # below 2**32: an accumulator has at most 32 bits
+        reach = np.abs(weight).sum(axis=1) * largest + np.abs(bias)
         half = np.where(shift > 0, np.int64(1) << np.clip(shift - 1, 0, 40), 0)
         idle = reach < half  # a row that always rounds to 0
         weight, bias, shift = np.where(idle[:, None], 0, weight), np.where(idle, 0, bias), np.where(idle, 0, shift)
         half = np.where(idle, 0, half)
-        # The origin is whole in units of 2**-shift; for shifts to the left it makes those of 1 the last place.
+        # The origin is whole in units of 2**-shift; for shifts to the left it makes those of 1 the
+        # last place.
         units = [
             (int(most) << -int(s)) + abs(origin) if s < 0 and origin else int(most) + (abs(origin) << max(int(s), 0))
             for most, s in zip(reach + half, shift, strict=True)
@@ -125,9 +136,11 @@ class Product:
 class PreparedNorm:
     r"""LayerNorm or RMSNorm, on rows of float32 integers.
 
-    The normalized element is one multiplication and one addition in float64, `floor(x · (C r) + (1/2 − S r))` with `r = mantissa · 2**-exponent`,
-    and `r` itself is one look into a table: a float64's exponent and leading mantissa bits are its index. Where float64 does not suffice
-    (more than some 2,000 channels of 16 bits), the specification's operator runs instead.
+    The normalized element is one multiplication and one addition in float64,
+    `floor(x · (C r) + (1/2 − S r))` with `r = mantissa · 2**-exponent`, and `r` itself is one look
+    into a table: a float64's exponent and leading mantissa bits are its index. Where float64 does
+    not suffice (more than some 2,000 channels of 16 bits), the specification's operator runs
+    instead.
 
     Args:
         norm: The specification.
@@ -171,7 +184,8 @@ class PreparedNorm:
         """Return whether float64 holds every intermediate result of the normalization."""
         norm, root = self.norm, self.norm.reciprocal_square_root
         variance = (self.channels**2 << (2 * norm.input.bits - 2)) + norm.epsilon
-        finest = (variance.bit_length() >> 1) + root.mantissa_bits - norm.normalized.fraction  # the largest right shift
+        # the largest right shift
+        finest = (variance.bit_length() >> 1) + root.mantissa_bits - norm.normalized.fraction
         product = 2 * self.channels << (norm.input.bits - 1 + root.mantissa_bits)
         whole = root.mantissa_bits > norm.normalized.fraction  # every shift is to the right
         return whole and variance <= FLOAT64_EXACT and product + (1 << finest) <= FLOAT64_EXACT
@@ -214,10 +228,13 @@ class PreparedNorm:
 
 @lru_cache(maxsize=8)
 def root_table(root: ReciprocalSquareRoot) -> Float64:
-    """Return `mantissa · 2**-exponent` for all float64 whole numbers from 1 to 2**53, by exponent and leading `index_bits − 1` mantissa bits."""
+    """Return `mantissa · 2**-exponent` for all float64 whole numbers from 1 to 2**53, by exponent
+    and leading `index_bits − 1` mantissa bits.
+    """
     bits = root.index_bits - 1
     leading = np.arange(1 << bits, 2 << bits)
-    even, odd = (leading, leading * 2) if bits % 2 == 0 else (leading * 2, leading)  # with an even and an odd exponent
+    # with an even and an odd exponent
+    even, odd = (leading, leading * 2) if bits % 2 == 0 else (leading * 2, leading)
     mantissas = [root.compute(even).mantissa, root.compute(odd).mantissa]
     rows = [np.ldexp(mantissas[e % 2].astype(np.float64), -((e >> 1) + root.mantissa_bits)) for e in range(54)]
     return np.concatenate(rows)
@@ -225,15 +242,19 @@ def root_table(root: ReciprocalSquareRoot) -> Float64:
 
 @lru_cache(maxsize=8)
 def reciprocal_table(reciprocal: Reciprocal, largest: int) -> Float64:
-    """Return `mantissa · 2**-exponent` of the reciprocals of 0 to `largest`; entry 0 is never used."""
+    """Return `mantissa · 2**-exponent` of the reciprocals of 0 to `largest`; entry 0 is never
+    used.
+    """
     scaled = reciprocal.compute(np.maximum(np.arange(largest + 1), 1))
     return np.ldexp(scaled.mantissa.astype(np.float64), -scaled.exponent)
 
 
 def exponential_table(exponential: Exponential, dtype: np.typing.DTypeLike) -> tuple[int, Floats]:
-    """Return `s` and the numerators at distances `j · 2**s`, j = 0, 1, …, up to the first that is 0 like all beyond it.
+    """Return `s` and the numerators at distances `j · 2**s`, j = 0, 1, …, up to the first that is 0
+    like all beyond it.
 
-    `2**s` is half a step of the exponential's own table, so dropping the bits below it decides every rounding alike: `numerator(t) = table[t >> s]`.
+    `2**s` is half a step of the exponential's own table, so dropping the bits below it decides
+    every rounding alike: `numerator(t) = table[t >> s]`.
     """
     shift = max(exponential.shift - 1, 0)
     last = -(-((exponential.output_bits + 1) << max(exponential.fraction, 0)) >> max(-exponential.fraction, 0) + shift)
@@ -241,7 +262,9 @@ def exponential_table(exponential: Exponential, dtype: np.typing.DTypeLike) -> t
 
 
 def whole(values: Floats, buffers: Buffers) -> NDArray[np.int64]:
-    """Return floats of magnitude below 2**31 truncated to integers; through int32, which is three times as fast as directly."""
+    """Return floats of magnitude below 2**31 truncated to integers; through int32, which is three
+    times as fast as directly.
+    """
     narrow = buffers.array("narrow", np.int32, *values.shape)
     wide: NDArray[np.int64] = buffers.array("index", np.int64, *values.shape)
     np.copyto(narrow, values, casting="unsafe")

@@ -1,8 +1,9 @@
 """One token of one sequence through a prepared transformer, with few NumPy calls.
 
-A row of 128 numbers costs NumPy less time than the call does, so what limits the speed is the number of calls (about a microsecond each). The same
-operations as in `engine_layers` and `engine_attention`, on vectors, with the sums of a norm in Python's own floats, which hold these whole numbers
-exactly as well.
+A row of 128 numbers costs NumPy less time than the call does, so what limits the speed is the
+number of calls (about a microsecond each). The same operations as in `engine_layers` and
+`engine_attention`, on vectors, with the sums of a norm in Python's own floats, which hold these
+whole numbers exactly as well.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ class TokenProduct:
         self.result: Floats = np.empty_like(product.offset)
 
     def accumulate(self, x: Floats) -> Floats:
-        """Return `x · weight + offset`, neither rounded nor clipped; the next call overwrites it."""
+        """Return `x · weight + offset`, neither rounded nor clipped; the next call overwrites
+        it.
+        """
         result = self.result
         np.matmul(x, self.weight, out=result)
         np.add(result, self.offset, out=result)
@@ -78,7 +81,9 @@ class TokenNorm:
 
 
 class TokenAttention:
-    """A `PreparedAttention` for one token; `cache` is that of one sequence (H, context_length, 2·d + 1)."""
+    """A `PreparedAttention` for one token; `cache` is that of one sequence (H, context_length,
+    2·d + 1).
+    """
 
     def __init__(self, attention: PreparedAttention, cache: Floats) -> None:
         heads, size = attention.heads, attention.head_dim
@@ -97,7 +102,9 @@ class TokenAttention:
         self.context_heads = self.context.reshape(heads, size)
 
     def compute(self, x: Floats, position: int) -> Floats:
-        """Return the output (C,) for the row at `position`, and put its keys and values into the cache."""
+        """Return the output (C,) for the row at `position`, and put its keys and values into the
+        cache.
+        """
         self.projections.compute(x)
         query = np.multiply(self.query, self.query_scale, dtype=self.dtype)
         self.cache[:, position] = self.known

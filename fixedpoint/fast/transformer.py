@@ -1,7 +1,8 @@
 """A fast executor of quantized transformers, equal to `QuantizedTransformer` bit for bit.
 
-The specification's operators are written to be read; these run the same integers at the speed of BLAS, for whole sequences (`FastTransformer.forward`) and
-one token at a time (`CachedDecoder`). How, and why nothing is rounded on the way: docs/fixedpoint/engine.md.
+The specification's operators are written to be read; these run the same integers at the speed of
+BLAS, for whole sequences (`FastTransformer.forward`) and one token at a time (`CachedDecoder`).
+How, and why nothing is rounded on the way: docs/fixedpoint/engine.md.
 
 Sizes: B sequences, T tokens, C channels, V vocabulary.
 """
@@ -24,11 +25,14 @@ from .attention import PreparedAttention
 from .layers import Buffers, Float64, Floats, PreparedNorm, Product, whole
 from .token import TokenAttention, TokenNorm, TokenProduct
 
-BLOCK_ROWS = 512  # tokens that run through the network together: their activations stay in the cache
+# tokens that run through the network together: their activations stay in the cache
+BLOCK_ROWS = 512
 
 
 def is_standard(block: Block) -> bool:
-    """Return whether a block computes the operations of `BLOCK`, which `PreparedBlock` merges into fewer."""
+    """Return whether a block computes the operations of `BLOCK`, which `PreparedBlock` merges into
+    fewer.
+    """
     return tuple(step for step, _ in block.operations) == BLOCK
 
 
@@ -46,7 +50,8 @@ class PreparedBlock:
             PreparedNorm(block.feed_forward_norm),
         )
         self.attention = PreparedAttention(block.attention)
-        self.up = Product([block.up], origin=-block.activation.input.minimum_integer)  # indexes the activation's table
+        # indexes the activation's table
+        self.up = Product([block.up], origin=-block.activation.input.minimum_integer)
         self.activation = block.activation.table.astype(np.float32)
         self.down = Product([block.down])
         self.lowest, self.highest = float(residual.minimum_integer), float(residual.maximum_integer)
@@ -62,7 +67,8 @@ class PreparedBlock:
             x: Rows of the tokens at `position` and after.
             batch: Sequences B.
             buffers: Memory for what comes between.
-            cache: Keys and values of the tokens before, to which these tokens' are added; None for whole sequences.
+            cache: Keys and values of the tokens before, to which these tokens' are added; None for
+                whole sequences.
             position: Tokens in the cache.
         """
         query, known = self.attention.project(self.attention_norm.compute(x, buffers), batch, buffers)
@@ -73,7 +79,8 @@ class PreparedBlock:
         context = self.attention.attend(query, known, buffers)
         self._add(x, self.attention.output.compute(context.reshape(x.shape), buffers, "update"))
         hidden = self.up.accumulate(self.feed_forward_norm.compute(x, buffers), buffers, "hidden")
-        np.clip(hidden, self.up.lowest, self.up.highest, out=hidden)  # not negative: truncation is the floor
+        # not negative: truncation is the floor
+        np.clip(hidden, self.up.lowest, self.up.highest, out=hidden)
         activated = self.activation.take(whole(hidden, buffers))
         self._add(x, self.down.compute(activated, buffers, "update"))
 
@@ -83,7 +90,8 @@ class PreparedBlock:
 
 
 class SpecifiedBlock:
-    """A decoder block of other operations than those of `BLOCK`, run by the operators of the specification.
+    """A decoder block of other operations than those of `BLOCK`, run by the operators of the
+    specification.
 
     Args:
         block: The specification.
@@ -104,7 +112,9 @@ class SpecifiedBlock:
         cache: list[KeyValueCache] | None = None,
         position: int = 0,
     ) -> None:
-        """Run the block on the residual stream x (B·T, C), in place; the arguments are those of `PreparedBlock.forward`."""
+        """Run the block on the residual stream x (B·T, C), in place; the arguments are those of
+        `PreparedBlock.forward`.
+        """
         empty = self.block.attention.core.empty_cache(batch)
         known = cache[0] if cache is not None and position else empty
         rows = x.reshape(batch, -1, x.shape[-1]).astype(np.int64)
@@ -144,10 +154,12 @@ class FastTransformer:
             tokens: Integers (B, T), 1 <= T <= context_length.
 
         Returns:
-            Logits, int64 (B, T, V) of format `logits.output`, as from `QuantizedTransformer.forward`.
+            Logits, int64 (B, T, V) of format `logits.output`, as from
+                `QuantizedTransformer.forward`.
 
         Raises:
-            ValueError: A token is not in the vocabulary, or a sequence is empty or longer than the context.
+            ValueError: A token is not in the vocabulary, or a sequence is empty or longer than the
+                context.
         """
         tokens = self._checked(tokens)
         result = np.empty((*tokens.shape, self.logits.rows), np.int64)
@@ -158,12 +170,14 @@ class FastTransformer:
     def loss(
         self, inputs: Integers, targets: Integers, progress: Callable[[int], object] = lambda count: None
     ) -> float:
-        """Return the mean cross-entropy in nats over windows (N, T); the only rounding is in this last step, in float64.
+        """Return the mean cross-entropy in nats over windows (N, T); the only rounding is in this
+        last step, in float64.
 
         `progress` is called with a number of windows when these are done.
 
         Raises:
-            ValueError: No window, tokens that `forward` refuses, or targets of another shape or outside the vocabulary.
+            ValueError: No window, tokens that `forward` refuses, or targets of another shape or
+                outside the vocabulary.
         """
         tokens, wanted = self._checked(inputs), np.asarray(targets)
         if len(tokens) == 0:
@@ -193,7 +207,9 @@ class FastTransformer:
             yield slice(start, start + step), self.head(x).reshape(*part.shape, -1)
 
     def embed(self, tokens: Integers, position: int = 0) -> Floats:
-        """Return the residual stream (B·T, C) of tokens (B, T) that stand at `position` and after."""
+        """Return the residual stream (B·T, C) of tokens (B, T) that stand at `position` and
+        after.
+        """
         x = self.tokens[tokens]
         x += self.positions[position : position + tokens.shape[1]]
         np.clip(x, self.lowest, self.highest, out=x)
@@ -226,7 +242,8 @@ def prepared(model: QuantizedTransformer) -> FastTransformer:
 
 
 class CachedDecoder:
-    """A transformer ready to make tokens for `batch` sequences that all stand at the same position, with cached keys and values.
+    """A transformer ready to make tokens for `batch` sequences that all stand at the same position,
+    with cached keys and values.
 
     Args:
         model: The specification.
@@ -245,12 +262,15 @@ class CachedDecoder:
         self.single = _SingleSequence(self.fast, standard, self.caches) if alone else None
 
     def prefill(self, tokens: ArrayLike) -> Floats:
-        """Start again with tokens (B, t), 1 <= t <= context_length, and return the logits (B, V) after the last one, whole numbers in floats."""
+        """Start again with tokens (B, t), 1 <= t <= context_length, and return the logits (B, V)
+        after the last one, whole numbers in floats.
+        """
         self.length = 0
         return self._extend(np.asarray(tokens))
 
     def step(self, tokens: Sequence[int] | Integers) -> Floats:
-        """Append one token to each sequence, (B,), and return the logits (B, V) after it; the next call overwrites them.
+        """Append one token to each sequence, (B,), and return the logits (B, V) after it; the next
+        call overwrites them.
 
         Raises:
             ValueError: The cache is full.

@@ -17,12 +17,14 @@ from .operator import UnaryOperator
 class TableActivation(UnaryOperator):
     """A pointwise function `y = table[x - minimum(x)]`.
 
-    Error: half a unit of the output, where the function is in its range. Widths: none but those of x and y.
+    Error: half a unit of the output, where the function is in its range. Widths: none but those of
+    x and y.
 
     Attributes:
         input: Format of x, at most 8 bits.
         output: Format of y.
-        table: Integers (2**input.bits,) of format `output`, in the order of x from smallest to largest.
+        table: Integers (2**input.bits,) of format `output`, in the order of x from smallest to
+            largest.
     """
 
     input: QFormat
@@ -46,7 +48,8 @@ class TableActivation(UnaryOperator):
         """Tabulate a real function, each entry rounded half up and saturated.
 
         Raises:
-            QuantizationError: The function is NaN or infinite at a value of the input, or not pointwise.
+            QuantizationError: The function is NaN or infinite at a value of the input, or not
+                pointwise.
         """
         codes = np.arange(input_format.minimum_integer, input_format.maximum_integer + 1)
         arguments = input_format.dequantize(codes)

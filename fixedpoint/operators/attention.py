@@ -2,14 +2,16 @@ r"""Integer causal multi-head attention: the specification of the attention acce
 
 For a token at position \(i\), head \(h\) of \(H\), head size \(d = C / H\):
 
-\[ q, k, v = \mathrm{linear}(x_i), \quad s_j = q_h \cdot k_{j,h}, \quad e_j = 2^{s_j - \max s}, \quad
+\[ q, k, v = \mathrm{linear}(x_i), \quad s_j = q_h \cdot k_{j,h}, \quad e_j = 2^{s_j - \max s},
+\quad
    c_h = \frac{\sum_{j \le i} e_j v_{j,h}}{\sum_{j \le i} e_j}, \quad y_i = \mathrm{linear}(c) \]
 
-\(\log_2 e / \sqrt d\) is folded into the query projection, so the scores arrive as base-2 logarithms.  The exponentials stay
-unnormalized; one reciprocal a head and token is applied at the end, to sums instead of to every weight.
+\(\log_2 e / \sqrt d\) is folded into the query projection, so the scores arrive as base-2
+logarithms.  The exponentials stay unnormalized; one reciprocal a head and token is applied at the
+end, to sums instead of to every weight.
 
-Reference: Vaswani et al., "Attention Is All You Need", arXiv:1706.03762; the order of operations follows FlashAttention's late
-normalization (Dao et al., arXiv:2205.14135).
+Reference: Vaswani et al., "Attention Is All You Need", arXiv:1706.03762; the order of operations
+follows FlashAttention's late normalization (Dao et al., arXiv:2205.14135).
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ MAXIMUM_CONTEXT = 4096
 
 @dataclass(frozen=True, eq=False)
 class KeyValueCache:
-    """Keys and values of the tokens that a sequence has had so far; it is not changed, `extended` returns a longer one.
+    """Keys and values of the tokens that a sequence has had so far; it is not changed, `extended`
+    returns a longer one.
 
     Attributes:
         keys: Integers (..., L, C) of the key projection's output format.
@@ -58,12 +61,16 @@ class KeyValueCache:
 class CausalAttention:
     """Causal multi-head attention between its projections: queries, keys and values to contexts.
 
-    Equations: the ones above, with `c = requantize(Σe·v · r.mantissa, r.exponent + value fraction − context fraction)`, `r ~ 1 / Σe`.
+    Equations: the ones above, with
+    `c = requantize(Σe·v · r.mantissa, r.exponent + value fraction − context fraction)`,
+    `r ~ 1 / Σe`.
 
-    Error, given the numerators: a context differs from `Σe·v / Σe` by at most the reciprocal's relative error and half a unit.
+    Error, given the numerators: a context differs from `Σe·v / Σe` by at most the reciprocal's
+    relative error and half a unit.
 
-    Widths: a score `score.bits`, Σe `softmax.denominator_bits`, Σe·v `weighted_sum_bits`, its product with the mantissa the sum of both factors'.
-    `accumulator_table` tells what of them the weights use.
+    Widths: a score `score.bits`, Σe `softmax.denominator_bits`, Σe·v `weighted_sum_bits`, its
+    product with the mantissa the sum of both factors'. `accumulator_table` tells what of them the
+    weights use.
 
     Attributes:
         query, key, value: Formats of what it reads.
@@ -149,7 +156,9 @@ class CausalAttention:
         return requantize(as_int64(weighted) * scale.mantissa, shift, self.output)
 
     def scores(self, query: IntegerArray, key: IntegerArray) -> IntegerArray:
-        """Return the products of queries (..., N, C) and keys (..., L, C) by head: (..., H, N, L), of format `score`."""
+        """Return the products of queries (..., N, C) and keys (..., L, C) by head: (..., H, N, L),
+        of format `score`.
+        """
         limit = 1 << (self.query.bits - 1)
         products = exact_matmul(self._split(query), np.swapaxes(self._split(key), -1, -2), limit, limit)
         return products.astype(np.int64)
@@ -164,7 +173,8 @@ class CausalAttention:
     ) -> tuple[IntegerArray, KeyValueCache]:
         """Run the next tokens of sequences whose earlier keys and values are cached.
 
-        However a sequence is cut into parts, the results are those of `compute` on the whole: row i of every sum has the same terms.
+        However a sequence is cut into parts, the results are those of `compute` on the whole: row i
+        of every sum has the same terms.
 
         Args:
             query: Integers (..., N, C) of format `query`, N >= 1, L + N <= context_length.
@@ -185,15 +195,19 @@ class CausalAttention:
                 f"attention sequences have 1 to {self.context_length} tokens, not {length if new else new}"
             )
         cache = cache.extended(key, value)
-        causal = np.tri(new, length, length - new, dtype=bool)  # the last of the new tokens sees all
-        numerators = self.softmax.numerators(self.scores(query, cache.keys), causal)  # (..., H, N, L + N)
+        # the last of the new tokens sees all
+        causal = np.tri(new, length, length - new, dtype=bool)
+        # (..., H, N, L + N)
+        numerators = self.softmax.numerators(self.scores(query, cache.keys), causal)
         limit = 1 << (self.value.bits - 1)
         weighted = exact_matmul(numerators, self._split(cache.values), self.softmax.exponential.maximum, limit)
         context = self.normalize(weighted, numerators.sum(axis=-1, keepdims=True))  # (..., H, N, d)
         return np.swapaxes(context, -2, -3).reshape(query.shape), cache  # (..., N, C)
 
     def compute(self, query: IntegerArray, key: IntegerArray, value: IntegerArray) -> IntegerArray:
-        """Return the contexts, int64 (..., T, C), of whole sequences (..., T, C), T <= context_length."""
+        """Return the contexts, int64 (..., T, C), of whole sequences (..., T, C), T <=
+        context_length.
+        """
         return self.extend(query, key, value, self.empty_cache(*query.shape[:-2]))[0]
 
     def _split(self, x: IntegerArray) -> IntegerArray:
@@ -203,7 +217,8 @@ class CausalAttention:
 
 @dataclass(frozen=True, eq=False)
 class Attention:
-    """Causal multi-head self-attention with its four projections: what the attention accelerator computes.
+    """Causal multi-head self-attention with its four projections: what the attention accelerator
+    computes.
 
     Attributes:
         query, key, value: Projections (C, C) from the normalized input to 8-bit vectors.
@@ -299,8 +314,8 @@ class Attention:
 
         Args:
             x: Integers (N, C), one token a row.
-            restart: Booleans (N,): the token starts a new sequence. The first token always does, and so does the one
-                after `context_length` tokens of a sequence.
+            restart: Booleans (N,): the token starts a new sequence. The first token always does,
+                and so does the one after `context_length` tokens of a sequence.
 
         Returns:
             int64 (N, C) of format `output.output`.

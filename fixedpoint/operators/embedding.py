@@ -1,4 +1,6 @@
-"""Token and position embeddings: 8-bit tables, one power-of-two scale a row, added in the residual format."""
+"""Token and position embeddings: 8-bit tables, one power-of-two scale a row, added in the residual
+format.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ class EmbeddingTable:
         return cls(QFormat(weight_bits, 0).quantize(scaled, Rounding.HALF_UP, Overflow.SATURATE), weight_bits, fraction)
 
     def compute(self, index: Integers, output: QFormat) -> IntegerArray:
-        """Return rows `index` (...) in units of `output`, int64 (..., C), rounded half up but not yet saturated."""
+        """Return rows `index` (...) in units of `output`, int64 (..., C), rounded half up but not
+        yet saturated.
+        """
         return shift_right_half_up(self.weight[index], (self.weight_fraction[index] - output.fraction)[..., None])
 
 
@@ -65,10 +69,12 @@ class EmbeddingTable:
 class Embedding:
     """Token plus position embedding in the residual format, saturated once after the sum.
 
-    Equation: `y = sat(half_up(token[t] / 2**s) + half_up(position[p] / 2**u))`, with each row's own shift `s`, `u` = its fraction − the output's.
+    Equation: `y = sat(half_up(token[t] / 2**s) + half_up(position[p] / 2**u))`, with each row's own
+    shift `s`, `u` = its fraction − the output's.
 
-    Error: half a unit of the output a table, beside the rounding of the tables themselves. Width: the sum is at most one bit wider than the
-    wider row; `accumulator_table` refuses one beyond 32 bits.
+    Error: half a unit of the output a table, beside the rounding of the tables themselves. Width:
+    the sum is at most one bit wider than the wider row; `accumulator_table` refuses one beyond 32
+    bits.
     """
 
     token: EmbeddingTable
@@ -96,7 +102,8 @@ class Embedding:
         return int(self.token.weight.shape[1])
 
     def compute(self, tokens: Integers, first_position: int = 0) -> IntegerArray:
-        """Embed tokens (..., T) that stand at positions `first_position`, …; returns int64 (..., T, C).
+        """Embed tokens (..., T) that stand at positions `first_position`, …; returns int64 (..., T,
+        C).
 
         Raises:
             ValueError: A token is not in the vocabulary, or a position is beyond the context.

@@ -1,11 +1,12 @@
 r"""Base-2 exponentials of non-positive numbers, \(2^{-t}\), by table and shift.
 
-With \(t = n + f\), \(n\) whole and \(0 \le f < 1\): \(2^{-t} = 2^{-f} / 2^n\).  The fraction bits index a table of \(2^{-f}\), the integer bits
-shift what comes out.  Softmax needs nothing else when its scores are base-2 logarithms, which costs nothing: the
-factor \(\log_2 e\) is folded into the query projection before that is quantized.
+With \(t = n + f\), \(n\) whole and \(0 \le f < 1\): \(2^{-t} = 2^{-f} / 2^n\).  The fraction bits
+index a table of \(2^{-f}\), the integer bits shift what comes out.  Softmax needs nothing else when
+its scores are base-2 logarithms, which costs nothing: the factor \(\log_2 e\) is folded into the
+query projection before that is quantized.
 
-The result counts units of \(1/(2^b - 1)\), not of \(2^{-b}\): the row's largest element, \(t = 0\), then uses the whole range, and softmax
-divides the scale away again.
+The result counts units of \(1/(2^b - 1)\), not of \(2^{-b}\): the row's largest element, \(t = 0\),
+then uses the whole range, and softmax divides the scale away again.
 """
 
 from __future__ import annotations
@@ -21,16 +22,20 @@ from ..qformat import IntegerArray, as_int64
 
 @dataclass(frozen=True)
 class Exponential:
-    """The function `2**-t` for `t >= 0`, as a table of `2**table_bits` entries of `output_bits` bits and a shift.
+    """The function `2**-t` for `t >= 0`, as a table of `2**table_bits` entries of `output_bits`
+    bits and a shift.
 
     Equation, with every division rounding half up: `u = t / 2**(fraction - table_bits)`,
     `e = table[u % 2**table_bits] / 2**(u >> table_bits)`.
 
-    Error: |e − (2**output_bits − 1)·2**−t| <= 3/4 + ln 2 · (2**output_bits − 1) / 2**(table_bits + 1) units. Half a unit is the table's
-    rounding for t < 1; beyond that at most half of it is left, and the shift's own half unit comes on top. The last term (0.35
-    units at 8 and 8 bits) is the rounding of `t` to the table's step and is absent where `fraction <= table_bits`.
+    Error: |e − (2**output_bits − 1)·2**−t| <= 3/4 + ln 2 · (2**output_bits − 1) /
+    2**(table_bits + 1) units. Half a unit is the table's rounding for t < 1; beyond that at most
+    half of it is left, and the shift's own half unit comes on top. The last term (0.35 units at 8
+    and 8 bits) is the rounding of `t` to the table's step and is absent where
+    `fraction <= table_bits`.
 
-    Widths: the result and a table entry have `output_bits`; `u` is clipped to `output_bits + 1` before the point, where the result is 0.
+    Widths: the result and a table entry have `output_bits`; `u` is clipped to `output_bits + 1`
+    before the point, where the result is 0.
 
     Attributes:
         fraction: Fraction bits of `t`; may be negative.
@@ -62,7 +67,9 @@ class Exponential:
 
     @cached_property
     def table(self) -> IntegerArray:
-        """Entries `round((2**output_bits - 1) * 2**(-i / 2**table_bits))`, int64 (2**table_bits,)."""
+        """Entries `round((2**output_bits - 1) * 2**(-i / 2**table_bits))`, int64
+        (2**table_bits,).
+        """
         steps = np.arange(1 << self.table_bits)
         return np.floor(self.maximum * 2.0 ** (-steps / (1 << self.table_bits)) + 0.5).astype(np.int64)
 
@@ -81,7 +88,8 @@ class Exponential:
         wide = as_int64(distance)
         if wide.size and int(wide.min()) < 0:
             raise ValueError(f"an exponential's distance below the maximum cannot be negative: {int(wide.min())}")
-        # From t = output_bits + 1 on the result is 0. Clipped first: coarse distances are shifted left, by up to 42 bits.
+        # From t = output_bits + 1 on the result is 0. Clipped first: coarse distances are shifted
+        # left, by up to 42 bits.
         nearest = np.minimum(wide, (self.output_bits + 1) << max(self.fraction, 0))
         index = shift_right_half_up(nearest, self.shift)
         whole = np.minimum(index >> self.table_bits, self.output_bits + 1)

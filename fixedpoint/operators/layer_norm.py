@@ -2,10 +2,12 @@ r"""Integer LayerNorm without a rounded mean.
 
 With \(S = \sum x_i\), \(Q = \sum x_i^2\) over \(C\) channels,
 
-\[ \frac{x_i - \mu}{\sqrt{\sigma^2 + \epsilon}} = \frac{C x_i - S}{\sqrt{C Q - S^2 + C^2 \epsilon}} \]
+\[ \frac{x_i - \mu}{\sqrt{\sigma^2 + \epsilon}} = \frac{C x_i - S}{\sqrt{C Q - S^2 + C^2 \epsilon}}
+\]
 
-holds in whole numbers: neither mean nor variance is divided out, so nothing is rounded before the reciprocal square root.
-Both sums can be gathered while the row arrives.  Units cancel, so the input's format matters only for epsilon.
+holds in whole numbers: neither mean nor variance is divided out, so nothing is rounded before the
+reciprocal square root. Both sums can be gathered while the row arrives.  Units cancel, so the
+input's format matters only for epsilon.
 
 Reference: Ba, Kiros, Hinton, "Layer Normalization", arXiv:1607.06450.
 """
@@ -28,13 +30,16 @@ class LayerNorm(RowNorm):
     """LayerNorm over the last axis, then scale and shift, to `output`.
 
     Equations, all integers, `C = len(scale)`:
-    `d_i = C·x_i − S`; `v = C·Q − S² + epsilon`; `n_i = requantize(d_i · r.mantissa, r.exponent − normalized.fraction)` with `r ~ 1/sqrt(v)`;
+    `d_i = C·x_i − S`; `v = C·Q − S² + epsilon`;
+    `n_i = requantize(d_i · r.mantissa, r.exponent − normalized.fraction)` with `r ~ 1/sqrt(v)`;
     `y_i = requantize(n_i · scale_i + shift_i, normalized.fraction + scale_format.fraction − output.fraction)`.
 
-    Error: see `docs/fixedpoint/layer_norm.md`; the reciprocal square root's relative error, half a unit of n, gamma, beta and y.
+    Error: see `docs/fixedpoint/layer_norm.md`; the reciprocal square root's relative error, half a
+    unit of n, gamma, beta and y.
 
-    Widths: S and C·x_i `sum_bits`, Q `square_sum_bits`, d_i `difference_bits`, v `variance_bits`, `d_i · r.mantissa` those of its factors together,
-    n_i 16, `n_i · scale_i + shift_i` `product_bits`. S, d, n and the product are signed.
+    Widths: S and C·x_i `sum_bits`, Q `square_sum_bits`, d_i `difference_bits`, v `variance_bits`,
+    `d_i · r.mantissa` those of its factors together, n_i 16, `n_i · scale_i + shift_i`
+    `product_bits`. S, d, n and the product are signed.
 
     Attributes:
         input: Format of x, signed, at most 16 bits.
@@ -83,7 +88,8 @@ class LayerNorm(RowNorm):
         check_finite("LayerNorm", epsilon, scale, shift)
         normalized = cls.normalized_format(len(scale))
         largest = 1 << (normalized.bits + scale_bits - 2)
-        # A beta may take as much of the product's range as gamma; a small gamma beside a large beta is scaled coarser.
+        # A beta may take as much of the product's range as gamma; a small gamma beside a large beta
+        # is scaled coarser.
         gamma_fraction = covering_fraction(float(np.abs(scale).max()), scale_bits)
         beta_fraction = covering_fraction(float(np.abs(shift).max()), largest.bit_length()) - normalized.fraction
         scale_format = QFormat(scale_bits, min(gamma_fraction, beta_fraction) if np.any(shift) else gamma_fraction)

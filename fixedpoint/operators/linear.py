@@ -1,7 +1,8 @@
 r"""Integer matrix-vector product with one power-of-two scale per output row.
 
-\(y_r = \mathrm{requantize}\left(b_r + \sum_k W_{rk} x_k,\; s_r\right)\).  Row \(r\) of the weights has its own fraction \(f_r\); its accumulator then
-has \(f_x + f_r\) fraction bits, and \(s_r = f_x + f_r - f_y\): a scale is a shift, never a multiplier.
+\(y_r = \mathrm{requantize}\left(b_r + \sum_k W_{rk} x_k,\; s_r\right)\).  Row \(r\) of the weights
+has its own fraction \(f_r\); its accumulator then has \(f_x + f_r\) fraction bits, and \(s_r =
+f_x + f_r - f_y\): a scale is a shift, never a multiplier.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ class Linear(UnaryOperator):
         output: QFormat,
         fraction: Integers | None = None,
     ) -> Linear:
-        """Quantize weights (R, K) and bias (R,), each row at a power-of-two scale, rounding half up.
+        """Quantize weights (R, K) and bias (R,), each row at a power-of-two scale, rounding half
+        up.
 
         Args:
             weight: Real weights (R, K).
@@ -91,8 +93,8 @@ class Linear(UnaryOperator):
             weight_bits: Width of a weight, 2 to 8, or "ternary": −1, 0 and 1, stored in two bits.
             input_format: Format of x.
             output: Format of y.
-            fraction: Fraction of each row (R,), −128 to 127; None for the scales of least squared error. A row whose bias does not
-                fit beside it gets a coarser one.
+            fraction: Fraction of each row (R,), −128 to 127; None for the scales of least squared
+                error. A row whose bias does not fit beside it gets a coarser one.
 
         Raises:
             QuantizationError: A value is not finite, or not of a size that the formats can hold.
@@ -153,7 +155,9 @@ class Linear(UnaryOperator):
         return self.input.fraction + self.weight_fraction - self.output.fraction
 
     def accumulate(self, x: Integers) -> IntegerArray:
-        """Return the accumulators `W x + bias`, int64 (..., R), for x (..., K) of format `input`."""
+        """Return the accumulators `W x + bias`, int64 (..., R), for x (..., K) of format
+        `input`.
+        """
         products = exact_matmul(x, self.weight.T, 1 << (self.input.bits - 1), 1 << (self.weight_bits - 1))
         return products.astype(np.int64) + self.bias
 
@@ -167,9 +171,11 @@ class Linear(UnaryOperator):
 
 
 def largest_fractions(bias: np.ndarray, columns: int, weight_bits: int, input_format: QFormat) -> FloatArray:
-    """Return the largest fraction of each row (R,) at which its bias (R,) fits the accumulator; infinite where nothing limits it.
+    """Return the largest fraction of each row (R,) at which its bias (R,) fits the accumulator;
+    infinite where nothing limits it.
 
-    A bias may take as much of the accumulator as the products; a row of tiny weights beside a large bias is scaled coarser.
+    A bias may take as much of the accumulator as the products; a row of tiny weights beside a large
+    bias is scaled coarser.
     """
     limit = columns << (weight_bits + input_format.bits - 2)
     with np.errstate(divide="ignore", over="ignore"):  # no bias, or next to none, limits nothing

@@ -28,7 +28,9 @@ class Operator(Protocol):
 
     @property
     def output_channels(self) -> Callable[..., int]:
-        """The channels of the output for those of each input; raises QuantizationError where they do not suit."""
+        """The channels of the output for those of each input; raises QuantizationError where they
+        do not suit.
+        """
 
 
 class UnaryOperator:

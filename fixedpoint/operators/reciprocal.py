@@ -1,8 +1,8 @@
 r"""Reciprocals and reciprocal square roots of positive integers, by normalization and one table.
 
-A positive \(x\) is written \(x = m \cdot 2^e\) with \(m\) in a fixed interval; the leading bits of \(m\) index a table, and \(e\) becomes a shift.
-Each entry is the function at the *middle* of the interval of mantissas that share its index, which halves the error of
-taking the interval's start.
+A positive \(x\) is written \(x = m \cdot 2^e\) with \(m\) in a fixed interval; the leading bits of
+\(m\) index a table, and \(e\) becomes a shift. Each entry is the function at the *middle* of the
+interval of mantissas that share its index, which halves the error of taking the interval's start.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class ScaledReciprocal:
 def _check_table(name: str, index_bits: int, mantissa_bits: int) -> None:
     if not 2 <= index_bits <= 12:
         raise ValueError(f"{name} index_bits must be 2 to 12, not {index_bits}")
-    if not index_bits < mantissa_bits <= 18:  # with equal widths the first entry would round up to one bit more
+    # with equal widths the first entry would round up to one bit more
+    if not index_bits < mantissa_bits <= 18:
         raise ValueError(f"{name} mantissa_bits must be {index_bits + 1} (index_bits + 1) to 18, not {mantissa_bits}")
 
 
@@ -51,12 +52,14 @@ def _shift(values: Integers, right: IntegerArray) -> IntegerArray:
 class Reciprocal:
     """The function `1 / x` for integers `x >= 1`.
 
-    Equation: with `e = floor(log2 x)` and `i` the `index_bits` bits below the leading one (zeros appended where `x` is short),
-    `1 / x ~ table[i] * 2**-(e + mantissa_bits)`, `table[i] = round(2**mantissa_bits / (1 + (i + 1/2) / 2**index_bits))`.
+    Equation: with `e = floor(log2 x)` and `i` the `index_bits` bits below the leading one (zeros
+    appended where `x` is short), `1 / x ~ table[i] * 2**-(e + mantissa_bits)`,
+    `table[i] = round(2**mantissa_bits / (1 + (i + 1/2) / 2**index_bits))`.
 
     Relative error: at most `2**-(index_bits + 1) + 2**-mantissa_bits`.
 
-    Widths: the mantissa has `mantissa_bits`; of an argument of b bits the exponent is at most `b - 1 + mantissa_bits`.
+    Widths: the mantissa has `mantissa_bits`; of an argument of b bits the exponent is at most
+    `b - 1 + mantissa_bits`.
 
     Attributes:
         index_bits: Bits that index the table. 10 fill one block RAM of 1,024 × 18.
@@ -71,7 +74,9 @@ class Reciprocal:
 
     @cached_property
     def table(self) -> IntegerArray:
-        """Mantissas, int64 (2**index_bits,), from just under 2**mantissa_bits down to just over half of it."""
+        """Mantissas, int64 (2**index_bits,), from just under 2**mantissa_bits down to just over
+        half of it.
+        """
         middle = 1 + (np.arange(1 << self.index_bits) + 0.5) / (1 << self.index_bits)
         return np.floor(2.0**self.mantissa_bits / middle + 0.5).astype(np.int64)
 
@@ -90,14 +95,17 @@ class Reciprocal:
 class ReciprocalSquareRoot:
     r"""The function `1 / sqrt(x)` for integers `x >= 1`.
 
-    Equation: `e = floor(log2 x)` with its lowest bit cleared, so that \(x = m 4^{e/2}\), \(1 \le m < 4\), and halving the exponent stays whole.
-    The leading `index_bits` bits of `m` (two before the point) are the index `i`, from a quarter of `2**index_bits` upward:
+    Equation: `e = floor(log2 x)` with its lowest bit cleared, so that \(x = m 4^{e/2}\), \(1 \le m
+    < 4\), and halving the exponent stays whole. The leading `index_bits` bits of `m` (two before
+    the point) are the index `i`, from a quarter of `2**index_bits` upward:
     `1 / sqrt(x) ~ table[i - start] * 2**-(e / 2 + mantissa_bits)`, `start = 2**(index_bits - 2)`,
     `table[i - start] = round(2**mantissa_bits / sqrt((i + 1/2) / start))`.
 
-    Relative error: at most `2**-index_bits + 2**-mantissa_bits`; the worst mantissas are those next to 1.
+    Relative error: at most `2**-index_bits + 2**-mantissa_bits`; the worst mantissas are those next
+    to 1.
 
-    Widths: the mantissa has `mantissa_bits`; of an argument of b bits the exponent is at most `(b - 1) / 2 + mantissa_bits`.
+    Widths: the mantissa has `mantissa_bits`; of an argument of b bits the exponent is at most
+    `(b - 1) / 2 + mantissa_bits`.
 
     Attributes:
         index_bits: Bits of the index; three quarters of the `2**index_bits` codes occur.
@@ -117,13 +125,17 @@ class ReciprocalSquareRoot:
 
     @cached_property
     def table(self) -> IntegerArray:
-        """Mantissas, int64 (3/4 · 2**index_bits,), from just under 2**mantissa_bits down to just over half of it."""
+        """Mantissas, int64 (3/4 · 2**index_bits,), from just under 2**mantissa_bits down to just
+        over half of it.
+        """
         middle = (np.arange(self.start, 4 * self.start) + 0.5) / self.start
         return np.floor(2.0**self.mantissa_bits / np.sqrt(middle) + 0.5).astype(np.int64)
 
     @property
     def largest_ratio(self) -> float:
-        """The least upper bound of `result · sqrt(x)`: an entry is furthest above 1/sqrt at the upper end of its interval."""
+        """The least upper bound of `result · sqrt(x)`: an entry is furthest above 1/sqrt at the
+        upper end of its interval.
+        """
         ends = np.arange(self.start + 1, 4 * self.start + 1) / self.start
         return float((self.table * np.sqrt(ends)).max() * 2.0**-self.mantissa_bits)
 

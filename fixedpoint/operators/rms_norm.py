@@ -4,8 +4,8 @@ With \(Q = \sum x_i^2\) over \(C\) channels,
 
 \[ \frac{x_i}{\sqrt{Q / C + \epsilon}} = \frac{C x_i}{\sqrt{C Q + C^2 \epsilon}} \]
 
-holds in whole numbers, and is LayerNorm's quotient with \(S = 0\): one formula, one epsilon, one circuit serve both.  A power of two as \(C\) makes both
-multiplications a choice of wires.
+holds in whole numbers, and is LayerNorm's quotient with \(S = 0\): one formula, one epsilon, one
+circuit serve both.  A power of two as \(C\) makes both multiplications a choice of wires.
 
 Reference: Zhang, Sennrich, "Root Mean Square Layer Normalization", arXiv:1910.07467.
 """
@@ -27,13 +27,16 @@ class RMSNorm(RowNorm):
     """RMSNorm over the last axis, then scale, to `output`.
 
     Equations, all integers, `C = len(scale)`:
-    `d_i = C·x_i`; `v = C·Q + epsilon`; `n_i = requantize(d_i · r.mantissa, r.exponent − normalized.fraction)` with `r ~ 1/sqrt(v)`;
+    `d_i = C·x_i`; `v = C·Q + epsilon`;
+    `n_i = requantize(d_i · r.mantissa, r.exponent − normalized.fraction)` with `r ~ 1/sqrt(v)`;
     `y_i = requantize(n_i · scale_i, normalized.fraction + scale_format.fraction − output.fraction)`.
 
-    Error: see `docs/fixedpoint/rms_norm.md`; the reciprocal square root's relative error, half a unit of n, gamma and y.
+    Error: see `docs/fixedpoint/rms_norm.md`; the reciprocal square root's relative error, half a
+    unit of n, gamma and y.
 
-    Widths: d_i `difference_bits`, Q `square_sum_bits`, v `variance_bits`, `d_i · r.mantissa` those of its factors together, n_i 16,
-    `n_i · scale_i` `product_bits`. d, n and the product are signed.
+    Widths: d_i `difference_bits`, Q `square_sum_bits`, v `variance_bits`, `d_i · r.mantissa` those
+    of its factors together, n_i 16, `n_i · scale_i` `product_bits`. d, n and the product are
+    signed.
 
     Attributes:
         input: Format of x, signed, at most 16 bits.

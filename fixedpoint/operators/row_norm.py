@@ -1,7 +1,9 @@
-r"""What LayerNorm and RMSNorm have in common: each divides the elements of a row by the root of a sum of squares, then scales them by gamma.
+r"""What LayerNorm and RMSNorm have in common: each divides the elements of a row by the root of a
+sum of squares, then scales them by gamma.
 
-Both are written with whole numbers \(d_i\) and \(v\), such that the normalized element is \(d_i / \sqrt v\): nothing is rounded before
-the reciprocal square root.  They differ in \(d_i\) and \(v\) alone, and in LayerNorm's shift at the end.
+Both are written with whole numbers \(d_i\) and \(v\), such that the normalized element is \(d_i /
+\sqrt v\): nothing is rounded before the reciprocal square root.  They differ in \(d_i\) and \(v\)
+alone, and in LayerNorm's shift at the end.
 """
 
 from __future__ import annotations
@@ -22,9 +24,11 @@ MAXIMUM_BITS = 16  # of an input, a scale and an output
 
 
 class RowNorm(UnaryOperator):
-    """Fields, widths and the last two steps of a norm over rows of `channels` integers; `LayerNorm` and `RMSNorm` add the first two.
+    """Fields, widths and the last two steps of a norm over rows of `channels` integers; `LayerNorm`
+    and `RMSNorm` add the first two.
 
-    `n_i = requantize(d_i · r.mantissa, r.exponent − normalized.fraction)` with `r ~ 1/sqrt(v)`, then `n_i · scale_i`.
+    `n_i = requantize(d_i · r.mantissa, r.exponent − normalized.fraction)` with `r ~ 1/sqrt(v)`,
+    then `n_i · scale_i`.
     """
 
     input: QFormat
@@ -60,8 +64,9 @@ class RowNorm(UnaryOperator):
     def normalized_format(channels: int) -> QFormat:
         """Return the 16-bit format of n_i.
 
-        No element of C exceeds `sqrt(C - 1)` in magnitude without its mean, `sqrt(C)` with it, so the range needs no calibration. `sqrt(C)` itself
-        is reached only by a row of zeros but for one element, with C a power of 4, and is then one unit beyond the format.
+        No element of C exceeds `sqrt(C - 1)` in magnitude without its mean, `sqrt(C)` with it, so
+        the range needs no calibration. `sqrt(C)` itself is reached only by a row of zeros but for
+        one element, with C a power of 4, and is then one unit beyond the format.
         """
         return QFormat(16, 15 - math.isqrt(max(channels - 1, 1)).bit_length())
 
@@ -134,7 +139,9 @@ def check_finite(name: str, epsilon: float, *vectors: np.ndarray) -> None:
 
 
 def whole_epsilon(epsilon: float, channels: int, input_format: QFormat) -> int:
-    """Return epsilon in units of v, `C² · epsilon · 2**(2 · input fraction)`, at least 1 so that v is positive."""
+    """Return epsilon in units of v, `C² · epsilon · 2**(2 · input fraction)`, at least 1 so that v
+    is positive.
+    """
     try:
         return max(1, round(math.ldexp(channels**2 * epsilon, 2 * input_format.fraction)))
     except OverflowError:

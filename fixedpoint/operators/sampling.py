@@ -1,14 +1,19 @@
-r"""Choosing a token from integer logits: the most likely one, or one drawn at a temperature, in whole numbers throughout.
+r"""Choosing a token from integer logits: the most likely one, or one drawn at a temperature, in
+whole numbers throughout.
 
-A softmax at temperature \(T\) is a base-2 softmax of \(x \log_2 e / T\).  The distance of each logit below the row's maximum, times that one
-constant, is the argument of `Exponential`; a random number, scaled to the sum of all numerators, then falls into the share of one token:
+A softmax at temperature \(T\) is a base-2 softmax of \(x \log_2 e / T\).  The distance of each
+logit below the row's maximum, times that one constant, is the argument of `Exponential`; a random
+number, scaled to the sum of all numerators, then falls into the share of one token:
 
 \[ t_i = \frac{(\max x - x_i)\, m}{2^s}, \quad e_i = 2^{-t_i}, \quad
-   \theta = \left\lfloor \frac{r \sum_i e_i}{2^{32}} \right\rfloor, \quad \mathrm{token} = \min \Big\{ i : \sum_{j \le i} e_j > \theta \Big\} . \]
+   \theta = \left\lfloor \frac{r \sum_i e_i}{2^{32}} \right\rfloor, \quad \mathrm{token} = \min
+   \Big\{ i : \sum_{j \le i} e_j > \theta \Big\} . \]
 
-Nothing is divided, so nothing is normalized: one multiplication a token of the vocabulary, and one for the threshold.
+Nothing is divided, so nothing is normalized: one multiplication a token of the vocabulary, and one
+for the threshold.
 
-References: Marsaglia, "Xorshift RNGs", Journal of Statistical Software 8(14), 2003; the mixing of seeds is the finalizer of Appleby's MurmurHash3.
+References: Marsaglia, "Xorshift RNGs", Journal of Statistical Software 8(14), 2003; the mixing of
+seeds is the finalizer of Appleby's MurmurHash3.
 """
 
 from __future__ import annotations
@@ -34,7 +39,8 @@ MULTIPLIER_BITS = 16
 LONGEST_SHIFT = 62
 MAXIMUM_LOGITS_BITS = 16
 MAXIMUM_VOCABULARY = 1 << 16  # so many numerators of 16 bits sum to less than 2**32
-EXPONENTIAL = Exponential(fraction=10, table_bits=10, output_bits=16)  # a table that fills one block RAM of 1,024 × 16
+# a table that fills one block RAM of 1,024 × 16
+EXPONENTIAL = Exponential(fraction=10, table_bits=10, output_bits=16)
 GOLDEN_RATIO = 0x9E3779B9  # 2**32 / 1.618…, odd: its multiples are spread evenly over 32 bits
 WORD = (1 << 32) - 1
 
@@ -51,7 +57,9 @@ def argmax(logits: Integers) -> IntegerArray:
 
 
 def _avalanche(word: int) -> int:
-    """Return 32 bits, each of which depends on all 32 of `word`; a bijection (MurmurHash3's `fmix32`)."""
+    """Return 32 bits, each of which depends on all 32 of `word`; a bijection (MurmurHash3's
+    `fmix32`).
+    """
     word ^= word >> 16
     word = word * 0x85EBCA6B & WORD
     word ^= word >> 13
@@ -62,8 +70,9 @@ def _avalanche(word: int) -> int:
 def mix(seed: int, sequence: int) -> int:
     """Return the first state of the generator of one sequence of a call: 32 bits, never 0.
 
-    `mix(seed, i) = a(a(seed) + (i + 1) · 0x9E3779B9)` modulo 2**32, where `a` is a bijection of 32-bit words (multiply and xor-shift), so that
-    different sequences of a seed, and one sequence under different seeds, differ. The one argument that would give 0 gives 0x9E3779B9.
+    `mix(seed, i) = a(a(seed) + (i + 1) · 0x9E3779B9)` modulo 2**32, where `a` is a bijection of
+    32-bit words (multiply and xor-shift), so that different sequences of a seed, and one sequence
+    under different seeds, differ. The one argument that would give 0 gives 0x9E3779B9.
 
     Args:
         seed: 0 to 2**32 − 1.
@@ -81,7 +90,8 @@ def mix(seed: int, sequence: int) -> int:
 class XorShift32:
     """One 32-bit random number generator a sequence: `x ^= x << 13; x ^= x >> 17; x ^= x << 5`.
 
-    Its period is 2**32 − 1: every number but 0. Three shifts of wires and three exclusive ors in hardware.
+    Its period is 2**32 − 1: every number but 0. Three shifts of wires and three exclusive ors in
+    hardware.
 
     Attributes:
         state: uint32 (N,), the last number of each generator.
@@ -102,7 +112,8 @@ class XorShift32:
         """Advance the generators and return their numbers, uint32 (N,).
 
         Args:
-            active: Booleans (N,): who advances; the others keep their state, and what is returned for them has no use. None: all.
+            active: Booleans (N,): who advances; the others keep their state, and what is returned
+                for them has no use. None: all.
         """
         word = self.state ^ (self.state << np.uint32(13))
         word ^= word >> np.uint32(17)
@@ -115,18 +126,24 @@ class XorShift32:
 class Sampler:
     """Choice of a token at a temperature.
 
-    Equations: `t_i = (max x − x_i) · multiplier / 2**shift`, rounding half up, with 10 fraction bits, where
-    `multiplier / 2**shift ~ 2**10 · log2(e) / T` in units of a logit; `e_i = exponential(t_i)`, 16 bits; `threshold = floor(random · Σe / 2**32)`; the token is the first whose cumulative sum exceeds it.
+    Equations: `t_i = (max x − x_i) · multiplier / 2**shift`, rounding half up, with 10 fraction
+    bits, where `multiplier / 2**shift ~ 2**10 · log2(e) / T` in units of a logit;
+    `e_i = exponential(t_i)`, 16 bits; `threshold = floor(random · Σe / 2**32)`; the token is the
+    first whose cumulative sum exceeds it.
 
-    Widths: distance 16 bits, product 32, Σe 32 (at most 65,536 logits), `random · Σe` 64, all unsigned.
+    Widths: distance 16 bits, product 32, Σe 32 (at most 65,536 logits), `random · Σe` 64, all
+    unsigned.
 
-    Error: with p_i the real softmax's probability, V logits, D = Σe and N = 65535·Σ2**-t the real sum, the share of the generator's numbers that
-    choose token i differs from p_i by at most `(2·r·p_i·N + 3/4·(1 + V·p_i)) / D + 2**-31`, `r = 2**(2**-11 + 17·2**-16) − 1` = 0.0005.
-    A token less likely than the best by a factor of more than 2**17 is never chosen. Derived in docs/fixedpoint/sampling.md.
+    Error: with p_i the real softmax's probability, V logits, D = Σe and N = 65535·Σ2**-t the real
+    sum, the share of the generator's numbers that choose token i differs from p_i by at most
+    `(2·r·p_i·N + 3/4·(1 + V·p_i)) / D + 2**-31`, `r = 2**(2**-11 + 17·2**-16) − 1` = 0.0005. A
+    token less likely than the best by a factor of more than 2**17 is never chosen. Derived in
+    docs/fixedpoint/sampling.md.
 
     Attributes:
         logits: Format of the logits, signed, at most 16 bits.
-        temperature: Logits are divided by it; 0 takes the most likely token and uses no random number.
+        temperature: Logits are divided by it; 0 takes the most likely token and uses no random
+            number.
     """
 
     logits: QFormat
@@ -167,11 +184,14 @@ class Sampler:
 
     @property
     def shift(self) -> int:
-        """Right shift from a distance times the multiplier to the exponential's argument; negative shifts are exact."""
+        """Right shift from a distance times the multiplier to the exponential's argument; negative
+        shifts are exact.
+        """
         return self.logits.fraction - EXPONENTIAL.fraction - self._scale[1]
 
     def numerators(self, logits: Integers) -> IntegerArray:
-        """Return `2**-t` in units of 1/65535, int64 (..., V), for integers (..., V) of format `logits`.
+        """Return `2**-t` in units of 1/65535, int64 (..., V), for integers (..., V) of format
+        `logits`.
 
         Raises:
             ValueError: No logit, more than 65,536, or one outside the format.

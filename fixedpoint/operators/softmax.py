@@ -1,10 +1,12 @@
 r"""Integer softmax in base 2.
 
-\(p_j = 2^{s_j - \max s} / \sum_k 2^{s_k - \max s}\).  The scores are base-2 logarithms (see `exponential`), so this is the usual softmax of
-\(s \ln 2\).  Subtracting the maximum keeps every exponent at or below zero: nothing can overflow, and the denominator is never
-zero because the largest element contributes a full-scale exponential.
+\(p_j = 2^{s_j - \max s} / \sum_k 2^{s_k - \max s}\).  The scores are base-2 logarithms (see
+`exponential`), so this is the usual softmax of \(s \ln 2\).  Subtracting the maximum keeps every
+exponent at or below zero: nothing can overflow, and the denominator is never zero because the
+largest element contributes a full-scale exponential.
 
-Attention uses the numerators unnormalized: it multiplies them into the values and applies the row's reciprocal once, to the sum.
+Attention uses the numerators unnormalized: it multiplies them into the values and applies the row's
+reciprocal once, to the sum.
 """
 
 from __future__ import annotations
@@ -23,19 +25,23 @@ from .reciprocal import Reciprocal
 class Softmax:
     """Softmax over rows of up to `length` integer scores.
 
-    Equations: `e_j = exponential(max s − s_j)`, `p_j = requantize(e_j · r.mantissa, r.exponent − probability.fraction)` with `r ~ 1 / Σe`.
+    Equations: `e_j = exponential(max s − s_j)`,
+    `p_j = requantize(e_j · r.mantissa, r.exponent − probability.fraction)` with `r ~ 1 / Σe`.
 
-    Error: with p the exact probability of N scores, a the error of a numerator (`Exponential`) and r the reciprocal's, at most
-    `q + r·(p + q)` with `q = a·(1 + N·p) / Σe`, and half a unit of the result (a whole one where 1 saturates). Derived in docs/fixedpoint/softmax.md.
+    Error: with p the exact probability of N scores, a the error of a numerator (`Exponential`) and
+    r the reciprocal's, at most `q + r·(p + q)` with `q = a·(1 + N·p) / Σe`, and half a unit of the
+    result (a whole one where 1 saturates). Derived in docs/fixedpoint/softmax.md.
 
-    Widths: `max s − s_j` has `score.bits`, unsigned; Σe has `denominator_bits`; `e_j · r.mantissa` those of its factors together.
+    Widths: `max s − s_j` has `score.bits`, unsigned; Σe has `denominator_bits`; `e_j · r.mantissa`
+    those of its factors together.
 
     Attributes:
         score: Format of the scores, signed; `exponential.fraction` equals `score.fraction`.
         length: The longest row.
         exponential: The function from distance below the maximum to numerator.
         reciprocal: The function from denominator to its reciprocal.
-        probability: Format of normalized results, unsigned with all bits behind the point: 1 saturates to 1 − 2**-bits.
+        probability: Format of normalized results, unsigned with all bits behind the point: 1
+            saturates to 1 − 2**-bits.
     """
 
     score: QFormat
@@ -66,8 +72,8 @@ class Softmax:
 
         Args:
             scores: Integers (..., N) of format `score`, 1 <= N <= length.
-            valid: Booleans that broadcast to the scores' shape; elements that are not valid do not take part (their
-                numerator is 0). Each row needs a valid element. None means all.
+            valid: Booleans that broadcast to the scores' shape; elements that are not valid do not
+                take part (their numerator is 0). Each row needs a valid element. None means all.
 
         Returns:
             int64 (..., N).
@@ -89,7 +95,8 @@ class Softmax:
         return np.where(valid, numerators, 0)
 
     def compute(self, scores: Integers) -> IntegerArray:
-        """Return the probabilities of rows of scores, `numerator / denominator` in format `probability`.
+        """Return the probabilities of rows of scores, `numerator / denominator` in format
+        `probability`.
 
         Args:
             scores: Integers (..., N) of format `score`.

@@ -1,4 +1,6 @@
-"""Which layer hurts: float against fixed point tensor by tensor, and what each part costs when it alone is quantized."""
+"""Which layer hurts: float against fixed point tensor by tensor, and what each part costs when it
+alone is quantized.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from .histogram import decibels
 from .quantize import named_linears, weight_parameter
 
 BATCH = 32
-SCALE_AND_BIAS_BYTES = 5  # beside each row of weights: a byte for its fraction, 32 bits for its bias
+# beside each row of weights: a byte for its fraction, 32 bits for its bias
+SCALE_AND_BIAS_BYTES = 5
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class TensorComparison:
     Attributes:
         name: The tensor.
         format: Its Q-format.
-        signal_to_noise: 10·log10(Σ float² / Σ (float − fixed)²) in dB, all errors made up to here included.
+        signal_to_noise: 10·log10(Σ float² / Σ (float − fixed)²) in dB, all errors made up to here
+            included.
         saturated: Fraction of the integers at an end of the range.
     """
 
@@ -105,7 +109,8 @@ def part_losses(
         progress: Wraps the list of names, for instance in a progress bar.
 
     Returns:
-        All parts, the costliest first. A layer's part is its weights, and its bias where the float model has one.
+        All parts, the costliest first. A layer's part is its weights, and its bias where the float
+            model has one.
     """
     layers = _rounded_parameters(model, quantized)
     tensors = {name: target for name, target in tensor_formats(quantized).items() if name != "logits"}
@@ -129,7 +134,9 @@ def part_losses(
 
 
 def storage_bytes(quantized: QuantizedTransformer) -> int:
-    """Return how much memory the model takes: weights and tables at their widths, each row's fraction and bias, the norms."""
+    """Return how much memory the model takes: weights and tables at their widths, each row's
+    fraction and bias, the norms.
+    """
     bits, rows = 0, 0
     for operator in (operation.operator for operation in quantized.operations):
         if isinstance(operator, Linear):
@@ -142,7 +149,9 @@ def storage_bytes(quantized: QuantizedTransformer) -> int:
 
 
 def _rounded_parameters(model: Transformer, quantized: QuantizedTransformer) -> dict[str, dict[str, np.ndarray]]:
-    """For every layer and table the parameters that its quantization changes, and what they become."""
+    """For every layer and table the parameters that its quantization changes, and what they
+    become.
+    """
     rounded: dict[str, dict[str, np.ndarray]] = {}
     for name, layer in named_linears(quantized).items():
         scale = integer_factor(model.config, name)

@@ -1,6 +1,7 @@
 """Choosing the activations' formats by running the float model on calibration text.
 
-Nothing is kept but a histogram a tensor and, where weights are to be rounded with compensation, the moments of each layer's inputs.
+Nothing is kept but a histogram a tensor and, where weights are to be rounded with compensation, the
+moments of each layer's inputs.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from .compensation import Moments
 from .histogram import CANDIDATES, MAXIMUM_FRACTION, Histogram, covering_format
 from .overrides import TABLES, Overrides, ResolvedOverrides
 
-# What saturates in the residual stream stays wrong, and logits are compared: a quarter of headroom above the largest value that calibration saw.
+# What saturates in the residual stream stays wrong, and logits are compared: a quarter of headroom
+# above the largest value that calibration saw.
 RESIDUAL_HEADROOM = 1.25
 PERCENTILE = 99.99
-# A format that is given may clip outliers, but not a tensor: what it saturates beyond this fraction is a mistake.
+# A format that is given may clip outliers, but not a tensor: what it saturates beyond this fraction
+# is a mistake.
 LARGEST_SATURATED = 0.01
 BATCH = 16
 CHOICES = {
@@ -47,10 +50,11 @@ class QuantizationSettings:
         activation_bits: Activations between layers, 4 to 8.
         residual_bits: The residual stream and the logits, 8 to 16.
         embedding_bits: Token and position tables, 2 to 8.
-        calibration: An activation's format is that of least squared error, or it covers the largest value seen ("maximum") or
-            99.99 % of the values ("percentile").
+        calibration: An activation's format is that of least squared error, or it covers the largest
+            value seen ("maximum") or 99.99 % of the values ("percentile").
         scales: Weights have a power of two a "row" or a "tensor".
-        rounding: Weights are rounded one after the other, each making good the errors before it ("compensated"), or each to the "nearest".
+        rounding: Weights are rounded one after the other, each making good the errors before it
+            ("compensated"), or each to the "nearest".
     """
 
     weight_bits: WeightBits = 8
@@ -78,7 +82,8 @@ class QuantizationSettings:
             if not is_whole(value) or not lowest <= value <= highest:
                 problems.append(f"{name} must be a whole number from {lowest} to {highest}, not {value!r}")
             else:
-                object.__setattr__(self, name, int(value))  # NumPy's integers cannot be written as JSON
+                # NumPy's integers cannot be written as JSON
+                object.__setattr__(self, name, int(value))
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 problems.append(f"{name} must be {' or '.join(choices)}, not {getattr(self, name)!r}")
@@ -112,7 +117,8 @@ class Calibration:
     Attributes:
         formats: Format by tensor name, as `Transformer.forward` names them, and `residual`.
         tensors: The same with measured quality, for reports.
-        moments: Of the linear layers' inputs, by the input's name; without them weights are rounded to nearest.
+        moments: Of the linear layers' inputs, by the input's name; without them weights are rounded
+            to nearest.
         weight_bits: Widths that differ from the settings', by layer.
         histograms: Of every tensor with a format.
     """
@@ -132,8 +138,8 @@ def refuse_unsupported(config: ModelConfig, parameters: Mapping[str, np.ndarray]
         parameters: Its weights by name; None where they are not looked at.
 
     Raises:
-        QuantizationError: It has rotary positions, SwiGLU, grouped-query attention, sizes beyond the operators', or weights that are NaN or
-            infinite; the message names all that it has.
+        QuantizationError: It has rotary positions, SwiGLU, grouped-query attention, sizes beyond
+            the operators', or weights that are NaN or infinite; the message names all that it has.
     """
     reasons = []
     if config.position == "rotary":
@@ -167,8 +173,9 @@ def calibrate(
         overrides: What differs for single layers and tensors.
 
     Raises:
-        QuantizationError: `refuse_unsupported` refuses the model; no tokens, an activation that is not finite, an override of something that is not there, or a format that
-            does not hold its tensor.
+        QuantizationError: `refuse_unsupported` refuses the model; no tokens, an activation that is
+            not finite, an override of something that is not there, or a format that does not hold
+            its tensor.
     """
     refuse_unsupported(model.config)
     windows = np.asarray(tokens)
@@ -213,7 +220,9 @@ def calibrate(
 
 
 class _Observed:
-    """What the float model showed: an observer of `Transformer.forward`. It keeps the moments of the tensors in `feed_linear`."""
+    """What the float model showed: an observer of `Transformer.forward`. It keeps the moments of
+    the tensors in `feed_linear`.
+    """
 
     def __init__(self, config: ModelConfig, feed_linear: frozenset[str]) -> None:
         self.config = config
@@ -240,17 +249,23 @@ class _Observed:
 
 
 def integer_factor(config: ModelConfig, name: str) -> float:
-    """Return what the integer model multiplies a float tensor, or the weights and bias that make it, by."""
+    """Return what the integer model multiplies a float tensor, or the weights and bias that make
+    it, by.
+    """
     return query_scale(config.head_dim) if name.removesuffix(".weight").endswith("attention.query") else 1.0
 
 
 def query_scale(head_dim: int) -> float:
-    """Return log2(e) / sqrt(d), the factor between q·k and a base-2 softmax exponent: it moves into the query projection."""
+    """Return log2(e) / sqrt(d), the factor between q·k and a base-2 softmax exponent: it moves into
+    the query projection.
+    """
     return math.log2(math.e) / math.sqrt(head_dim)
 
 
 def layer_names(config: ModelConfig) -> list[str]:
-    """Return the names of all that has weights: linear layers, `logits` among them, and embedding tables."""
+    """Return the names of all that has weights: linear layers, `logits` among them, and embedding
+    tables.
+    """
     shapes = parameter_shapes(config)
     layers = [name.removesuffix(".weight") for name in shapes if name.endswith(".weight") and name != "output.weight"]
     return [*layers, "logits", *(name for name in TABLES if name in shapes)]
@@ -259,8 +274,9 @@ def layer_names(config: ModelConfig) -> list[str]:
 def _residual_format(stream: list[Histogram], settings: QuantizationSettings, changes: ResolvedOverrides) -> QFormat:
     """Return the format of the residual stream from its tensors' histograms.
 
-    The stream often grows from block to block, while each norm that reads it sees only ratios: so the noise of every tensor counts in
-    relation to its own power, and rare values at the end may be clipped for the sake of the beginning.
+    The stream often grows from block to block, while each norm that reads it sees only ratios: so
+    the noise of every tensor counts in relation to its own power, and rare values at the end may be
+    clipped for the sake of the beginning.
     """
     widest = max(stream, key=lambda histogram: histogram.peak)
     if "residual" in changes.formats:
@@ -293,7 +309,9 @@ def _choose(name: str, histogram: Histogram, settings: QuantizationSettings, cha
 
 
 def _checked(name: str, histogram: Histogram, target: QFormat) -> QFormat:
-    """Refuse a given format that does not hold its tensor. The residual stream may not saturate at all."""
+    """Refuse a given format that does not hold its tensor. The residual stream may not saturate at
+    all.
+    """
     saturated = histogram.saturated(target)
     if saturated > (0 if name == "residual" else LARGEST_SATURATED):
         raise QuantizationError(

@@ -1,15 +1,18 @@
 r"""Rounding a weight so that its error is made good by the weights that are rounded after it.
 
-A row of weights w sees inputs x with covariance H = E[(x − μ)(x − μ)ᵀ]. With the error e = w − ŵ, its output errs by e·x; the mean e·μ goes into the
-bias, and what is left has the variance e H eᵀ, which is to be small. Factor H = U D Uᵀ with U unit upper triangular:
+A row of weights w sees inputs x with covariance H = E[(x − μ)(x − μ)ᵀ]. With the error e = w − ŵ,
+its output errs by e·x; the mean e·μ goes into the bias, and what is left has the variance e H eᵀ,
+which is to be small. Factor H = U D Uᵀ with U unit upper triangular:
 
 \[ e H e^T = \sum_k D_k \Big(e_k + \sum_{j<k} e_j U_{jk}\Big)^2 \]
 
-So in the order of the columns, ŵ_k = round(w_k + Σ_{j<k} e_j U_jk) makes every term as small as a rounding can. D_k is the part of input k's variance
-that the later inputs do not predict: the more the inputs have in common, the more is won over rounding to nearest. Derived in
+So in the order of the columns, ŵ_k = round(w_k + Σ_{j<k} e_j U_jk) makes every term as small as a
+rounding can. D_k is the part of input k's variance that the later inputs do not predict: the more
+the inputs have in common, the more is won over rounding to nearest. Derived in
 docs/fixedpoint/quantization.md.
 
-References: Frantar et al., "GPTQ", arXiv:2210.17323; in this form Chee et al., "QuIP", arXiv:2307.13304. The bias: Nagel et al., arXiv:1906.04721.
+References: Frantar et al., "GPTQ", arXiv:2210.17323; in this form Chee et al., "QuIP",
+arXiv:2307.13304. The bias: Nagel et al., arXiv:1906.04721.
 """
 
 from __future__ import annotations
@@ -22,16 +25,19 @@ from ..qformat import FloatArray, IntegerArray
 from ..row_scales import FRACTION, WeightBits, covering_fractions, weight_range
 
 DAMPING = 0.01  # of the inputs' mean variance, added to each: calibration text is a sample
-# Fractions that are tried, above the covering one. Compensated errors grow elsewhere, so the covering scale's coarser neighbour counts too.
+# Fractions that are tried, above the covering one. Compensated errors grow elsewhere, so the
+# covering scale's coarser neighbour counts too.
 FINER = (-1, 0, 1, 2, 3, 4)
-BLOCK = 64  # columns whose errors are fed forward one by one; further ones get them by a matrix product
+# columns whose errors are fed forward one by one; further ones get them by a matrix product
+BLOCK = 64
 
 
 @dataclass(eq=False)
 class Moments:
     """Mean and covariance of vectors (K,), gathered piece by piece.
 
-    Sums are of differences from an origin o near the mean, so that a small variance beside a large mean is not lost in rounding.
+    Sums are of differences from an origin o near the mean, so that a small variance beside a large
+    mean is not lost in rounding.
 
     Attributes:
         count: Vectors seen.
@@ -46,7 +52,9 @@ class Moments:
     products: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))
 
     def add(self, values: np.ndarray) -> None:
-        """Count vectors (..., K). Products are summed in the values' own precision inside one call, in float64 between calls."""
+        """Count vectors (..., K). Products are summed in the values' own precision inside one call,
+        in float64 between calls.
+        """
         rows = values.reshape(-1, values.shape[-1])
         if self.count == 0:
             self.origin = rows.mean(axis=0, dtype=np.float64).astype(rows.dtype)
@@ -127,7 +135,8 @@ class Feedback:
     """The factors of a covariance, columns in the order in which weights are rounded.
 
     Attributes:
-        order: The columns (K,): those of the largest variance first, whose errors the most others can make good.
+        order: The columns (K,): those of the largest variance first, whose errors the most others
+            can make good.
         upper: U (K, K), unit upper triangular, of the reordered covariance U D Uᵀ.
         variance: D (K,).
     """
@@ -138,23 +147,30 @@ class Feedback:
 
     @classmethod
     def of(cls, covariance: FloatArray) -> Feedback:
-        """Factor a covariance (K, K), damped so that inputs that never varied in calibration are not thought free."""
+        """Factor a covariance (K, K), damped so that inputs that never varied in calibration are
+        not thought free.
+        """
         mean_variance = float(np.trace(covariance)) / len(covariance)
-        # Inputs that are all constant say nothing: then every weight counts alike, and is rounded to nearest.
+        # Inputs that are all constant say nothing: then every weight counts alike, and is rounded
+        # to nearest.
         damping = DAMPING * mean_variance if mean_variance > 0 else 1.0
         damped = covariance + damping * np.eye(len(covariance))
         order = np.argsort(-np.diag(damped), kind="stable")
         reordered = damped[np.ix_(order, order)]
-        factor = np.linalg.cholesky(reordered[::-1, ::-1])[::-1, ::-1]  # upper triangular F with F Fᵀ = H
+        # upper triangular F with F Fᵀ = H
+        factor = np.linalg.cholesky(reordered[::-1, ::-1])[::-1, ::-1]
         diagonal = np.diag(factor)
         return cls(order, factor / diagonal, diagonal**2)
 
     def round(
         self, weight: FloatArray, fraction: IntegerArray, weight_bits: WeightBits
     ) -> tuple[IntegerArray, FloatArray]:
-        """Return integers (R, K) of weights (R, K) at fractions (R,), and the variance (R,) of each row's output error."""
+        """Return integers (R, K) of weights (R, K) at fractions (R,), and the variance (R,) of each
+        row's output error.
+        """
         lowest, highest = weight_range(weight_bits)
-        scaled = np.ldexp(weight, fraction[:, None])[:, self.order].T.copy()  # (K, R): a column at a time
+        # (K, R): a column at a time
+        scaled = np.ldexp(weight, fraction[:, None])[:, self.order].T.copy()
         wanted, error, total = scaled.copy(), np.zeros_like(scaled), np.zeros(len(weight))
         for start in range(0, len(scaled), BLOCK):
             stop = min(start + BLOCK, len(scaled))

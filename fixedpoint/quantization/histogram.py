@@ -1,9 +1,11 @@
-"""Counts of a tensor's values, gathered piece by piece in little memory, from which its format is chosen.
+"""Counts of a tensor's values, gathered piece by piece in little memory, from which its format is
+chosen.
 
-Bins are as wide as a power of two and begin at 0, so when a larger value arrives pairs of them merge, and nothing that was counted is lost. A
-format's rounding boundaries and rails lie on edges of bins (a format of 8 bits that covers the largest value has steps of 64 to 128
-bins), so the noise of any format can be read off afterwards: the distance of a bin's middle from what it is rounded to, and the
-variance w²/12 of values spread evenly inside it.
+Bins are as wide as a power of two and begin at 0, so when a larger value arrives pairs of them
+merge, and nothing that was counted is lost. A format's rounding boundaries and rails lie on edges
+of bins (a format of 8 bits that covers the largest value has steps of 64 to 128 bins), so the noise
+of any format can be read off afterwards: the distance of a bin's middle from what it is rounded to,
+and the variance w²/12 of values spread evenly inside it.
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ from ..qformat import FloatArray, IntegerArray, Overflow, QFormat, Rounding, cov
 
 HALF = 1 << 13  # bins on each side of 0
 FINEST = -1100  # the exponent of bins that have seen only zeros: below all float64 numbers
-CANDIDATES = 6  # the covering power of two and the next five below it: at 4 bits a clipped peak is worth that much
-# Activations below 2**-13 are next to nothing beside a LayerNorm's, and finer formats would cost the exponential range.
+# the covering power of two and the next five below it: at 4 bits a clipped peak is worth that much
+CANDIDATES = 6
+# Activations below 2**-13 are next to nothing beside a LayerNorm's, and finer formats would cost
+# the exponential range.
 MAXIMUM_FRACTION = 20
 
 
@@ -28,7 +32,8 @@ class Histogram:
     """How often a tensor's values were where.
 
     Attributes:
-        counts: Values in each bin (2 · HALF,); bin i holds those from (i − HALF) · 2**exponent up to the next one's.
+        counts: Values in each bin (2 · HALF,); bin i holds those from (i − HALF) · 2**exponent up
+            to the next one's.
         exponent: Binary logarithm of a bin's width.
         peak: The largest magnitude.
         square_sum: Σ v².
@@ -64,7 +69,8 @@ class Histogram:
         if not math.isfinite(peak):
             raise QuantizationError("a value is NaN or infinite")
         if peak > 0:
-            # peak = mantissa · 2**exponent with mantissa < 1 lies inside bins of width 2**exponent / HALF.
+            # peak = mantissa · 2**exponent with mantissa < 1 lies inside bins of width 2**exponent
+            # / HALF.
             self._widen(math.frexp(peak)[1] - (HALF.bit_length() - 1))
         self.peak = max(self.peak, peak)
         self.square_sum += float(np.square(flat, dtype=np.float64).sum())
@@ -85,7 +91,9 @@ class Histogram:
         return np.ldexp(np.arange(-HALF, HALF) + 0.5, self.exponent)
 
     def percentile(self, percent: float) -> float:
-        """Return the magnitude that this percentage of the values do not exceed, rounded up to a bin's edge, at most the peak."""
+        """Return the magnitude that this percentage of the values do not exceed, rounded up to a
+        bin's edge, at most the peak.
+        """
         magnitudes = self.counts[HALF:] + self.counts[:HALF][::-1]
         place = int(np.searchsorted(np.cumsum(magnitudes), self.size * percent / 100)) + 1
         return min(math.ldexp(place, self.exponent), self.peak)
@@ -98,7 +106,8 @@ class Histogram:
         """The mean squared error of each bin's values (2 · HALF,)."""
         middles = self.middles
         width, step = math.ldexp(1.0, self.exponent), target.resolution
-        if step <= width:  # one or several codes to a bin: what is not clipped errs evenly over a step
+        # one or several codes to a bin: what is not clipped errs evenly over a step
+        if step <= width:
             return np.square(middles - np.clip(middles, target.minimum, target.maximum)) + step * step / 12
         codes = target.quantize(middles, Rounding.HALF_UP, Overflow.SATURATE)
         return np.square(middles - target.dequantize(codes)) + width * width / 12
@@ -116,14 +125,18 @@ class Histogram:
         return math.inf if self.square_sum == 0 else decibels(self.square_sum, self.noise(target))
 
     def least_squares_format(self, bits: int) -> QFormat:
-        """Return the signed format of least noise, among the one that covers the peak and the next five below it."""
+        """Return the signed format of least noise, among the one that covers the peak and the next
+        five below it.
+        """
         first = covering_format(self.peak, bits)
         candidates = [QFormat(bits, min(first.fraction + finer, MAXIMUM_FRACTION)) for finer in range(CANDIDATES)]
         return min(candidates, key=self.noise)
 
 
 def covering_format(magnitude: float, bits: int) -> QFormat:
-    """Return the finest signed format of `bits` bits, of at most 20 fraction bits, that represents ±magnitude without saturating."""
+    """Return the finest signed format of `bits` bits, of at most 20 fraction bits, that represents
+    ±magnitude without saturating.
+    """
     return QFormat(bits, min(covering_fraction(magnitude, bits), MAXIMUM_FRACTION))
 
 

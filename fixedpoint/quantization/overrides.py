@@ -1,6 +1,7 @@
 """A small file that gives single layers and tensors other widths or formats than the rest.
 
-Its tables are named by what they change, exactly or with `*` and `?`; a later table wins over an earlier one. In TOML:
+Its tables are named by what they change, exactly or with `*` and `?`; a later table wins over an
+earlier one. In TOML:
 
     ["blocks.0.*"]
     weight_bits = 8
@@ -11,8 +12,9 @@ Its tables are named by what they change, exactly or with `*` and `?`; a later t
     ["final_norm"]
     format = "Q4.4"
 
-and the same as objects in JSON. Names are the float model's; `weight_bits` is about a layer's weights or a table, `activation_bits` and
-`format` about what a layer produces. `logits` and `residual` have a format only.
+and the same as objects in JSON. Names are the float model's; `weight_bits` is about a layer's
+weights or a table, `activation_bits` and `format` about what a layer produces. `logits` and
+`residual` have a format only.
 """
 
 from __future__ import annotations

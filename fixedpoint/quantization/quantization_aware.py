@@ -1,14 +1,19 @@
-r"""Quantization-aware training: the float model computes with the numbers that the integer model will have.
+r"""Quantization-aware training: the float model computes with the numbers that the integer model
+will have.
 
-Before each step the weights are rounded as `quantize_transformer` rounds them, and in the forward pass the activations are rounded
-to their formats. Gradients go straight through (see `model.training.straight_through`). What is too fine to matter is left to floats: the roundings of
-the norms' shifts, of exponentials, reciprocals and the residual stream. The held-out loss has no such gaps: it is that of the integer model, built from the
-rounded weights of the moment.
+Before each step the weights are rounded as `quantize_transformer` rounds them, and in the forward
+pass the activations are rounded to their formats. Gradients go straight through (see
+`model.training.straight_through`). What is too fine to matter is left to floats: the roundings of
+the norms' shifts, of exponentials, reciprocals and the residual stream. The held-out loss has no
+such gaps: it is that of the integer model, built from the rounded weights of the moment.
 
-A product of rounded activations and rounded weights with a rounded bias is a sum of multiples of one power of two that float32 holds exactly: the
-accumulators of training are those of the integer model, ties included; but for the query, whose factor is no power of two: its ties may fall to the other side.
+A product of rounded activations and rounded weights with a rounded bias is a sum of multiples of
+one power of two that float32 holds exactly: the accumulators of training are those of the integer
+model, ties included; but for the query, whose factor is no power of two: its ties may fall to the
+other side.
 
-References: Jacob et al. 2018, arXiv:1712.05877; Bengio et al. 2013, arXiv:1308.3432. Derived in docs/fixedpoint/quantization_aware.md.
+References: Jacob et al. 2018, arXiv:1712.05877; Bengio et al. 2013, arXiv:1308.3432. Derived in
+docs/fixedpoint/quantization_aware.md.
 """
 
 from __future__ import annotations
@@ -45,7 +50,9 @@ HALF = np.float32(0.5)
 
 @dataclass(frozen=True)
 class _Grid:
-    """Where a matrix (rows, columns) or vector (rows,) may be: `step` times the whole numbers from `lowest` to `highest`, a step a row."""
+    """Where a matrix (rows, columns) or vector (rows,) may be: `step` times the whole numbers from
+    `lowest` to `highest`, a step a row.
+    """
 
     parameter: str
     step: np.ndarray  # (rows, 1), float32
@@ -56,14 +63,16 @@ class _Grid:
 
 @dataclass(frozen=True, eq=False)
 class QuantizationAware:
-    """The number format that a model is trained for: a `model.training.straight_through.StraightThrough`.
+    """The number format that a model is trained for: a
+    `model.training.straight_through.StraightThrough`.
 
     Attributes:
         model: Shape of the model.
         settings: Widths.
         formats: Formats of the activations, as in `Calibration`.
         fractions: Fraction of each row (R,) of every matrix and table, by parameter name.
-        teacher: Parameters (n,) of the float model that was quantized; worker processes find them in the training memory instead.
+        teacher: Parameters (n,) of the float model that was quantized; worker processes find them
+            in the training memory instead.
     """
 
     model: ModelConfig
@@ -154,7 +163,9 @@ class QuantizationAware:
         return replace(plain, teacher=read_npz(run.teacher_weights, {"parameters": (size,)})["parameters"])
 
     def calibration(self, model: Transformer, tokens: np.ndarray) -> Calibration:
-        """Return this format as a calibration, with what windows of tokens (N, T) show of how well it fits."""
+        """Return this format as a calibration, with what windows of tokens (N, T) show of how well
+        it fits.
+        """
         measured = calibrate(model, tokens, self.settings)
         tensors = []
         for row in measured.tensors:
@@ -164,7 +175,9 @@ class QuantizationAware:
         return replace(measured, formats=self.formats, tensors=tuple(tensors))
 
     def quantize(self, model: Transformer) -> QuantizedTransformer:
-        """Return the integer model of rounded parameters: nothing is rounded a second time, but for the norms' shifts."""
+        """Return the integer model of rounded parameters: nothing is rounded a second time, but for
+        the norms' shifts.
+        """
         return quantize_transformer(model, Calibration(self.formats, ()), self.settings, self.fractions)
 
     def loss(
@@ -174,11 +187,15 @@ class QuantizationAware:
         targets: np.ndarray,
         progress: Callable[[int], object] = lambda count: None,
     ) -> float:
-        """Return the integer model's mean loss in nats over windows (N, T); `progress` is called with a number of windows when these are done."""
+        """Return the integer model's mean loss in nats over windows (N, T); `progress` is called
+        with a number of windows when these are done.
+        """
         return prepared(self.quantize(model)).loss(inputs, targets, progress)
 
     def round_parameters(self, latent: np.ndarray, rounded: np.ndarray, share: int, num_shares: int) -> None:
-        """Write one share of the rounded parameters (n,): a share of the rows of each matrix; norms go to the first share."""
+        """Write one share of the rounded parameters (n,): a share of the rows of each matrix; norms
+        go to the first share.
+        """
         shapes = parameter_shapes(self.model)
         source, target = Parameters(shapes, latent), Parameters(shapes, rounded)
         for grid in self._grids:
@@ -263,7 +280,9 @@ def _matrices(config: ModelConfig, settings: QuantizationSettings) -> dict[str, 
 
 
 def _round(values: np.ndarray, lowest: float, highest: float) -> None:
-    """Round float32 values half up to whole numbers and saturate, in place; exact for multiples of 1/2 below 2**23."""
+    """Round float32 values half up to whole numbers and saturate, in place; exact for multiples of
+    1/2 below 2**23.
+    """
     values += HALF
     np.floor(values, out=values)
     np.clip(values, lowest, highest, out=values)

@@ -1,4 +1,6 @@
-"""A worker process of quantization-aware training: `model.training.worker_process` with the integer model's roundings."""
+"""A worker process of quantization-aware training: `model.training.worker_process` with the integer
+model's roundings.
+"""
 
 from model.training.worker_process import run
 

@@ -38,11 +38,13 @@ def quantize_transformer(
         model: The model.
         calibration: Formats of its activations.
         settings: Widths.
-        fractions: Fraction of each row (R,) of a linear layer, by the name of its float weights, which are then rounded to nearest. The
-            others get the scales of least output error where the calibration has moments, of least squared error where it has none.
+        fractions: Fraction of each row (R,) of a linear layer, by the name of its float weights,
+            which are then rounded to nearest. The others get the scales of least output error where
+            the calibration has moments, of least squared error where it has none.
 
     Raises:
-        QuantizationError: `refuse_unsupported` refuses the model, or an accumulator would need more than 32 bits.
+        QuantizationError: `refuse_unsupported` refuses the model, or an accumulator would need more
+            than 32 bits.
     """
     config = model.config
     refuse_unsupported(config, model.parameters)

@@ -16,7 +16,8 @@ from ..errors import CircuitError
 from ..parts.payload import connect, payload_shape
 from .link import HostLink, Identity
 
-# Cycles that reset lasts after the clock is stable. iCE40 block RAM reads 0 for some 36 cycles after power-up, and no family promises more than ECP5 does.
+# Cycles that reset lasts after the clock is stable. iCE40 block RAM reads 0 for some 36 cycles
+# after power-up, and no family promises more than ECP5 does.
 RESET_CYCLES = 1024
 
 
@@ -28,7 +29,8 @@ class Board:
         name: As on the command line.
         platform: Makes Amaranth's platform; a fresh one for every build.
         device_arguments: What nextpnr-ecp5 must be told about the device.
-        luts, flip_flops, block_rams, multipliers: As nextpnr counts them; block RAMs of 18 Kbit, multipliers of 18×18 bits.
+        luts, flip_flops, block_rams, multipliers: As nextpnr counts them; block RAMs of 18 Kbit,
+            multipliers of 18×18 bits.
     """
 
     name: str
@@ -69,7 +71,8 @@ def find_board(name: str) -> Board:
 
 @dataclass(frozen=True)
 class PLLSetting:
-    """Dividers of an ECP5 PLL with feedback from its primary output: output = input / input_divider · feedback_divider.
+    """Dividers of an ECP5 PLL with feedback from its primary output: output = input / input_divider
+    · feedback_divider.
 
     Attributes:
         input_divider: CLKI_DIV.
@@ -90,10 +93,12 @@ class PLLSetting:
 
 
 def pll_setting(input_frequency: float, output_frequency: float) -> PLLSetting:
-    """Return the PLL dividers that come closest to a frequency, with the oscillator as near to 600 MHz as possible.
+    """Return the PLL dividers that come closest to a frequency, with the oscillator as near to 600
+    MHz as possible.
 
-    Limits from Lattice's ECP5 family data sheet (FPGA-DS-02012), "sysCLOCK PLL Timing": input 8 to 400 MHz, phase detector 3.125 to 400 MHz, oscillator
-    400 to 800 MHz, output 3.125 to 400 MHz, dividers 1 to 128 (feedback 1 to 80).
+    Limits from Lattice's ECP5 family data sheet (FPGA-DS-02012), "sysCLOCK PLL Timing": input 8 to
+    400 MHz, phase detector 3.125 to 400 MHz, oscillator 400 to 800 MHz, output 3.125 to 400 MHz,
+    dividers 1 to 128 (feedback 1 to 80).
 
     Args:
         input_frequency: Hz.
@@ -135,7 +140,8 @@ def pll_setting(input_frequency: float, output_frequency: float) -> PLLSetting:
 
 
 def clock_frequency(input_frequency: float, frequency: float) -> float:
-    """Return the clock that a board gets when it asks for `frequency`, Hz: its own, or the nearest that a PLL makes.
+    """Return the clock that a board gets when it asks for `frequency`, Hz: its own, or the nearest
+    that a PLL makes.
 
     Raises:
         CircuitError: No PLL setting comes within 1 %.
@@ -144,10 +150,12 @@ def clock_frequency(input_frequency: float, frequency: float) -> float:
 
 
 class ClockGenerator(Elaboratable):
-    """A clock domain from a board's clock: a PLL, and a reset that waits for it. The module above adds `domain` to its own domains.
+    """A clock domain from a board's clock: a PLL, and a reset that waits for it. The module above
+    adds `domain` to its own domains.
 
-    It is held in reset until the PLL has been locked for `RESET_CYCLES` cycles, so that no memory is read before it can be, and again whenever
-    `reset` is high or the lock is lost. Without a PLL (same frequency) the count alone does it.
+    It is held in reset until the PLL has been locked for `RESET_CYCLES` cycles, so that no memory
+    is read before it can be, and again whenever `reset` is high or the lock is lost. Without a PLL
+    (same frequency) the count alone does it.
 
     Attributes:
         domain: The clock domain `sync`.
@@ -193,7 +201,8 @@ class ClockGenerator(Elaboratable):
         setting = self.setting
         return Instance(
             "EHXPLLL",
-            # Charge pump and loop filter as Lattice's tools and Project Trellis set them for every frequency.
+            # Charge pump and loop filter as Lattice's tools and Project Trellis set them for every
+            # frequency.
             a_ICP_CURRENT="12",
             a_LPF_RESISTOR="8",
             a_MFG_ENABLE_FILTEROPAMP="1",
@@ -232,7 +241,8 @@ class ClockGenerator(Elaboratable):
 
 
 class SerialAccelerator(wiring.Component):
-    """An accelerator behind a UART: everything of the board's design that has no pins, so it can be simulated whole.
+    """An accelerator behind a UART: everything of the board's design that has no pins, so it can be
+    simulated whole.
 
     Attributes:
         rx, tx: The wires.
@@ -281,8 +291,8 @@ class SerialAccelerator(wiring.Component):
 class BoardTop(Elaboratable):
     """A `SerialAccelerator` on a board's pins.
 
-    Lights: 0 blinks about once a second while the clock runs; 1 is lit for a moment after each token; 2 stays lit once a byte from the host was
-    lost. Button "fire 1" resets.
+    Lights: 0 blinks about once a second while the clock runs; 1 is lit for a moment after each
+    token; 2 stays lit once a byte from the host was lost. Button "fire 1" resets.
 
     Attributes:
         board: Where it runs.

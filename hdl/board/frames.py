@@ -1,13 +1,16 @@
-"""Frames: packets of bytes on a wire that damages them. Both directions use the same ones, and both ends are here: functions and circuits.
+"""Frames: packets of bytes on a wire that damages them. Both directions use the same ones, and both
+ends are here: functions and circuits.
 
 ```text
 frame  = 0x7E, stuffed(length, packet, CRC), 0x7E
-length = bytes of the packet, 16 bits, at least 1        CRC = CRC-32 of length and packet (zlib's), 32 bits; both little-endian
-stuffed: 0x7E → 0x7D 0x5E and 0x7D → 0x7D 0x5D, as in RFC 1662 (HDLC-like framing)
+length = bytes of the packet, 16 bits, at least 1        CRC = CRC-32 of length and packet (zlib's),
+32 bits; both little-endian stuffed: 0x7E → 0x7D 0x5E and 0x7D → 0x7D 0x5D, as in RFC 1662
+(HDLC-like framing)
 ```
 
-So 0x7E stands nowhere but between frames: whatever was lost or inserted, the next frame is found again, without a timer. What is not whole is dropped
-without a word; who misses an answer asks again (`hdl.board.session`).
+So 0x7E stands nowhere but between frames: whatever was lost or inserted, the next frame is found
+again, without a timer. What is not whole is dropped without a word; who misses an answer asks again
+(`hdl.board.session`).
 """
 
 import re
@@ -25,7 +28,8 @@ FLAG, ESCAPE, FLIP = 0x7E, 0x7D, 0x20
 LENGTH, CHECK = struct.Struct("<H"), struct.Struct("<I")
 LARGEST_PACKET = (1 << 16) - 1
 CRC = crc.catalog.CRC32_ISO_HDLC(data_width=8)  # what zlib.crc32 computes
-# A packet's bytes in a stream; `remaining` says how many follow, so the first one tells the length and the last one has 0.
+# A packet's bytes in a stream; `remaining` says how many follow, so the first one tells the length
+# and the last one has 0.
 PACKET = data.StructLayout({"data": 8, "remaining": 16})
 _ESCAPED = re.compile(rb"\x7d(.)", re.DOTALL)
 
@@ -54,7 +58,8 @@ class FrameDecoder:
 
     def __init__(self, largest: int = LARGEST_PACKET):
         self._largest = largest
-        self._pending: bytes | None = None  # what came since a flag; None where the frame can be none any more
+        # what came since a flag; None where the frame can be none any more
+        self._pending: bytes | None = None
 
     def feed(self, received: bytes) -> list[bytes]:
         """Return the packets of all frames that end in these bytes."""
@@ -100,10 +105,11 @@ def check_largest(name: str, size: int) -> None:
 class FrameReceiver(wiring.Component):
     """Bytes to packets.
 
-    A packet is offered when its frame has arrived whole. The wire does not wait: a frame that begins before the packet in front of it was taken is dropped.
+    A packet is offered when its frame has arrived whole. The wire does not wait: a frame that
+    begins before the packet in front of it was taken is dropped.
 
-    Latency: 1 cycle from the closing flag to the packet's first byte.  Throughput: a byte a cycle, in and out.
-    Resources: a memory of largest + 4 bytes, a CRC of 32 flip-flops.
+    Latency: 1 cycle from the closing flag to the packet's first byte.  Throughput: a byte a cycle,
+    in and out. Resources: a memory of largest + 4 bytes, a CRC of 32 flip-flops.
 
     Attributes:
         largest: Bytes of the longest packet.

@@ -1,4 +1,6 @@
-"""Holding an accelerator at the other end of a serial port, real or simulated, against the golden model."""
+"""Holding an accelerator at the other end of a serial port, real or simulated, against the golden
+model.
+"""
 
 import time
 
@@ -12,7 +14,8 @@ from .link import Host, Identity
 def random_tokens(parameters, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return int8 tokens (count, C) and booleans (count,) that say which start a sequence.
 
-    Sequences have all lengths up to the whole context; some end by themselves, at the context's end.
+    Sequences have all lengths up to the whole context; some end by themselves, at the context's
+    end.
     """
     generator = np.random.default_rng(seed)
     tokens = generator.integers(-128, 128, (count, parameters.embed_dim), dtype=np.int8)

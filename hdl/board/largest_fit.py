@@ -8,7 +8,8 @@ from .requirements import Requirements, requirements
 
 
 def largest_embed_dim(parameters, board: Board, needs: Requirements) -> int:
-    """Return the largest embed_dim below a model's that a board has room for, with the same heads and context; 0 where there is none.
+    """Return the largest embed_dim below a model's that a board has room for, with the same heads
+    and context; 0 where there is none.
 
     Args:
         parameters: `fixedpoint.Attention` of the model that does not fit.
@@ -25,7 +26,8 @@ def largest_embed_dim(parameters, board: Board, needs: Requirements) -> int:
         found = requirements(plan.files["top.il"])
         return found.multipliers <= board.multipliers and found.block_rams <= board.block_rams
 
-    # A channel takes a multiplier, so no more channels can be right than multipliers are left; then by bisection, in heads.
+    # A channel takes a multiplier, so no more channels can be right than multipliers are left; then
+    # by bisection, in heads.
     excess = max(needs.multipliers - board.multipliers, 1)
     high = max(parameters.embed_dim - excess, 0) // heads
     if high == 0 or fits(high * heads):

@@ -1,6 +1,8 @@
-"""What a host and the attention accelerator say to each other, and both ends of it: a circuit and a Python object made from the same constants.
+"""What a host and the attention accelerator say to each other, and both ends of it: a circuit and a
+Python object made from the same constants.
 
-Messages are carried by `hdl.board.session` in the frames of `hdl.board.frames`. Their first byte is their kind; the answer to kind k is of kind k + 0x80.
+Messages are carried by `hdl.board.session` in the frames of `hdl.board.frames`. Their first byte is
+their kind; the answer to kind k is of kind k + 0x80.
 
 | the host's message | the answer, after its kind |
 |---|---|
@@ -125,14 +127,17 @@ class Identity:
 class HostLink(wiring.Component):
     """The accelerator's end: bytes to tokens, results to bytes.
 
-    A token is handed on when all of it has arrived undamaged, one element a cycle; its answer is kept until the next request. So the wire's slowness does not stall the
-    accelerator, nor does its ready signal run through it.
+    A token is handed on when all of it has arrived undamaged, one element a cycle; its answer is
+    kept until the next request. So the wire's slowness does not stall the accelerator, nor does its
+    ready signal run through it.
 
-    Resources: block RAM for one token and one token's results, and what `hdl.board.frames` and `hdl.board.session` take.
+    Resources: block RAM for one token and one token's results, and what `hdl.board.frames` and
+    `hdl.board.session` take.
 
     Attributes:
         identity: Sizes, and what answers `Kind.IDENTIFY`.
-        element, result: What a byte of a token and two of a result are to the accelerator: shapes of 8 and 16 bits, signed.
+        element, result: What a byte of a token and two of a result are to the accelerator: shapes
+            of 8 and 16 bits, signed.
         i_bytes: In, stream of bytes from the host, always ready.
         o_bytes: Out, stream of bytes to the host.
         o_token: Out, stream of {data: `element`, restart}: C elements a token.
@@ -232,7 +237,8 @@ class HostLink(wiring.Component):
 class Host:
     """The host's end.
 
-    A board that was reset has lost its keys and values: the tokens of the sequence are then sent again, in a new session, and their results must be the same.
+    A board that was reset has lost its keys and values: the tokens of the sequence are then sent
+    again, in a new session, and their results must be the same.
 
     Args:
         port: An open serial port, 8N1, with a read timeout of about `session.ANSWER_SECONDS`.
@@ -257,7 +263,8 @@ class Host:
         """Begin a session and ask the accelerator who it is.
 
         Raises:
-            ToolError: Nothing answers, something else does, or the bitstream was made from other parameters than `expected`.
+            ToolError: Nothing answers, something else does, or the bitstream was made from other
+                parameters than `expected`.
         """
         identity = Identity.from_bytes(_content(Kind.IDENTIFY, self._requester.open(bytes([Kind.IDENTIFY]))))
         if expected is not None and identity != expected:
@@ -273,7 +280,8 @@ class Host:
         """Send one token, int8 range (C,), and return its int16 (C,) result.
 
         Raises:
-            ToolError: The answer did not arrive, or the token continues a sequence that does not exist; the next one must start a sequence.
+            ToolError: The answer did not arrive, or the token continues a sequence that does not
+                exist; the next one must start a sequence.
         """
         if self.identity is None:
             raise ToolError("connect to the board before sending tokens")

@@ -1,4 +1,6 @@
-"""What a circuit needs at least, read from its RTLIL, so that what cannot fit is refused in a second and not after minutes of synthesis."""
+"""What a circuit needs at least, read from its RTLIL, so that what cannot fit is refused in a
+second and not after minutes of synthesis.
+"""
 
 import re
 from collections.abc import Mapping
@@ -12,7 +14,8 @@ BLOCK_RAM_SHAPES = ((16384, 1), (8192, 2), (4096, 4), (2048, 9), (1024, 18), (51
 MULTIPLIER_BITS = 18
 # Fields of `Board` in words.
 RESOURCES = {"luts": "LUTs", "flip_flops": "flip-flops", "block_rams": "block RAMs", "multipliers": "multipliers"}
-# Smaller memories may end up in lookup tables: Yosys prefers those when a block RAM would be mostly empty.
+# Smaller memories may end up in lookup tables: Yosys prefers those when a block RAM would be mostly
+# empty.
 SMALLEST_BLOCK_BITS = 4096
 
 _MEMORY = re.compile(r"^\s*memory\s+(.*?)\\\S+\s*$", re.MULTILINE)
@@ -35,7 +38,8 @@ def block_rams(depth: int, width: int) -> int:
 def requirements(rtlil: str) -> Requirements:
     """Count the block RAMs and multipliers that an Amaranth design's RTLIL asks for.
 
-    Multiplications by constants and memories of less than 4,096 bits count nothing; they may become lookup tables.
+    Multiplications by constants and memories of less than 4,096 bits count nothing; they may become
+    lookup tables.
     """
     rams = 0
     for match in _MEMORY.finditer(rtlil):
@@ -78,7 +82,8 @@ def refuse_if_too_large(rtlil: str, board: Board) -> Requirements:
     """Return what a circuit needs.
 
     Raises:
-        DoesNotFit: The board has less; the message names all that it has too little of, and the boards that have enough.
+        DoesNotFit: The board has less; the message names all that it has too little of, and the
+            boards that have enough.
     """
     needs = requirements(rtlil)
     message = shortage(board, {"multipliers": needs.multipliers, "block_rams": needs.block_rams})

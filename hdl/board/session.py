@@ -1,8 +1,10 @@
-"""Requests and answers that survive a bad wire: each request is carried out once, and a board that was reset is noticed. Both ends: a class and a circuit.
+"""Requests and answers that survive a bad wire: each request is carried out once, and a board that
+was reset is noticed. Both ends: a class and a circuit.
 
-A packet is a session's number (32 bits), a sequence number (32 bits), both little-endian, and a message of at least one byte, its kind. The host draws a
-number at random for every session and numbers its requests 0, 1, 2, …; it sends one when the one before was answered. The answer has the numbers of
-its request. The board knows one session and its last request:
+A packet is a session's number (32 bits), a sequence number (32 bits), both little-endian, and a
+message of at least one byte, its kind. The host draws a number at random for every session and
+numbers its requests 0, 1, 2, …; it sends one when the one before was answered. The answer has the
+numbers of its request. The board knows one session and its last request:
 
 | session | sequence number | the board |
 |---|---|---|
@@ -11,8 +13,9 @@ its request. The board knows one session and its last request:
 | another, or it knows none | 0 | makes it its own and carries the request out |
 | otherwise | | answers `REFUSED` |
 
-So a request that was sent twice is carried out once. After a reset the board knows no session and refuses the next request; the host learns that what it
-built on is gone. Sequence numbers never wrap. What is carried out is a matter of the messages: `hdl.board.link` has those of attention.
+So a request that was sent twice is carried out once. After a reset the board knows no session and
+refuses the next request; the host learns that what it built on is gone. Sequence numbers never
+wrap. What is carried out is a matter of the messages: `hdl.board.link` has those of attention.
 """
 
 import secrets
@@ -32,11 +35,14 @@ LAST_SEQUENCE = (1 << 32) - 1
 REFUSED = 0xFF  # the kind of the message, and all of it
 ANSWER_SECONDS = 0.5  # without a byte, after which a request is sent again
 ATTEMPTS = 6
-NOISE_BYTES = 1 << 19  # that are no answer, after which none is waited for; the longest answer has half as many
+# that are no answer, after which none is waited for; the longest answer has half as many
+NOISE_BYTES = 1 << 19
 
 
 class SessionLost(ToolError):
-    """The board does not know this session's last request: it was reset, or somebody else began a session."""
+    """The board does not know this session's last request: it was reset, or somebody else began a
+    session.
+    """
 
 
 class SerialPort(Protocol):
@@ -119,7 +125,9 @@ class Requester:
         )
 
     def _await(self, header: bytes) -> bytes | None:
-        """Return the message that answers the request with this header, None if it does not come; answers to earlier ones are skipped."""
+        """Return the message that answers the request with this header, None if it does not come;
+        answers to earlier ones are skipped.
+        """
         left = NOISE_BYTES
         while left > 0:
             received = self._port.read(max(1, self._port.in_waiting))
@@ -133,7 +141,8 @@ class Requester:
 
 
 class Responder(wiring.Component):
-    """The board's end: takes packets and gives packets, hands on the messages of those to be carried out and keeps the last answer.
+    """The board's end: takes packets and gives packets, hands on the messages of those to be
+    carried out and keeps the last answer.
 
     One request is in work at a time. Each message that is handed on must be answered by one.
 

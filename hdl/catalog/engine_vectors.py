@@ -34,7 +34,9 @@ def pair_of(core: Engine, words: np.ndarray) -> list[np.ndarray]:
 
 
 def dot_sums(core: Engine, pairs: bool, tap: int, activations: np.ndarray, words: np.ndarray) -> list[np.ndarray]:
-    """Return the lower and upper sums of each group (groups,) of activations and words (terms, lanes); zeros beyond the tap's groups."""
+    """Return the lower and upper sums of each group (groups,) of activations and words (terms,
+    lanes); zeros beyond the tap's groups.
+    """
     halves = pair_of(core, words) if pairs else [words, np.zeros_like(words)]
     columns = core.columns[tap]
     sums = [(activations * half).sum(axis=0).reshape(-1, columns).sum(axis=1) for half in halves]
@@ -42,7 +44,9 @@ def dot_sums(core: Engine, pairs: bool, tap: int, activations: np.ndarray, words
 
 
 def command_columns(core: Engine, commands: list[tuple]) -> dict[str, Columns]:
-    """Return commands (operation, tap, first, last, address, activations) as the columns of `Engine.i`."""
+    """Return commands (operation, tap, first, last, address, activations) as the columns of
+    `Engine.i`.
+    """
     names = ("operation", "tap", "first", "last", "address")
     columns: dict[str, Columns] = {
         name: [int(one[place]) for one in commands] for place, name in enumerate(names[1:], 1)
@@ -58,7 +62,8 @@ def sum_cycles(core: Engine, writes: int, by_lane: np.ndarray, terms: np.ndarray
     Args:
         core: The engine.
         writes: Commands before the sums.
-        by_lane: Whether each sum is one of lanes: its first command waits until the lanes' registers have given the one before.
+        by_lane: Whether each sum is one of lanes: its first command waits until the lanes'
+            registers have given the one before.
         terms: The commands of each sum.
     """
     edge, free, given = writes, 0, 0
@@ -72,7 +77,8 @@ def sum_cycles(core: Engine, writes: int, by_lane: np.ndarray, terms: np.ndarray
 
 
 def engine_vectors(core: Engine, generator: np.random.Generator, count: int) -> Vectors:
-    """Return commands that write words, then sum them up in every mode, and the `count` sums, at least one in each mode.
+    """Return commands that write words, then sum them up in every mode, and the `count` sums, at
+    least one in each mode.
 
     In each mode the first sum is as long as it can be, the second one a single term.
     """
@@ -88,7 +94,8 @@ def engine_vectors(core: Engine, generator: np.random.Generator, count: int) -> 
     mode = np.resize([mode.value for mode in modes], sums)  # in turns
     tap, terms = generator.integers(len(core.columns), size=sums), generator.integers(1, core.terms + 1, sums)
     terms[: len(modes)], terms[len(modes) : 2 * len(modes)] = core.terms, 1
-    first = np.cumsum(terms) - terms  # each sum's first term; from here on, (terms, lanes) in one array
+    # each sum's first term; from here on, (terms, lanes) in one array
+    first = np.cumsum(terms) - terms
     owner = np.repeat(np.arange(sums), terms)
     addresses = generator.integers(0, core.depth, len(owner))
     rows = random_words(core.activation_bits, generator, len(owner), core.lanes)

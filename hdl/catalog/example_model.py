@@ -1,6 +1,8 @@
-"""Models from random numbers, the same ones each time: what a core is built from when no trained run is given.
+"""Models from random numbers, the same ones each time: what a core is built from when no trained
+run is given.
 
-Resources and cycles of a core depend on its formats and sizes, hardly on its weights, so a table of all cores needs no training.
+Resources and cycles of a core depend on its formats and sizes, hardly on its weights, so a table of
+all cores needs no training.
 """
 
 from dataclasses import dataclass
@@ -46,7 +48,8 @@ class ModelShape:
     weight_bits: int
 
 
-# Small enough to simulate its netlists in seconds; the weights still need a block RAM, the products hard multipliers.
+# Small enough to simulate its netlists in seconds; the weights still need a block RAM, the products
+# hard multipliers.
 SMALL = ModelShape(channels=8, heads=2, context_length=8, hidden=16, vocabulary=12, weight_bits=8)
 # One layer of the model that is meant for an ECP5-85F.
 TYPICAL = ModelShape(channels=128, heads=4, context_length=64, hidden=512, vocabulary=65, weight_bits=4)
@@ -59,7 +62,8 @@ MEDIUM = ModelShape(channels=64, heads=4, context_length=64, hidden=256, vocabul
 def example_model(shape: ModelShape) -> QuantizedTransformer:
     """Return a model of one block with normally distributed weights.
 
-    Rows of a matrix differ in scale by octaves, so that their shifts differ too, as those of trained ones do.
+    Rows of a matrix differ in scale by octaves, so that their shifts differ too, as those of
+    trained ones do.
     """
     generator = np.random.default_rng(SEED)
 

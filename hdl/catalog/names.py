@@ -1,4 +1,6 @@
-"""Names and defaults that the command line tells without importing Amaranth: help works where no FPGA tool is installed."""
+"""Names and defaults that the command line tells without importing Amaranth: help works where no
+FPGA tool is installed.
+"""
 
 # The cores of `hdl.catalog.registry`, in its order.
 CORE_NAMES = (
@@ -24,7 +26,8 @@ CORE_NAMES = (
     "attention",
     "uart",
 )
-# What a core can be made from: a model's matrices and norms by their names in the manifest, those of a block without `blocks.N.`.
+# What a core can be made from: a model's matrices and norms by their names in the manifest, those
+# of a block without `blocks.N.`.
 MATRICES = (
     "feed_forward.up",
     "feed_forward.down",
@@ -40,5 +43,6 @@ WHOLE_MODEL = ("logits", "final_norm")  # those that belong to no block
 BOARD_NAMES = ("ulx3s-12f", "ulx3s-25f", "ulx3s-45f", "ulx3s-85f")
 DEFAULT_BOARD = "ulx3s-85f"
 DEFAULT_FREQUENCY = 50e6  # Hz
-DEFAULT_BAUD = 1_000_000  # the ULX3S's FT231X makes it exactly, and it divides every clock of whole megahertz
+# the ULX3S's FT231X makes it exactly, and it divides every clock of whole megahertz
+DEFAULT_BAUD = 1_000_000
 DEFAULT_SEED = 1  # of place and route

@@ -1,8 +1,10 @@
 # amaranth: UnusedElaboratable=no
 # (a core may be built only to ask for its latency)
-"""Every core by name: the one list from which synthesis, Verilog export, netlist simulation, campaigns and the table of cores take them.
+"""Every core by name: the one list from which synthesis, Verilog export, netlist simulation,
+campaigns and the table of cores take them.
 
-A new core is one `CoreEntry` in `_ENTRIES`: how it is made from a quantized model, and what it must give for random inputs.
+A new core is one `CoreEntry` in `_ENTRIES`: how it is made from a quantized model, and what it must
+give for random inputs.
 """
 
 import dataclasses
@@ -50,7 +52,8 @@ WIDE_LANES = 4
 TEMPERATURE = 0.8
 UART_DIVISOR = 4
 QUEUE_DEPTH = 64
-# The cores that compute a row's exponentials hold up to 16 rows at once, if these are short and the queue of a long one is free.
+# The cores that compute a row's exponentials hold up to 16 rows at once, if these are short and the
+# queue of a long one is free.
 LONG_ROWS = dataclasses.replace(SMALL, context_length=24, vocabulary=24)
 
 
@@ -60,16 +63,20 @@ class CoreEntry:
 
     Attributes:
         name: As on the command line.
-        build: Makes the component from a quantized model and the number of one of its blocks, and from the name of a part where it has parts.
+        build: Makes the component from a quantized model and the number of one of its blocks, and
+            from the name of a part where it has parts.
         vectors: Makes stimuli and golden results for a component that `build` made.
-        steady_vectors: The same in rows of one length, where `vectors` mixes lengths and no formula says how long these take.
-        latency, throughput: The formulas of the component's docstring, in a few words, for the table.
+        steady_vectors: The same in rows of one length, where `vectors` mixes lengths and no formula
+            says how long these take.
+        latency, throughput: The formulas of the component's docstring, in a few words, for the
+            table.
         wires: Plain inputs that a bench connects to plain outputs: input → output.
         constants: Values of the other plain inputs in a bench.
         typical: The shape of model whose core is measured and exported where none is given.
-        small: The shape of model whose core benches and campaigns run, so large that its vectors fill every queue.
-        parts: The matrices or norms that it can be made from, by their names in the manifest (those of a block without `blocks.N.`); the first
-            where none is chosen.
+        small: The shape of model whose core benches and campaigns run, so large that its vectors
+            fill every queue.
+        parts: The matrices or norms that it can be made from, by their names in the manifest (those
+            of a block without `blocks.N.`); the first where none is chosen.
     """
 
     name: str
@@ -85,7 +92,9 @@ class CoreEntry:
     parts: tuple[str, ...] = ()
 
     def example(self, shape: ModelShape | None = None, part: str | None = None) -> wiring.Component:
-        """Return the core for a model of a given shape, the entry's small one if None, with random weights, the same ones each time."""
+        """Return the core for a model of a given shape, the entry's small one if None, with random
+        weights, the same ones each time.
+        """
         return self.for_model(example_model(shape or self.small), part=part)
 
     def for_model(self, quantized: QuantizedTransformer, layer: int = 0, part: str | None = None) -> wiring.Component:
@@ -142,10 +151,12 @@ def _matrix_vector(model: QuantizedTransformer, layer: int, part: str) -> Matrix
 
 
 def _engine(model: QuantizedTransformer, layer: int) -> Engine:
-    """Return an engine of C lanes for an attention block, with all operations, the trees tapped at the heads and at all lanes.
+    """Return an engine of C lanes for an attention block, with all operations, the trees tapped at
+    the heads and at all lanes.
 
-    Its memory holds the key, value, query and output weights, in pairs if they have up to 4 bits, then room for C keys and values of
-    `context_length` tokens.  Activations are wide enough for softmax numerators.
+    Its memory holds the key, value, query and output weights, in pairs if they have up to 4 bits,
+    then room for C keys and values of `context_length` tokens.  Activations are wide enough for
+    softmax numerators.
     """
     attention = model.blocks[layer].attention
     layers = (attention.key, attention.value, attention.query, attention.output)

@@ -1,6 +1,8 @@
-"""What a core is fed with and what it must then give: random vectors, their limits first, and the specification's answers.
+"""What a core is fed with and what it must then give: random vectors, their limits first, and the
+specification's answers.
 
-Values come by columns, as numbers: one array for each field of a stream's payload.  `sim` and the Verilog export turn them into words.
+Values come by columns, as numbers: one array for each field of a stream's payload.  `sim` and the
+Verilog export turn them into words.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +31,8 @@ class Vectors:
     Attributes:
         inputs: For each stream input, its values.
         outputs: For each stream output, all values that must come.
-        cycles: Clock edges from the first input taken to the last output given, without stalls; None where no formula says.
+        cycles: Clock edges from the first input taken to the last output given, without stalls;
+            None where no formula says.
     """
 
     inputs: Mapping[str, Columns]
@@ -37,12 +40,15 @@ class Vectors:
     cycles: int | None = None
 
 
-# From a core, a generator and a number of rows, tokens or single values (as fits the core) to its vectors.
+# From a core, a generator and a number of rows, tokens or single values (as fits the core) to its
+# vectors.
 Maker = Callable[[wiring.Component, np.random.Generator, int], Vectors]
 
 
 def row_columns(field: str, rows: Sequence[np.ndarray], lanes: int = 1) -> dict[str, object]:
-    """Return rows as the columns of a stream of {field, last}; with several lanes a word holds as many elements."""
+    """Return rows as the columns of a stream of {field, last}; with several lanes a word holds as
+    many elements.
+    """
     last = np.concatenate([np.arange(len(row) // lanes) == len(row) // lanes - 1 for row in rows])
     elements = np.concatenate(rows)
     words = elements if lanes == 1 else list(elements.reshape(-1, lanes).T)
@@ -52,10 +58,12 @@ def row_columns(field: str, rows: Sequence[np.ndarray], lanes: int = 1) -> dict[
 def random_rows(
     number_format: QFormat, shortest: int, longest: int, generator: np.random.Generator, count: int
 ) -> list[np.ndarray]:
-    """Return `count` rows: both rails, all equal, one-hot, rising; then random ones of all lengths and spreads.
+    """Return `count` rows: both rails, all equal, one-hot, rising; then random ones of all lengths
+    and spreads.
 
-    Among these, one in eight is all equal, one in eight has nothing but rails, and one in eight is one-hot. Where lengths differ, a quarter of them are
-    the shortest, in runs of `SHORT_ROWS`: a queue of rows is full before one of elements is only where many short ones come in a row.
+    Among these, one in eight is all equal, one in eight has nothing but rails, and one in eight is
+    one-hot. Where lengths differ, a quarter of them are the shortest, in runs of `SHORT_ROWS`: a
+    queue of rows is full before one of elements is only where many short ones come in a row.
     """
     low, high = number_format.minimum_integer, number_format.maximum_integer
     place = np.arange(longest)
@@ -82,7 +90,9 @@ def random_rows(
 
 
 def each_row(compute: Callable[..., np.ndarray], rows: Sequence[np.ndarray], *others: np.ndarray) -> list[np.ndarray]:
-    """Return what a function of rows gives for each row and each of the other arguments: one call for all rows of a length."""
+    """Return what a function of rows gives for each row and each of the other arguments: one call
+    for all rows of a length.
+    """
     lengths = np.array([len(row) for row in rows])
     results = [np.empty(0)] * len(rows)
     for length in np.unique(lengths):
@@ -123,7 +133,9 @@ def longest_row(core: wiring.Component) -> int:
 
 
 def cycles_of_rows(core: wiring.Component, rows: Sequence[np.ndarray]) -> int | None:
-    """Return a core's `cycles` for rows of one length; None for mixed ones, of which short ones may wait behind a long one."""
+    """Return a core's `cycles` for rows of one length; None for mixed ones, of which short ones may
+    wait behind a long one.
+    """
     lengths = {len(row) for row in rows}
     return core.cycles(lengths.pop(), len(rows)) if len(lengths) == 1 else None
 
@@ -131,7 +143,9 @@ def cycles_of_rows(core: wiring.Component, rows: Sequence[np.ndarray]) -> int | 
 def numerators_vectors(
     core: wiring.Component, generator: np.random.Generator, count: int, one_length: bool = False
 ) -> Vectors:
-    """Return rows of scores, all of the longest length if asked for, their numerators and the rows' sums."""
+    """Return rows of scores, all of the longest length if asked for, their numerators and the rows'
+    sums.
+    """
     parameters = core.parameters
     rows = random_rows(parameters.score, parameters.length if one_length else 1, parameters.length, generator, count)
     results = each_row(parameters.numerators, rows)
@@ -140,7 +154,9 @@ def numerators_vectors(
 
 
 def random_magnitudes(width: int, smallest: int, generator: np.random.Generator, count: int) -> np.ndarray:
-    """Return `count` unsigned integers of up to `width` bits: both limits, the powers of two, then random ones of all lengths."""
+    """Return `count` unsigned integers of up to `width` bits: both limits, the powers of two, then
+    random ones of all lengths.
+    """
     limits = [smallest, (1 << width) - 1, *(1 << bit for bit in range(width))]
     lengths = generator.integers(1, width + 1, max(0, count - len(limits)))
     random = np.maximum(smallest, generator.integers(0, np.left_shift(np.int64(1), lengths)))
@@ -154,7 +170,9 @@ def exponential_vectors(core: wiring.Component, generator: np.random.Generator, 
 
 
 def reciprocal_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
-    """Return positive arguments and their reciprocals, or reciprocal square roots, as mantissa and exponent."""
+    """Return positive arguments and their reciprocals, or reciprocal square roots, as mantissa and
+    exponent.
+    """
     arguments = random_magnitudes(core.width, 1, generator, count)
     result = core.parameters.compute(arguments)
     outputs = {"o": {"mantissa": result.mantissa, "exponent": result.exponent}}
@@ -162,7 +180,9 @@ def reciprocal_vectors(core: wiring.Component, generator: np.random.Generator, c
 
 
 def attention_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
-    """Return normalized tokens of sequences of all lengths, some longer than the context, and attention's results."""
+    """Return normalized tokens of sequences of all lengths, some longer than the context, and
+    attention's results.
+    """
     parameters = core.parameters
     rows = random_rows(parameters.query.input, parameters.embed_dim, parameters.embed_dim, generator, count)
     tokens = np.array(rows)
@@ -185,7 +205,9 @@ def byte_vectors(core: wiring.Component, generator: np.random.Generator, count: 
 
 
 def requantize_limits(core: wiring.Component) -> np.ndarray:
-    """Return values with shifts (2, n): rails, neighbours of zero, ties, and both sides of where saturation begins."""
+    """Return values with shifts (2, n): rails, neighbours of zero, ties, and both sides of where
+    saturation begins.
+    """
     low, high = -(1 << (core.bits - 1)), (1 << (core.bits - 1)) - 1
     limits = []
     for shift in sorted({core.lowest, core.highest}):
@@ -199,7 +221,9 @@ def requantize_limits(core: wiring.Component) -> np.ndarray:
 
 
 def requantize_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
-    """Return accumulators with their shifts, the limits first, then those of all magnitudes, and the casts."""
+    """Return accumulators with their shifts, the limits first, then those of all magnitudes, and
+    the casts.
+    """
     shifts = generator.integers(core.lowest, core.highest + 1, (core.lanes, count))
     narrowed = generator.integers(0, core.bits, (core.lanes, count))
     values = generator.integers(-(1 << (core.bits - 1)), 1 << (core.bits - 1), (core.lanes, count)) >> narrowed
@@ -213,7 +237,9 @@ def requantize_vectors(core: wiring.Component, generator: np.random.Generator, c
 
 
 def activation_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
-    """Return elements, the rails and, where there are enough, every other value of the input's format among them, and the table's answers."""
+    """Return elements, the rails and, where there are enough, every other value of the input's
+    format among them, and the table's answers.
+    """
     parameters, lanes = core.parameters, core.lanes
     low, high = parameters.input.minimum_integer, parameters.input.maximum_integer
     every = generator.permutation(np.arange(low, high + 1))
@@ -235,7 +261,9 @@ def argmax_vectors(core: wiring.Component, generator: np.random.Generator, count
 def sampler_vectors(
     core: wiring.Component, generator: np.random.Generator, count: int, one_length: bool = False
 ) -> Vectors:
-    """Return rows of logits, all of the longest length if asked for, random numbers with both extremes, and the tokens that they choose."""
+    """Return rows of logits, all of the longest length if asked for, random numbers with both
+    extremes, and the tokens that they choose.
+    """
     rows = random_rows(core.parameters.logits, core.length if one_length else 1, core.length, generator, count)
     extremes = np.array([0, (1 << 32) - 1], dtype=np.uint32)
     numbers = np.concatenate([extremes, generator.integers(0, 1 << 32, count, dtype=np.uint32)])[:count]
@@ -245,7 +273,9 @@ def sampler_vectors(
 
 
 def random_number_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
-    """Return requests, some of which start a new sequence, the first ones at states of a single one and of ones only, and the numbers."""
+    """Return requests, some of which start a new sequence, the first ones at states of a single one
+    and of ones only, and the numbers.
+    """
     limits = [1, 1 << 31, (1 << 32) - 1][:count]
     restart = generator.random(count) < 0.1
     restart[: len(limits)] = True
@@ -261,14 +291,18 @@ def random_number_vectors(core: wiring.Component, generator: np.random.Generator
 
 
 def cache_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
-    """Return tokens' keys and values, in sequences of all lengths, and the rows that each token finds."""
+    """Return tokens' keys and values, in sequences of all lengths, and the rows that each token
+    finds.
+    """
     pairs = np.array(random_rows(ELEMENT, 2 * core.channels, 2 * core.channels, generator, count))
     pairs = pairs.reshape(count, 2, core.channels)
     return cache_traffic(core, pairs, sequence_starts(core.context_length, generator, count))
 
 
 def cache_traffic(core: wiring.Component, pairs: np.ndarray, starts: np.ndarray) -> Vectors:
-    """Return a key-value cache's vectors for given keys and values (tokens, 2, channels) and the tokens that start a sequence."""
+    """Return a key-value cache's vectors for given keys and values (tokens, 2, channels) and the
+    tokens that start a sequence.
+    """
     count = len(pairs)
     places = places_of(starts, core.context_length)
     restart = np.zeros((count, 2 * core.words), dtype=np.int64)
@@ -289,8 +323,8 @@ def cache_traffic(core: wiring.Component, pairs: np.ndarray, starts: np.ndarray)
 def sequence_starts(context_length: int, generator: np.random.Generator, count: int) -> np.ndarray:
     """Return which tokens say that they start a sequence.
 
-    The first one does not say so, since a core that was reset begins one anyway; it stands alone, a sequence longer than the context
-    follows, then random ones.
+    The first one does not say so, since a core that was reset begins one anyway; it stands alone, a
+    sequence longer than the context follows, then random ones.
     """
     starts = generator.random(count) < 0.5 / context_length
     starts[: context_length + 2] = False
@@ -299,7 +333,9 @@ def sequence_starts(context_length: int, generator: np.random.Generator, count: 
 
 
 def places_of(starts: np.ndarray, context_length: int) -> list[int]:
-    """Return each token's place in its sequence; one starts where it says so and where the context is full."""
+    """Return each token's place in its sequence; one starts where it says so and where the context
+    is full.
+    """
     places: list[int] = []
     for start in starts:
         fresh = not places or start or places[-1] == context_length - 1

@@ -22,20 +22,24 @@ def check_row(name: str, length: int) -> None:
 
 
 class ArgMax(wiring.Component):
-    """`fixedpoint.argmax` as a circuit: rows of logits in, the lowest index of each row's maximum out.
+    """`fixedpoint.argmax` as a circuit: rows of logits in, the lowest index of each row's maximum
+    out.
 
     Equation: `o = min {j : i[j] = max(i)}`.
 
-    Latency: 2 cycles from a row's last logit taken to its token offered: logit, comparison.  Throughput: a logit a cycle, rows back to back
-    without a gap; everything stands still while a token waits.
+    Latency: 2 cycles from a row's last logit taken to its token offered: logit, comparison.
+    Throughput: a logit a cycle, rows back to back without a gap; everything stands still while a
+    token waits.
     Resources: a comparator and registers for two logits and two indices.
-    In simulation a row without `last` on its `length`-th logit is an assertion's failure; in hardware it ends there.
+    In simulation a row without `last` on its `length`-th logit is an assertion's failure; in
+    hardware it ends there.
 
     Attributes:
         logits: Format of the logits.
         length: The longest row.
         latency: 2.
-        i: In, stream of {data: `logits`, last}: rows of 1 to `length` logits, `last` on the final one.
+        i: In, stream of {data: `logits`, last}: rows of 1 to `length` logits, `last` on the final
+            one.
         o: Out, stream of {token}, unsigned indices, one a row.
     """
 
@@ -55,7 +59,9 @@ class ArgMax(wiring.Component):
         )
 
     def cycles(self, elements: int, rows: int = 1) -> int:
-        """Return the cycles from the first logit taken to the last token given, for rows of `elements` offered without a pause."""
+        """Return the cycles from the first logit taken to the last token given, for rows of
+        `elements` offered without a pause.
+        """
         return rows * elements - 1 + self.latency
 
     def elaborate(self, platform):

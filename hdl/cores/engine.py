@@ -1,13 +1,16 @@
 # amaranth: UnusedElaboratable=no
 # (a core may be built only to ask for its latency)
-"""The dot-product engine: a memory as wide as there are multipliers, and the two ways in which transformers sum products.
+"""The dot-product engine: a memory as wide as there are multipliers, and the two ways in which
+transformers sum products.
 
-    address ─ memory ─ register ─ operands ─┐                      ┌─ trees, tapped at each tile's columns ─ slices summed up ─ FIFO ─ o
+    address ─ memory ─ register ─ operands ─┐                      ┌─ trees, tapped at each tile's
+    columns ─ slices summed up ─ FIFO ─ o
                                             ├─ multipliers ─ split ┤
     activations ──────────── registers ─────┘                      └─ one sum a lane ─ o_lanes
 
-*Dot product*: each group of lanes sums its products, so that several rows, or several heads of one row, come out at once.  *Accumulate*: each lane
-sums its own products over many words, which weighs the rows of a matrix (attention's values) without transposing it.
+*Dot product*: each group of lanes sums its products, so that several rows, or several heads of one
+row, come out at once.  *Accumulate*: each lane sums its own products over many words, which weighs
+the rows of a matrix (attention's values) without transposing it.
 """
 
 import reprlib
@@ -29,7 +32,8 @@ from ..parts.stream_parts import PromisedQueue
 
 ELEMENT_BITS = 8  # of weights, keys and values; two 4-bit weights
 LANES_PER_COPY = 16  # of a control bit that all lanes look at
-FETCH_MOVES = 3  # from a command to its operands: memory, the memory's register, the operands' register
+# from a command to its operands: memory, the memory's register, the operands' register
+FETCH_MOVES = 3
 
 
 class Operation(enum.Enum, shape=2):
@@ -44,26 +48,30 @@ class Operation(enum.Enum, shape=2):
 class Engine(wiring.Component):
     """Dot products and weighted sums of memory words, one word a cycle.
 
-    Equations, with activations a and word w of L elements each; group g of tap t is its `columns[t]` lanes from `g * columns[t]`:
+    Equations, with activations a and word w of L elements each; group g of tap t is its
+    `columns[t]` lanes from `g * columns[t]`:
 
     - DOT: `o.lower[g] = sum over words, sum over lanes of group g of a * w`, `o.upper = 0`.
     - PAIRS: the same for the lower halves of w in `o.lower` and for the upper halves in `o.upper`.
     - ACCUMULATE: `o_lanes[l] = sum over words of a[l] * w[l]`.
     - WRITE: `memory[address] = a`, as many low bits as an element has; later commands read it.
 
-    `first` starts a sum and `last` gives it out, so a sum extends over one or more commands, of one operation and tap.  A sum that was begun must be
-    ended before another of its kind: sums of lanes begin at zero because the one before was taken, not because of `first`.
-    Elements, weights and activations are signed.  No sum overflows while no sum has more than `terms` words.
+    `first` starts a sum and `last` gives it out, so a sum extends over one or more commands, of one
+    operation and tap.  A sum that was begun must be ended before another of its kind: sums of lanes
+    begin at zero because the one before was taken, not because of `first`. Elements, weights and
+    activations are signed.  No sum overflows while no sum has more than `terms` words.
 
-    Latency: 11 clock edges and one for each level of the trees, `ceil(log2)` of each tap's columns over those of the tap before, from a command taken
-    to its result given; 8 for ACCUMULATE.
-    Throughput: one command a cycle, `lanes` products, twice as many in PAIRS: every multiplier works in every cycle.
-    Nothing stalls the pipeline: results wait in a FIFO, and a command is taken only if there is room for a result.  A sum of lanes waits in the lanes'
-    own registers; the first command of another such sum is not taken before.
+    Latency: 11 clock edges and one for each level of the trees, `ceil(log2)` of each tap's columns
+    over those of the tap before, from a command taken to its result given; 8 for ACCUMULATE.
+    Throughput: one command a cycle, `lanes` products, twice as many in PAIRS: every multiplier
+    works in every cycle. Nothing stalls the pipeline: results wait in a FIFO, and a command is
+    taken only if there is room for a result.  A sum of lanes waits in the lanes' own registers; the
+    first command of another such sum is not taken before.
 
     Resources: `lanes` hard multipliers; `depth` words of block RAM, with a register behind it.
 
-    Source: two weights to a multiplier: Fu, Wu, Sirasao, "8-Bit Dot-Product Acceleration", Xilinx WP487, 2017.
+    Source: two weights to a multiplier: Fu, Wu, Sirasao, "8-Bit Dot-Product Acceleration", Xilinx
+    WP487, 2017.
 
     Attributes:
         lanes: Multipliers.
@@ -75,7 +83,8 @@ class Engine(wiring.Component):
         init: The first words of the memory, unsigned; the rest is zero.
         latency, lanes_latency: See above.
         i: In, stream of {operation, tap, first, last, address, activations}.
-        o: Out, stream of {lower, upper}: arrays of a sum a group, 0 in places beyond the tap's groups. Only with DOT or PAIRS; `upper` only with PAIRS.
+        o: Out, stream of {lower, upper}: arrays of a sum a group, 0 in places beyond the tap's
+            groups. Only with DOT or PAIRS; `upper` only with PAIRS.
         o_lanes: Out, stream of arrays of a sum a lane. Only with ACCUMULATE.
     """
 
@@ -189,12 +198,16 @@ class Engine(wiring.Component):
 
     @property
     def dot_moves(self) -> int:
-        """Cycles from a command to its sum: fetching, multipliers, split, trees, selection of the tap, slices."""
+        """Cycles from a command to its sum: fetching, multipliers, split, trees, selection of the
+        tap, slices.
+        """
         return FETCH_MOVES + self._products.latency + 1 + self.tree_latency + 2
 
     @property
     def latency(self) -> int:
-        """Clock edges from a DOT or PAIRS command taken to its result given: to its sum, and 2 through the FIFO."""
+        """Clock edges from a DOT or PAIRS command taken to its result given: to its sum, and 2
+        through the FIFO.
+        """
         return self.dot_moves + 2
 
     @property
@@ -203,7 +216,9 @@ class Engine(wiring.Component):
         return FETCH_MOVES + self._products.latency + 1 + 1
 
     def cycles(self, commands: int) -> int:
-        """Return the clock edges from the first of so many commands taken to the result of the last given, without stalls."""
+        """Return the clock edges from the first of so many commands taken to the result of the last
+        given, without stalls.
+        """
         return commands - 1 + self.latency
 
     def elaborate(self, platform):
@@ -220,8 +235,9 @@ class Engine(wiring.Component):
             init=[word.from_bits(bits) for bits in self.init],
             attrs={"ram_style": "block"},
         )
-        # An asynchronous port and a register behind it are what synthesis makes into the block RAM's own synchronous port.  So written, it sees that the
-        # port rests while a word is written, and adds no multiplexer for what a read of the same word would give.
+        # An asynchronous port and a register behind it are what synthesis makes into the block
+        # RAM's own synchronous port.  So written, it sees that the port rests while a word is
+        # written, and adds no multiplexer for what a read of the same word would give.
         read_port = words.read_port(domain="comb")
         command, taken, writing = self.i.payload, Signal(), Signal()
         answer, elements = Signal(word, reset_less=True), Signal(word, reset_less=True)
@@ -252,7 +268,8 @@ class Engine(wiring.Component):
             tags.i.first.eq(command.first),
             tags.i.last.eq(command.last),
         ]
-        missing = [one for one in Operation if one not in self.operations]  # in their own order, the same each time
+        # in their own order, the same each time
+        missing = [one for one in Operation if one not in self.operations]
         for operation in missing:
             m.d.sync += Assert(
                 ~taken | (command.operation != operation), Format(f"this engine was made without {operation.name}")
@@ -271,7 +288,8 @@ class Engine(wiring.Component):
         m.d.sync += activations[2].eq(activations[1])
         m.submodules.products = products = self._products
         m.d.comb += [products.en.eq(1), products.a.eq(activations[-1])]
-        # Block RAMs and multipliers lie in columns all over the chip: the way from one to the other takes a cycle of its own.
+        # Block RAMs and multipliers lie in columns all over the chip: the way from one to the other
+        # takes a cycle of its own.
         operands = Signal(products.b.shape(), reset_less=True)
         m.d.comb += products.b.eq(operands)
         in_pairs = self._copies(m, "fetched", tags.taps[FETCH_MOVES - 2].pairs)
@@ -310,7 +328,9 @@ class Engine(wiring.Component):
         return m
 
     def _either(self, in_pairs, pair, whole):
-        """Return what belongs to a pair of weights or to a whole element; an engine that has only one of them does not choose."""
+        """Return what belongs to a pair of weights or to a whole element; an engine that has only
+        one of them does not choose.
+        """
         return Mux(in_pairs, pair, whole) if self.pairs and self.whole else pair if self.pairs else whole
 
     def _copies(self, m: Module, name: str, bit: Signal) -> list:
@@ -320,9 +340,12 @@ class Engine(wiring.Component):
         return [copies.o[lane // LANES_PER_COPY] for lane in range(self.lanes)]
 
     def _accumulate_lanes(self, m: Module, products: Signal, before, tag, taken: Signal, free: Signal) -> None:
-        """Sum up products lane by lane, `tag` saying what they are and `before` what the next ones are."""
-        # Cleared after reset and when they have been taken, so that the first product needs no multiplexer in front of every adder.  The next
-        # product is many cycles away then, so there is time for two registers on the way to all lanes.
+        """Sum up products lane by lane, `tag` saying what they are and `before` what the next ones
+        are.
+        """
+        # Cleared after reset and when they have been taken, so that the first product needs no
+        # multiplexer in front of every adder.  The next product is many cycles away then, so there
+        # is time for two registers on the way to all lanes.
         sums = Signal(self.o_lanes.payload.shape(), reset_less=True)
         given = Signal(init=1)
         m.d.sync += given.eq(self.o_lanes.valid & self.o_lanes.ready)
@@ -345,7 +368,9 @@ class Engine(wiring.Component):
             m.d.sync += free.eq(1)
 
     def _dot_product(self, m: Module, lower: Signal, upper: Signal, tags: Delay, taken: Signal, room: Signal) -> None:
-        """Sum up products within groups of lanes, then slice by slice, and keep the results until they are taken."""
+        """Sum up products within groups of lanes, then slice by slice, and keep the results until
+        they are taken.
+        """
         chosen_soon, slice_sum = tags.taps[self.dot_moves - 2], tags.o
         payload = payload_shape(self.o)
         sums = Signal(payload, reset_less=True)

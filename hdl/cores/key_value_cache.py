@@ -1,4 +1,6 @@
-"""The memory of attention as a core: a token's key and value go in, all keys and then all values so far come out."""
+"""The memory of attention as a core: a token's key and value go in, all keys and then all values so
+far come out.
+"""
 
 from amaranth.hdl import Assert, Format, Module, Mux, Shape, ShapeLike, Signal
 from amaranth.lib import data, memory, stream, wiring
@@ -15,14 +17,16 @@ READ_MOVES = 2  # the memory, and the register behind it that its slow output de
 class KeyValueCache(wiring.Component):
     """Stores each token's key and value, and gives back those of the tokens 0 to its own, in order.
 
-    Equation: for token p of a sequence, `i` = key p, value p; `o` = key 0, …, key p, value 0, …, value p.  A token starts a new sequence when `restart` is
-    set on its first word, after reset, and after `context_length` tokens of a sequence.  Keys and values share one memory, so that one block RAM port
-    serves both.
+    Equation: for token p of a sequence, `i` = key p, value p; `o` = key 0, …, key p, value 0, …,
+    value p.  A token starts a new sequence when `restart` is set on its first word, after reset,
+    and after `context_length` tokens of a sequence.  Keys and values share one memory, so that one
+    block RAM port serves both.
 
     Latency: 3 cycles from a token's last word taken to its first key's first word offered.
-    Throughput: one word a cycle either way: with W = channels / lanes words a row, token p takes 2·W + 2·(p + 1)·W cycles.
-    Resources: a memory of 2·context_length·W words; no multiplier.
-    In simulation a `last` that does not agree with the count is an assertion's failure; in hardware the count alone decides.
+    Throughput: one word a cycle either way: with W = channels / lanes words a row, token p takes
+    2·W + 2·(p + 1)·W cycles. Resources: a memory of 2·context_length·W words; no multiplier. In
+    simulation a `last` that does not agree with the count is an assertion's failure; in hardware
+    the count alone decides.
 
     Attributes:
         element: Shape of an element.
@@ -30,8 +34,10 @@ class KeyValueCache(wiring.Component):
         context_length: Tokens of a sequence.
         lanes: Elements a word; divides `channels`.
         words: W.
-        i: In, stream of {data: element, restart, last}: 2·W words a token, `last` on the final one; with several lanes `data` is an array.
-        o: Out, stream of {data: element, value, final, last}: `value` tells values from keys, `last` is set on a row's final word, `final` on the words of row p.
+        i: In, stream of {data: element, restart, last}: 2·W words a token, `last` on the final one;
+            with several lanes `data` is an array.
+        o: Out, stream of {data: element, value, final, last}: `value` tells values from keys,
+            `last` is set on a row's final word, `final` on the words of row p.
     """
 
     latency = 1 + READ_MOVES

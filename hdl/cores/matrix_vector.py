@@ -21,20 +21,26 @@ from .tile import Tile
 
 
 class MatrixVector(wiring.Component):
-    """`fixedpoint.Linear` as a circuit: vectors of K elements in, vectors of R elements out, one element a cycle at most.
+    """`fixedpoint.Linear` as a circuit: vectors of K elements in, vectors of R elements out, one
+    element a cycle at most.
 
     Equation: `o[r] = requantize(bias[r] + sum_k weight[r, k] * i[k], shift[r])`.
 
-    A memory word holds a tile of `tile.rows` rows and `tile.columns` columns.  The vector stands in a ring of registers that turns by a
-    tile's columns a cycle, so that the multipliers always read the same place.  Weights of up to 4 bits go in pairs, two to a multiplier, and short rows
-    share the lanes, as far as the results, which leave one at a time, keep up: a tile has no more rows than a row has slices.
+    A memory word holds a tile of `tile.rows` rows and `tile.columns` columns.  The vector stands in
+    a ring of registers that turns by a tile's columns a cycle, so that the multipliers always read
+    the same place.  Weights of up to 4 bits go in pairs, two to a multiplier, and short rows share
+    the lanes, as far as the results, which leave one at a time, keep up: a tile has no more rows
+    than a row has slices.
 
-    Latency: `cycles(V)` = V·(K + W) + `pipeline` − 1 clock edges from the first element of V vectors taken to the last result given, without stalls;
-    W = `tile.num_words(R, K)`, that is R·ceil(K / lanes) without pairs and sharing; `pipeline` = 18 + ceil(log2 `tile.columns`) + rows of the last tile.
-    Throughput: a vector in K + W cycles.
-    Resources: `lanes` hard multipliers; W words of `lanes` weights, or pairs of weights, in block RAM; K·8 flip-flops for the ring.
+    Latency: `cycles(V)` = V·(K + W) + `pipeline` − 1 clock edges from the first element of V
+    vectors taken to the last result given, without stalls; W = `tile.num_words(R, K)`, that is
+    R·ceil(K / lanes) without pairs and sharing; `pipeline` = 18 + ceil(log2 `tile.columns`) + rows
+    of the last tile. Throughput: a vector in K + W cycles.
+    Resources: `lanes` hard multipliers; W words of `lanes` weights, or pairs of weights, in block
+    RAM; K·8 flip-flops for the ring.
 
-    Source: two weights to a multiplier: Fu, Wu, Sirasao, "8-Bit Dot-Product Acceleration", Xilinx WP487, 2017.
+    Source: two weights to a multiplier: Fu, Wu, Sirasao, "8-Bit Dot-Product Acceleration", Xilinx
+    WP487, 2017.
 
     Attributes:
         parameters: The layer.
@@ -73,19 +79,25 @@ class MatrixVector(wiring.Component):
 
     @property
     def pipeline(self) -> int:
-        """Clock edges from the last word's address to the last result: engine, its results' register, requantization, results beside each other."""
+        """Clock edges from the last word's address to the last result: engine, its results'
+        register, requantization, results beside each other.
+        """
         last_rows = (self.parameters.rows - 1) % self.tile.rows + 1
         return self._engine.latency + 1 + self._requantize.latency + last_rows - 1
 
     def cycles(self, vectors: int = 1) -> int:
-        """Return the clock edges from the first element taken to the last result given, for vectors offered without a pause."""
+        """Return the clock edges from the first element taken to the last result given, for vectors
+        offered without a pause.
+        """
         period = self.parameters.columns + self.tile.num_words(*self.parameters.weight.shape)
         return vectors * period + self.pipeline - 1
 
     def weight_words(self) -> list[int]:
-        """Return the weight memory; a row's last slice is whole, the padding stands before its first.
+        """Return the weight memory; a row's last slice is whole, the padding stands before its
+        first.
 
-        The ring holds the vector in its last K places, and what stands before them is multiplied by zero.
+        The ring holds the vector in its last K places, and what stands before them is multiplied by
+        zero.
         """
         padding = self.slices * self.tile.columns - self.parameters.columns
         return self.tile.words(np.pad(self.parameters.weight, ((0, 0), (padding, 0))), self.parameters.weight_bits)
@@ -173,7 +185,9 @@ class MatrixVector(wiring.Component):
 
 
 def serial_tile(parameters: Linear, lanes: int) -> Tile:
-    """Return the tile of the fewest words whose results can leave one a cycle; of equals the one with the fewest rows."""
+    """Return the tile of the fewest words whose results can leave one a cycle; of equals the one
+    with the fewest rows.
+    """
     rows, columns = parameters.weight.shape
     operand_bits = pair_spacing(parameters.input.bits, parameters.weight_bits) + parameters.weight_bits + 1
     tiles = [

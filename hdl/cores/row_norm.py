@@ -1,6 +1,8 @@
 # amaranth: UnusedElaboratable=no
 # (a core may be built only to ask for its latency)
-"""What LayerNorm and RMSNorm have in common as circuits: a row waits in a FIFO for the root that it is divided by."""
+"""What LayerNorm and RMSNorm have in common as circuits: a row waits in a FIFO for the root that it
+is divided by.
+"""
 
 from itertools import pairwise
 
@@ -20,7 +22,8 @@ from ..parts.reciprocal import ReciprocalSquareRoot
 from ..parts.row_statistics import RowStatistics
 from ..parts.stream_parts import word_shape
 
-LOW_BITS = 16  # of a difference: an unsigned part that fits a hard multiplier beside the root's mantissa
+# of a difference: an unsigned part that fits a hard multiplier beside the root's mantissa
+LOW_BITS = 16
 LOGIC_WORDS = 64  # of scale and shift that are cheaper in lookup tables than in block RAM
 READ_MOVES = 2  # a block RAM's latch and its output register
 OUTPUT_MOVES = 12  # stages from a difference to its result
@@ -30,10 +33,12 @@ FINE_BITS = 2  # of the shift by the exponent that are left to its second stage
 class RowNorm(wiring.Component):
     """The circuit under `LayerNorm` and `RMSNorm`, which differ in S and in the shift.
 
-    Words of `lanes` elements go into a FIFO and through `RowStatistics`; its v becomes a root, and what belongs to a row (root, S) queues beside
-    its words.  Statistics and root take a known time, so a row's words begin to leave the FIFO just early enough to meet their root, one a cycle,
+    Words of `lanes` elements go into a FIFO and through `RowStatistics`; its v becomes a root, and
+    what belongs to a row (root, S) queues beside its words.  Statistics and root take a known time,
+    so a row's words begin to leave the FIFO just early enough to meet their root, one a cycle,
     through one pipeline of two multiplications.
-    The FIFO holds a row and all that arrives until the row begins to leave, so that rows pass without a gap.
+    The FIFO holds a row and all that arrives until the row begins to leave, so that rows pass
+    without a gap.
 
     Attributes:
         parameters: Formats, scale and shift.
@@ -68,12 +73,15 @@ class RowNorm(wiring.Component):
         self._root = ReciprocalSquareRoot(parameters.reciprocal_square_root, parameters.variance_bits)
         root_cycles = self._statistics.settle + self._root.latency
         self.latency = root_cycles + 2 + OUTPUT_MOVES
-        # Moves from a word's address to its difference: reading, then C·x, which is a choice of wires where C is a power of two, and − S.
+        # Moves from a word's address to its difference: reading, then C·x, which is a choice of
+        # wires where C is a power of two, and − S.
         self._scaling = 0 if parameters.channels & (parameters.channels - 1) == 0 else Multiplier.latency
         self._difference_moves = READ_MOVES + self._scaling + 1
-        # A root may be multiplied two cycles after it was found: one in its queue, one in a register.
+        # A root may be multiplied two cycles after it was found: one in its queue, one in a
+        # register.
         self._lead = root_cycles + 1 - self._difference_moves
-        # A word's place is free again in the cycle after its address; a power of two, so that the level tells with one bit.
+        # A word's place is free again in the cycle after its address; a power of two, so that the
+        # level tells with one bit.
         self._depth = 1 << ceil_log2(self.words + self._lead + 1)
         super().__init__(
             {"i": In(self._stream(shape_of(parameters.input))), "o": Out(self._stream(shape_of(parameters.output)))}
@@ -86,7 +94,9 @@ class RowNorm(wiring.Component):
         return word if self.lanes == 1 else word[lane]
 
     def cycles(self, rows: int = 1) -> int:
-        """Return the cycles from the first word taken to the last result given, for rows offered without a pause."""
+        """Return the cycles from the first word taken to the last result given, for rows offered
+        without a pause.
+        """
         return (rows + 1) * self.words - 2 + self.latency
 
     def elaborate(self, platform):
@@ -148,7 +158,8 @@ class RowNorm(wiring.Component):
             m.d.sync += index.eq(Mux(last, 0, index + 1))
         word = self._row_memory(m, taken, issue, move)
 
-        # What belongs to a row leaves its queue with the row's last word, some moves after the word left the FIFO.
+        # What belongs to a row leaves its queue with the row's last word, some moves after the word
+        # left the FIFO.
         queues = {"roots": (root.o.valid, root.o.payload, difference_moves - 1)}
         if centered:
             queues["totals"] = (statistics.total_valid, statistics.total, difference_moves - 2)
@@ -194,8 +205,9 @@ class RowNorm(wiring.Component):
     def _row_memory(self, m, taken, issue, move):
         """Build the FIFO's memory and return the word issued `READ_MOVES` moves ago.
 
-        A word is read long after it was written, so what a read in the cycle of a write gives does not matter.  Without being told, Yosys
-        would build a detour around each block RAM that gives the old word.
+        A word is read long after it was written, so what a read in the cycle of a write gives does
+        not matter.  Without being told, Yosys would build a detour around each block RAM that gives
+        the old word.
         """
         arrays = data.ArrayLayout(shape_of(self.parameters.input), self.lanes)
         m.submodules.row = row = memory.Memory(shape=arrays, depth=self._depth, init=[], attrs={"no_rw_check": 1})
@@ -250,11 +262,14 @@ class RowNorm(wiring.Component):
         return memory.Memory(shape=word, depth=self.words, init=init, attrs=style)
 
     def _lane_pipeline(self, m, name, move, scaled, offset, mantissa, shifts, affine, result):
-        """Build one lane's last 13 stages: C·x − S, times the root (3), its two halves added, shift (2), round, times scale (3), plus shift, cast.
+        """Build one lane's last 13 stages: C·x − S, times the root (3), its two halves added, shift
+        (2), round, times scale (3), plus shift, cast.
 
-        The shift leaves one bit more than the result for rounding (shift_right_half_up_by's doubling).  No element exceeds sqrt(C) standard
-        deviations, the normalized format goes at least so far, and the root is wrong by less than a half: so the shifted product never reaches
-        twice the format's range, and of its bits only the lowest ones and one above them need to be chosen.
+        The shift leaves one bit more than the result for rounding (shift_right_half_up_by's
+        doubling).  No element exceeds sqrt(C) standard deviations, the normalized format goes at
+        least so far, and the root is wrong by less than a half: so the shifted product never
+        reaches twice the format's range, and of its bits only the lowest ones and one above them
+        need to be chosen.
         """
         parameters = self.parameters
         normalized_format, output_shift = parameters.normalized, parameters.output_shift

@@ -27,11 +27,13 @@ SEARCH_MOVES = 3  # numerator, cumulative sum, comparison
 class XorShift32(wiring.Component):
     """`fixedpoint.XorShift32` as a circuit: a request in, a random number out.
 
-    Equation: `x ^= x << 13; x ^= x >> 17; x ^= x << 5`; the number is the new x.  A request with `restart` first sets x to its `state`.
+    Equation: `x ^= x << 13; x ^= x >> 17; x ^= x << 5`; the number is the new x.  A request with
+    `restart` first sets x to its `state`.
 
     Latency: 1 cycle from a request taken to its number offered.  Throughput: one a cycle.
-    Resources: 32 registers and three exclusive ors a bit, no multiplier.
-    The state after reset is 1.  A state of 0 would give nothing but 0; `fixedpoint.operators.sampling.mix` never makes one.
+    Resources: 32 registers and three exclusive ors a bit, no multiplier. The state after reset
+    is 1.  A state of 0 would give nothing but 0; `fixedpoint.operators.sampling.mix` never makes
+    one.
 
     Source: Marsaglia, "Xorshift RNGs", Journal of Statistical Software 8(14), 2003.
 
@@ -76,26 +78,33 @@ class _LogitNumerators(RowNumerators):
 
 
 class Sampler(wiring.Component):
-    """`fixedpoint.Sampler.choose` as a circuit: rows of logits and a random number each in, tokens out.
+    """`fixedpoint.Sampler.choose` as a circuit: rows of logits and a random number each in, tokens
+    out.
 
-    Equations: `t_j = (max(i) - i[j]) · multiplier / 2**shift`, `e_j = exponential(t_j)`, `threshold = floor(random · Σe / 2**32)`; the token is the number of
-    places whose cumulative sum of e does not exceed the threshold.
+    Equations: `t_j = (max(i) - i[j]) · multiplier / 2**shift`, `e_j = exponential(t_j)`,
+    `threshold = floor(random · Σe / 2**32)`; the token is the number of places whose cumulative sum
+    of e does not exceed the threshold.
 
-    Two passes over a row: when its maximum is known its logits leave a FIFO and become numerators; when their sum is known, and with it the
-    threshold, the numerators leave a second one and are added up again.  Other rows pass through the earlier stages meanwhile.
+    Two passes over a row: when its maximum is known its logits leave a FIFO and become numerators;
+    when their sum is known, and with it the threshold, the numerators leave a second one and are
+    added up again.  Other rows pass through the earlier stages meanwhile.
 
-    Latency: `latency(n)` = 2·n + 17 + E cycles from the last logit of a row of n taken to its token offered, with E = `Exponential`'s latency, if the
-    random number is there in time.
-    Throughput: a logit a cycle, rows of one length back to back without a gap.  Short rows right behind a long one may wait.
-    Resources: FIFOs of `length` + 2 logits and `length` + 10 numerators of 16 bits, a table of 1,024 exponentials, 5 hard multipliers: 1 to scale, 4 for the threshold.
-    In simulation a row without `last` on its `length`-th logit is an assertion's failure; in hardware it ends there.
+    Latency: `latency(n)` = 2·n + 17 + E cycles from the last logit of a row of n taken to its token
+    offered, with E = `Exponential`'s latency, if the random number is there in time.
+    Throughput: a logit a cycle, rows of one length back to back without a gap.  Short rows right
+    behind a long one may wait. Resources: FIFOs of `length` + 2 logits and `length` + 10 numerators
+    of 16 bits, a table of 1,024 exponentials, 5 hard multipliers: 1 to scale, 4 for the threshold.
+    In simulation a row without `last` on its `length`-th logit is an assertion's failure; in
+    hardware it ends there.
 
-    Source: inversion by sequential search: Devroye, "Non-Uniform Random Variate Generation", Springer, 1986, chapter III.
+    Source: inversion by sequential search: Devroye, "Non-Uniform Random Variate Generation",
+    Springer, 1986, chapter III.
 
     Attributes:
         parameters: Format and temperature.
         length: The longest row, for instance the vocabulary's size.
-        i: In, stream of {data: `parameters.logits`, last}: rows of 1 to `length` logits, `last` on the final one.
+        i: In, stream of {data: `parameters.logits`, last}: rows of 1 to `length` logits, `last` on
+            the final one.
         i_random: In, stream of unsigned 32-bit numbers, one a row.
         o: Out, stream of {token}, one a row.
     """
@@ -119,11 +128,15 @@ class Sampler(wiring.Component):
         )
 
     def latency(self, elements: int) -> int:
-        """Return the cycles from the last logit of a row of `elements` taken to its token offered."""
+        """Return the cycles from the last logit of a row of `elements` taken to its token
+        offered.
+        """
         return 2 * elements - 1 + self._numerators.latency + THRESHOLD_MOVES + 1 + SEARCH_MOVES
 
     def cycles(self, elements: int, rows: int = 1) -> int:
-        """Return the cycles from the first logit taken to the last token given, for rows of `elements` offered without a pause."""
+        """Return the cycles from the first logit taken to the last token given, for rows of
+        `elements` offered without a pause.
+        """
         return rows * elements - 1 + self.latency(elements)
 
     def elaborate(self, platform):

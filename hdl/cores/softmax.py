@@ -30,24 +30,30 @@ class SoftmaxNumerators(RowNumerators):
 
     Equation: `o[j] = exponential(max(i) - i[j])`, `o_denominator = sum_j o[j]`.
 
-    A row waits in a FIFO while its maximum is found; then it is read, one numerator a cycle, while the next row arrives.  The denominator
-    of a row is offered from the cycle after its last numerator has been taken.  Two denominators may wait before the last numerator of another row does:
-    a consumer takes numerators first and the denominator afterwards, or both as they come.
+    A row waits in a FIFO while its maximum is found; then it is read, one numerator a cycle, while
+    the next row arrives.  The denominator of a row is offered from the cycle after its last
+    numerator has been taken.  Two denominators may wait before the last numerator of another row
+    does: a consumer takes numerators first and the denominator afterwards, or both as they come.
 
-    Latency: `latency` = 4 + E cycles from a row's last score taken to its first numerator offered: maximum, FIFO, score,
-    subtraction, and E = 3 or more of `Exponential`; then one a cycle.
-    Throughput: one a cycle, rows of one length back to back without a gap.  Short rows right behind a long one wait once 15 of them are whole.
-    Resources: a FIFO of `length` + 2 scores, an `Exponential`, no multiplier.
-    In simulation a row without `last` on its `length`-th score is an assertion's failure; in hardware it ends there.
+    Latency: `latency` = 4 + E cycles from a row's last score taken to its first numerator offered:
+    maximum, FIFO, score, subtraction, and E = 3 or more of `Exponential`; then one a cycle.
+    Throughput: one a cycle, rows of one length back to back without a gap.  Short rows right behind
+    a long one wait once 15 of them are whole. Resources: a FIFO of `length` + 2 scores, an
+    `Exponential`, no multiplier. In simulation a row without `last` on its `length`-th score is an
+    assertion's failure; in hardware it ends there.
 
-    Source: base 2 instead of e: Stevens et al., "Softermax: Hardware/Software Co-Design of an Efficient Softmax for Transformers", arXiv:2103.09301.
+    Source: base 2 instead of e: Stevens et al., "Softermax: Hardware/Software Co-Design of an
+    Efficient Softmax for Transformers", arXiv:2103.09301.
 
     Attributes:
         parameters: Formats, the longest row, the exponential.
         latency: The formula above.
-        i: In, stream of {score: `parameters.score`, last}: rows of 1 to `length` scores, `last` on the final one.
-        o: Out, stream of {numerator, last}: unsigned, `exponential.output_bits` bits, in units of 1 / (2**output_bits - 1).
-        o_denominator: Out, stream of unsigned sums of numerators, `denominator_bits` bits, one a row.
+        i: In, stream of {score: `parameters.score`, last}: rows of 1 to `length` scores, `last` on
+            the final one.
+        o: Out, stream of {numerator, last}: unsigned, `exponential.output_bits` bits, in units of 1
+            / (2**output_bits - 1).
+        o_denominator: Out, stream of unsigned sums of numerators, `denominator_bits` bits, one a
+            row.
     """
 
     def __init__(self, parameters: fixedpoint.Softmax):
@@ -59,23 +65,27 @@ class SoftmaxNumerators(RowNumerators):
 class Softmax(wiring.Component):
     """`fixedpoint.Softmax.compute` as a circuit: rows of scores in, rows of probabilities out.
 
-    Equation: `o[j] = requantize(numerator[j] * mantissa, exponent - probability.fraction)`, with mantissa and exponent the reciprocal of
-    the row's denominator.
+    Equation: `o[j] = requantize(numerator[j] * mantissa, exponent - probability.fraction)`, with
+    mantissa and exponent the reciprocal of the row's denominator.
 
-    The numerators of a row wait in a queue for their reciprocal, which stays in a register until the last of them has used it; meanwhile the next
-    row's is made.
+    The numerators of a row wait in a queue for their reciprocal, which stays in a register until
+    the last of them has used it; meanwhile the next row's is made.
 
-    Latency: `latency(n)` = n + 10 + E + R cycles from the last score of a row of n taken to its first probability offered, with
-    E = 3 or more, `Exponential`'s, and R = ceil(log2 denominator_bits) + 2, the reciprocal's; then one a cycle.
-    Throughput: one a cycle, rows of one length back to back without a gap: all stages work on different rows.  Short rows right behind a
+    Latency: `latency(n)` = n + 10 + E + R cycles from the last score of a row of n taken to its
+    first probability offered, with E = 3 or more, `Exponential`'s, and R = ceil(log2
+    denominator_bits) + 2, the reciprocal's; then one a cycle. Throughput: one a cycle, rows of one
+    length back to back without a gap: all stages work on different rows.  Short rows right behind a
     long one may wait.
-    Resources: `SoftmaxNumerators`, a queue of `length` + R + 4 numerators, a `Reciprocal`, one hard multiplier.
+    Resources: `SoftmaxNumerators`, a queue of `length` + R + 4 numerators, a `Reciprocal`, one hard
+    multiplier.
 
-    Source: base 2 instead of e: Stevens et al., "Softermax: Hardware/Software Co-Design of an Efficient Softmax for Transformers", arXiv:2103.09301.
+    Source: base 2 instead of e: Stevens et al., "Softermax: Hardware/Software Co-Design of an
+    Efficient Softmax for Transformers", arXiv:2103.09301.
 
     Attributes:
         parameters: Formats, the longest row, tables.
-        i: In, stream of {score: `parameters.score`, last}: rows of 1 to `length` scores, `last` on the final one.
+        i: In, stream of {score: `parameters.score`, last}: rows of 1 to `length` scores, `last` on
+            the final one.
         o: Out, stream of {probability: `parameters.probability`, last}.
     """
 
@@ -101,11 +111,15 @@ class Softmax(wiring.Component):
         super().__init__({"i": In(stream.Signature(score)), "o": Out(stream.Signature(probability))})
 
     def latency(self, elements: int) -> int:
-        """Return the cycles from the last score of a row of `elements` taken to its first probability offered."""
+        """Return the cycles from the last score of a row of `elements` taken to its first
+        probability offered.
+        """
         return elements + self._numerators.latency + self._reciprocal.latency + 1 + Multiplier.latency + 2
 
     def cycles(self, elements: int, rows: int = 1) -> int:
-        """Return the cycles from the first score taken to the last probability given, for rows of `elements` offered without a pause."""
+        """Return the cycles from the first score taken to the last probability given, for rows of
+        `elements` offered without a pause.
+        """
         return (rows + 1) * elements - 2 + self.latency(elements)
 
     def elaborate(self, platform):
@@ -141,7 +155,8 @@ class Softmax(wiring.Component):
             self.o.payload.last.eq(tags.o.last),
         ]
 
-        # Multiply; shift (the constant part costs nothing), round half up and saturate.  The doubling is shift_right_half_up_by's.
+        # Multiply; shift (the constant part costs nothing), round half up and saturate.  The
+        # doubling is shift_right_half_up_by's.
         product = multiply(m, "product", waiting.numerator, scale.mantissa, move)
         least_shift = self._least_exponent - parameters.probability.fraction
         shifts = [

@@ -12,9 +12,10 @@ from ..parts.parameter_checks import check_whole
 class Tile:
     """The rows × columns of a matrix that one memory word holds.
 
-    The lanes form `groups` groups of `columns` lanes.  A group works on one row, or on two when every element of a word is a pair of weights.
-    A matrix of R rows and K columns takes `slices(K)` words for each set of `rows` rows: longer rows go slice by slice, shorter ones
-    share the lanes among several.
+    The lanes form `groups` groups of `columns` lanes.  A group works on one row, or on two when
+    every element of a word is a pair of weights. A matrix of R rows and K columns takes `slices(K)`
+    words for each set of `rows` rows: longer rows go slice by slice, shorter ones share the lanes
+    among several.
 
     Attributes:
         lanes: Multipliers, and elements of a word.
@@ -54,14 +55,18 @@ class Tile:
         return -(-rows // self.rows) * self.slices(columns)
 
     def utilization(self, rows: int, columns: int) -> float:
-        """Return the share of the products that belong to the matrix; the others multiply by zero."""
+        """Return the share of the products that belong to the matrix; the others multiply by
+        zero.
+        """
         return rows * columns / (self.num_words(rows, columns) * (self.lanes << self.pairs))
 
     def elements(self, matrix: np.ndarray, weight_bits: int) -> np.ndarray:
-        """Return a matrix (R, K) as words (words, lanes) of unsigned elements, `weight_bits` bits each, twice as many in pairs.
+        """Return a matrix (R, K) as words (words, lanes) of unsigned elements, `weight_bits` bits
+        each, twice as many in pairs.
 
-        Words follow each other slice by slice, then by sets of rows.  Of a set, group g works on row g, and with the upper weights of pairs on row
-        `groups + g`.  What is beyond the matrix is zero.
+        Words follow each other slice by slice, then by sets of rows.  Of a set, group g works on
+        row g, and with the upper weights of pairs on row `groups + g`.  What is beyond the matrix
+        is zero.
         """
         rows, columns = matrix.shape
         sets, slices = -(-rows // self.rows), self.slices(columns)
@@ -82,6 +87,8 @@ class Tile:
 
 
 def choose_tile(rows: int, columns: int, lanes: int, *, pairs: bool = False) -> Tile:
-    """Return the tile that takes the fewest words for a matrix; of equals the one with the fewest results a word."""
+    """Return the tile that takes the fewest words for a matrix; of equals the one with the fewest
+    results a word.
+    """
     tiles = [Tile(lanes, width, pairs) for width in range(lanes, 0, -1) if lanes % width == 0]
     return min(tiles, key=lambda tile: tile.num_words(rows, columns))

@@ -1,6 +1,7 @@
 # amaranth: UnusedElaboratable=no
 # (a core may be built only to ask for its latency)
-r"""A UART: bytes over two wires, eight data bits, no parity, one stop bit (8N1), least significant bit first.
+r"""A UART: bytes over two wires, eight data bits, no parity, one stop bit (8N1), least significant
+bit first.
 
 idle ‾‾‾‾\_start_/ bit 0 ╳ bit 1 ╳ … ╳ bit 7 ╱‾stop‾‾‾
 """
@@ -16,7 +17,8 @@ from ..parts.payload import connect
 
 SMALLEST_DIVISOR = 4  # clock cycles of a bit
 FRAME_BITS = 10  # start, eight data bits, stop
-# Both ends together may be off by half a bit at the middle of the stop bit, 9.5 bits after the start edge: 5 %. Half of that is the far end's.
+# Both ends together may be off by half a bit at the middle of the stop bit, 9.5 bits after the
+# start edge: 5 %. Half of that is the far end's.
 LARGEST_BAUD_ERROR = 0.02
 
 
@@ -28,7 +30,8 @@ def baud_divisor(clock_frequency: float, baud: float) -> int:
         baud: Bits per second.
 
     Raises:
-        CircuitError: No whole number of cycles comes within 2 % of the rate, or a bit has fewer than 4 cycles.
+        CircuitError: No whole number of cycles comes within 2 % of the rate, or a bit has fewer
+            than 4 cycles.
     """
     if clock_frequency <= 0 or baud <= 0:
         raise CircuitError(f"a UART needs a positive clock and baud rate, not {clock_frequency} Hz and {baud} baud")
@@ -49,8 +52,9 @@ def baud_divisor(clock_frequency: float, baud: float) -> int:
 class UARTTransmitter(wiring.Component):
     """Bytes to a wire.
 
-    Latency: none; the start bit begins at the clock edge at which a byte is taken.  Throughput: one byte in 10·divisor cycles, back to back.
-    Resources: a shift register of 10 bits and two counters.
+    Latency: none; the start bit begins at the clock edge at which a byte is taken.  Throughput: one
+    byte in 10·divisor cycles, back to back. Resources: a shift register of 10 bits and two
+    counters.
 
     Attributes:
         divisor: Clock cycles of one bit.
@@ -66,7 +70,8 @@ class UARTTransmitter(wiring.Component):
     def elaborate(self, platform):
         """Build the circuit."""
         m = Module()
-        # The frame leaves from bit 0; idle ones follow it, so the wire is a register's output and never glitches.
+        # The frame leaves from bit 0; idle ones follow it, so the wire is a register's output and
+        # never glitches.
         shift = Signal(FRAME_BITS, init=(1 << FRAME_BITS) - 1)
         timer = Signal(range(self.divisor))
         remaining = Signal(range(FRAME_BITS + 1))
@@ -87,13 +92,15 @@ class UARTTransmitter(wiring.Component):
 class UARTReceiver(wiring.Component):
     """A wire to bytes.
 
-    Every bit is sampled once, in its middle, counted from the start bit's edge; a start bit that is high again in its middle is taken for noise. A byte
-    without its stop bit is dropped, and the wire must become high before another one starts. A wire cannot be stalled: a byte that arrives while the
-    one before still waits is dropped.
+    Every bit is sampled once, in its middle, counted from the start bit's edge; a start bit that is
+    high again in its middle is taken for noise. A byte without its stop bit is dropped, and the
+    wire must become high before another one starts. A wire cannot be stalled: a byte that arrives
+    while the one before still waits is dropped.
 
-    Latency: floor(9.5·divisor) + 4 cycles from the start bit's edge to the byte offered: to the middle of the stop bit, and through the
-    synchronizer and the receiver's own registers.  Throughput: one byte in 10·divisor cycles, back to back.
-    Resources: two registers of 8 bits, one of them shifting, a synchronizer and two counters.
+    Latency: floor(9.5·divisor) + 4 cycles from the start bit's edge to the byte offered: to the
+    middle of the stop bit, and through the synchronizer and the receiver's own registers.
+    Throughput: one byte in 10·divisor cycles, back to back. Resources: two registers of 8 bits, one
+    of them shifting, a synchronizer and two counters.
 
     Attributes:
         divisor: Clock cycles of one bit.
@@ -101,7 +108,8 @@ class UARTReceiver(wiring.Component):
         rx: In, the wire, asynchronous to the clock.
         o: Out, stream of bytes, 8 bits unsigned.
         framing_error: Out, high for one cycle when a byte had no stop bit.
-        overrun: Out, high for one cycle when a byte was dropped because nobody had taken the one before.
+        overrun: Out, high for one cycle when a byte was dropped because nobody had taken the one
+            before.
     """
 
     def __init__(self, divisor: int):
@@ -147,7 +155,8 @@ class UARTReceiver(wiring.Component):
                     m.d.sync += self.framing_error.eq(1)
                     m.next = "RECOVER"
                 with m.Else():
-                    # Half a bit is left of the stop bit: a sender that is a little fast may start its next byte in it.
+                    # Half a bit is left of the stop bit: a sender that is a little fast may start
+                    # its next byte in it.
                     m.next = "IDLE"
                     with m.If(self.o.valid & ~self.o.ready):
                         m.d.sync += self.overrun.eq(1)
@@ -161,11 +170,14 @@ class UARTReceiver(wiring.Component):
 class UART(wiring.Component):
     """Both directions of a serial port.
 
-    Equation: a frame on a wire is `0, b0, …, b7, 1`, each for `divisor` cycles; `o` = the bytes framed on `rx`, and `tx` = the frames of `i`.
+    Equation: a frame on a wire is `0, b0, …, b7, 1`, each for `divisor` cycles; `o` = the bytes
+    framed on `rx`, and `tx` = the frames of `i`.
 
-    Latency: `latency` = floor(9.5·divisor) + 4 cycles from a start bit's edge on `rx` to its byte offered, and so from a byte taken on `i` to it offered
-    on `o` where `tx` leads to `rx`.  Throughput: one byte in 10·divisor cycles, back to back, in each direction.
-    Resources: both parts; 44 flip-flops and 157 lookup tables on ECP5 with a divisor of 4, no memory, no multiplier.
+    Latency: `latency` = floor(9.5·divisor) + 4 cycles from a start bit's edge on `rx` to its byte
+    offered, and so from a byte taken on `i` to it offered on `o` where `tx` leads to `rx`.
+    Throughput: one byte in 10·divisor cycles, back to back, in each direction. Resources: both
+    parts; 44 flip-flops and 157 lookup tables on ECP5 with a divisor of 4, no memory, no
+    multiplier.
 
     Attributes:
         divisor: Clock cycles of one bit, at least 4.
@@ -173,7 +185,8 @@ class UART(wiring.Component):
         i: In, stream of bytes to send, 8 bits unsigned.
         tx: Out, the wire that they leave on.
         rx: In, the other wire, asynchronous to the clock.
-        o: Out, stream of bytes received, 8 bits unsigned; whoever lets one wait for longer than a byte takes loses the next.
+        o: Out, stream of bytes received, 8 bits unsigned; whoever lets one wait for longer than a
+            byte takes loses the next.
         framing_error, overrun: Out, as `UARTReceiver`'s.
     """
 
@@ -185,7 +198,9 @@ class UART(wiring.Component):
         super().__init__({**members, **dict(self._receiver.signature.members)})
 
     def cycles(self, count: int) -> int:
-        """Return the cycles from the first of so many bytes taken to the last one given, offered without a pause, where `tx` leads to `rx`."""
+        """Return the cycles from the first of so many bytes taken to the last one given, offered
+        without a pause, where `tx` leads to `rx`.
+        """
         return (count - 1) * FRAME_BITS * self.divisor + self.latency
 
     def elaborate(self, platform):

@@ -1,14 +1,17 @@
 # amaranth: UnusedElaboratable=no
 # (a core may be built only to ask for its schedule)
-"""The attention accelerator: causal multi-head self-attention with its key-value cache, one token at a time.
+"""The attention accelerator: causal multi-head self-attention with its key-value cache, one token
+at a time.
 
-One row of C multipliers does all the work in two modes.  *Dot product*: C activations against one row of weights, or of C query elements
-against one cached key row, whose adder trees are tapped at the head size so that every head's score appears at once.
-*Accumulate*: each lane keeps its own sum, so that a cached value row, weighted by its head's exponential, is added in one cycle.
+One row of C multipliers does all the work in two modes.  *Dot product*: C activations against one
+row of weights, or of C query elements against one cached key row, whose adder trees are tapped at
+the head size so that every head's score appears at once. *Accumulate*: each lane keeps its own sum,
+so that a cached value row, weighted by its head's exponential, is added in one cycle.
 
-    vector ─┐                    ┌─ trees of d lanes ─ scores ─ softmax numerators (one unit a head) ─┐
-    query  ─┼─ C multipliers ────┼─ tree of C lanes ─ requantize ─ keys, values, query, output        │
-    numerators ─┘   │            └─ C lane sums ─ × reciprocal of the denominator ─ vector             │
+    vector ─┐                    ┌─ trees of d lanes ─ scores ─ softmax numerators (one unit a head)
+    ─┐ query  ─┼─ C multipliers ────┼─ tree of C lanes ─ requantize ─ keys, values, query, output
+    │ numerators ─┘   │            └─ C lane sums ─ × reciprocal of the denominator ─ vector
+    │
        └────────────┼──────────────────────────────────────────────────────────────────────────────────┘
        weights, keys, values: block RAM words of C elements
 """
@@ -36,13 +39,15 @@ from .schedule import Operand, Result, Schedule, Source, Step
 class Attention(wiring.Component):
     """`fixedpoint.Attention` as a circuit: normalized tokens in, projected attention results out.
 
-    Equation: `fixedpoint.Attention.compute_stream`.  A token starts a new sequence when `restart` is set on its first element, after reset,
-    and after `context_length` tokens of a sequence.
+    Equation: `fixedpoint.Attention.compute_stream`.  A token starts a new sequence when `restart`
+    is set on its first element, after reset, and after `context_length` tokens of a sequence.
 
-    Throughput: `schedule.cycles(n)` cycles for the n-th token of a sequence, from its first element taken to the next token's.
-    Latency: `output_latency` clock edges more to its last result.  Results wait in a FIFO of one token; the next token is worked on
-    meanwhile, and stops before its own results only if some of these have not been taken.  So nothing else ever has to stall.
-    Resources: C + 2 hard multipliers; block RAM for 4·C words of weights and 2·context_length words of keys and values, each word C elements wide.
+    Throughput: `schedule.cycles(n)` cycles for the n-th token of a sequence, from its first element
+    taken to the next token's. Latency: `output_latency` clock edges more to its last result.
+    Results wait in a FIFO of one token; the next token is worked on meanwhile, and stops before its
+    own results only if some of these have not been taken.  So nothing else ever has to stall.
+    Resources: C + 2 hard multipliers; block RAM for 4·C words of weights and 2·context_length words
+    of keys and values, each word C elements wide.
 
     Source: Vaswani et al., "Attention Is All You Need", arXiv:1706.03762.
 
@@ -85,11 +90,13 @@ class Attention(wiring.Component):
             }
         )
 
-    # Clock edges from a token's last scheduled cycle to the transfer of its last result out of the FIFO.
+    # Clock edges from a token's last scheduled cycle to the transfer of its last result out of the
+    # FIFO.
     output_latency = 1
 
     def cycles(self, positions: Iterable[int]) -> int:
-        """Return the clock edges from the first element taken to the last result given, without stalls.
+        """Return the clock edges from the first element taken to the last result given, without
+        stalls.
 
         Args:
             positions: Each token's place in its sequence, 0 for the first.
@@ -108,7 +115,8 @@ class Attention(wiring.Component):
 
     def _make_schedule(self) -> Schedule:
         channels = self.parameters.embed_dim
-        weigh_moves = 1 + self._products.latency  # memory, multipliers; the lane sums are there one cycle later
+        # memory, multipliers; the lane sums are there one cycle later
+        weigh_moves = 1 + self._products.latency
         vector = {"operand": Operand.VECTOR, "source": Source.WEIGHTS, "count": channels}
         return Schedule(
             (
@@ -132,8 +140,9 @@ class Attention(wiring.Component):
                     Source.NONE,
                     Result.NONE,
                     channels,
-                    # The first denominator is there one cycle after the last numerator was taken, its reciprocal is computed while the lane
-                    # sums drain, and one more cycle sets it before the multiplier.
+                    # The first denominator is there one cycle after the last numerator was taken,
+                    # its reciprocal is computed while the lane sums drain, and one more cycle sets
+                    # it before the multiplier.
                     wait=max(0, 1 + self._reciprocal.latency - weigh_moves),
                     drain=1 + self._normalize.latency,
                 ),
@@ -142,7 +151,9 @@ class Attention(wiring.Component):
         )
 
     def weight_words(self) -> list[int]:
-        """Return the weight memory: key, value, query and output rows, element 0 in the least significant bits."""
+        """Return the weight memory: key, value, query and output rows, element 0 in the least
+        significant bits.
+        """
         bits = self.parameters.query.weight_bits
         words = []
         for layer in self._layers:
@@ -219,9 +230,8 @@ class Attention(wiring.Component):
         taking = (step == names.index("take the token")) & ~draining
         normalizing = (step == names.index("normalize")) & ~draining
 
-        results_gone = (
-            Signal()
-        )  # a cycle late, which does not matter: nothing is written between two tokens' output steps
+        # A cycle late, which does not matter: nothing is written between two tokens' output steps.
+        results_gone = Signal()
         m.d.sync += results_gone.eq(results.level == 0)
         available = Signal()  # the step's own operands, or the room for its results, are there
         issue = Signal()
@@ -335,7 +345,8 @@ class Attention(wiring.Component):
             m.d.sync += [
                 here.eq(after) for here, after in zip(assembly, [*assembly[1:], requantize.o[:bits]], strict=True)
             ]
-        # One cycle later the assembly is whole; the next vector's first element may be shifting in as it is written.
+        # One cycle later the assembly is whole; the next vector's first element may be shifting in
+        # as it is written.
         m.d.sync += [
             cache_write.en.eq(tags.o.last & ((tags.o.result == Result.KEY) | (tags.o.result == Result.VALUE))),
             cache_write.addr.eq(Cat(position[:token_bits], tags.o.result == Result.VALUE)),
@@ -349,7 +360,8 @@ class Attention(wiring.Component):
             results.r_en.eq(self.o.ready),
         ]
 
-        # Normalize: one reciprocal a head, then its lanes; the next head's reciprocal is computed meanwhile.
+        # Normalize: one reciprocal a head, then its lanes; the next head's reciprocal is computed
+        # meanwhile.
         asked = Signal(range(heads + 1))
         scale = Signal.like(reciprocal.o.payload)
         in_head = Signal(range(head_dim))
@@ -371,7 +383,8 @@ class Attention(wiring.Component):
             m.d.sync += asked.eq(asked + 1)
         with m.If(taking):
             m.d.sync += asked.eq(0)
-        # The lane is picked in two steps, with a register between: inside every head, then the head.
+        # The lane is picked in two steps, with a register between: inside every head, then the
+        # head.
         head = Signal(range(heads))
         picked = [
             Signal(signed(parameters.weighted_sum_bits), name=f"picked_{number}", reset_less=True)

@@ -1,6 +1,7 @@
 """Schedules as data: which unit works on what, in which order, and how long that takes.
 
-One `Schedule` drives the sequencer of a circuit, predicts its cycle count, and draws its timeline, so the three cannot disagree.
+One `Schedule` drives the sequencer of a circuit, predicts its cycle count, and draws its timeline,
+so the three cannot disagree.
 """
 
 from collections.abc import Iterator
@@ -40,13 +41,15 @@ class Result(Enum):
 
 @dataclass(frozen=True)
 class Step:
-    """One stretch of work: `count` issues, one a cycle, then `drain` cycles until their results are complete.
+    """One stretch of work: `count` issues, one a cycle, then `drain` cycles until their results are
+    complete.
 
     Attributes:
         name: For people.
         operand, source, result: What is multiplied by what, and where it goes.
         count: Issues; None means one for each token in the cache, the current one included.
-        wait: Cycles before the first issue, spent waiting for an earlier step's results to arrive by handshake.
+        wait: Cycles before the first issue, spent waiting for an earlier step's results to arrive
+            by handshake.
         drain: Cycles after the last issue before the next step may start.
     """
 
@@ -74,7 +77,9 @@ class Schedule:
     steps: tuple[Step, ...]
 
     def cycles(self, tokens: int) -> int:
-        """Return the cycles of a token that finds itself the `tokens`-th of its sequence (1 for the first), without stalls."""
+        """Return the cycles of a token that finds itself the `tokens`-th of its sequence (1 for the
+        first), without stalls.
+        """
         return sum(step.cycles(tokens) for step in self.steps)
 
     def timeline(self, tokens: int) -> Iterator[tuple[Step, int, int]]:

@@ -1,4 +1,6 @@
-"""Expressions for use inside cores: the casts of `fixedpoint.arithmetic`, and the product of a hard multiplier."""
+"""Expressions for use inside cores: the casts of `fixedpoint.arithmetic`, and the product of a hard
+multiplier.
+"""
 
 from amaranth.hdl import Cat, Const, Module, Mux, Value
 
@@ -26,8 +28,9 @@ def shift_right_half_up(value: Value, shift: int) -> Value:
 def shift_right_half_up_by(value: Value, shift: Value) -> Value:
     """Return `value / 2**shift`, rounded half up, for a shift known only when the circuit runs.
 
-    `floor((x + 2**(s-1)) / 2**s) = floor((floor(2x / 2**s) + 1) / 2)`: one shifter, then one incrementer, instead of a second
-    shifter for the half.  With s = 0 it returns x.  The circuit computes modulo nothing: no bit is lost on the left.
+    `floor((x + 2**(s-1)) / 2**s) = floor((floor(2x / 2**s) + 1) / 2)`: one shifter, then one
+    incrementer, instead of a second shifter for the half.  With s = 0 it returns x.  The circuit
+    computes modulo nothing: no bit is lost on the left.
     """
     return (((value << 1) >> shift) + 1) >> 1
 
@@ -35,7 +38,8 @@ def shift_right_half_up_by(value: Value, shift: Value) -> Value:
 def saturate(value: Value, number_format: QFormat) -> Value:
     """Return `value` clipped to a format's range.
 
-    A range ends at powers of two, so the bits above it tell whether a value lies in it: no comparison, no carry chain.
+    A range ends at powers of two, so the bits above it tell whether a value lies in it: no
+    comparison, no carry chain.
     """
     value = Value.cast(value)
     shape, bits = value.shape(), number_format.bits
@@ -51,7 +55,9 @@ def saturate(value: Value, number_format: QFormat) -> Value:
 
 
 def multiply(m: Module, name: str, a, b, en=1):
-    """Return the product of signed or unsigned values, three moves (`Multiplier.latency`) after them."""
+    """Return the product of signed or unsigned values, three moves (`Multiplier.latency`) after
+    them.
+    """
     a_shape, b_shape = Value.cast(a).shape(), Value.cast(b).shape()
     # A hard multiplier is wider than these operands: an unsigned one fits with a sign of 0.
     m.submodules[name] = unit = Multiplier(*(shape.width + (not shape.signed) for shape in (a_shape, b_shape)))

@@ -10,13 +10,15 @@ from .parameter_checks import check_whole
 class Copies(wiring.Component):
     """The same registers `count` times, so that each reader has a copy near it.
 
-    A flip-flop with a thousand readers all over an ECP5-85F needs 11 ns to reach the last one.  Copies written down as registers would be one
-    register again after synthesis, which merges what is equal; so on ECP5 the cells are instantiated by hand, and everywhere else a
-    behavioural twin of the same latency stands in their place.
+    A flip-flop with a thousand readers all over an ECP5-85F needs 11 ns to reach the last one.
+    Copies written down as registers would be one register again after synthesis, which merges what
+    is equal; so on ECP5 the cells are instantiated by hand, and everywhere else a behavioural twin
+    of the same latency stands in their place.
 
-    Equation: `o[k] = i`, a cycle later.  Latency: 1 cycle.  Throughput: one a cycle.
-    Resources: `count` times `bits` flip-flops, without reset; they start at zero.
-    Source: Lattice FPGA-DS-02012, "ECP5 and ECP5-5G Family Data Sheet", the register of a slice; cell and ports as in Yosys's ecp5/cells_sim.v.
+    Equation: `o[k] = i`, a cycle later.  Latency: 1 cycle.  Throughput: one a cycle. Resources:
+    `count` times `bits` flip-flops, without reset; they start at zero. Source: Lattice
+    FPGA-DS-02012, "ECP5 and ECP5-5G Family Data Sheet", the register of a slice; cell and ports as
+    in Yosys's ecp5/cells_sim.v.
 
     Attributes:
         bits: Of the input, and of each copy.

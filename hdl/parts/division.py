@@ -9,16 +9,19 @@ import fixedpoint
 from ..errors import CircuitError
 from .arithmetic import saturate, shape_of
 
-LOW_BITS = 16  # of a weighted sum: an unsigned half that fits a hard multiplier beside the reciprocal's mantissa
+# of a weighted sum: an unsigned half that fits a hard multiplier beside the reciprocal's mantissa
+LOW_BITS = 16
 
 
 class Normalize(wiring.Component):
     """`fixedpoint.Attention.normalize`'s multiplication and cast, after the reciprocal is known.
 
     Equation: `o = requantize(weighted * mantissa, exponent + value fraction - context fraction)`.
-    The product is made of two halves, each of which fits a hard multiplier with a register before and after it.
+    The product is made of two halves, each of which fits a hard multiplier with a register before
+    and after it.
 
-    Latency: 5 cycles, no handshake.  Throughput: one a cycle.  Resources: 2 hard multipliers (ECP5).
+    Latency: 5 cycles, no handshake.  Throughput: one a cycle.  Resources: 2 hard multipliers
+    (ECP5).
 
     Attributes:
         latency: 5.
@@ -35,7 +38,8 @@ class Normalize(wiring.Component):
         self.parameters = parameters
         softmax = parameters.softmax
         self._fraction_shift = parameters.value.output.fraction - parameters.context.fraction
-        # The row's maximum contributes a full-scale numerator, so no denominator is smaller than that.
+        # The row's maximum contributes a full-scale numerator, so no denominator is smaller than
+        # that.
         smallest = softmax.exponential.output_bits - 1 + parameters.reciprocal.mantissa_bits + self._fraction_shift
         if smallest < 0:
             raise CircuitError(

@@ -1,12 +1,14 @@
 # amaranth: UnusedElaboratable=no
 # (a core may be built only to ask for its latency)
-"""Multipliers and adders side by side: the arithmetic shared by the matrix-vector core and the attention circuit.
+"""Multipliers and adders side by side: the arithmetic shared by the matrix-vector core and the
+attention circuit.
 
-Nothing here has a handshake.  Every register moves only while `en` is high, so that the core around it can stall the whole pipeline with
-one signal, and results appear a fixed number of moves after their operands.
+Nothing here has a handshake.  Every register moves only while `en` is high, so that the core around
+it can stall the whole pipeline with one signal, and results appear a fixed number of moves after
+their operands.
 
-Registers of data have no reset: what they hold counts only when the core's own control says so, and a reset net to thousands of
-flip-flops costs routing that the data needs.
+Registers of data have no reset: what they hold counts only when the core's own control says so, and
+a reset net to thousands of flip-flops costs routing that the data needs.
 """
 
 from itertools import pairwise
@@ -23,8 +25,8 @@ from .parameter_checks import check_whole
 class LaneProducts(wiring.Component):
     """One signed multiplier a lane, with all of its registers on.
 
-    Equation: `o[l] = a[l] * b[l]`.  Latency: 3 moves, `Multiplier`'s.  Throughput: `lanes` products a move.
-    Resources: a hard multiplier a lane (ECP5: one MULT18X18D, operands up to 18 bits).
+    Equation: `o[l] = a[l] * b[l]`.  Latency: 3 moves, `Multiplier`'s.  Throughput: `lanes` products
+    a move. Resources: a hard multiplier a lane (ECP5: one MULT18X18D, operands up to 18 bits).
 
     Attributes:
         lanes: Number of multipliers.

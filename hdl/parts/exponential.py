@@ -15,19 +15,23 @@ from .stream_parts import moving_together
 from .table import BlockTable
 
 WIDEST_DISTANCE = 32
-LOGIC_TABLE_BITS = 8  # up to 256 entries cost some hundred LUTs; larger tables are worth a block RAM
+# up to 256 entries cost some hundred LUTs; larger tables are worth a block RAM
+LOGIC_TABLE_BITS = 8
 
 
 class Exponential(wiring.Component):
-    """`fixedpoint.Exponential` as a circuit: `2**-distance`, in units of `1 / (2**output_bits - 1)`.
+    """`fixedpoint.Exponential` as a circuit: `2**-distance`, in units of
+    `1 / (2**output_bits - 1)`.
 
-    Equation: `u = round(i / 2**(fraction - table_bits))`, `o = round(table[u % 2**table_bits] / 2**(u // 2**table_bits))`, both rounded half up.
-    Stages: round and split the distance; read the table; shift and round.
+    Equation: `u = round(i / 2**(fraction - table_bits))`,
+    `o = round(table[u % 2**table_bits] / 2**(u // 2**table_bits))`, both rounded half up. Stages:
+    round and split the distance; read the table; shift and round.
 
-    Latency: `latency` = 3 cycles from a distance taken to its exponential offered, 5 with a table in block RAM, which is read through a
-    register of its own and has its results shifted and rounded in two steps.  Throughput: one a cycle; the whole pipeline stands still while a result waits.
-    Resources: a table of `2**table_bits` entries of `output_bits` bits (logic up to 256 entries, else block RAM), a
-    shifter of `output_bits` bits, no multiplier.
+    Latency: `latency` = 3 cycles from a distance taken to its exponential offered, 5 with a table
+    in block RAM, which is read through a register of its own and has its results shifted and
+    rounded in two steps.  Throughput: one a cycle; the whole pipeline stands still while a result
+    waits. Resources: a table of `2**table_bits` entries of `output_bits` bits (logic up to 256
+    entries, else block RAM), a shifter of `output_bits` bits, no multiplier.
 
     Attributes:
         parameters: Formats and table.

@@ -1,8 +1,9 @@
-"""Signed multiplication with every pipeline register of a hard multiplier, and two narrow products from one of them.
+"""Signed multiplication with every pipeline register of a hard multiplier, and two narrow products
+from one of them.
 
-An ECP5 multiplier has registers before, inside and behind it.  Yosys infers the multiplier but none of the registers, so on ECP5 the cell is
-instantiated by hand; everywhere else (simulators, other families) a behavioural twin of the same latency stands in its place.
-A test compares the two.
+An ECP5 multiplier has registers before, inside and behind it.  Yosys infers the multiplier but none
+of the registers, so on ECP5 the cell is instantiated by hand; everywhere else (simulators, other
+families) a behavioural twin of the same latency stands in its place. A test compares the two.
 """
 
 from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Signal, Value, signed
@@ -81,14 +82,18 @@ class Multiplier(wiring.Component):
 
 
 def pair_spacing(a_bits: int, weight_bits: int) -> int:
-    """Return how far apart two products of `a_bits` and `weight_bits` must lie so that the lower one never reaches the upper one."""
+    """Return how far apart two products of `a_bits` and `weight_bits` must lie so that the lower
+    one never reaches the upper one.
+    """
     return a_bits + weight_bits
 
 
 def pair_operand(lower: Value, upper: Value, spacing: int) -> Value:
-    """Return `(upper << spacing) + lower`, signed, `spacing + len(upper) + 1` bits: two weights as one operand of a multiplier.
+    """Return `(upper << spacing) + lower`, signed, `spacing + len(upper) + 1` bits: two weights as
+    one operand of a multiplier.
 
-    No carry chain: below `spacing` stands the sign-extended lower weight, above it the upper one, less one if the lower is negative.
+    No carry chain: below `spacing` stands the sign-extended lower weight, above it the upper one,
+    less one if the lower is negative.
     """
     negative = lower[-1]
     bits, borrow = [], negative
@@ -101,7 +106,8 @@ def pair_operand(lower: Value, upper: Value, spacing: int) -> Value:
 def pair_products(product: Value, spacing: int) -> tuple[Value, Value]:
     """Return (x·lower, x·upper) from x times a `pair_operand`.
 
-    The lower product is the low `spacing` bits, as a signed number.  A negative one has borrowed from the upper product, which its sign gives back.
+    The lower product is the low `spacing` bits, as a signed number.  A negative one has borrowed
+    from the upper product, which its sign gives back.
     """
     lower = product[:spacing].as_signed()
     return lower, product[spacing:].as_signed() + lower[-1]

@@ -1,6 +1,8 @@
-"""What a payload's numbers mean: a shape that knows its Q-format, and connections that compare such shapes.
+"""What a payload's numbers mean: a shape that knows its Q-format, and connections that compare such
+shapes.
 
-Amaranth's shapes are widths and signs, and its `wiring.connect` compares widths alone: Q4.4 would reach a port of Q1.7, and scores a port of data.
+Amaranth's shapes are widths and signs, and its `wiring.connect` compares widths alone: Q4.4 would
+reach a port of Q1.7, and scores a port of data.
 """
 
 import enum
@@ -8,7 +10,9 @@ from collections.abc import Iterable, Iterator
 from operator import index
 
 from amaranth.hdl import Const, Elaboratable, Fragment, Module, Shape, ShapeCastable, ShapeLike, Signal, Value
-from amaranth.hdl._ast import Assign, SignalDict, Switch  # statements, which the library does not export
+
+# statements, which the library does not export
+from amaranth.hdl._ast import Assign, SignalDict, Switch
 from amaranth.lib import data, wiring
 
 from fixedpoint import QFormat
@@ -19,8 +23,9 @@ from ..errors import CircuitError
 class FixedPointShape(ShapeCastable):
     """The shape of a format's integers.
 
-    A signal or field of this shape is a plain signed or unsigned value, so arithmetic is Amaranth's own; what remembers the format is the port
-    and the layout.  Two of these shapes are equal when their formats are.
+    A signal or field of this shape is a plain signed or unsigned value, so arithmetic is Amaranth's
+    own; what remembers the format is the port and the layout.  Two of these shapes are equal when
+    their formats are.
 
     Attributes:
         number_format: The format.
@@ -73,12 +78,16 @@ class FixedPointShape(ShapeCastable):
 
 
 def payload_shape(port) -> ShapeLike:
-    """Return the shape of a stream port's payload as it was declared; the payload itself, where it is one number, no longer knows its format."""
+    """Return the shape of a stream port's payload as it was declared; the payload itself, where it
+    is one number, no longer knows its format.
+    """
     return port.signature.members["payload"].shape
 
 
 def describe(shape: ShapeLike) -> str:
-    """Return a shape in a few characters, formats included: `{data: 8 × Q4.4, last: unsigned(1)}`."""
+    """Return a shape in a few characters, formats included:
+    `{data: 8 × Q4.4, last: unsigned(1)}`.
+    """
     layout = _layout(shape)
     if isinstance(layout, data.ArrayLayout):
         return f"{layout.length} × {describe(layout.elem_shape)}"
@@ -92,7 +101,9 @@ def describe(shape: ShapeLike) -> str:
 
 
 def difference(one: ShapeLike, other: ShapeLike, name: str = "") -> str | None:
-    """Return where two shapes first differ, None if nowhere: names and order of fields, lengths of arrays, formats, signs and widths."""
+    """Return where two shapes first differ, None if nowhere: names and order of fields, lengths of
+    arrays, formats, signs and widths.
+    """
     here, there = _layout(one), _layout(other)
     if here is None or there is None:
         same = Shape.cast(one) == Shape.cast(other) if _is_plain(one) and _is_plain(other) else one == other
@@ -118,8 +129,8 @@ def connect(m: Module, *interfaces, **named) -> None:
         **named: The same, with names for the messages of `wiring.connect`.
 
     Raises:
-        CircuitError: Two ports differ in a field's name or place, an array's length, a Q-format, a sign or a width.  To connect
-            them all the same, assign field by field.
+        CircuitError: Two ports differ in a field's name or place, an array's length, a Q-format, a
+            sign or a width.  To connect them all the same, assign field by field.
         amaranth.lib.wiring.ConnectionError: What `wiring.connect` refuses.
     """
     first, *others = [dict(_ports(one)) for one in (*interfaces, *named.values())] or [{}]
@@ -131,7 +142,8 @@ def connect(m: Module, *interfaces, **named) -> None:
 
 
 def check_connections(design: Elaboratable, platform=None) -> Fragment:
-    """Refuse ports of a whole design that are joined although they differ, as plain `wiring.connect` and assignments of whole payloads can do.
+    """Refuse ports of a whole design that are joined although they differ, as plain
+    `wiring.connect` and assignments of whole payloads can do.
 
     Args:
         design: Anything that elaborates.
@@ -141,7 +153,8 @@ def check_connections(design: Elaboratable, platform=None) -> Fragment:
         The design, elaborated.
 
     Raises:
-        CircuitError: A port of a component is assigned to another one as `connect` refuses; whole numbers that no stream carries may differ.
+        CircuitError: A port of a component is assigned to another one as `connect` refuses; whole
+            numbers that no stream carries may differ.
     """
     design = Fragment.get(design, platform)
     parts = list(_fragments(design))
@@ -177,7 +190,9 @@ def _statements(nested) -> Iterator[Assign]:
 
 
 def _members(interface):
-    """Yield an interface's ports as `Signature.flatten` does; none of what has no signature, which `wiring.connect` refuses."""
+    """Yield an interface's ports as `Signature.flatten` does; none of what has no signature, which
+    `wiring.connect` refuses.
+    """
     if isinstance(getattr(interface, "signature", None), wiring.Signature):
         yield from interface.signature.flatten(interface)
 
@@ -196,7 +211,8 @@ def _refuse_difference(shape: ShapeLike, name: str, other_shape: ShapeLike, othe
 
 
 def _refuse_assignment(shape: ShapeLike, name: str, other_shape: ShapeLike, other_name: str) -> None:
-    # Whole numbers of several widths and signs may be assigned to each other, unless they are what a stream carries.
+    # Whole numbers of several widths and signs may be assigned to each other, unless they are what
+    # a stream carries.
     payloads = name.endswith(".payload") and other_name.endswith(".payload")
     if payloads or not (_is_plain(shape) and _is_plain(other_shape)):
         _refuse_difference(shape, name, other_shape, other_name)

@@ -1,4 +1,6 @@
-"""Reciprocals and reciprocal square roots as circuits: shift the leading one to the top, then read a table."""
+"""Reciprocals and reciprocal square roots as circuits: shift the leading one to the top, then read
+a table.
+"""
 
 from amaranth.hdl import Assert, Cat, Format, Module, Mux, Signal, unsigned
 from amaranth.lib import data, stream, wiring
@@ -15,10 +17,12 @@ WIDEST_ARGUMENT = 62  # as the specification's integers
 
 
 class _NormalizedTable(wiring.Component):
-    """A function of a positive integer by normalization and table; the circuit under both classes below.
+    """A function of a positive integer by normalization and table; the circuit under both classes
+    below.
 
-    The argument counts as `digits` digits of `digit_bits` bits.  Level k of the normalization shifts out 2**k digits if they are
-    all zero, largest k first, so that the leading digit ends up at the top whatever it was; what was shifted out is the exponent.
+    The argument counts as `digits` digits of `digit_bits` bits.  Level k of the normalization
+    shifts out 2**k digits if they are all zero, largest k first, so that the leading digit ends up
+    at the top whatever it was; what was shifted out is the exponent.
 
     Attributes:
         levels: Levels of the normalization, `ceil(log2(digits))`.
@@ -52,7 +56,8 @@ class _NormalizedTable(wiring.Component):
         with m.If(self.i.valid & self.i.ready):
             m.d.sync += Assert(self.i.payload != 0, Format("a reciprocal needs a positive argument, not 0"))
 
-        # A register behind every level; `skipped` collects the number of digits shifted out, most significant bit first.
+        # A register behind every level; `skipped` collects the number of digits shifted out, most
+        # significant bit first.
         normalized, skipped = Signal(unsigned(self._digits * self._digit_bits)), Cat()
         m.d.comb += normalized.eq(self.i.payload)
         for level in reversed(range(self.levels)):
@@ -83,21 +88,25 @@ class _NormalizedTable(wiring.Component):
 class Reciprocal(_NormalizedTable):
     """`fixedpoint.Reciprocal` as a circuit: `1 / i`, i >= 1, as `mantissa * 2**-exponent`.
 
-    Equation: `e = floor(log2 i)`, `mantissa = table[the index_bits bits below the leading one]`, `exponent = e + mantissa_bits`.
+    Equation: `e = floor(log2 i)`, `mantissa = table[the index_bits bits below the leading one]`,
+    `exponent = e + mantissa_bits`.
 
-    Latency: `ceil(log2 width) + 2` cycles from an argument taken to its result offered.  Throughput: one a cycle; the whole
-    pipeline stands still while a result waits.
-    Resources: `ceil(log2 width)` rows of `width` multiplexers and registers, one table of `2**index_bits` entries in block RAM, no multiplier.
-    In simulation an argument of 0 is an assertion's failure; in hardware its result means nothing.
+    Latency: `ceil(log2 width) + 2` cycles from an argument taken to its result offered.
+    Throughput: one a cycle; the whole pipeline stands still while a result waits.
+    Resources: `ceil(log2 width)` rows of `width` multiplexers and registers, one table of
+    `2**index_bits` entries in block RAM, no multiplier. In simulation an argument of 0 is an
+    assertion's failure; in hardware its result means nothing.
 
-    Source: tables of midpoints: DasSarma, Matula, "Measuring the Accuracy of ROM Reciprocal Tables", IEEE Transactions on Computers 43(8), 1994.
+    Source: tables of midpoints: DasSarma, Matula, "Measuring the Accuracy of ROM Reciprocal
+    Tables", IEEE Transactions on Computers 43(8), 1994.
 
     Attributes:
         parameters: Index and mantissa widths, and the table.
         width: Bits of the argument.
         latency: The formula above.
         i: In, stream of unsigned arguments, `width` bits.
-        o: Out, stream of {mantissa, exponent}, both unsigned; the mantissa has `mantissa_bits` bits.
+        o: Out, stream of {mantissa, exponent}, both unsigned; the mantissa has `mantissa_bits`
+            bits.
     """
 
     def __init__(self, parameters: fixedpoint.Reciprocal, width: int):
@@ -114,23 +123,28 @@ class Reciprocal(_NormalizedTable):
 
 
 class ReciprocalSquareRoot(_NormalizedTable):
-    """`fixedpoint.ReciprocalSquareRoot` as a circuit: `1 / sqrt(i)`, i >= 1, as `mantissa * 2**-exponent`.
+    """`fixedpoint.ReciprocalSquareRoot` as a circuit: `1 / sqrt(i)`, i >= 1, as
+    `mantissa * 2**-exponent`.
 
-    Equation: `e = floor(log2 i)` with its lowest bit cleared, `mantissa = table[the leading index_bits bits of i / 2**e - start]`,
-    `exponent = e / 2 + mantissa_bits`.  Normalization moves pairs of bits, since a pair more halves the root once more.
+    Equation: `e = floor(log2 i)` with its lowest bit cleared,
+    `mantissa = table[the leading index_bits bits of i / 2**e - start]`,
+    `exponent = e / 2 + mantissa_bits`.  Normalization moves pairs of bits, since a pair more halves
+    the root once more.
 
-    Latency: `ceil(log2 ceil(width / 2)) + 2` cycles from an argument taken to its result offered.  Throughput: one a cycle; the
-    whole pipeline stands still while a result waits.
-    Resources: as `Reciprocal`, one level less.  The table has `2**index_bits` words, of which the first quarter never is read:
-    that saves the subtraction of `start`, and the block RAM is the same.
-    In simulation an argument of 0 is an assertion's failure; in hardware its result means nothing.
+    Latency: `ceil(log2 ceil(width / 2)) + 2` cycles from an argument taken to its result offered.
+    Throughput: one a cycle; the whole pipeline stands still while a result waits.
+    Resources: as `Reciprocal`, one level less.  The table has `2**index_bits` words, of which the
+    first quarter never is read: that saves the subtraction of `start`, and the block RAM is the
+    same. In simulation an argument of 0 is an assertion's failure; in hardware its result means
+    nothing.
 
     Attributes:
         parameters: Index and mantissa widths, and the table.
         width: Bits of the argument.
         latency: The formula above.
         i: In, stream of unsigned arguments, `width` bits.
-        o: Out, stream of {mantissa, exponent}, both unsigned; the mantissa has `mantissa_bits` bits.
+        o: Out, stream of {mantissa, exponent}, both unsigned; the mantissa has `mantissa_bits`
+            bits.
     """
 
     def __init__(self, parameters: fixedpoint.ReciprocalSquareRoot, width: int):

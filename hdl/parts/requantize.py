@@ -1,6 +1,8 @@
 # amaranth: UnusedElaboratable=no
 # (a core may be built only to ask for its latency)
-"""From accumulators to activations: shift right, round half up, saturate; alone, and after a row's bias and scale have been looked up."""
+"""From accumulators to activations: shift right, round half up, saturate; alone, and after a row's
+bias and scale have been looked up.
+"""
 
 from collections.abc import Sequence
 
@@ -22,10 +24,12 @@ LARGEST_SHIFT = 62
 
 
 class ShiftRoundSaturate(wiring.Component):
-    """`fixedpoint.requantize` for a shift that is known only when the circuit runs, without a handshake.
+    """`fixedpoint.requantize` for a shift that is known only when the circuit runs, without a
+    handshake.
 
-    Equation: `o = saturate(floor((floor(2i / 2**s) + 1) / 2))` with `s = lowest + amount`, which is i / 2**s rounded half up.
-    A negative s shifts left: all numbers are first shifted by the constant `1 - lowest`, in wires, so that every variable shift goes to the right.
+    Equation: `o = saturate(floor((floor(2i / 2**s) + 1) / 2))` with `s = lowest + amount`, which is
+    i / 2**s rounded half up. A negative s shifts left: all numbers are first shifted by the
+    constant `1 - lowest`, in wires, so that every variable shift goes to the right.
 
     Latency: 4 moves (coarse shift, fine shift, round, saturate).  Throughput: one number a move.
 
@@ -78,21 +82,24 @@ class ShiftRoundSaturate(wiring.Component):
 
 
 class Requantize(wiring.Component):
-    """`fixedpoint.requantize` as a stream core: casts of several accumulators at a time, each with its own shift.
+    """`fixedpoint.requantize` as a stream core: casts of several accumulators at a time, each with
+    its own shift.
 
     Equation: `o[l] = requantize(value[l], shift[l], target)`.
 
-    Latency: 5 clock edges from a transfer taken to its results given.  Throughput: one transfer a cycle, so one result a cycle and lane.
-    The whole pipeline stands still while a result waits.
+    Latency: 5 clock edges from a transfer taken to its results given.  Throughput: one transfer a
+    cycle, so one result a cycle and lane. The whole pipeline stands still while a result waits.
     Resources: no multiplier, no memory; a shifter of `bits` bits a lane.
 
     Attributes:
         bits: Signed width of an accumulator, at most 48.
         target: The format whose range saturates, signed.
-        lowest, highest: The shifts that occur, −62 to 62; negative ones multiply. The shifted accumulator is at most 62 bits wide.
+        lowest, highest: The shifts that occur, −62 to 62; negative ones multiply. The shifted
+            accumulator is at most 62 bits wide.
         lanes: Numbers at a time.
         latency: 5.
-        i: In, stream of {value, shift}, arrays of `lanes`: signed accumulators of `bits` bits, and shifts.
+        i: In, stream of {value, shift}, arrays of `lanes`: signed accumulators of `bits` bits, and
+            shifts.
         o: Out, stream of arrays of `lanes` results of format `target`.
     """
 
@@ -128,7 +135,9 @@ class Requantize(wiring.Component):
         )
 
     def cycles(self, transfers: int) -> int:
-        """Return the clock edges from the first transfer taken to the last result given, without stalls."""
+        """Return the clock edges from the first transfer taken to the last result given, without
+        stalls.
+        """
         return transfers - 1 + self.latency
 
     def elaborate(self, platform):
@@ -154,8 +163,9 @@ class Requantize(wiring.Component):
 class RowRequantize(wiring.Component):
     """Casts the accumulators of one or several linear layers whose rows follow each other.
 
-    Equation: `o = requantize(i + bias[row], shift[row])`, `fixedpoint.Linear`'s.  Bias and shift stand in one memory.
-    Latency: 7 moves (memory, its register, bias, then `ShiftRoundSaturate`).  Throughput: one row a move.
+    Equation: `o = requantize(i + bias[row], shift[row])`, `fixedpoint.Linear`'s.  Bias and shift
+    stand in one memory. Latency: 7 moves (memory, its register, bias, then `ShiftRoundSaturate`).
+    Throughput: one row a move.
 
     Attributes:
         latency: 7.
@@ -202,7 +212,8 @@ class RowRequantize(wiring.Component):
         m.d.comb += [port.addr.eq(self.row), port.en.eq(self.en)]
 
         products = [Signal(signed(self.sum_bits), name=f"products_{stage}", reset_less=True) for stage in range(2)]
-        total = Signal(signed(self.sum_bits), reset_less=True)  # accumulator_bits covers products and bias
+        # accumulator_bits covers products and bias
+        total = Signal(signed(self.sum_bits), reset_less=True)
         entry, late = Signal(self.entry, reset_less=True), Signal(self.entry, reset_less=True)
         with m.If(self.en):
             m.d.sync += [

@@ -1,6 +1,8 @@
 # amaranth: UnusedElaboratable=no
 # (a core may be built only to ask for its latency)
-"""Base-2 exponentials of a row's distances below its maximum, and their sum: what softmax and sampling begin with."""
+"""Base-2 exponentials of a row's distances below its maximum, and their sum: what softmax and
+sampling begin with.
+"""
 
 from amaranth.hdl import Assert, Format, Module, Mux, Signal, unsigned
 from amaranth.lib import data, fifo, stream, wiring
@@ -22,15 +24,17 @@ MAXIMA = 16  # rows whose maximum is known and whose first score has not been re
 class RowNumerators(wiring.Component):
     """The circuit under `SoftmaxNumerators` and `Sampler`.
 
-    Equation: `o[j] = exponential(t[j])`, `t[j] = (max(i) - i[j]) * multiplier / 2**shift`, rounding half up, `o_denominator = sum_j o[j]`; without a scale
-    `t[j] = max(i) - i[j]`.
+    Equation: `o[j] = exponential(t[j])`, `t[j] = (max(i) - i[j]) * multiplier / 2**shift`, rounding
+    half up, `o_denominator = sum_j o[j]`; without a scale `t[j] = max(i) - i[j]`.
 
-    A row waits in a FIFO while its maximum is found; then it is read, one numerator a cycle, while the next row arrives.
+    A row waits in a FIFO while its maximum is found; then it is read, one numerator a cycle, while
+    the next row arrives.
 
     Attributes:
         score: Format of the scores.
         length: The longest row.
-        latency: 4 + E cycles from a row's last score taken to its first numerator offered, 9 + E with a scale.
+        latency: 4 + E cycles from a row's last score taken to its first numerator offered, 9 + E
+            with a scale.
         i: In, stream of {`field`, last}: rows of 1 to `length` scores, `last` on the final one.
         o: Out, stream of {numerator, last}.
         o_denominator: Out, stream of unsigned sums, one a row.
@@ -50,7 +54,8 @@ class RowNumerators(wiring.Component):
         self.length = length
         self._field = field
         self._scale = scale
-        # The distance from which on every exponential is 0; unscaled, a distance is at most the whole range of the scores.
+        # The distance from which on every exponential is 0; unscaled, a distance is at most the
+        # whole range of the scores.
         self._farthest = (exponential.output_bits + 1) << max(exponential.fraction, 0)
         width = score.bits if scale is None else self._farthest.bit_length()
         self._exponential = Exponential(exponential, width)
@@ -67,7 +72,9 @@ class RowNumerators(wiring.Component):
         )
 
     def cycles(self, elements: int, rows: int = 1) -> int:
-        """Return the cycles from the first score taken to the last denominator given, for rows of `elements` offered without a pause."""
+        """Return the cycles from the first score taken to the last denominator given, for rows of
+        `elements` offered without a pause.
+        """
         return (rows + 1) * elements - 1 + self.latency
 
     def elaborate(self, platform):
@@ -126,7 +133,8 @@ class RowNumerators(wiring.Component):
         with m.If(move):
             m.d.sync += distance.eq(maxima.r_data.as_signed() - row.o.payload.score)
 
-        # Give numerators and add them up.  The last one waits until there is room for the denominator.
+        # Give numerators and add them up.  The last one waits until there is room for the
+        # denominator.
         hold = tags.o.last & ~denominators.i.ready
         total = Signal.like(self.o_denominator.payload)
         with_this = Signal.like(total)

@@ -1,6 +1,8 @@
 # amaranth: UnusedElaboratable=no
 # (a core may be built only to ask for its latency)
-"""The sums of a row that LayerNorm and RMSNorm divide by, gathered while the row passes, a row right behind another."""
+"""The sums of a row that LayerNorm and RMSNorm divide by, gathered while the row passes, a row
+right behind another.
+"""
 
 from amaranth.hdl import Cat, Module, Mux, Signal, signed, unsigned
 from amaranth.lib import data, wiring
@@ -23,14 +25,16 @@ def later(m: Module, value, cycles: int):
 
 
 class RowStatistics(wiring.Component):
-    """The sum S of a row of C elements, and `v = C·Q − S² + epsilon` with Q its sum of squares; for RMSNorm, which has no S, `v = C·Q + epsilon`.
+    """The sum S of a row of C elements, and `v = C·Q − S² + epsilon` with Q its sum of squares; for
+    RMSNorm, which has no S, `v = C·Q + epsilon`.
 
-    Elements arrive `lanes` a cycle.  Everything is a pipeline without a handshake that never stops; it may give results every C / lanes cycles.
-    S² is made of three products of half its width.  C·Q costs an addition for each bit of C's odd factor below the leading one: nothing
-    for a power of two, one addition for 192 or 384.
+    Elements arrive `lanes` a cycle.  Everything is a pipeline without a handshake that never stops;
+    it may give results every C / lanes cycles. S² is made of three products of half its width.  C·Q
+    costs an addition for each bit of C's odd factor below the leading one: nothing for a power of
+    two, one addition for 192 or 384.
 
-    Latency: `settle` = T + max(7, 5 + B) cycles from a row's last word to `variance`, T + 4 + B for RMSNorm, with T = ceil(log2 lanes) and B the bits
-    of C's odd factor.
+    Latency: `settle` = T + max(7, 5 + B) cycles from a row's last word to `variance`, T + 4 + B for
+    RMSNorm, with T = ceil(log2 lanes) and B the bits of C's odd factor.
     Resources: hard multipliers: one a lane, and 3 for S².
 
     Attributes:
@@ -53,7 +57,8 @@ class RowStatistics(wiring.Component):
         self._trailing_zeros = (parameters.channels & -parameters.channels).bit_length() - 1
         self._odd_factor = parameters.channels >> self._trailing_zeros
         bits = parameters.input.bits
-        self._square_tree = AdderTree(lanes, 2 * bits)  # (-2**(bits-1))² fits a signed number of twice the bits
+        # (-2**(bits-1))² fits a signed number of twice the bits
+        self._square_tree = AdderTree(lanes, 2 * bits)
         odd_bits = self._odd_factor.bit_length()
         self._variance_moves = max(7, 5 + odd_bits) if self._centered else 4 + odd_bits
         self.settle = self._square_tree.latency + self._variance_moves
@@ -95,7 +100,8 @@ class RowStatistics(wiring.Component):
         with m.If(tags.taps[summed - 1].valid):
             m.d.sync += squares.eq(square_tree.o + Mux(tags.taps[summed - 1].first, 0, squares))
 
-        # C·Q + epsilon, by Horner's scheme: each bit of the odd factor below the leading one doubles, and adds Q if it is set.
+        # C·Q + epsilon, by Horner's scheme: each bit of the odd factor below the leading one
+        # doubles, and adds Q if it is set.
         multiple = squares
         for position in reversed(range(odd_bits - 1)):
             further = Signal(unsigned(parameters.variance_bits), name=f"multiple_{position}", reset_less=True)
@@ -122,7 +128,8 @@ class RowStatistics(wiring.Component):
             self.total_valid.eq(tags.taps[summed - 2].valid & tags.taps[summed - 2].last),
         ]
 
-        # S²: S in two halves, the upper one signed; their squares do not overlap, so one addition joins all three products.
+        # S²: S in two halves, the upper one signed; their squares do not overlap, so one addition
+        # joins all three products.
         half = (parameters.sum_bits + 1) // 2
         extended = Signal(signed(2 * half))
         m.d.comb += extended.eq(total)

@@ -1,4 +1,6 @@
-"""What joins streams and Amaranth's library lacks: a register that cuts every path, two kinds of queue, and a converter between widths of words."""
+"""What joins streams and Amaranth's library lacks: a register that cuts every path, two kinds of
+queue, and a converter between widths of words.
+"""
 
 from amaranth.hdl import Assert, Cat, Format, Module, Mux, Shape, ShapeLike, Signal, Value, unsigned
 from amaranth.lib import data, memory, stream, wiring
@@ -12,7 +14,8 @@ from .payload import payload_shape
 
 
 def moving_together(m: Module, i, o, latency: int) -> Signal:
-    """Join the handshakes of a pipeline that takes a payload a cycle and stands still as a whole while its result waits.
+    """Join the handshakes of a pipeline that takes a payload a cycle and stands still as a whole
+    while its result waits.
 
     Args:
         m: The module; gets a submodule `valid`.
@@ -36,10 +39,11 @@ def moving_together(m: Module, i, o, latency: int) -> Signal:
 
 
 class StreamRegister(wiring.Component):
-    """A register slice: no path leads through it, neither from `i` to `o` nor from `o.ready` to `i.ready`.
+    """A register slice: no path leads through it, neither from `i` to `o` nor from `o.ready` to
+    `i.ready`.
 
-    Equation: `o = i`.  It holds up to two payloads: the one that is offered, and one that arrived in the cycle in which the consumer first
-    refused, of which the producer could not know yet.
+    Equation: `o = i`.  It holds up to two payloads: the one that is offered, and one that arrived
+    in the cycle in which the consumer first refused, of which the producer could not know yet.
 
     Latency: 1 cycle from a payload taken to it offered.  Throughput: one a cycle.
     Resources: two registers of the payload and a multiplexer.
@@ -77,11 +81,13 @@ class StreamRegister(wiring.Component):
 
 
 class StreamQueue(wiring.Component):
-    """A FIFO whose output comes from flip-flops: Amaranth's buffered one, whose block RAM answers late in the cycle, and a register behind it.
+    """A FIFO whose output comes from flip-flops: Amaranth's buffered one, whose block RAM answers
+    late in the cycle, and a register behind it.
 
-    Equation: `o = i`.  Latency: 3 cycles from a payload taken, with nothing before it, to it offered.
-    Throughput: one a cycle from a depth of 3 on; one in two cycles with 2.
-    Resources: a memory of `depth` - 1 payloads, in block RAM where the tools find that worth while, and a register of the payload.
+    Equation: `o = i`.  Latency: 3 cycles from a payload taken, with nothing before it, to it
+    offered. Throughput: one a cycle from a depth of 3 on; one in two cycles with 2. Resources: a
+    memory of `depth` - 1 payloads, in block RAM where the tools find that worth while, and a
+    register of the payload.
 
     Attributes:
         depth: Payloads that the FIFO holds; the register holds one more.
@@ -119,16 +125,19 @@ class StreamQueue(wiring.Component):
 class PromisedQueue(wiring.Component):
     """A FIFO that never refuses: whoever writes has counted its free places before.
 
-    Equation: `o = data` of each cycle with `write`.  Latency: 2 cycles from a payload written, with nothing before it, to it offered.
-    Throughput: one a cycle.
+    Equation: `o = data` of each cycle with `write`.  Latency: 2 cycles from a payload written, with
+    nothing before it, to it offered. Throughput: one a cycle.
 
-    A FIFO that refuses compares its level in the cycle of a write, and what comes of it goes on to every cell of the memory; for wide payloads
-    that is the longest way of a core.  A pipeline that starts nothing without a free place for what comes out of it needs no such comparison.
-    In simulation a write without room is an assertion's failure.
-    Resources: a memory of `depth` - 1 payloads, distributed where it is small, and a register of the payload.
+    A FIFO that refuses compares its level in the cycle of a write, and what comes of it goes on to
+    every cell of the memory; for wide payloads that is the longest way of a core.  A pipeline that
+    starts nothing without a free place for what comes out of it needs no such comparison. In
+    simulation a write without room is an assertion's failure.
+    Resources: a memory of `depth` - 1 payloads, distributed where it is small, and a register of
+    the payload.
 
     Attributes:
-        depth: Payloads that it holds, 3 or more: with two, the memory's only word would be read and written at once.
+        depth: Payloads that it holds, 3 or more: with two, the memory's only word would be read and
+            written at once.
         level: Payloads that it holds now.
         latency: 2.
         write: In, 1 bit. Take `data`.
@@ -182,14 +191,17 @@ class PromisedQueue(wiring.Component):
 
 
 class WidthConverter(wiring.Component):
-    """Rows in words of `i_lanes` elements become rows in words of `o_lanes` elements; one of the two divides the other.
+    """Rows in words of `i_lanes` elements become rows in words of `o_lanes` elements; one of the
+    two divides the other.
 
-    Equation: the elements of `o`, word after word and lane after lane, are those of `i`.  `last` stays on a row's final element.
+    Equation: the elements of `o`, word after word and lane after lane, are those of `i`.  `last`
+    stays on a row's final element.
 
-    Latency: 1 cycle, from a word that completes one of `o` taken to that one offered.  Throughput: a word of the narrower side each cycle, so that n of
-    them pass in n cycles from the first one taken to the last one given.
-    Resources: one register of the wider word.
-    In simulation a row that ends inside a word of `o` is an assertion's failure; in hardware its end is lost.
+    Latency: 1 cycle, from a word that completes one of `o` taken to that one offered.  Throughput:
+    a word of the narrower side each cycle, so that n of them pass in n cycles from the first one
+    taken to the last one given. Resources: one register of the wider word.
+    In simulation a row that ends inside a word of `o` is an assertion's failure; in hardware its
+    end is lost.
 
     Attributes:
         element: Shape of an element.
@@ -219,7 +231,9 @@ class WidthConverter(wiring.Component):
         )
 
     def cycles(self, words: int) -> int:
-        """Return the cycles from the first word taken to the last one given, for so many words of the narrower side, without stalls."""
+        """Return the cycles from the first word taken to the last one given, for so many words of
+        the narrower side, without stalls.
+        """
         return words - 1 + self.latency
 
     def elaborate(self, platform):
@@ -233,7 +247,8 @@ class WidthConverter(wiring.Component):
         final = part == ratio - 1
         free = Signal()
         m.d.comb += free.eq(~self.o.valid | self.o.ready)
-        # The elements shift by a narrow word, so that the first one ends up, or begins, in the lowest bits.
+        # The elements shift by a narrow word, so that the first one ends up, or begins, in the
+        # lowest bits.
         if widen:
             m.d.comb += [self.i.ready.eq(free), self.o.payload.data.eq(word), self.o.payload.last.eq(last)]
             with m.If(free):
@@ -266,5 +281,7 @@ class WidthConverter(wiring.Component):
 
 
 def word_shape(element: ShapeLike, lanes: int) -> ShapeLike:
-    """Return the shape of a word of `lanes` elements: the element itself for one lane, else an array."""
+    """Return the shape of a word of `lanes` elements: the element itself for one lane, else an
+    array.
+    """
     return element if lanes == 1 else data.ArrayLayout(element, lanes)

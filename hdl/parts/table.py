@@ -13,7 +13,8 @@ from .parameter_checks import check_whole
 # Of an ECP5 block RAM: how many bits its words have, for address bits up to this number.
 WORD_BITS = {10: 18, 11: 9, 12: 4}
 BLOCK_ADDRESS_BITS = 14  # a block RAM's address counts bits; words leave out the lowest of them
-INIT_WORDS, INIT_WORD_BITS, INIT_SLOT_BITS = 16, 18, 20  # in one of 64 parameters of initial content
+# in one of 64 parameters of initial content
+INIT_WORDS, INIT_WORD_BITS, INIT_SLOT_BITS = 16, 18, 20
 
 
 class BlockTable(wiring.Component):
@@ -21,10 +22,11 @@ class BlockTable(wiring.Component):
 
     Equation: `o = values[address]`.  Latency: 2 moves.  Throughput: one value a move.
 
-    A block RAM answers some 5.6 ns after the clock, its own output register some 1 ns after it.  Yosys never uses that register, so on ECP5 the cell is
-    instantiated by hand; everywhere else a memory and a register of the same latency stand in its place.  A test compares the two.
-    Resources: one DP16KD (ECP5) for 1,024 words of up to 18 bits, more for more; what the tools infer elsewhere.
-    Source: Lattice FPGA-TN-02204, "ECP5 and ECP5-5G Memory Usage Guide".
+    A block RAM answers some 5.6 ns after the clock, its own output register some 1 ns after it.
+    Yosys never uses that register, so on ECP5 the cell is instantiated by hand; everywhere else a
+    memory and a register of the same latency stand in its place.  A test compares the two.
+    Resources: one DP16KD (ECP5) for 1,024 words of up to 18 bits, more for more; what the tools
+    infer elsewhere. Source: Lattice FPGA-TN-02204, "ECP5 and ECP5-5G Memory Usage Guide".
 
     Attributes:
         latency: 2.
@@ -74,7 +76,8 @@ class BlockTable(wiring.Component):
         """Add a block RAM and return what it reads; its second port stands still."""
         out = Signal(unsigned(word_bits))
         address = Signal(BLOCK_ADDRESS_BITS)
-        # Words of 18 bits, each with two bytes of 9; of narrower ones several lie in each, and those of 4 bits leave the ninths out.
+        # Words of 18 bits, each with two bytes of 9; of narrower ones several lie in each, and
+        # those of 4 bits leave the ninths out.
         bits = 0
         for index, word in enumerate(words):
             if word_bits == 4:

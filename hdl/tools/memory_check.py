@@ -1,7 +1,8 @@
-"""Whether memories became what they were meant to be: a block RAM that turned into logic is an error, not a surprise.
+"""Whether memories became what they were meant to be: a block RAM that turned into logic is an
+error, not a surprise.
 
-What a memory was meant to be stands in its circuit (`attrs={"ram_style": "block"}`); what it became stands in Yosys's log, how it is used in
-the netlist.
+What a memory was meant to be stands in its circuit (`attrs={"ram_style": "block"}`); what it became
+stands in Yosys's log, how it is used in the netlist.
 """
 
 import re
@@ -57,8 +58,9 @@ def memories(rtlil: str) -> dict[str, MemoryIntent]:
 def refuse_lost_block_rams(rtlil: str, log: str) -> None:
     """Compare what memories were meant to be with what they became.
 
-    A memory with the style `block` must have become block RAM. One without a style may be what Yosys found cheapest, but from 16,384 bits on, a
-    block RAM's worth, not flip-flops and lookup tables; from 4,096 bits on if it is written, because each bit is then a flip-flop.
+    A memory with the style `block` must have become block RAM. One without a style may be what
+    Yosys found cheapest, but from 16,384 bits on, a block RAM's worth, not flip-flops and lookup
+    tables; from 4,096 bits on if it is written, because each bit is then a flip-flop.
 
     Args:
         rtlil: The circuit.
@@ -87,9 +89,11 @@ def refuse_lost_block_rams(rtlil: str, log: str) -> None:
 
 
 def refuse_block_ram_resets(name: str, design: dict) -> None:
-    """Refuse an ECP5 netlist that resets the output of a block RAM: on silicon such a read can give zero.
+    """Refuse an ECP5 netlist that resets the output of a block RAM: on silicon such a read can give
+    zero.
 
-    Yosys makes one of a register with a reset directly behind a read port; `reset_less=True` on that register avoids it.
+    Yosys makes one of a register with a reset directly behind a read port; `reset_less=True` on
+    that register avoids it.
 
     Args:
         name: The core's, for the message.
@@ -108,6 +112,8 @@ def refuse_block_ram_resets(name: str, design: dict) -> None:
 
 
 def unmappable_memory(output: str) -> str | None:
-    """Return the path of the memory for which Yosys found no block RAM that does what it needs; None where that was not what went wrong."""
+    """Return the path of the memory for which Yosys found no block RAM that does what it needs;
+    None where that was not what went wrong.
+    """
     match = _NO_MAPPING.search(output)
     return match.group(1) if match else None

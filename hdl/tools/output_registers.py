@@ -1,16 +1,18 @@
 """Block RAM's own output registers: a register directly behind a read port moves into the RAM.
 
-An ECP5 block RAM answers 5.8 ns after the clock edge, with its output register switched on well under half of that (FPGA-TN-02204). Yosys maps every
-RAM without it, so this is done between synthesis and place and route, on Yosys's JSON: where every bit that a port reads goes to one flip-flop
-and nowhere else, and these flip-flops do nothing but follow (under one enable, if they have any), the port gets `REGMODE` OUTREG, their enable, and
-drives what they drove.
+An ECP5 block RAM answers 5.8 ns after the clock edge, with its output register switched on well
+under half of that (FPGA-TN-02204). Yosys maps every RAM without it, so this is done between
+synthesis and place and route, on Yosys's JSON: where every bit that a port reads goes to one
+flip-flop and nowhere else, and these flip-flops do nothing but follow (under one enable, if they
+have any), the port gets `REGMODE` OUTREG, their enable, and drives what they drove.
 """
 
 from collections import defaultdict
 
 BLOCK_RAM = "DP16KD"
 FLIP_FLOP = "TRELLIS_FF"
-# What a flip-flop that only follows has: no inversion of clock or enable, zero at power-up as the RAM's register.
+# What a flip-flop that only follows has: no inversion of clock or enable, zero at power-up as the
+# RAM's register.
 FOLLOWS = {"CEMUX": ("1", "CE"), "CLKMUX": ("CLK",), "REGSET": ("RESET",)}
 
 
@@ -65,14 +67,17 @@ def _ports(ram: dict) -> tuple[str, ...]:
 
 
 def _followers(cells: dict, sinks: dict, ram: dict, sides: str) -> dict[str, str]:
-    """Return the flip-flop behind each output of a port that is read; empty unless all of them can be folded."""
+    """Return the flip-flop behind each output of a port that is read; empty unless all of them can
+    be folded.
+    """
     connections = ram["connections"]
     for side in sides:
         if ram["parameters"].get(f"REGMODE_{side}", "NOREG") != "NOREG":
             return {}
         if connections.get(f"RST{side}", ["0"]) != ["0"]:
             return {}
-    # Side A of a table of 36 bits, which nobody writes, has no clock yet; the half of the register that is on its pins needs one.
+    # Side A of a table of 36 bits, which nobody writes, has no clock yet; the half of the register
+    # that is on its pins needs one.
     clocks = [connections[f"CLK{side}"] for side in sides if connections[f"CLK{side}"] not in (["0"], ["1"])]
     followers = {}
     for port, bits in connections.items():

@@ -1,4 +1,6 @@
-"""From a design to a bitstream and its figures: Yosys, nextpnr and ecppack, one after the other, with what each says made readable."""
+"""From a design to a bitstream and its figures: Yosys, nextpnr and ecppack, one after the other,
+with what each says made readable.
+"""
 
 import dataclasses
 import hashlib
@@ -29,8 +31,10 @@ from .toolchain import ToolFailure, run_tool, tool_version
 TOOL_NAMES = ("yosys", "nextpnr-ecp5", "ecppack")
 STAGES = {"yosys": "synthesis", "nextpnr-ecp5": "place and route", "ecppack": "bitstream"}
 REPORT_FILE = "report.json"
-OUTPUT_REGISTERS = "registers behind block RAMs are folded into them, tables of 36 bits included"  # part of the recipe that a kept report is for
-# Amaranth names the elements of an array like Yosys names the bits of a wire, `x[0]`; such aliases are purged before they are mixed up.
+# part of the recipe that a kept report is for
+OUTPUT_REGISTERS = "registers behind block RAMs are folded into them, tables of 36 bits included"
+# Amaranth names the elements of an array like Yosys names the bits of a wire, `x[0]`; such aliases
+# are purged before they are mixed up.
 READ_SCRIPT = "read_rtlil {name}.il; proc; opt_clean -purge"
 
 
@@ -79,7 +83,8 @@ class SynthesisReport:
         bitstream_sha256: Its SHA-256, None out of context.
         tools: Name → version.
         seed: nextpnr's.
-        inputs_sha256: SHA-256 of the circuit, the constraints, the command lines and the tools' versions.
+        inputs_sha256: SHA-256 of the circuit, the constraints, the command lines and the tools'
+            versions.
         baud: Bits per second of the board's serial port, None without one.
     """
 
@@ -171,8 +176,9 @@ def synthesize(
 ) -> SynthesisReport:
     """Make a bitstream for a board.
 
-    `directory` then holds NAME.bit, report.json, the circuit (NAME.il), its constraints (NAME.lpf) and the tools' logs. It is complete
-    or untouched; a result whose circuit, constraints and tools are the same is used again.
+    `directory` then holds NAME.bit, report.json, the circuit (NAME.il), its constraints (NAME.lpf)
+    and the tools' logs. It is complete or untouched; a result whose circuit, constraints and tools
+    are the same is used again.
 
     Args:
         top: An elaboratable that requests its pins from the platform.
@@ -184,12 +190,14 @@ def synthesize(
         baud: Bits per second of the design's serial port, for the report.
 
     Raises:
-        CircuitError: The design does not fit or is too slow, with how much, a memory that was to be block RAM became logic, a block RAM
-            resets its output, or ports of different formats are joined.
+        CircuitError: The design does not fit or is too slow, with how much, a memory that was to be
+            block RAM became logic, a block RAM resets its output, or ports of different formats are
+            joined.
         ToolError: A tool is missing or failed.
     """
     platform = board.platform()
-    # Sources' file names and line numbers are left out, so that the same circuit is the same file wherever it is made.
+    # Sources' file names and line numbers are left out, so that the same circuit is the same file
+    # wherever it is made.
     plan = platform.prepare(check_connections(top, platform), name, emit_src=False)
     files = {suffix: plan.files[f"{name}.{suffix}"] for suffix in ("il", "lpf")}
     arguments = ("--lpf", f"{name}.lpf", "--textcfg", f"{name}.config")
@@ -220,8 +228,8 @@ def synthesize_core(
         progress: Show the stages and their seconds on stderr.
 
     Raises:
-        CircuitError: The core does not fit, a memory that was to be block RAM became logic, a block RAM resets its output, or ports of
-            different formats are joined.
+        CircuitError: The core does not fit, a memory that was to be block RAM became logic, a block
+            RAM resets its output, or ports of different formats are joined.
         ToolError: A tool is missing or failed.
     """
     platform = board.platform()
@@ -232,7 +240,9 @@ def synthesize_core(
 
 
 def read_report(directory: Path) -> SynthesisReport | None:
-    """Return the report in a directory; None when there is none, it is damaged, or its bitstream is not the one it describes."""
+    """Return the report in a directory; None when there is none, it is damaged, or its bitstream is
+    not the one it describes.
+    """
     try:
         report = SynthesisReport.from_json((directory / REPORT_FILE).read_text(encoding="utf-8"))
         if report.bitstream is not None:
@@ -263,9 +273,11 @@ def _build(
         *board.device_arguments,
         *("--json", f"{name}.json", "--report", "nextpnr.json"),
         *("--log", "nextpnr.log", "--quiet", "--seed", str(seed)),
-        # Routes the 64-channel attention circuit in a minute; router2 circles around its last twenty overused wires for good.
+        # Routes the 64-channel attention circuit in a minute; router2 circles around its last
+        # twenty overused wires for good.
         *("--router", "router1"),
-        "--timing-allow-fail",  # the report is wanted then too; who asked for a clock gets the error from here
+        # the report is wanted then too; who asked for a clock gets the error from here
+        "--timing-allow-fail",
         *arguments,
     )
     ecppack = ("--compress", "--input", f"{name}.config", "--bit", f"{name}.bit")
@@ -324,7 +336,9 @@ def _build(
 
 @contextmanager
 def _progress(stage: str, shown: bool) -> Iterator:
-    """Show a stage's name and its seconds while it runs, on a terminal, and leave the line standing."""
+    """Show a stage's name and its seconds while it runs, on a terminal, and leave the line
+    standing.
+    """
     with tqdm(bar_format="{desc:<16} {elapsed}", desc=stage, disable=None if shown else True) as bar:
         yield bar.refresh
 

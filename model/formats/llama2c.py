@@ -1,8 +1,10 @@
 """Model files of karpathy/llama2.c (`.bin`, version 0), both ways.
 
-Seven int32 (dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len; vocab_size is negative when the output layer has weights
-of its own), then float32 arrays, each for all layers together: token embedding; attention norms; query; key; value; output;
-feed-forward norms; w1 (gate); w2 (down); w3 (up); final norm; two tables of rotary positions that readers skip; output layer. Everything little-endian.
+Seven int32 (dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len; vocab_size is
+negative when the output layer has weights of its own), then float32 arrays, each for all layers
+together: token embedding; attention norms; query; key; value; output; feed-forward norms; w1
+(gate); w2 (down); w3 (up); final norm; two tables of rotary positions that readers skip; output
+layer. Everything little-endian.
 """
 
 from __future__ import annotations

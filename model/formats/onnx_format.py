@@ -1,4 +1,5 @@
-"""Just enough of the ONNX file format to write graphs: protocol buffers by hand, so that exporting needs no package.
+"""Just enough of the ONNX file format to write graphs: protocol buffers by hand, so that exporting
+needs no package.
 
 Field numbers are those of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
 """
@@ -10,7 +11,8 @@ import struct
 import numpy as np
 
 FLOAT, INT8, INT64, DOUBLE = 1, 3, 7, 11  # TensorProto.DataType
-ATTRIBUTE_FLOAT, ATTRIBUTE_INT, ATTRIBUTE_STRING, ATTRIBUTE_INTS = 1, 2, 3, 7  # AttributeProto.AttributeType
+# AttributeProto.AttributeType
+ATTRIBUTE_FLOAT, ATTRIBUTE_INT, ATTRIBUTE_STRING, ATTRIBUTE_INTS = 1, 2, 3, 7
 VARINT, BYTES, FIXED32 = 0, 2, 5  # wire types
 IR_VERSION = 8
 OPSET = 17  # the first with LayerNormalization

@@ -1,4 +1,6 @@
-"""Models as safetensors files: named arrays with a JSON header, no code. The `safetensors` library reads and writes them."""
+"""Models as safetensors files: named arrays with a JSON header, no code. The `safetensors` library
+reads and writes them.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +26,14 @@ NUMPY_TYPES = ("F64", "F32", "F16", "C64", "I64", "I32", "I16", "I8", "U64", "U3
 def write_safetensors(
     path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write arrays, atomically. The same arrays give the same bytes, unless there is more than one entry of metadata.
+    """Write arrays, atomically. The same arrays give the same bytes, unless there is more than one
+    entry of metadata.
 
     Raises:
         InputError: An array's type has no name in the format.
     """
-    # The library takes the bytes as they lie in memory. `ascontiguousarray` would give a scalar an axis.
+    # The library takes the bytes as they lie in memory. `ascontiguousarray` would give a scalar an
+    # axis.
     dense = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     try:
         data = save(dense, dict(metadata) if metadata else None)

@@ -1,1 +1,3 @@
-"""Text from a model: the incremental decoder with its cache, the choice of a token, the loop over both."""
+"""Text from a model: the incremental decoder with its cache, the choice of a token, the loop over
+both.
+"""

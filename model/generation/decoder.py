@@ -1,12 +1,15 @@
 """The transformer for one new token at a time, with cached keys and values.
 
-The weights are rearranged once, so that each token costs few NumPy calls (their overhead, not arithmetic, limits a small model):
-- A norm's scale and shift are folded into the linear layer that follows: W(x̂·s + b₀) + b = (W·diag(s)) x̂ + (W b₀ + b). So is the
-  factor sqrt(C) that turns x / sqrt(Σx² + C·ε) into x̂.
-- LayerNorm subtracts the mean of the residual stream. Everything that is ever added to the stream (embeddings, output and down
-  projections) is linear, so the mean is taken out of those weights instead, and no mean is left to subtract.
+The weights are rearranged once, so that each token costs few NumPy calls (their overhead, not
+arithmetic, limits a small model):
+- A norm's scale and shift are folded into the linear layer that follows: W(x̂·s + b₀) + b =
+  (W·diag(s)) x̂ + (W b₀ + b). So is the factor sqrt(C) that turns x / sqrt(Σx² + C·ε) into x̂.
+- LayerNorm subtracts the mean of the residual stream. Everything that is ever added to the stream
+  (embeddings, output and down projections) is linear, so the mean is taken out of those weights
+  instead, and no mean is left to subtract.
 - 1/sqrt(D) is folded into the query projection.
-- Softmax is tried without subtracting the maximum in all layers, and one look at all row sums at the end tells whether that was right.
+- Softmax is tried without subtracting the maximum in all layers, and one look at all row sums at
+  the end tells whether that was right.
 Results agree with `Transformer.forward` up to rounding.
 
 Sizes: B sequences, t tokens in the cache, C channels, H heads in K groups of G, D channels a head.
@@ -70,7 +73,9 @@ class CachedDecoder:
             self._rotation = rotation_table(config.max_seq_len, config.head_dim, config.rotary_base, model.dtype)
 
     def _centre(self, values: np.ndarray) -> np.ndarray:
-        """Take the mean over channels, the last axis, out of what is added to the residual stream."""
+        """Take the mean over channels, the last axis, out of what is added to the residual
+        stream.
+        """
         return values - values.mean(axis=-1, keepdims=True) if self._centred else values.copy()
 
     def _fold(self, weight: np.ndarray, bias: np.ndarray | None, norm: Normalization) -> tuple[np.ndarray, np.ndarray]:
@@ -104,7 +109,9 @@ class CachedDecoder:
         )
 
     def prefill(self, tokens: np.ndarray) -> np.ndarray:
-        """Start again with tokens (B, t), 1 <= t <= max_seq_len, and return the logits (B, V) after the last one."""
+        """Start again with tokens (B, t), 1 <= t <= max_seq_len, and return the logits (B, V) after
+        the last one.
+        """
         config = self.config
         batch, length = tokens.shape
         logits = self.model.forward(tokens)
@@ -137,14 +144,18 @@ class CachedDecoder:
         return logits
 
     def _normalize(self, x: np.ndarray) -> np.ndarray:
-        """Return x / sqrt(Σx² + C·ε) for rows x (B, C), whose mean is 0 where the model has LayerNorm."""
+        """Return x / sqrt(Σx² + C·ε) for rows x (B, C), whose mean is 0 where the model has
+        LayerNorm.
+        """
         squares = np.vecdot(x, x)
         squares += self._epsilon
         np.sqrt(squares, out=squares)
         return x / squares[:, None]
 
     def _attend(self, layer: _Layer, x: np.ndarray, shifted: bool) -> None:
-        """Add the attention of the new rows x (B, C) to them, and put their keys and values into the cache."""
+        """Add the attention of the new rows x (B, C) to them, and put their keys and values into
+        the cache.
+        """
         config = self.config
         batch, width, now = len(x), config.embed_dim, self.length
         projected = self._normalize(x) @ layer.projections.T
@@ -152,7 +163,8 @@ class CachedDecoder:
         if self._rotation is not None:
             rotate(projected[:, None, : width + config.kv_dim], self._rotation[now : now + 1])
         layer.cache[:, :, :, now] = projected[:, width:].reshape(batch, 2, config.kv_heads, config.head_dim)
-        query = projected[:, :width].reshape(batch, config.kv_heads, -1, config.head_dim)  # (B, K, G, D)
+        # (B, K, G, D)
+        query = projected[:, :width].reshape(batch, config.kv_heads, -1, config.head_dim)
         known = layer.cache[:, :, :, : now + 1]
         scores = query @ known[:, 0].swapaxes(-1, -2)  # (B, K, G, t)
         if shifted:

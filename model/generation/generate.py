@@ -1,8 +1,10 @@
-"""Generating text, with keys and values cached so that each new token costs one row of work instead of the whole context.
+"""Generating text, with keys and values cached so that each new token costs one row of work instead
+of the whole context.
 
-When the context is full, its older half is forgotten: the cache is rebuilt from the last max_seq_len / 2 tokens and grows again. The
-next token then depends on between half and all of the context, at an amortised cost of one row; learned positions make it
-impossible to move a cached key. `generate(..., use_cache=False)` recomputes everything for each token, by the same rule.
+When the context is full, its older half is forgotten: the cache is rebuilt from the last
+max_seq_len / 2 tokens and grows again. The next token then depends on between half and all of the
+context, at an amortised cost of one row; learned positions make it impossible to move a cached key.
+`generate(..., use_cache=False)` recomputes everything for each token, by the same rule.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ def context_start(length: int, max_seq_len: int) -> int:
     if length <= max_seq_len:
         return 0
     half = max(1, max_seq_len // 2)
-    step = max_seq_len - half + 1  # so many tokens fit after a rebuild, until the cache is full again
+    # so many tokens fit after a rebuild, until the cache is full again
+    step = max_seq_len - half + 1
     return length - half - (length - max_seq_len - 1) % step
 
 
@@ -81,7 +84,8 @@ def generate_batch(
         sampling: How tokens are chosen; None for `Sampling()`.
         seed: The same seed gives the same tokens.
         use_cache: False computes each token from the whole context; slow, the same result.
-        decoder: A decoder of this model for as many sequences, to rearrange the weights once for many calls.
+        decoder: A decoder of this model for as many sequences, to rearrange the weights once for
+            many calls.
 
     Raises:
         InputError: No prompt, an empty one, or a token outside the vocabulary.
@@ -110,8 +114,8 @@ def stream_batch(
 ) -> Iterator[None]:
     """Lengthen token sequences in place, for ever; each `next` works out one position.
 
-    Prompts may differ in length. All sequences stand at the same position; one whose prompt reaches further takes its next token from
-    the prompt instead of sampling it, so nothing is padded.
+    Prompts may differ in length. All sequences stand at the same position; one whose prompt reaches
+    further takes its next token from the prompt instead of sampling it, so nothing is padded.
     """
     if not is_whole(seed) or seed < 0:
         raise InputError(f"a seed must be a whole number of at least 0, not {seed!r}")
@@ -168,10 +172,12 @@ def generate_text(
         repetition_penalty: Against tokens that were there before.
         seed: The same seed gives the same text.
         stop: Generation ends before the first of these texts, which is not returned.
-        on_text: Called with each new piece of text as soon as it cannot become part of a stop text or of a longer character.
+        on_text: Called with each new piece of text as soon as it cannot become part of a stop text
+            or of a longer character.
 
     Raises:
-        InputError: The prompt cannot be encoded, the tokenizer is another model's, or an option is impossible.
+        InputError: The prompt cannot be encoded, the tokenizer is another model's, or an option is
+            impossible.
     """
     if tokenizer.vocab_size > model.config.vocab_size:
         raise InputError(
@@ -184,7 +190,8 @@ def generate_text(
     sequence = _check_prompt(tokenizer.encode(prompt) or _beginning(tokenizer), model)
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty)
     positions = stream_batch(model, [sequence], sampling, seed)
-    held_back = max((len(text) - 1 for text in stop), default=0)  # could be the beginning of a stop text
+    # could be the beginning of a stop text
+    held_back = max((len(text) - 1 for text in stop), default=0)
     decoder = tokenizer.incremental_decoder()
     text, shown = "", 0
     for remaining in range(num_tokens - 1, -1, -1):
@@ -203,7 +210,9 @@ def generate_text(
 
 
 def _beginning(tokenizer: Tokenizer) -> list[int]:
-    """Return the token that stands before a text without a prompt: a line end if there is one, else token 0."""
+    """Return the token that stands before a text without a prompt: a line end if there is one, else
+    token 0.
+    """
     try:
         return tokenizer.encode("\n")[:1] or [0]
     except InputError:

@@ -20,10 +20,12 @@ class Sampling:
 
     Attributes:
         temperature: Logits are divided by it; 0 takes the most likely token.
-        top_k: Only the k most likely tokens, of equally likely ones those with the smaller numbers; None for all.
-        top_p: Only the fewest most likely tokens whose probabilities sum to at least this; None for all (Holtzman et al. 2020).
-        repetition_penalty: Logits of tokens that are in the context are divided by it if positive, multiplied if negative;
-            1 for none (Keskar et al. 2019).
+        top_k: Only the k most likely tokens, of equally likely ones those with the smaller numbers;
+            None for all.
+        top_p: Only the fewest most likely tokens whose probabilities sum to at least this; None for
+            all (Holtzman et al. 2020).
+        repetition_penalty: Logits of tokens that are in the context are divided by it if positive,
+            multiplied if negative; 1 for none (Keskar et al. 2019).
     """
 
     temperature: float = 1.0
@@ -48,7 +50,9 @@ class Sampling:
         return min(max(float(self.temperature), COLDEST), HOTTEST)
 
     def choose_rows(self, logits: np.ndarray, random: np.ndarray, contexts: Sequence[Sequence[int]]) -> list[int]:
-        """Return a token for each row of logits (B, V): what `choose` returns for it, all at once where that is possible."""
+        """Return a token for each row of logits (B, V): what `choose` returns for it, all at once
+        where that is possible.
+        """
         plain = self.temperature > 0 and self.top_k is None and self.top_p is None and self.repetition_penalty == 1
         if not plain or len(logits) == 1:
             return [self.choose(*row) for row in zip(logits, random.tolist(), contexts, strict=True)]

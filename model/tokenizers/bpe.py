@@ -1,4 +1,6 @@
-"""Byte-level byte-pair encoding: 256 bytes and the pairs that were merged; any text survives a round trip."""
+"""Byte-level byte-pair encoding: 256 bytes and the pairs that were merged; any text survives a
+round trip.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +16,24 @@ from .bpe_training import count_words, learn_merges
 from .token_cells import Pair, TokenCells
 from .tokenizer import LARGEST_VOCABULARY, Tokenizer, as_texts, check_characters
 
-# Contractions; a word, number or run of marks with the space before it; the white space in between. `[^\W\d_]` is a letter.
+# Contractions; a word, number or run of marks with the space before it; the white space in between.
+# `[^\W\d_]` is a letter.
 PIECE = re.compile(r"'(?:[sdmt]|ll|ve|re)| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+")
-# Encoded words are remembered up to this number, so that text with endless new words does not fill the memory.
+# Encoded words are remembered up to this number, so that text with endless new words does not fill
+# the memory.
 CACHE_SIZE = 1 << 18
-# Pieces of so many bytes are merged in time that grows with their length; in shorter ones looking through all of the piece is faster.
+# Pieces of so many bytes are merged in time that grows with their length; in shorter ones looking
+# through all of the piece is faster.
 LONG_PIECE = 100
 
 
 class BPETokenizer(Tokenizer):
-    """Tokens 0 to 255 are bytes, the next ones merges in the order they were learned, the last ones special tokens.
+    """Tokens 0 to 255 are bytes, the next ones merges in the order they were learned, the last ones
+    special tokens.
 
     Args:
-        vocab_size: Tokens to learn, bytes and special tokens included; fewer come out of a text with too few repetitions.
+        vocab_size: Tokens to learn, bytes and special tokens included; fewer come out of a text
+            with too few repetitions.
         special_tokens: Texts that are one token wherever they stand, for example `<|endoftext|>`.
     """
 
@@ -93,7 +100,8 @@ class BPETokenizer(Tokenizer):
     def _encode_part(self, text: str) -> Iterable[int]:
         """Return the tokens of a text without special tokens.
 
-        Each different piece is encoded once; the text is then put together without any more Python per piece.
+        Each different piece is encoded once; the text is then put together without any more Python
+        per piece.
         """
         pieces = PIECE.findall(text)
         known = {piece: self._cache.get(piece) or self._encode_piece(piece) for piece in set(pieces)}
@@ -138,9 +146,11 @@ class BPETokenizer(Tokenizer):
         return tokens
 
     def _merge_long(self, word: bytes) -> list[int]:
-        """Do the same as `_merge_short` in time that grows with the length and not with its square: visit only the places of each pair.
+        """Do the same as `_merge_short` in time that grows with the length and not with its square:
+        visit only the places of each pair.
 
-        A pair that a merge creates was learned later than that merge, so a heap gives the merges in their order.
+        A pair that a merge creates was learned later than that merge, so a heap gives the merges in
+        their order.
         """
         cells = TokenCells([word])
         new_token = self._new_token

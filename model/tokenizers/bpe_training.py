@@ -1,11 +1,16 @@
-"""Learning byte-pair merges (Sennrich et al. 2016): join the most frequent neighbouring pair of tokens, again and again.
+"""Learning byte-pair merges (Sennrich et al. 2016): join the most frequent neighbouring pair of
+tokens, again and again.
 
-The text is first reduced to its different words with their counts. A merge then visits the places of its pair alone:
+The text is first reduced to its different words with their counts. A merge then visits the places
+of its pair alone:
 - `TokenCells`: the words, as tokens whose neighbours are found without a search;
 - `counts`: how often each pair occurs, kept up to date;
-- `places`: where each pair began when it came into being (a place that holds it no longer is noticed there);
-- a heap of (−count, pair), where an entry whose count is no longer the true one is dropped or renewed when it comes up.
-So a merge costs as much as the places it changes, not as much as the text, nor as the words that they are in.
+- `places`: where each pair began when it came into being (a place that holds it no longer is
+  noticed there);
+- a heap of (−count, pair), where an entry whose count is no longer the true one is dropped or
+  renewed when it comes up.
+So a merge costs as much as the places it changes, not as much as the text, nor as the words that
+they are in.
 """
 
 from __future__ import annotations
@@ -23,7 +28,8 @@ from .token_cells import Pair, Places, TokenCells
 def learn_merges(word_counts: Iterable[tuple[bytes, int]], num_merges: int, progress: bool = False) -> list[Pair]:
     """Return up to `num_merges` pairs in the order of their merging; merge i makes token 256 + i.
 
-    Of equally frequent pairs the one with the smaller token numbers comes first. Pairs that occur only once are not merged.
+    Of equally frequent pairs the one with the smaller token numbers comes first. Pairs that occur
+    only once are not merged.
 
     Args:
         word_counts: Different words as bytes, with their counts.
@@ -56,7 +62,8 @@ class _Words:
     """The words as tokens, and the pairs in them.
 
     Attributes:
-        counts: Occurrences of each pair that was there more than once when it came into being; no pair ever becomes more frequent.
+        counts: Occurrences of each pair that was there more than once when it came into being; no
+            pair ever becomes more frequent.
     """
 
     def __init__(self, word_counts: Iterable[tuple[bytes, int]]) -> None:
@@ -71,7 +78,9 @@ class _Words:
         self._keep(list(self._places))
 
     def merge(self, pair: Pair) -> list[Pair]:
-        """Replace a pair by the next token everywhere, and return the pairs that this created and that may be merged."""
+        """Replace a pair by the next token everywhere, and return the pairs that this created and
+        that may be merged.
+        """
         first, second = pair
         new, counts = self._next_token, self.counts
         self._next_token += 1

@@ -1,11 +1,13 @@
-"""Words as tokens that are joined in pairs: the structure under learning byte-pair merges and under encoding long pieces.
+"""Words as tokens that are joined in pairs: the structure under learning byte-pair merges and under
+encoding long pieces.
 
-The words lie one behind the other in a list of cells, one for each byte, with a border between them. A token stands in its first and
-in its last cell; what the cells between hold is never looked at. So the neighbours of a token are found from its place and its length,
-and joining two tokens costs the same wherever they are.
+The words lie one behind the other in a list of cells, one for each byte, with a border between
+them. A token stands in its first and in its last cell; what the cells between hold is never looked
+at. So the neighbours of a token are found from its place and its length, and joining two tokens
+costs the same wherever they are.
 
-A list of places where a pair begins may be out of date: tokens only grow, so a place that held the pair once either holds it still or
-never again, and one look at both tokens tells.
+A list of places where a pair begins may be out of date: tokens only grow, so a place that held the
+pair once either holds it still or never again, and one look at both tokens tells.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ import numpy as np
 Pair = tuple[int, int]
 Places = Sequence[int]
 
-BORDER = -1  # stands between two words, and in the first cell of a token that has become the end of a longer one
+# stands between two words, and in the first cell of a token that has become the end of a longer one
+BORDER = -1
 
 
 class TokenCells:
@@ -37,7 +40,9 @@ class TokenCells:
         self._lengths = dict.fromkeys(range(256), 1)
 
     def pairs(self) -> dict[Pair, Places]:
-        """Return where each pair of bytes begins, in ascending order. Only before the first `join`."""
+        """Return where each pair of bytes begins, in ascending order. Only before the first
+        `join`.
+        """
         cells = np.array(self._cells, np.int32)
         places = np.flatnonzero((cells[:-1] != BORDER) & (cells[1:] != BORDER))
         pairs = cells[places] << 8 | cells[places + 1]
@@ -55,11 +60,14 @@ class TokenCells:
         Args:
             pair: The tokens.
             new: A token that was never there before.
-            places: Where the pair begins, in ascending order; places that hold it no longer are passed over.
+            places: Where the pair begins, in ascending order; places that hold it no longer are
+                passed over.
 
         Returns:
-            For each neighbour before, where the pairs (neighbour, new) begin; for each neighbour after, where the pairs (new, neighbour) begin; in
-            ascending order. Where two of the new tokens met, the place is in both: once as (new, first) and then as (new, new).
+            For each neighbour before, where the pairs (neighbour, new) begin; for each neighbour
+                after, where the pairs (new, neighbour) begin; in
+            ascending order. Where two of the new tokens met, the place is in both: once as (new,
+                first) and then as (new, new).
         """
         first, second = pair
         cells, lengths = self._cells, self._lengths

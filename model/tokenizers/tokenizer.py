@@ -38,7 +38,8 @@ class Tokenizer(ABC):
 
         Args:
             texts: The text or the texts.
-            progress: Show a bar on a terminal while this takes its time, as learning byte pairs does.
+            progress: Show a bar on a terminal while this takes its time, as learning byte pairs
+                does.
         """
 
     @abstractmethod
@@ -47,7 +48,9 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def token_bytes(self, token: int) -> bytes:
-        """Return what a token of the vocabulary stands for in UTF-8; it may be a part of a character."""
+        """Return what a token of the vocabulary stands for in UTF-8; it may be a part of a
+        character.
+        """
 
     @property
     @abstractmethod
@@ -68,7 +71,8 @@ class Tokenizer(ABC):
         """Rebuild from `to_dict`'s result; may raise anything for content that is wrong."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of tokens; bytes that are not UTF-8, as in half a character, become U+FFFD.
+        """Return the text of tokens; bytes that are not UTF-8, as in half a character, become
+        U+FFFD.
 
         Raises:
             InputError: A token is outside the vocabulary.
@@ -110,9 +114,11 @@ class Tokenizer(ABC):
 
 
 class TokenDecoder:
-    """The text of tokens that come one after the other: all pieces together are what `Tokenizer.decode` makes of all tokens.
+    """The text of tokens that come one after the other: all pieces together are what
+    `Tokenizer.decode` makes of all tokens.
 
-    As `codecs.IncrementalDecoder` does with bytes, it keeps the first bytes of a character until the others are there.
+    As `codecs.IncrementalDecoder` does with bytes, it keeps the first bytes of a character until
+    the others are there.
 
     Args:
         tokenizer: Whose tokens they are.
@@ -123,7 +129,8 @@ class TokenDecoder:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def decode(self, ids: Sequence[int], final: bool = False) -> str:
-        """Return the characters that these tokens complete; with `final`, U+FFFD for one that they do not.
+        """Return the characters that these tokens complete; with `final`, U+FFFD for one that they
+        do not.
 
         Raises:
             InputError: A token is outside the vocabulary.

@@ -12,15 +12,16 @@ from ..errors import InputError
 from .tokenizer import LARGEST_VOCABULARY, Tokenizer, as_texts, checked_vocabulary
 
 UNKNOWN = "<UNK>"
-# A word with the one space before it; or else a single character. Every text is the concatenation of its pieces.
+# A word with the one space before it; or else a single character. Every text is the concatenation
+# of its pieces.
 PIECE = re.compile(r" ?\w+|[^\w]", re.UNICODE)
 
 
 class WordTokenizer(Tokenizer):
     """The most frequent pieces of the training text; everything else becomes `<UNK>` (token 0).
 
-    A piece is a word with the space before it, or one other character. Text whose pieces are all known survives a round trip
-    unchanged.
+    A piece is a word with the space before it, or one other character. Text whose pieces are all
+    known survives a round trip unchanged.
 
     Args:
         max_vocab_size: Largest number of tokens, `<UNK>` included.
@@ -38,7 +39,9 @@ class WordTokenizer(Tokenizer):
         self._tokens: dict[str, int] = {}
 
     def train(self, texts: str | Iterable[str], progress: bool = False) -> None:
-        """Count the pieces of one text or several, and keep the most frequent (ties by alphabet)."""
+        """Count the pieces of one text or several, and keep the most frequent (ties by
+        alphabet).
+        """
         counts: Counter[str] = Counter()
         for text in as_texts(texts):
             counts.update(PIECE.findall(text))

@@ -1,1 +1,3 @@
-"""Everything that makes a model fit a text: steps, optimizers, worker processes, evaluation, resuming."""
+"""Everything that makes a model fit a text: steps, optimizers, worker processes, evaluation,
+resuming.
+"""

@@ -15,12 +15,14 @@ TOKENS_AT_A_TIME = 1 << 11
 def evaluate_loss(
     model: Transformer, tokens: np.ndarray, batch_size: int | None = None, max_windows: int | None = None
 ) -> float:
-    """Return the mean loss in nats a token over a whole token array, cut into non-overlapping windows of max_seq_len.
+    """Return the mean loss in nats a token over a whole token array, cut into non-overlapping
+    windows of max_seq_len.
 
     Args:
         model: The model.
         tokens: (n,), at least max_seq_len + 1 of them.
-        batch_size: Windows at a time; does not change the result but for rounding. None for about 2,000 tokens.
+        batch_size: Windows at a time; does not change the result but for rounding. None for about
+            2,000 tokens.
         max_windows: Use at most so many, spread evenly over the array; None for all.
 
     Raises:

@@ -44,7 +44,8 @@ class TrainingLog:
     Args:
         csv_path: The table, or None to keep rows in memory only.
         json_path: The JSON lines, likewise.
-        resume_step: Rows up to this step are kept from an earlier session; later ones, and a line cut short, are dropped.
+        resume_step: Rows up to this step are kept from an earlier session; later ones, and a line
+            cut short, are dropped.
     """
 
     def __init__(self, csv_path: Path | None, json_path: Path | None, resume_step: int = 0) -> None:

@@ -7,8 +7,9 @@ With gradient g, step t = 1, 2, …, learning rate η, decay λ of matrices:
     AdamW    p ← p·(1 − η·λ), then as Adam          (Kingma and Ba 2015; Loshchilov and Hutter 2019)
 The others add λ·p to g instead (L2 penalty). PyTorch defines them the same way.
 
-m and v are stored divided by (1 − β): then `m *= β; m += g` updates them without a temporary array, and the factors join the
-bias corrections in two numbers per step. The vector is worked on in chunks that stay in the cache over all passes.
+m and v are stored divided by (1 − β): then `m *= β; m += g` updates them without a temporary array,
+and the factors join the bias corrections in two numbers per step. The vector is worked on in chunks
+that stay in the cache over all passes.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Optimizer:
     Args:
         config: Kind and constants.
         num_decayed: Leading part of the vector that weight decay applies to.
-        state: Running means by name (see `STATE_NAMES`), each as long as the vector, zero at the start.
+        state: Running means by name (see `STATE_NAMES`), each as long as the vector, zero at the
+            start.
     """
 
     def __init__(self, config: TrainingConfig, num_decayed: int, state: dict[str, np.ndarray]) -> None:
@@ -113,5 +115,7 @@ class Optimizer:
 
 
 def clip_scale(norm: float, limit: float) -> float:
-    """Return the factor that brings a gradient of this global norm down to the limit; 1 if it is not above, or the limit is 0."""
+    """Return the factor that brings a gradient of this global norm down to the limit; 1 if it is
+    not above, or the limit is 0.
+    """
     return limit / norm if 0 < limit < norm else 1.0

@@ -1,4 +1,6 @@
-"""Pictures of training and of what the model does. matplotlib is imported only here, and only when a picture is drawn."""
+"""Pictures of training and of what the model does. matplotlib is imported only here, and only when
+a picture is drawn.
+"""
 
 from __future__ import annotations
 
@@ -99,7 +101,8 @@ def plot_embeddings(model: Transformer, tokenizer: Tokenizer, path: str | Path, 
     table = model.parameters["token_embedding"][:most].astype(np.float64)
     centred = table - table.mean(axis=0)
     _, strengths, directions = np.linalg.svd(centred, full_matrices=False)
-    places = centred @ directions[:2].T  # (tokens, 2), or fewer columns for a model one channel wide
+    # (tokens, 2), or fewer columns for a model one channel wide
+    places = centred @ directions[:2].T
     places = np.pad(places, ((0, 0), (0, 2 - places.shape[1])))
     share = strengths**2 / max(1e-30, (strengths**2).sum())
     figure = new_figure(8, 8)
@@ -115,7 +118,8 @@ def plot_embeddings(model: Transformer, tokenizer: Tokenizer, path: str | Path, 
 def plot_statistics(
     model: Transformer, inputs: np.ndarray, targets: np.ndarray, path: str | Path
 ) -> dict[str, dict[str, float]]:
-    """Draw the root mean square of every activation and of every parameter's gradient on a batch, and return them.
+    """Draw the root mean square of every activation and of every parameter's gradient on a batch,
+    and return them.
 
     Args:
         model: The model.

@@ -1,14 +1,16 @@
 """One training step, shared among W workers that see the same memory.
 
-Worker w computes the gradients of its share of the batch. Then it sums the gradients of all workers for its share of the parameters, in
-the order of the workers, and updates that share. Where one worker must not run ahead of another there is a barrier:
+Worker w computes the gradients of its share of the batch. Then it sums the gradients of all workers
+for its share of the parameters, in the order of the workers, and updates that share. Where one
+worker must not run ahead of another there is a barrier:
 
     gradients of own sequences           | barrier
     sum own share of parameters, norm    | barrier
     clip and update own share            | barrier
 
-With one worker nothing is shared and a barrier does nothing, so this is also the plain training step. The batch of a step depends on
-(seed, step) alone, and so does all else: the same seed and number of workers give the same bytes.
+With one worker nothing is shared and a barrier does nothing, so this is also the plain training
+step. The batch of a step depends on (seed, step) alone, and so does all else: the same seed and
+number of workers give the same bytes.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from .optimizers import STATE_NAMES, Optimizer, clip_scale
 from .schedules import learning_rate
 from .straight_through import StraightThrough
 
-# Values that a worker tells the others in each step: its loss, and the square of its share's gradient norm.
+# Values that a worker tells the others in each step: its loss, and the square of its share's
+# gradient norm.
 NUM_MESSAGES = 2
 
 
@@ -50,8 +53,10 @@ class TrainingMemory:
 
     Attributes:
         parameters: Flat (n,), what the optimizer updates.
-        rounded: Flat (n,), what the model computes with: a copy that straight-through training has rounded, or else `parameters` itself.
-        teacher: Flat (n,), the parameters of the model that straight-through training imitates; empty otherwise.
+        rounded: Flat (n,), what the model computes with: a copy that straight-through training has
+            rounded, or else `parameters` itself.
+        teacher: Flat (n,), the parameters of the model that straight-through training imitates;
+            empty otherwise.
         state: The optimizer's running means by name, each (n,).
         gradients: For each worker (n,).
         messages: (W, 2), float64.
@@ -163,9 +168,11 @@ class WorkerStep:
             self.barrier()
 
     def evaluate(self, max_windows: int | None, first: int, last: int) -> float:
-        """Return the sum of held-out losses of windows `first` to before `last`; each worker computes a part (see `evaluate_loss`).
+        """Return the sum of held-out losses of windows `first` to before `last`; each worker
+        computes a part (see `evaluate_loss`).
 
-        All lives in the memory of the steps: as many tokens at a time as a step has, if that is a whole window.
+        All lives in the memory of the steps: as many tokens at a time as a step has, if that is a
+        whole window.
         """
         inputs, targets = evaluation_windows(self.validation, self.model.config.max_seq_len, max_windows)
         share = _share(last - first, self.worker, self.num_workers)
@@ -180,13 +187,17 @@ class WorkerStep:
 
     @property
     def windows_at_a_time(self) -> int:
-        """How many windows for evaluation have no more tokens than the sequences that a step computes at a time; at least 1."""
+        """How many windows for evaluation have no more tokens than the sequences that a step
+        computes at a time; at least 1.
+        """
         num_rows = self.rows.stop - self.rows.start
         sequences = -(-num_rows // self.config.accumulation_steps)
         return max(1, sequences * self.length // self.model.config.max_seq_len)
 
     def _compute_gradients(self, step: int) -> float:
-        """Leave the gradients of this worker's rows, weighted by their share of the batch, and return their share of the loss."""
+        """Leave the gradients of this worker's rows, weighted by their share of the batch, and
+        return their share of the loss.
+        """
         config, model = self.config, self.model
         gradients = self.memory.gradients[self.worker]
         inputs, targets = random_batch(self.tokens, config.batch_size, self.length, config.seed, step)

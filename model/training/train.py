@@ -38,14 +38,16 @@ def train_model(
     Args:
         model: Its weights are the starting point.
         tokenizer: Trained; its vocabulary is the model's.
-        texts: One text or several; the last part of their tokens is held out. None with `resume`: the run's own tokens.
+        texts: One text or several; the last part of their tokens is held out. None with `resume`:
+            the run's own tokens.
         config: A `TrainingConfig`, or a dictionary with some of its fields.
         directory: Run directory for checkpoints, logs and the loss plot; None to write nothing.
-        resume: Go on where the run in `directory` stopped, to the same bytes as a run that never did.
+        resume: Go on where the run in `directory` stopped, to the same bytes as a run that never
+            did.
         progress: Show a progress bar and log lines on the terminal; without, they go to `logging`.
         source: What `training.json` is to say about the text.
-        straight_through: A number format to train the model for, or None. Held-out losses are then those in this format, and the weights
-            that are left in the model are rounded to it.
+        straight_through: A number format to train the model for, or None. Held-out losses are then
+            those in this format, and the weights that are left in the model are rounded to it.
 
     Raises:
         InputError: The text is too short, an option is impossible, or there is nothing to resume.

@@ -1,4 +1,6 @@
-"""The training loop: steps, and logs, held-out losses, checkpoints and samples where they are due."""
+"""The training loop: steps, and logs, held-out losses, checkpoints and samples where they are
+due.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,8 @@ class TrainingResult:
     Attributes:
         step: Steps done in all sessions.
         total_steps: Steps planned.
-        validation_loss: Of the weights that are left in the model, over the whole held-out split, nats.
+        validation_loss: Of the weights that are left in the model, over the whole held-out split,
+            nats.
         seconds: Training time of all sessions, the evaluation of the whole held-out split included.
         interrupted: Whether Ctrl-C or the time limit ended it; it can be resumed.
         timed_out: Whether it was the time limit.
@@ -145,7 +148,9 @@ class Trainer:
         self._save_best()  # the last: a directory with a model is not begun anew
 
     def _run_steps(self, engine: TrainingEngine) -> bool:
-        """Do steps until all are done, something stops them, or nothing improves any more; return whether it was the last."""
+        """Do steps until all are done, something stops them, or nothing improves any more; return
+        whether it was the last.
+        """
         stopped_early = False
         with (
             first_interrupt(self._request_stop),
@@ -189,7 +194,9 @@ class Trainer:
         bar.update(len(results))
 
     def _events(self, engine: TrainingEngine, last: StepResult) -> bool:
-        """Log, evaluate, save and sample where it is due; return whether to stop because nothing improves."""
+        """Log, evaluate, save and sample where it is due; return whether to stop because nothing
+        improves.
+        """
         step, last_step = self.progress.step, self.progress.step == self.total_steps
         evaluate = step % self.evaluate_every == 0 or last_step
         if not evaluate and step % self.config.log_every != 0 and not self._due(self.config.sample_every):

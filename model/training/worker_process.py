@@ -1,4 +1,6 @@
-"""One worker process of `model.training.workers`: reads a job and then commands as JSON lines, and answers with JSON lines."""
+"""One worker process of `model.training.workers`: reads a job and then commands as JSON lines, and
+answers with JSON lines.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ class Barrier:
     """Returns from a call when every worker has made it.
 
     Args:
-        links: A socket to each other worker. A byte says "here", and the end of the stream that the other is gone.
+        links: A socket to each other worker. A byte says "here", and the end of the stream that the
+            other is gone.
     """
 
     def __init__(self, links: list[socket.socket]) -> None:
@@ -86,7 +89,9 @@ def main(build_straight_through: Callable[[dict[str, Any]], StraightThrough] | N
 
 
 def run(build_straight_through: Callable[[dict[str, Any]], StraightThrough] | None = None) -> None:
-    """Be a worker process: `main`, and a quiet end when the parent or a partner was killed, because nobody is left to work for."""
+    """Be a worker process: `main`, and a quiet end when the parent or a partner was killed, because
+    nobody is left to work for.
+    """
     try:
         main(build_straight_through)
     except (BrokenPipeError, ConnectionError):

@@ -1,10 +1,12 @@
 """Worker processes that share one training step, and the memory that they share.
 
-Two processes with BLAS on one core each are faster than one process with BLAS on two cores: everything between the matrix products is
-then done twice at a time as well. Each worker is a fresh interpreter (`python -P -m model.training.worker_process`) that inherits a file
-descriptor for the shared memory and one end of a socket to every other worker; it takes commands as JSON lines on its standard input
-and answers on its standard output. Nothing has a name in the file system, so nothing is left behind when a process is killed, and a
-process whose partner dies reads the end of a file and ends too.
+Two processes with BLAS on one core each are faster than one process with BLAS on two cores:
+everything between the matrix products is then done twice at a time as well. Each worker is a fresh
+interpreter (`python -P -m model.training.worker_process`) that inherits a file descriptor for the
+shared memory and one end of a socket to every other worker; it takes commands as JSON lines on its
+standard input and answers on its standard output. Nothing has a name in the file system, so nothing
+is left behind when a process is killed, and a process whose partner dies reads the end of a file
+and ends too.
 """
 
 from __future__ import annotations
@@ -53,7 +55,8 @@ class TrainingEngine(ABC):
         """Bring `memory.rounded` up to date with `memory.parameters`."""
 
     def evaluate(self, max_windows: int | None = None, progress: Callable[[int], object] = lambda count: None) -> float:
-        """Return the held-out loss of the parameters in memory, over all windows or so many of them.
+        """Return the held-out loss of the parameters in memory, over all windows or so many of
+        them.
 
         `progress` is called with a number of windows when these are done.
         """
@@ -112,7 +115,8 @@ class ProcessEngine(TrainingEngine):
         validation: Held-out tokens, likewise.
         num_workers: At least 2.
         resources: Closes files and ends processes.
-        straight_through: Rounds parameters and activations, unless None; its `worker_module` is what the processes then run.
+        straight_through: Rounds parameters and activations, unless None; its `worker_module` is
+            what the processes then run.
     """
 
     def __init__(
@@ -167,12 +171,14 @@ class ProcessEngine(TrainingEngine):
         ]
         search_path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), *filter(None, sys.path)])
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", self._worker_module],  # -P: no model.py of the current directory is ours
+            # -P: no model.py of the current directory is ours
+            [sys.executable, "-P", "-m", self._worker_module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **ONE_BLAS_THREAD, "PYTHONPATH": search_path},
             pass_fds=[*inherited, *job["links"]],
-            start_new_session=True,  # Ctrl-C at the terminal is for the parent, which ends training in an orderly way
+            # Ctrl-C at the terminal is for the parent, which ends training in an orderly way
+            start_new_session=True,
         )
         resources.callback(_end, process)
         self._send(process, job)
@@ -225,7 +231,9 @@ def open_engine(
     num_workers: int | None = None,
     straight_through: StraightThrough | None = None,
 ) -> Iterator[TrainingEngine]:
-    """Yield an engine with `num_workers` workers, or as many as the configuration and the machine suggest."""
+    """Yield an engine with `num_workers` workers, or as many as the configuration and the machine
+    suggest.
+    """
     count = num_workers or training.num_workers or available_workers(training.batch_size)
     count = min(count, training.batch_size)
     if count == 1:
@@ -236,7 +244,9 @@ def open_engine(
 
 
 def available_workers(batch_size: int) -> int:
-    """Return one worker for each core that this process may use, at most 4, and at most one for each sequence."""
+    """Return one worker for each core that this process may use, at most 4, and at most one for
+    each sequence.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores, MOST_WORKERS, batch_size))
 
@@ -252,7 +262,9 @@ def _map(descriptor: int, size: int) -> np.ndarray:
 
 
 def _describe(tokens: np.ndarray, resources: ExitStack) -> dict[str, Any]:
-    """Return how a worker finds tokens: by the name of their .npy file, or by the descriptor of an unnamed copy."""
+    """Return how a worker finds tokens: by the name of their .npy file, or by the descriptor of an
+    unnamed copy.
+    """
     if (
         isinstance(tokens, np.memmap)
         and tokens.filename is not None

@@ -2,9 +2,9 @@
 # (the circuit is built only to ask for its schedule)
 """Compare the attention circuit's speed with this machine's on the same layer.
 
-The circuit's cycles a token follow from its schedule (benches hold it to that, cycle for cycle); its clock is what
-synthesis reached, or --frequency. Beside it stands what NumPy does on this machine: the same layer in floating point, and
-the integer model of it.
+The circuit's cycles a token follow from its schedule (benches hold it to that, cycle for cycle);
+its clock is what synthesis reached, or --frequency. Beside it stands what NumPy does on this
+machine: the same layer in floating point, and the integer model of it.
 
 Example:
   positron benchmark circuit runs/demo
@@ -64,7 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def measure(parameters: Any, megahertz: float) -> dict[str, float]:
-    """Return tokens a second of the circuit and of this machine, for sequences as long as the context.
+    """Return tokens a second of the circuit and of this machine, for sequences as long as the
+    context.
 
     Args:
         parameters: A `fixedpoint.Attention`.

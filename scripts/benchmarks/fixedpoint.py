@@ -1,8 +1,10 @@
-"""Speed of the integer model beside the float one: evaluating held-out text, and generating one sequence, in NumPy and in C.
+"""Speed of the integer model beside the float one: evaluating held-out text, and generating one
+sequence, in NumPy and in C.
 
-The model is a quantized run's, or M (4 layers, 4 heads, 128 wide, 64 tokens) with random weights, quantized to 8 bits. The float model's
-forward pass and the integer model's loss go over the same windows; generation fills the context from one token to the end at temperature 0.8.
-The contestants take turns, and medians are compared.
+The model is a quantized run's, or M (4 layers, 4 heads, 128 wide, 64 tokens) with random weights,
+quantized to 8 bits. The float model's forward pass and the integer model's loss go over the same
+windows; generation fills the context from one token to the end at temperature 0.8. The contestants
+take turns, and medians are compared.
 """
 
 from __future__ import annotations
@@ -83,7 +85,9 @@ def run(arguments: argparse.Namespace) -> int:
 def measure_evaluation(
     model: Transformer, quantized: QuantizedTransformer, tokens: np.ndarray, seconds: float
 ) -> dict[str, Any]:
-    """Return the time a token of the float forward pass and of the integer model's loss, cross-entropy included, over all windows of a text."""
+    """Return the time a token of the float forward pass and of the integer model's loss,
+    cross-entropy included, over all windows of a text.
+    """
     inputs, targets = windows(tokens, model.config.max_seq_len)
 
     def float_forward() -> None:
@@ -108,7 +112,9 @@ def measure_evaluation(
 
 
 def measure_generation(model: Transformer, quantized: QuantizedTransformer, seconds: float) -> dict[str, Any]:
-    """Return tokens a second of one sequence: the float model, the integer engine, and the C program where there is a compiler."""
+    """Return tokens a second of one sequence: the float model, the integer engine, and the C
+    program where there is a compiler.
+    """
     count = model.config.max_seq_len - 1
     exact, integer = float_decoder.CachedDecoder(model, 1), CachedDecoder(quantized)
     sampling = Sampling(temperature=TEMPERATURE)

@@ -1,7 +1,9 @@
-"""Tokens a second of cached generation, for one sequence and for 32, beside eager PyTorch with a cache where it is installed.
+"""Tokens a second of cached generation, for one sequence and for 32, beside eager PyTorch with a
+cache where it is installed.
 
-The model is M (4 layers, 4 heads, 128 wide, 64 tokens), with random weights; sampling at temperature 0.8. NumPy and PyTorch take turns, and
-medians are compared. Each turn fills the context from one token to the end.
+The model is M (4 layers, 4 heads, 128 wide, 64 tokens), with random weights; sampling at
+temperature 0.8. NumPy and PyTorch take turns, and medians are compared. Each turn fills the context
+from one token to the end.
 """
 
 from __future__ import annotations

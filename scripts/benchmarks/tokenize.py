@@ -1,6 +1,7 @@
 """Time to train byte-pair encoding, and megabytes a second of encoding with a cold cache.
 
-The text is the bundled stories or any other (`--text`). Where the package `tokenizers` (Hugging Face, Rust) is installed, it is measured beside.
+The text is the bundled stories or any other (`--text`). Where the package `tokenizers` (Hugging
+Face, Rust) is installed, it is measured beside.
 """
 
 from __future__ import annotations

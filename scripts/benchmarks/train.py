@@ -1,7 +1,9 @@
-"""Time per training step, beside eager PyTorch where it is installed, and the share of the machine's matrix-product peak.
+"""Time per training step, beside eager PyTorch where it is installed, and the share of the
+machine's matrix-product peak.
 
-Three shapes: S (2 layers, 4 heads, 64 wide, 64 tokens, batch 16), M (4, 4, 128, 64, batch 12), L (6, 6, 192, 128, batch 16).
-NumPy and PyTorch take turns, a few steps each, and the medians are compared, so that whatever else the machine does hits both.
+Three shapes: S (2 layers, 4 heads, 64 wide, 64 tokens, batch 16), M (4, 4, 128, 64, batch 12), L
+(6, 6, 192, 128, batch 16). NumPy and PyTorch take turns, a few steps each, and the medians are
+compared, so that whatever else the machine does hits both.
 """
 
 from __future__ import annotations
@@ -95,7 +97,8 @@ def _measure_shape(name: str, seconds: float, activation: str, compare: bool) ->
                 times[key].append((time.perf_counter() - start) / TURN)
             step += TURN
     medians = {key: statistics.median(values) for key, values in times.items()}
-    # Forward and backward take three times the forward's operations; a causal row attends half the context on average.
+    # Forward and backward take three times the forward's operations; a causal row attends half the
+    # context on average.
     operations = (
         6 * model.count_multiply_accumulates((config.max_seq_len + 1) // 2)["total"] * batch_size * config.max_seq_len
     )
@@ -113,14 +116,17 @@ def _measure_shape(name: str, seconds: float, activation: str, compare: bool) ->
     }
 
 
-# The threads of BLAS and of PyTorch spin for a while after their last work, and would take a core from whoever comes next.
+# The threads of BLAS and of PyTorch spin for a while after their last work, and would take a core
+# from whoever comes next.
 SETTLE_SECONDS = 0.1
 PEAK_SIZE = 768
 _LEFT, _RIGHT, _PRODUCT = (np.ones((PEAK_SIZE, PEAK_SIZE), np.float32) for _ in range(3))
 
 
 def _matrix_products(step: int) -> None:
-    """Multiply large matrices with all of BLAS's threads: the fastest that this machine's BLAS goes."""
+    """Multiply large matrices with all of BLAS's threads: the fastest that this machine's BLAS
+    goes.
+    """
     for _ in range(TURN):
         np.matmul(_LEFT, _RIGHT, out=_PRODUCT)
 

@@ -1,4 +1,5 @@
-"""Measure how fast this machine trains, generates and tokenizes, and what the circuit does beside it.
+"""Measure how fast this machine trains, generates and tokenizes, and what the circuit does beside
+it.
 
 Each benchmark is a subcommand of its own with its own options.
 

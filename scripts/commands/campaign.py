@@ -1,7 +1,9 @@
-"""Hold cores against their specification on a million random vectors each, with stalls and resets in the middle.
+"""Hold cores against their specification on a million random vectors each, with stalls and resets
+in the middle.
 
-A core is compiled by Verilator with sources, sinks and comparison in C++. Every result must equal the integer model's. A failure is
-printed with the command that repeats it. A core that would take too long gets as many vectors as the time allows; the table says how many.
+A core is compiled by Verilator with sources, sinks and comparison in C++. Every result must equal
+the integer model's. A failure is printed with the command that repeats it. A core that would take
+too long gets as many vectors as the time allows; the table says how many.
 
 Example:
   positron campaign

@@ -1,6 +1,8 @@
-"""Do the whole job on the bundled sample text: train, generate, quantize, simulate, synthesize, report.
+"""Do the whole job on the bundled sample text: train, generate, quantize, simulate, synthesize,
+report.
 
-A second run redoes only what changed. Ctrl-C at any point leaves nothing broken: run it again to go on.
+A second run redoes only what changed. Ctrl-C at any point leaves nothing broken: run it again to go
+on.
 
 Example:
   positron demo
@@ -150,7 +152,8 @@ def do_stages(arguments: argparse.Namespace) -> int:
         if stage.command == "train":
             directory = RunDirectory(arguments.out)
             if not records.was_started(stage):
-                directory.training_state.unlink(missing_ok=True)  # another training's, which would be gone on with
+                # another training's, which would be gone on with
+                directory.training_state.unlink(missing_ok=True)
             words.append("--resume" if directory.can_be_resumed() else "--force")
         print(f"\n{head}\n$ positron {shlex.join(words)}", flush=True)
         records.mark_started(stage)
@@ -171,7 +174,8 @@ def check_requirements(commands: Sequence[str]) -> None:
     """Refuse before the first step what a later one would refuse after minutes.
 
     Raises:
-        ToolError: A step lacks Python packages or tools; the message says which, and how far the demonstration can go without them.
+        ToolError: A step lacks Python packages or tools; the message says which, and how far the
+            demonstration can go without them.
     """
     missing = {command: missing_for(command) for command in commands}
     lacking = [command for command in commands if missing[command]]

@@ -1,6 +1,7 @@
 """Say which tools and Python packages are found, which are missing, and what to install.
 
-It also says which commands work with what is there. The exit status is 0 when all that `make demo` needs is there.
+It also says which commands work with what is there. The exit status is 0 when all that `make demo`
+needs is there.
 
 Example:
   positron doctor

@@ -30,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate, print, and keep the figures in the run directory."""
     directory = open_run(arguments.run)
-    model_sha256 = file_digest(directory.model_weights)  # before loading: a model that changes meanwhile is another one
+    # before loading: a model that changes meanwhile is another one
+    model_sha256 = file_digest(directory.model_weights)
     model, (quantized, manifest_sha256) = directory.load_model(), load_named_quantized(directory)
     if arguments.text is None:
         name, tokens = "held-out text", directory.load_validation_tokens(model.config.vocab_size)

@@ -1,7 +1,8 @@
 """Write the integer model as a C program that needs nothing but a C compiler.
 
-The directory holds model.h (the model as constants), transformer.c (the arithmetic, whole numbers only) and a Makefile. The program
-reads token numbers and writes the same tokens as `positron generate --quantized`. With --prompt it is also compiled and run.
+The directory holds model.h (the model as constants), transformer.c (the arithmetic, whole numbers
+only) and a Makefile. The program reads token numbers and writes the same tokens as
+`positron generate --quantized`. With --prompt it is also compiled and run.
 
 Example:
   positron export-c runs/demo
@@ -46,7 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     if text is None:
         write_program(quantized, target)
         print(f"program: {target / SOURCE}, with model.h and {MAKEFILE}")
-        program = quote(f"{target}/{EXECUTABLE}")  # with a slash in "." too: a bare name is looked for elsewhere
+        # with a slash in "." too: a bare name is looked for elsewhere
+        program = quote(f"{target}/{EXECUTABLE}")
         print(f'compile and run: make -C {quote(str(target))} && echo "0" | {program} --temperature 0.8')
         return 0
     prompt = tokenizer.encode(text)

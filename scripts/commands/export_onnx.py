@@ -1,7 +1,8 @@
 """Write the integer model as an ONNX graph with the same logits, bit for bit.
 
-Weights are int8 with one power-of-two scale a row; every cast is written out, so that no runtime rounds in its own way. The graph
-takes tokens (batch, length) and returns logits (batch, length, vocabulary).
+Weights are int8 with one power-of-two scale a row; every cast is written out, so that no runtime
+rounds in its own way. The graph takes tokens (batch, length) and returns logits (batch, length,
+vocabulary).
 
 Example:
   positron export-onnx runs/demo --out model.onnx

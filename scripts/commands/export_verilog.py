@@ -1,8 +1,9 @@
 """Write a core as plain Verilog, with its interface described and a test bench with golden vectors.
 
-The core takes weights, tables and formats from a quantized run; without --run they are an example's, of a layer 128 wide (attention: 64). The
-directory then holds MODULE.v, MODULE.md (ports, packing, formats, timing), MODULE_testbench.v and the bench's vectors. All modules' names
-begin with MODULE, so cores of different names stand in one design.
+The core takes weights, tables and formats from a quantized run; without --run they are an
+example's, of a layer 128 wide (attention: 64). The directory then holds MODULE.v, MODULE.md (ports,
+packing, formats, timing), MODULE_testbench.v and the bench's vectors. All modules' names begin with
+MODULE, so cores of different names stand in one design.
 
 Example:
   positron export-verilog softmax

@@ -1,4 +1,6 @@
-"""`positron train --resume RUN`: a new run that begins with the model of another, in floats or with the roundings of the integer model."""
+"""`positron train --resume RUN`: a new run that begins with the model of another, in floats or with
+the roundings of the integer model.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from scripts.commands.quantization_options import calibration_windows, weight_bi
 
 FINE_TUNING_STEPS = 2000
 FINE_TUNING_RATE = 2e-3
-# Gradients go straight through saturation too. With narrow activations a higher rate drives values out of range for good.
+# Gradients go straight through saturation too. With narrow activations a higher rate drives values
+# out of range for good.
 NARROW_RATE = 5e-4
 
 
@@ -69,7 +72,8 @@ def fine_tune(directory: RunDirectory, arguments: argparse.Namespace, chosen: di
         chosen: Training settings that are not to be the other run's; None where they are.
 
     Raises:
-        InputError: The other run or a setting cannot be used, or the directory holds a model already.
+        InputError: The other run or a setting cannot be used, or the directory holds a model
+            already.
         QuantizationError: The model cannot be quantized.
     """
     if directory.model_config.exists():

@@ -1,6 +1,7 @@
 """Send vectors to a board over its serial port and compare every result with the golden model.
 
-The board must hold the bitstream of `positron synthesize RUN`; the host asks it which model it holds.
+The board must hold the bitstream of `positron synthesize RUN`; the host asks it which model it
+holds.
 
 Example:
   positron host runs/demo --port /dev/ttyUSB0

@@ -1,8 +1,10 @@
-"""Simulate every core again after synthesis, as cells of ECP5 and of iCE40: each result must be the golden one.
+"""Simulate every core again after synthesis, as cells of ECP5 and of iCE40: each result must be the
+golden one.
 
-The cores are small examples. Cell models are those that come with Yosys, and this project's for ECP5's block RAM and multiplier. Results are kept in
-build/netlists; a netlist whose circuit, vectors and tools are unchanged is not checked again, and an interrupted run goes on where it stopped.
-Verilator runs them, and Icarus Verilog where Verilator cannot or --simulator says so.
+The cores are small examples. Cell models are those that come with Yosys, and this project's for
+ECP5's block RAM and multiplier. Results are kept in build/netlists; a netlist whose circuit,
+vectors and tools are unchanged is not checked again, and an interrupted run goes on where it
+stopped. Verilator runs them, and Icarus Verilog where Verilator cannot or --simulator says so.
 
 Example:
   make netlist
@@ -73,7 +75,9 @@ def how_to_go_on(arguments: argparse.Namespace) -> str:
 def check_all(
     work: Sequence[tuple[CoreEntry, Family]], vectors: int, seed: int, simulator: str, jobs: int
 ) -> list[NetlistResult | CircuitError | ToolError]:
-    """Check some netlists at a time, and return each one's result or error, in the order of the work. Ctrl-C ends all tools first."""
+    """Check some netlists at a time, and return each one's result or error, in the order of the
+    work. Ctrl-C ends all tools first.
+    """
     stopped = threading.Event()
 
     def tick() -> None:
@@ -103,7 +107,9 @@ def _submit(
     simulator: str,
     tick: Callable[[], None],
 ) -> Future:
-    """Plan a netlist here, because circuits are for one thread, and have it checked by the executor."""
+    """Plan a netlist here, because circuits are for one thread, and have it checked by the
+    executor.
+    """
     try:
         plan = plan_netlist(entry, entry.example(), family, vectors, seed, simulator)
     except CircuitError as error:

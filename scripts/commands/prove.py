@@ -1,8 +1,11 @@
-"""Prove claims about the cores with SymbiYosys and z3: stream rules, finishing, error bounds, no overflow.
+"""Prove claims about the cores with SymbiYosys and z3: stream rules, finishing, error bounds, no
+overflow.
 
-A claim is settled for all inputs of a small core, by induction for all time and all stalls, or for the first cycles after reset: the table says
-by which method, docs/hardware/proofs.md how far it reaches. A refuted one leaves a waveform of its counterexample. With --bugs each proof,
-unless it is that something can be reached, is also run on a circuit with a bug of its kind, which it must refute.
+A claim is settled for all inputs of a small core, by induction for all time and all stalls, or for
+the first cycles after reset: the table says by which method, docs/hardware/proofs.md how far it
+reaches. A refuted one leaves a waveform of its counterexample. With --bugs each proof, unless it is
+that something can be reached, is also run on a circuit with a bug of its kind, which it must
+refute.
 
 Example:
   positron prove
@@ -91,7 +94,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def settle_all(tasks: list[tuple[Proof, bool]], directory: Path, jobs: int) -> list[Verdict]:
-    """Settle proofs, some at a time, the deepest first, with a progress bar; one on which the tools give up counts as unsettled.
+    """Settle proofs, some at a time, the deepest first, with a progress bar; one on which the tools
+    give up counts as unsettled.
 
     Ctrl-C ends all tools first.
     """

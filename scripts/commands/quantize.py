@@ -1,8 +1,8 @@
 """Turn a trained model into integers and say what that cost.
 
-Weights become 8-bit (or narrower) integers with a power-of-two scale a row; activations get the Q-formats that fit the
-training text best. The integer model is written to RUN/quantized, for software and for circuits, and its loss on the
-held-out text is compared with the float model's.
+Weights become 8-bit (or narrower) integers with a power-of-two scale a row; activations get the
+Q-formats that fit the training text best. The integer model is written to RUN/quantized, for
+software and for circuits, and its loss on the held-out text is compared with the float model's.
 
 Example:
   positron quantize runs/demo --weight-bits 4
@@ -163,7 +163,8 @@ def quantize(
         settings, calibration = number_format.settings, number_format.calibration(model, tokens)
         quantized = number_format.quantize(model)
         print(f"the number format that {directory.path} was trained for: {asdict(settings)}\n")
-    accumulators = accumulator_table(quantized)  # refuses a model that could overflow, before anything is written
+    # refuses a model that could overflow, before anything is written
+    accumulators = accumulator_table(quantized)
     save_export(quantized, directory.quantized)
     # What is measured is what was written.
     held_out = directory.load_validation_tokens(model.config.vocab_size)
@@ -213,7 +214,9 @@ def tensor_row(row: TensorFormat) -> tuple[str, str, str, float, str]:
 
 
 def accumulator_rows(accumulators: Sequence[AccumulatorWidth]) -> list[tuple[object, ...]]:
-    """Return a row for each kind of accumulator: the widest range of all blocks; the figures hold each of them."""
+    """Return a row for each kind of accumulator: the widest range of all blocks; the figures hold
+    each of them.
+    """
     kinds: dict[str, list[AccumulatorWidth]] = {}
     for row in accumulators:
         kinds.setdefault(re.sub(r"^blocks\.\d+\.", "blocks.*.", row.name), []).append(row)

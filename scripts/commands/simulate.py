@@ -1,7 +1,8 @@
 """Hold the circuits against the golden model, fed with a run's own weights and activations.
 
-Each circuit is simulated at full speed and with streams that stall at random. Every value that it returns must equal the
-integer model's; the number of values, and at full speed the number of cycles, must be what was predicted.
+Each circuit is simulated at full speed and with streams that stall at random. Every value that it
+returns must equal the integer model's; the number of values, and at full speed the number of
+cycles, must be what was predicted.
 
 Example:
   positron simulate runs/demo
@@ -141,7 +142,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def simulate_all(benches: Sequence[StreamBench], simulator: str, seed: int, build: Path) -> list[Verdict]:
-    """Run each bench at full speed and with stalls; a failure does not keep the others from running."""
+    """Run each bench at full speed and with stalls; a failure does not keep the others from
+    running.
+    """
     from sim.bench.bench import BenchFailure
     from sim.simulators.runner import simulate
 

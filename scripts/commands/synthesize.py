@@ -1,8 +1,10 @@
-"""Make a bitstream of the attention accelerator, or measure one core alone: what it takes and how fast it is.
+"""Make a bitstream of the attention accelerator, or measure one core alone: what it takes and how
+fast it is.
 
-The accelerator holds the weights of one layer of a quantized run; results lie in RUN/synthesis. With --core, one core is placed and
-routed without pins, so there are figures and no bitstream; its weights are a run's (--run) or an example's of a layer 128 wide (attention: 64),
-and results lie in RUN/synthesis_CORE or build/cores/CORE.
+The accelerator holds the weights of one layer of a quantized run; results lie in RUN/synthesis.
+With --core, one core is placed and routed without pins, so there are figures and no bitstream; its
+weights are a run's (--run) or an example's of a layer 128 wide (attention: 64), and results lie in
+RUN/synthesis_CORE or build/cores/CORE.
 
 Example:
   positron synthesize runs/demo

@@ -1,9 +1,10 @@
 """Train a transformer on a text file, or on the bundled sample stories.
 
-The last tenth of the text is held out: its loss says how well the model does on text that it has not seen. A line is
-logged every 50 batches. Ctrl-C stops in good order and keeps what was learned; --resume goes on as the run was begun, and
-refuses options that contradict it; of all settings only --minutes may be another. --resume RUN begins a new
-run with the model that another one has trained; with --quantize it learns to live with the integers it will become.
+The last tenth of the text is held out: its loss says how well the model does on text that it has
+not seen. A line is logged every 50 batches. Ctrl-C stops in good order and keeps what was learned;
+--resume goes on as the run was begun, and refuses options that contradict it; of all settings only
+--minutes may be another. --resume RUN begins a new run with the model that another one has trained;
+with --quantize it learns to live with the integers it will become.
 
 Example:
   positron train --text my_text.txt --out runs/mine
@@ -54,7 +55,8 @@ from scripts.process import EXIT_INTERRUPTED
 from scripts.resuming import MODEL_OPTIONS, TRAINING_OPTIONS, option, refuse_contradictions
 from scripts.text import path_text
 
-# The demonstration's model: its attention fits on the board, and two cores train it in a minute or two.
+# The demonstration's model: its attention fits on the board, and two cores train it in a minute or
+# two.
 DEFAULT_MODEL: dict[str, Any] = {"embed_dim": 64, "num_heads": 4, "num_layers": 2, "max_seq_len": 64}
 DEFAULT_TOKENIZER, DEFAULT_VOCAB_SIZE = "character", 1000
 DEFAULT_STEPS = 8000
@@ -64,7 +66,9 @@ TOKENIZERS = ("character", "word", "bpe")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments. Those that a run records are None where they are not given, so that a contradiction can be told."""
+    """Add the command's arguments. Those that a run records are None where they are not given, so
+    that a contradiction can be told.
+    """
     parser.add_argument("--text", type=Path, metavar="FILE", help="a UTF-8 text (default: the bundled sample stories)")
     parser.add_argument(
         "--out",
@@ -261,7 +265,8 @@ def make_tokenizer(arguments: argparse.Namespace) -> Tokenizer:
     """Return the tokenizer that was asked for, not yet trained.
 
     Raises:
-        InputError: A vocabulary size for the character tokenizer, whose vocabulary is the text's, or an impossible one.
+        InputError: A vocabulary size for the character tokenizer, whose vocabulary is the text's,
+            or an impossible one.
     """
     vocab_size = DEFAULT_VOCAB_SIZE if arguments.vocab_size is None else arguments.vocab_size
     match arguments.tokenizer or DEFAULT_TOKENIZER:
@@ -312,7 +317,9 @@ def how_to_go_on(arguments: argparse.Namespace) -> str:
 
 
 def saved_state(directory: RunDirectory) -> tuple[int, int] | None:
-    """Return what tells a run's saved state from an earlier one, None where there is nothing to resume."""
+    """Return what tells a run's saved state from an earlier one, None where there is nothing to
+    resume.
+    """
     if not directory.can_be_resumed():
         return None
     status = directory.training_state.stat()

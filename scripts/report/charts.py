@@ -1,4 +1,5 @@
-"""Charts for the report as inline SVG: sharp at every size, coloured by the page's style sheet, no library.
+"""Charts for the report as inline SVG: sharp at every size, coloured by the page's style sheet, no
+library.
 
 All text that comes from outside is escaped here; callers pass it as it is.
 """
@@ -32,7 +33,8 @@ class Series:
 
 
 def line_chart(series: Sequence[Series], x_label: str, y_label: str, width: int = 760, height: int = 320) -> str:
-    """Return a line chart of one or more series over a shared pair of axes, with each line's last value beside it.
+    """Return a line chart of one or more series over a shared pair of axes, with each line's last
+    value beside it.
 
     Raises:
         ValueError: No series has a finite point.
@@ -102,7 +104,9 @@ def line_chart(series: Sequence[Series], x_label: str, y_label: str, width: int 
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Return some `count` round numbers, evenly spaced by 1, 2 or 5 times a power of ten, the first <= low, the last >= high."""
+    """Return some `count` round numbers, evenly spaced by 1, 2 or 5 times a power of ten, the first
+    <= low, the last >= high.
+    """
     if high <= low:
         low, high = low - 0.5, high + 0.5
     rough = (high - low) / count
@@ -117,7 +121,8 @@ def heat_map(weights: np.ndarray, labels: Sequence[str], title: str, cell: int =
     """Return a heat map of one attention head.
 
     Args:
-        weights: Attention weights (T, T) from 0 to 1; row = the token that looks, column = the token looked at.
+        weights: Attention weights (T, T) from 0 to 1; row = the token that looks, column = the
+            token looked at.
         labels: The T tokens.
         title: What stands above.
         cell: Edge of one cell in the drawing's units.
@@ -157,7 +162,9 @@ def visible(token: str) -> str:
 
 
 def alpha_png(opacity: np.ndarray, colour: tuple[int, int, int] = (214, 96, 28)) -> bytes:
-    """Return a PNG (RFC 2083) of one colour whose opacity is the uint8 array (H, W): it suits light pages and dark ones."""
+    """Return a PNG (RFC 2083) of one colour whose opacity is the uint8 array (H, W): it suits light
+    pages and dark ones.
+    """
     height, width = opacity.shape
     rows = np.zeros((height, width, 4), dtype=np.uint8)
     rows[..., :3] = colour

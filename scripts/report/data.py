@@ -61,7 +61,8 @@ def collect(directory: RunDirectory) -> ReportData:
 
 
 class Found:
-    """The figures in a run directory that belong to the model that is there now, and why others are left out.
+    """The figures in a run directory that belong to the model that is there now, and why others are
+    left out.
 
     Attributes:
         manifest_sha256: The integer model of this model; None until `quantization` has found it.
@@ -85,7 +86,9 @@ class Found:
         return record if self._belongs("training", record and results, model_sha256=self.model_sha256) else None
 
     def sample(self) -> tuple[str, dict[str, Any]]:
-        """Return the generated text and its record, after `quantization` was asked for; without text the attention has no figure either."""
+        """Return the generated text and its record, after `quantization` was asked for; without
+        text the attention has no figure either.
+        """
         file = self.directory.sample
         if not file.exists():
             return "", {}
@@ -130,7 +133,8 @@ class Found:
 
         Args:
             section: Of the page.
-            record: What says which model the section's figures belong to; None where there are no figures.
+            record: What says which model the section's figures belong to; None where there are no
+                figures.
             intact: Whether it is about the figures that are there.
             wanted: Digests of what is there now; None where there is nothing of this model.
         """

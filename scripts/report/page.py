@@ -1,6 +1,8 @@
-"""The report's page: what a run holds, as one HTML file without scripts and without anything from elsewhere.
+"""The report's page: what a run holds, as one HTML file without scripts and without anything from
+elsewhere.
 
-Every function returns HTML. What comes from a run (text, names, file contents) is escaped where it enters the page.
+Every function returns HTML. What comes from a run (text, names, file contents) is escaped where it
+enters the page.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ class Gap:
 class ReportData:
     """What a run directory holds; None or empty where a step has not been run.
 
-    All of it belongs to the model and the integer model that are named here; what belongs to another one is left out.
+    All of it belongs to the model and the integer model that are named here; what belongs to
+    another one is left out.
 
     Attributes:
         name: The run's directory.
@@ -357,7 +360,9 @@ def synthesis(data: ReportData) -> str:
 
 
 def slowest_clock(report: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the clock with the least reserve over what it runs at; None when the report has no clock."""
+    """Return the clock with the least reserve over what it runs at; None when the report has no
+    clock.
+    """
     return min(report["clocks"], key=lambda clock: clock["achieved_mhz"] / clock["required_mhz"], default=None)
 
 

@@ -18,7 +18,8 @@ class BenchFailure(AssertionError):
     """A circuit did not do what its bench expects.
 
     Attributes:
-        kind: 'value', 'constant', 'missing', 'extra', 'deadlock', 'protocol', 'undefined', 'assertion' or 'cycles'.
+        kind: 'value', 'constant', 'missing', 'extra', 'deadlock', 'protocol', 'undefined',
+            'assertion' or 'cycles'.
         bench: The bench's name.
         port: The output port concerned, if one is.
         index: Index of the result on that port.
@@ -38,11 +39,13 @@ class StreamBench:
     Attributes:
         name: For people and for file names.
         component: A fresh component; its ports are streams, and plain inputs that stay constant.
-        inputs: For each stream input, the raw words of its payloads (`sim.bench.payload.pack_all` makes them).
+        inputs: For each stream input, the raw words of its payloads (`sim.bench.payload.pack_all`
+            makes them).
         outputs: For each stream output, the raw words expected, all of them.
         constants: Values of the plain inputs.
-        expected_cycles: Clock edges from the one at which the first input is taken to the one at which the last output is, without
-            stalls (a register in between: 1). Checked only in runs without stalls.
+        expected_cycles: Clock edges from the one at which the first input is taken to the one at
+            which the last output is, without stalls (a register in between: 1). Checked only in
+            runs without stalls.
         idle_cycles: Cycles to wait for surplus results after the last expected one.
         watchdog_cycles: Cycles without any transfer that count as a deadlock.
     """
@@ -88,13 +91,14 @@ class SimulationResult:
         name: The bench.
         simulator: 'amaranth', 'verilator' or 'icarus'.
         transfers: For each output port, how many results were compared, all of them equal.
-        cycles: Clock edges from the one at which the first input was taken to the one at which the last output was.
+        cycles: Clock edges from the one at which the first input was taken to the one at which the
+            last output was.
         total_cycles: All clock edges simulated.
         seed: Seed of the stalls and of the rubbish between transfers.
         source_stall: Probability that a source pauses for a cycle.
         sink_stall: Probability that a sink pauses.
-        reset_after: Cycles after which the circuit was reset and all began again; 0: it was not. Results from before are compared
-            too, but not counted in `transfers` and `cycles`.
+        reset_after: Cycles after which the circuit was reset and all began again; 0: it was not.
+            Results from before are compared too, but not counted in `transfers` and `cycles`.
         silence: Cycles after a reset in which no sink took a word.
         seconds: Wall time, building included, of all runs that were asked for together.
         simulation_seconds: Wall time of the simulation itself.
@@ -115,7 +119,9 @@ class SimulationResult:
 
 
 def plan(bench: StreamBench, harness: Harness) -> dict:
-    """Return everything that `sim.bench.streams.Exchange` needs beside the stalls, as plain data."""
+    """Return everything that `sim.bench.streams.Exchange` needs beside the stalls, as plain
+    data.
+    """
     return {
         "sources": [asdict(port) for port in harness.sources],
         "sinks": [asdict(port) for port in harness.sinks],

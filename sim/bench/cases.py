@@ -1,4 +1,6 @@
-"""The benches of a run: every core with the weights of its model, fed with what its text makes of them."""
+"""The benches of a run: every core with the weights of its model, fed with what its text makes of
+them.
+"""
 
 from collections.abc import Collection, Sequence
 
@@ -29,18 +31,21 @@ def benches_for_run(
     layer: int = 0,
     only: Collection[str] = (),
 ) -> list[StreamBench]:
-    """Return a bench for each core: matrix-vector product, softmax, LayerNorm and the attention accelerator.
+    """Return a bench for each core: matrix-vector product, softmax, LayerNorm and the attention
+    accelerator.
 
     Args:
         quantized: The model; the cores take the weights and formats of one of its blocks.
-        tokens: Text (n,) that the vectors are made from, at least one context long; windows of it are drawn at random.
+        tokens: Text (n,) that the vectors are made from, at least one context long; windows of it
+            are drawn at random.
         num_vectors: Input vectors of each core (rows of scores for softmax).
         seed: Of the windows drawn, and of the rows of scores.
         layer: The block.
         only: Names of `CIRCUITS`; empty for all.
 
     Raises:
-        CircuitError: The text is too short, there is no such block or circuit, or a core cannot be built for it.
+        CircuitError: The text is too short, there is no such block or circuit, or a core cannot be
+            built for it.
     """
     unknown = [name for name in only if name not in CIRCUITS]
     if unknown:
@@ -52,7 +57,8 @@ def benches_for_run(
     previous = "embedding" if layer == 0 else f"blocks.{layer - 1}.feed_forward_residual"
     residual, normed = seen[previous], seen[f"blocks.{layer}.attention_norm"]
     hidden = flat(seen[f"blocks.{layer}.feed_forward_norm"])[:num_vectors]
-    # The rows of scores are drawn whether softmax is wanted or not: the same seed gives the same rows.
+    # The rows of scores are drawn whether softmax is wanted or not: the same seed gives the same
+    # rows.
     rows = score_rows(block.attention, normed, num_vectors, generator)
     makers = {
         "matrix-vector": lambda: matrix_bench(block.up, hidden),

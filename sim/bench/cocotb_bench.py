@@ -1,7 +1,9 @@
-"""The one cocotb test: runs inside Verilator or Icarus, reads its plan from a file and writes down what happened, run by run.
+"""The one cocotb test: runs inside Verilator or Icarus, reads its plan from a file and writes down
+what happened, run by run.
 
-The verdict falls outside (`sim.bench.bench.judge`), so it is the same for every simulator. Only handles of the two words of `sim.bench.harness`
-are touched, once each per clock edge, on the rising edge itself: values read there are those before the edge.
+The verdict falls outside (`sim.bench.bench.judge`), so it is the same for every simulator. Only
+handles of the two words of `sim.bench.harness` are touched, once each per clock edge, on the rising
+edge itself: values read there are those before the edge.
 """
 
 import json

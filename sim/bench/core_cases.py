@@ -17,7 +17,8 @@ from .payload import pack_all
 
 
 class Wired(wiring.Component):
-    """A core whose plain ports lead to each other, so that only streams and constant inputs are left.
+    """A core whose plain ports lead to each other, so that only streams and constant inputs are
+    left.
 
     Plain outputs that lead nowhere are left out.
 
@@ -52,7 +53,9 @@ class Wired(wiring.Component):
 
 
 def wired(entry: CoreEntry, core: wiring.Component) -> wiring.Component:
-    """Return a component that an entry built with the entry's wires; the component itself where it has only streams."""
+    """Return a component that an entry built with the entry's wires; the component itself where it
+    has only streams.
+    """
     plain = any(not member.is_signature for member in core.signature.members.values())
     return Wired(core, entry.wires) if plain else core
 
@@ -95,7 +98,9 @@ def core_words(entry: CoreEntry, core: wiring.Component, count: int, seed: int) 
 
 
 def core_bench(entry: CoreEntry, core: wiring.Component, count: int, seed: int) -> StreamBench:
-    """Return a bench of a registered core; arguments as for `core_words`, the component fresh, since it is elaborated once."""
+    """Return a bench of a registered core; arguments as for `core_words`, the component fresh,
+    since it is elaborated once.
+    """
     words = core_words(entry, core, count, seed)
     return StreamBench(
         entry.name,

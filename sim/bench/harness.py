@@ -1,4 +1,6 @@
-"""A circuit's streams gathered into two words, so that a simulator needs one read and one write per clock edge."""
+"""A circuit's streams gathered into two words, so that a simulator needs one read and one write per
+clock edge.
+"""
 
 from collections.abc import Mapping
 
@@ -39,7 +41,8 @@ class Harness(wiring.Component):
     Attributes:
         sources: Where each stream input lies, in the order of the component's signature.
         sinks: Where each stream output lies.
-        inputs: In, from bit 0: reset, each source's valid, each sink's ready, each source's payload.
+        inputs: In, from bit 0: reset, each source's valid, each sink's ready, each source's
+            payload.
         outputs: Out, from bit 0: each source's ready, each sink's valid, each sink's payload.
     """
 

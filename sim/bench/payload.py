@@ -1,4 +1,6 @@
-"""Payloads as raw words: the flat bits of a stream's payload as one unsigned integer, as Amaranth lays them out."""
+"""Payloads as raw words: the flat bits of a stream's payload as one unsigned integer, as Amaranth
+lays them out.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +19,8 @@ def pack(shape: ShapeLike, value) -> int:
 
     Args:
         shape: The payload's shape: a plain shape, a layout, an enumeration, …
-        value: What the shape's `const()` takes: an integer, a dictionary for a struct, a list for an array.
+        value: What the shape's `const()` takes: an integer, a dictionary for a struct, a list for
+            an array.
 
     Raises:
         CircuitError: The value does not fit the shape (Amaranth alone would cut it off).
@@ -32,7 +35,9 @@ def pack(shape: ShapeLike, value) -> int:
 
 
 def unpack(shape: ShapeLike, word: int):
-    """Return the payload of a raw word: an integer, a dictionary for a struct, a list for an array; the inverse of `pack`."""
+    """Return the payload of a raw word: an integer, a dictionary for a struct, a list for an array;
+    the inverse of `pack`.
+    """
     plain = Shape.cast(shape)
     if not 0 <= word < 1 << plain.width:
         raise CircuitError(f"a raw word of {shape!r} has {plain.width} bits; {word} has not")
@@ -55,11 +60,13 @@ def pack_all(shape: ShapeLike, values) -> list[int]:
 
     Args:
         shape: The payload's shape.
-        values: For a plain shape, integers (a sequence or a one-dimensional array). For a struct, a dictionary from field name to
-            that field's values; for an array, a sequence of the elements' values, element by element, not payload by payload.
+        values: For a plain shape, integers (a sequence or a one-dimensional array). For a struct, a
+            dictionary from field name to that field's values; for an array, a sequence of the
+            elements' values, element by element, not payload by payload.
 
     Raises:
-        CircuitError: A value does not fit, a field is missing or unknown, or the columns differ in length.
+        CircuitError: A value does not fit, a field is missing or unknown, or the columns differ in
+            length.
     """
     words = pack_words(shape, values)
     size = words.shape[1] * words.itemsize
@@ -92,14 +99,18 @@ def pack_words(shape: ShapeLike, values) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class _Leaf:
-    """A field of a payload that is one number: its shape, its lowest bit, and its values, int64 or Python's integers."""
+    """A field of a payload that is one number: its shape, its lowest bit, and its values, int64 or
+    Python's integers.
+    """
 
     shape: Shape
     offset: int
     values: np.ndarray
 
     def pieces(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the values in pieces of up to 32 bits as uint64, each with its lowest bit in the payload."""
+        """Yield the values in pieces of up to 32 bits as uint64, each with its lowest bit in the
+        payload.
+        """
         for start in range(0, self.shape.width, WORD_BITS):
             mask = (1 << min(WORD_BITS, self.shape.width - start)) - 1
             yield self.offset + start, ((self.values >> start) & mask).astype(np.uint64)

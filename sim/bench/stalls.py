@@ -11,19 +11,23 @@ SEED_BITS = 32
 class Stalls:
     """How a run disturbs a circuit.
 
-    Most pauses last a cycle; one in some thousand is long, up to thousands of cycles, as `sim.bench.streams.long_pause` says. A pause of that kind,
-    and a silence, do not count as a deadlock.
+    Most pauses last a cycle; one in some thousand is long, up to thousands of cycles, as
+    `sim.bench.streams.long_pause` says. A pause of that kind, and a silence, do not count as a
+    deadlock.
 
-    With a reset in the middle, the run begins as any other, and what the circuit gives counts. After `reset_after` cycles, or when all is done if that
-    is earlier, the reset is high at one clock edge, at which nothing moves; then everything is offered and expected again, from the first word on.
+    With a reset in the middle, the run begins as any other, and what the circuit gives counts.
+    After `reset_after` cycles, or when all is done if that is earlier, the reset is high at one
+    clock edge, at which nothing moves; then everything is offered and expected again, from the
+    first word on.
 
     Attributes:
         seed: Of everything below, and of the rubbish between transfers.
         source: Probability, each cycle, that a source pauses; 0 is full speed.
         sink: Probability that a sink pauses.
         reset_after: Cycles after which the circuit is reset and all begins again; 0: no reset.
-        silence: Cycles after every reset in which no sink takes a word, so that all that can wait in the circuit does. The second sink is silent for
-            twice so long, the third for three times, and so on.
+        silence: Cycles after every reset in which no sink takes a word, so that all that can wait
+            in the circuit does. The second sink is silent for twice so long, the third for three
+            times, and so on.
     """
 
     seed: int = 0

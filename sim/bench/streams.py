@@ -1,7 +1,9 @@
-"""Both ends of streams, clock edge by clock edge: drivers, monitors and watchdog, the same for every simulator.
+"""Both ends of streams, clock edge by clock edge: drivers, monitors and watchdog, the same for
+every simulator.
 
-This runs inside the simulator, so it imports nothing heavy and works on plain integers: all the circuit's outputs arrive as one
-word, all its inputs leave as another (`sim.bench.harness` makes the circuit of that form).
+This runs inside the simulator, so it imports nothing heavy and works on plain integers: all the
+circuit's outputs arrive as one word, all its inputs leave as another (`sim.bench.harness` makes the
+circuit of that form).
 """
 
 from collections.abc import Sequence
@@ -9,7 +11,8 @@ from dataclasses import dataclass, field
 from random import Random
 
 RESET_CYCLES = 2
-# One pause in so many is long. Pauses of a cycle alone would never let a circuit wait for longer than its own work takes.
+# One pause in so many is long. Pauses of a cycle alone would never let a circuit wait for longer
+# than its own work takes.
 PAUSES_A_LONG_ONE = 1024
 LONGEST_PAUSE_BITS = 12
 
@@ -23,7 +26,8 @@ class Port:
         width: Bits of the payload.
         flag_out: Bit of `valid` (of `ready`, for a sink) in the word that the bench writes.
         flag_in: Bit of `ready` (of `valid`, for a sink) in the word that the bench reads.
-        offset: Lowest bit of the payload, in the word that is written for a source, read for a sink.
+        offset: Lowest bit of the payload, in the word that is written for a source, read for a
+            sink.
     """
 
     name: str
@@ -34,13 +38,16 @@ class Port:
 
 
 def long_pause(random: Random) -> int:
-    """Return the cycles of a long pause: below 2**LONGEST_PAUSE_BITS, each number of bits as likely as any other."""
+    """Return the cycles of a long pause: below 2**LONGEST_PAUSE_BITS, each number of bits as likely
+    as any other.
+    """
     bits = random.randrange(LONGEST_PAUSE_BITS)
     return 1 << bits | random.getrandbits(bits)
 
 
 class SourceDriver:
-    """Offers words on an input port of the circuit; holds each until it is taken, with rubbish between.
+    """Offers words on an input port of the circuit; holds each until it is taken, with rubbish
+    between.
 
     Attributes:
         port: The port.
@@ -108,8 +115,8 @@ class SourceDriver:
 class SinkDriver:
     """Says when an output port's words are taken.
 
-    A stall lasts one cycle, or until the circuit has shown `valid`: a circuit whose `valid` waits for `ready` would wait for ever.
-    Now and then it is a long one.
+    A stall lasts one cycle, or until the circuit has shown `valid`: a circuit whose `valid` waits
+    for `ready` would wait for ever. Now and then it is a long one.
 
     Attributes:
         port: The port.
@@ -158,7 +165,9 @@ class SinkDriver:
 
 
 class Monitor:
-    """Collects the words that an output port gives, and sees that what is offered stays until it is taken."""
+    """Collects the words that an output port gives, and sees that what is offered stays until it is
+    taken.
+    """
 
     def __init__(self, port: Port):
         self.port = port
@@ -195,7 +204,9 @@ class Monitor:
 
 
 class ProtocolViolation(Exception):
-    """An output was taken back before its transfer; arguments: port, index, offered word, word (None: no valid) a cycle later."""
+    """An output was taken back before its transfer; arguments: port, index, offered word, word
+    (None: no valid) a cycle later.
+    """
 
 
 @dataclass
@@ -203,13 +214,18 @@ class Record:
     """What happened in a run; plain data, so that it can travel as JSON from a simulator's process.
 
     Attributes:
-        received: The words that each output port gave, since the reset in the middle if there was one.
+        received: The words that each output port gave, since the reset in the middle if there was
+            one.
         sent: How many words each input port took since then.
-        received_before: The words that each output port gave before the reset in the middle; empty where there was none.
-        cycles: Clock edges from the one at which the first input was taken to the one at which the last output was, since then.
+        received_before: The words that each output port gave before the reset in the middle; empty
+            where there was none.
+        cycles: Clock edges from the one at which the first input was taken to the one at which the
+            last output was, since then.
         total_cycles: All clock edges of the run.
-        stopped: Why the run ended: 'done', 'surplus' (a result too many), 'deadlock', 'protocol', 'undefined' or 'assertion'.
-        detail: For 'protocol', port, index, offered and later word; for 'undefined', the port; for 'assertion', the message.
+        stopped: Why the run ended: 'done', 'surplus' (a result too many), 'deadlock', 'protocol',
+            'undefined' or 'assertion'.
+        detail: For 'protocol', port, index, offered and later word; for 'undefined', the port; for
+            'assertion', the message.
         seconds: Wall time of the simulation alone.
     """
 
@@ -231,7 +247,9 @@ class Exchange:
     """
 
     def __init__(self, plan: dict, stalls: dict):
-        """Make both ends of all streams; `plan` is what `sim.bench.bench.plan` returns, `stalls` the fields of a `sim.bench.stalls.Stalls`."""
+        """Make both ends of all streams; `plan` is what `sim.bench.bench.plan` returns, `stalls`
+        the fields of a `sim.bench.stalls.Stalls`.
+        """
         seed, reset_after = stalls["seed"], stalls["reset_after"]
         self._sources = [
             SourceDriver(Port(**port), plan["inputs"][port["name"]], stalls["source"], f"{seed} source {port['name']}")
@@ -275,7 +293,9 @@ class Exchange:
         self._begin(1)
 
     def start(self) -> int:
-        """Return the word to write before the first clock edge: reset, and rubbish on the payloads."""
+        """Return the word to write before the first clock edge: reset, and rubbish on the
+        payloads.
+        """
         return 1 | self._inputs()
 
     def _inputs(self) -> int:

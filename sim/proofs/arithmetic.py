@@ -1,7 +1,9 @@
 """What is proven about numbers: casts, tables and sums.
 
-Claims about one argument at a time hold for all arguments; those about rows are bounded to the first ones after reset, and no core remembers more of the past
-than the row it works on. Widths are small, since a product of wide numbers is what solvers do worst, while the expression is the same at every width.
+Claims about one argument at a time hold for all arguments; those about rows are bounded to the
+first ones after reset, and no core remembers more of the past than the row it works on. Widths are
+small, since a product of wide numbers is what solvers do worst, while the expression is the same at
+every width.
 """
 
 from functools import partial
@@ -63,7 +65,9 @@ def wrap(value, number_format: QFormat):
 
 
 def tables_and_casts() -> list[Proof]:
-    """Requantize equals its definition; table functions stay within their stated bounds for every argument."""
+    """Requantize equals its definition; table functions stay within their stated bounds for every
+    argument.
+    """
     exponential = fixedpoint.Exponential(4, 3, 5)
     reciprocal, root = fixedpoint.Reciprocal(4, 8), fixedpoint.ReciprocalSquareRoot(5, 8)
     bounded = (

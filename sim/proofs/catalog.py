@@ -1,8 +1,10 @@
 # amaranth: UnusedElaboratable=no
 # (a core may be built only to ask for its latency)
-"""What is proven about streams and control, core by core; `proof_arithmetic` has what is proven about numbers.
+"""What is proven about streams and control, core by core; `proof_arithmetic` has what is proven
+about numbers.
 
-Nearly all of it is proven by induction, for all time. What is not says so by its method: it is bounded to the first cycles after reset.
+Nearly all of it is proven by induction, for all time. What is not says so by its method: it is
+bounded to the first cycles after reset.
 """
 
 from functools import partial
@@ -27,7 +29,8 @@ from .invariants import uart as uart_invariants
 from .proof import Proof
 from .stream_rules import Environment
 
-RULES_INDUCTION = 3  # cycles that the rules of streams need: an offer, its refusal, and the cycle after
+# cycles that the rules of streams need: an offer, its refusal, and the cycle after
+RULES_INDUCTION = 3
 ACCOUNTS_INDUCTION = 2
 # Cores without queues give a payload, from whatever state, within so many cycles.
 PIPELINES = {
@@ -112,7 +115,9 @@ def _accounts(core, change) -> Accounts:
 
 
 def overruns() -> list[Proof]:
-    """What has no handshake always finds room: an engine's results, a norm's roots, a softmax's maxima."""
+    """What has no handshake always finds room: an engine's results, a norm's roots, a softmax's
+    maxima.
+    """
     engine, norm, numerators = (TINY_CORES[name] for name in ("engine", "layer-norm", "softmax-numerators"))
     fifos = SimpleNamespace(SyncFIFOBuffered=lambda *, width, depth: SyncFIFOBuffered(width=width, depth=depth - 2))
     return [

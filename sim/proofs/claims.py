@@ -1,4 +1,6 @@
-"""What is claimed about cores beyond the rules of streams: that rows finish, that arithmetic is what it says, that nothing overflows."""
+"""What is claimed about cores beyond the rules of streams: that rows finish, that arithmetic is
+what it says, that nothing overflows.
+"""
 
 from collections.abc import Callable, Mapping
 
@@ -29,7 +31,8 @@ LONG = 64  # bits of a sum that cannot overflow in any proof here
 
 
 class Finishes(Environment):
-    """With inputs always offered and results always taken, every output gives the end of a row at least once in `bound` cycles, from whatever state.
+    """With inputs always offered and results always taken, every output gives the end of a row at
+    least once in `bound` cycles, from whatever state.
 
     Outputs without a `last` field must give a payload.
     """
@@ -55,7 +58,9 @@ class FinishesAfterReset(Finishes):
 
 
 def undisturbed(environment: Environment, m: Module) -> None:
-    """Assume that nobody stalls and that no other reset comes: where only numbers are in question the solver has less to choose."""
+    """Assume that nobody stalls and that no other reset comes: where only numbers are in question
+    the solver has less to choose.
+    """
     core = environment.core
     m.d.comb += [Assume(~ResetSignal())]
     m.d.comb += [Assume(getattr(core, name).valid) for name in environment.streams(wiring.In)]
@@ -63,7 +68,9 @@ def undisturbed(environment: Environment, m: Module) -> None:
 
 
 def finishes(environment: Environment, m: Module, bound: int) -> None:
-    """Count the cycles without the end of a row, or a transfer of `finishing`, while nobody stalls, and assert that they are at most `bound`."""
+    """Count the cycles without the end of a row, or a transfer of `finishing`, while nobody stalls,
+    and assert that they are at most `bound`.
+    """
     core = environment.core
     inputs, outputs = environment.streams(wiring.In), environment.streams(wiring.Out)
     flowing = Signal()
@@ -91,7 +98,9 @@ def all_of(values) -> Value:
 
 
 class Loopback(Environment):
-    """The first byte that a UART sends to itself arrives as it was, within `bound` cycles, while bytes are taken as they come."""
+    """The first byte that a UART sends to itself arrives as it was, within `bound` cycles, while
+    bytes are taken as they come.
+    """
 
     asserts_rules = False
 
@@ -136,9 +145,11 @@ class ReachesEndOfRow(Environment):
 
 
 class Transaction(Environment):
-    """A relation between the payload of some transfer at `i` and the payload of the transfer of the same number at `o`.
+    """A relation between the payload of some transfer at `i` and the payload of the transfer of the
+    same number at `o`.
 
-    The number is the solver's choice among the first eight, stalls are free, so that results may not depend on neighbours either.
+    The number is the solver's choice among the first eight, stalls are free, so that results may
+    not depend on neighbours either.
     """
 
     asserts_rules = False
@@ -161,14 +172,17 @@ class Transaction(Environment):
             m.d.comb += Assume(self.allowed(self.core.i.payload))
         with m.If(self.taken["i"] & (self.counts["i"] == number)):
             m.d.sync += argument.eq(self.core.i.payload)
-        # A result never leaves in the cycle its argument arrives: every core here has a register between.
+        # A result never leaves in the cycle its argument arrives: every core here has a register
+        # between.
         related = self.relation(m, argument, self.core.o.payload)
         with m.If(self.taken["o"] & (self.counts["o"] == number)):
             m.d.comb += Assert(related)
 
 
 def exponential_bound(parameters: fixedpoint.Exponential, width: int) -> Callable[[Module, Value, Value], Value]:
-    """Return the relation that the stated error bound of `fixedpoint.Exponential` allows, exact numbers from rational intervals."""
+    """Return the relation that the stated error bound of `fixedpoint.Exponential` allows, exact
+    numbers from rational intervals.
+    """
     limits = [exponential_limits(parameters, distance) for distance in range(1 << width)]
 
     def relation(m: Module, distance: Value, result: Value) -> Value:
@@ -189,8 +203,12 @@ def exponential_limits(parameters: fixedpoint.Exponential, distance: int) -> tup
 
 
 def reciprocal_bound(parameters: fixedpoint.Reciprocal) -> Callable[[Module, Value, Value], Value]:
-    """Return the relation `|x · mantissa · 2**-exponent − 1| <= 2**-(index_bits + 1) + 2**-mantissa_bits`, in whole numbers."""
-    slack = (1 << (parameters.mantissa_bits - parameters.index_bits - 1)) + 1  # in units of 2**-mantissa_bits
+    """Return the relation
+    `|x · mantissa · 2**-exponent − 1| <= 2**-(index_bits + 1) + 2**-mantissa_bits`, in whole
+    numbers.
+    """
+    # in units of 2**-mantissa_bits
+    slack = (1 << (parameters.mantissa_bits - parameters.index_bits - 1)) + 1
 
     def relation(m: Module, argument: Value, result) -> Value:
         one = Signal(unsigned(LONG))
@@ -204,7 +222,10 @@ def reciprocal_bound(parameters: fixedpoint.Reciprocal) -> Callable[[Module, Val
 
 
 def root_bound(parameters: fixedpoint.ReciprocalSquareRoot) -> Callable[[Module, Value, Value], Value]:
-    """Return the relation `|sqrt(x) · mantissa · 2**-exponent − 1| <= 2**-index_bits + 2**-mantissa_bits`, squared and in whole numbers."""
+    """Return the relation
+    `|sqrt(x) · mantissa · 2**-exponent − 1| <= 2**-index_bits + 2**-mantissa_bits`, squared and in
+    whole numbers.
+    """
     unit = 1 << parameters.mantissa_bits
     slack = (1 << (parameters.mantissa_bits - parameters.index_bits)) + 1
 
@@ -221,12 +242,15 @@ def root_bound(parameters: fixedpoint.ReciprocalSquareRoot) -> Callable[[Module,
 
 
 def requantize_definition(target: fixedpoint.QFormat) -> Callable[[Module, Value, Value], Value]:
-    """Return the relation of a `Requantize` core of one lane: half up, then saturate, by comparison with the range's ends."""
+    """Return the relation of a `Requantize` core of one lane: half up, then saturate, by comparison
+    with the range's ends.
+    """
 
     def relation(m: Module, argument: Value, result) -> Value:
         value, places = argument.value[0], Signal(range(32))
         rounded = Signal(signed(len(value) + 16))
-        # With 8 fraction bits more than the number has, every shift goes to the right and has a half.
+        # With 8 fraction bits more than the number has, every shift goes to the right and has a
+        # half.
         m.d.comb += [
             places.eq(argument.shift[0] + 8),
             rounded.eq(((value << 8) + (Const(1, 1) << (places - 1)[:5])) >> places),
@@ -238,7 +262,8 @@ def requantize_definition(target: fixedpoint.QFormat) -> Callable[[Module, Value
 
 
 class RequantizeDefinition(Elaboratable):
-    """`requantize` as circuits do it (shift twice the number, add one, halve, saturate) equals its definition (add half, shift, saturate).
+    """`requantize` as circuits do it (shift twice the number, add one, halve, saturate) equals its
+    definition (add half, shift, saturate).
 
     For every number of `bits` bits and every shift up to `largest_shift`.
     """

@@ -1,7 +1,9 @@
 """Accounts: what entered a core and has not left it is inside, for all time.
 
-Induction begins in any state. What no reset leads to, a word in one queue of which another knows nothing, must therefore be excluded: invariants say which
-numbers inside a core agree. One proof asserts them, together with what follows from them; another one, about rows that end, builds upon it.
+Induction begins in any state. What no reset leads to, a word in one queue of which another knows
+nothing, must therefore be excluded: invariants say which numbers inside a core agree. One proof
+asserts them, together with what follows from them; another one, about rows that end, builds upon
+it.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,11 +20,13 @@ from .stream_rules import Environment
 
 
 class Accounts(Environment):
-    """A core with its invariants; counts are compared modulo `2**COUNTER_BITS`, which is more than any core here holds.
+    """A core with its invariants; counts are compared modulo `2**COUNTER_BITS`, which is more than
+    any core here holds.
 
     Attributes:
         invariants: Returns the assertions, given this environment and the module around the core.
-        bound: None, to claim that the invariants hold; or the cycles within which a row must end while nobody stalls, from any state in which they do.
+        bound: None, to claim that the invariants hold; or the cycles within which a row must end
+            while nobody stalls, from any state in which they do.
     """
 
     asserts_rules = False
@@ -50,7 +54,9 @@ class Accounts(Environment):
             finishes(self, m, self.bound)
 
     def passed(self, m: Module, name: str, *, rows: bool = False) -> Signal:
-        """Return the number of payloads, or of ends of rows, that a stream has transferred, modulo `2**COUNTER_BITS`."""
+        """Return the number of payloads, or of ends of rows, that a stream has transferred, modulo
+        `2**COUNTER_BITS`.
+        """
         count = Signal(self.COUNTER_BITS, name=f"{name}_passed_{'rows' if rows else 'payloads'}")
         end = getattr(self.core, name).payload.last if rows else Const(1, 1)
         m.d.sync += count.eq(count + (self.taken[name] & end))
@@ -66,7 +72,8 @@ class Accounts(Environment):
 
 
 class WholeSums(Accounts):
-    """An engine among commands that come in sums: `first` after each `last`, one operation and tap from first to last.
+    """An engine among commands that come in sums: `first` after each `last`, one operation and tap
+    from first to last.
 
     Attributes:
         between: The next command begins a sum.

@@ -2,7 +2,8 @@
 # (a core may be built only to ask for its latency)
 """Cores as small as they can be with every part they have: what most proofs are about.
 
-The solver's work grows with widths and lengths, while the control that is claimed to keep its accounts is written once for all of them.
+The solver's work grows with widths and lengths, while the control that is claimed to keep its
+accounts is written once for all of them.
 """
 
 from collections.abc import Callable, Mapping
@@ -81,7 +82,8 @@ class TinyCore:
     Attributes:
         build: Makes it.
         invariants: Its invariants, see `proof_accounts`.
-        bound: Cycles within which a row ends, from any state that can be reached, while nobody stalls.
+        bound: Cycles within which a row ends, from any state that can be reached, while nobody
+            stalls.
         row_lengths: Shortest and longest rows of each input with `last`.
         environment: `Accounts`, or a subclass that assumes more.
     """

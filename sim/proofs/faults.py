@@ -10,7 +10,9 @@ from hdl.cores.uart import UARTReceiver
 
 
 class Wrapped(wiring.Component):
-    """A core inside another one with the same ports, through which a subclass leads the streams with a bug."""
+    """A core inside another one with the same ports, through which a subclass leads the streams
+    with a bug.
+    """
 
     def __init__(self, core: wiring.Component):
         self._core = core
@@ -93,7 +95,9 @@ def slow_receiver(divisor: int) -> UARTReceiver:
 
 
 def built_with(build: Callable[[], wiring.Component], module: str, **names) -> wiring.Component:
-    """Return a core that is built and elaborated while names of the module that defines it stand for something else."""
+    """Return a core that is built and elaborated while names of the module that defines it stand
+    for something else.
+    """
     with mock.patch.multiple(module, **names):
         core = build()
     elaborate = core.elaborate

@@ -1,4 +1,6 @@
-"""The inside of an elaborated core: what a proof's invariants speak of, by the names that the core gave it."""
+"""The inside of an elaborated core: what a proof's invariants speak of, by the names that the core
+gave it.
+"""
 
 from dataclasses import dataclass
 
@@ -33,7 +35,8 @@ class Slot:
 class Inside(Elaboratable):
     """A core, elaborated once, with its parts, signals and memories in reach.
 
-    Names are paths of submodules, for instance `queue.memory`. A core with a bug around it (`Wrapped`) is looked into as the core alone would be.
+    Names are paths of submodules, for instance `queue.memory`. A core with a bug around it
+    (`Wrapped`) is looked into as the core alone would be.
     """
 
     def __init__(self, core: Elaboratable):
@@ -55,7 +58,8 @@ class Inside(Elaboratable):
         return self._fragment(path).origins[0]
 
     def signal(self, path: str, number: int = 0) -> Signal:
-        """Return the signal of this name that a core assigns to; of several, which may be ports of its parts, the one that was made `number`-th.
+        """Return the signal of this name that a core assigns to; of several, which may be ports of
+        its parts, the one that was made `number`-th.
 
         Raises:
             LookupError: There is none.
@@ -68,7 +72,9 @@ class Inside(Elaboratable):
         return found[sorted(found)[number]]
 
     def word(self, path: str, address: Value) -> Signal:
-        """Return the word at an address of the memory at a path, by a further port, which has no clock."""
+        """Return the word at an address of the memory at a path, by a further port, which has no
+        clock.
+        """
         memory = self._fragment(path)
         if not isinstance(memory, MemoryInstance):
             raise LookupError(f"{path!r} is no memory")
@@ -78,7 +84,9 @@ class Inside(Elaboratable):
         return word
 
     def fifo(self, path: str, shape=None) -> list[Slot]:
-        """Return the places of a `SyncFIFOBuffered`, the next to leave first; with a shape, payloads have it."""
+        """Return the places of a `SyncFIFOBuffered`, the next to leave first; with a shape,
+        payloads have it.
+        """
         fifo = self.part(path)
         inner, consume = fifo.depth - 1, self.signal(f"{path}.consume")
         level = self.signal(f"{path}.inner_level")

@@ -1,4 +1,6 @@
-"""Invariants of the cores whose accounts need no memory's contents, except queues themselves: see `proof_accounts`."""
+"""Invariants of the cores whose accounts need no memory's contents, except queues themselves: see
+`proof_accounts`.
+"""
 
 from collections.abc import Sequence
 
@@ -25,7 +27,9 @@ def stream_register(environment: Accounts, m: Module) -> list[Assert]:
 
 
 def _in_order(environment: Accounts, m: Module, slots: Sequence[Slot]) -> list[Assert]:
-    """What leaves is what entered, in order: any one payload that enters is watched, with the number of those before it, until it leaves."""
+    """What leaves is what entered, in order: any one payload that enters is watched, with the
+    number of those before it, until it leaves.
+    """
     held, count = how_many(slot.full for slot in slots), environment.inside_now(m, "i", "o")
     i, o = environment.core.i, environment.core.o
     watched, before, payload = Signal(), Signal(range(len(slots) + 1)), Signal.like(Value.cast(i.payload))
@@ -135,7 +139,8 @@ def _lane_sums(environment: WholeSums, m: Module) -> list[Assert]:
     ends = [tag.lanes & tag.last for tag in inside.part("tags").taps[1 : core.lanes_latency]]
     free, given, valid = inside.signal("lanes_free"), inside.signal("given"), environment.core.o_lanes.valid
     add, clear = (Value.cast(inside.part(name).o) for name in ("add", "clear"))
-    # The copies of `add` have no reset: for a cycle after one they may add what the lanes forget in the next.
+    # The copies of `add` have no reset: for a cycle after one they may add what the lanes forget in
+    # the next.
     fresh = Signal(init=1)
     m.d.sync += fresh.eq(0)
     return [

@@ -1,11 +1,13 @@
-"""Proofs: a circuit with its claims as assertions, and SymbiYosys with z3 to settle them for every input and every stall.
+"""Proofs: a circuit with its claims as assertions, and SymbiYosys with z3 to settle them for every
+input and every stall.
 
 A claim holds for all inputs or has a counterexample, which is kept as a waveform. Three modes:
 
 - `prove`: by k-induction, for every cycle after reset, however late;
 - `bmc` (bounded): for every cycle up to `depth` after reset;
-- `cover`: the opposite question, whether a situation can be reached at all within `depth` cycles; it keeps assumptions honest, because
-  assumptions that contradict each other would prove everything.
+- `cover`: the opposite question, whether a situation can be reached at all within `depth` cycles;
+  it keeps assumptions honest, because assumptions that contradict each other would prove
+  everything.
 
 The solver sees what synthesis sees: Amaranth's RTLIL, memories included.
 """
@@ -28,10 +30,12 @@ from hdl.tools.toolchain import ToolFailure, require_tool, run_tool
 TIME_LIMIT = 900  # seconds of a proof
 REASONS = {"TIMEOUT": f"no result in {TIME_LIMIT} seconds"}
 GATES, WORDS = "smtbmc --syn --nomem z3", "smtbmc z3"
-# For one thread at a time: bugs change what names stand for while a core is elaborated, and filters of warnings are the process's own.
+# For one thread at a time: bugs change what names stand for while a core is elaborated, and filters
+# of warnings are the process's own.
 ELABORATION = threading.Lock()
 MODES = ("prove", "bmc", "cover")
-# UNKNOWN: every bounded case holds, but induction found a state from which the claim fails, reachable or not.
+# UNKNOWN: every bounded case holds, but induction found a state from which the claim fails,
+# reachable or not.
 VERDICTS = {"PASS": True, "FAIL": False, "UNKNOWN": None}
 
 
@@ -45,13 +49,17 @@ class Proof:
         top: Makes the circuit with its assumptions and assertions.
         mode: One of `MODES`.
         depth: Cycles of induction, or bound.
-        internal: The assertions inside the core are claims too. Without them fewer facts about the core's state are needed for induction.
+        internal: The assertions inside the core are claims too. Without them fewer facts about the
+            core's state are needed for induction.
         bug: What the faulty circuit does wrong, in words.
-        faulty: Makes the same with a bug in it: the proof must fail. None for `cover`, where reaching the goal is itself the check.
-        gates: The solver gets gates and flip-flops, and what no claim depends on is gone: tens of times faster for control. Else words and memories, which
-            is faster for wide arithmetic that no claim speaks of. Bugs are looked for among gates.
+        faulty: Makes the same with a bug in it: the proof must fail. None for `cover`, where
+            reaching the goal is itself the check.
+        gates: The solver gets gates and flip-flops, and what no claim depends on is gone: tens of
+            times faster for control. Else words and memories, which is faster for wide arithmetic
+            that no claim speaks of. Bugs are looked for among gates.
         bug_depth: Cycles within which the faulty circuit must show its bug.
-        free_memories: Memories begin with whatever the solver likes, not with what they are made with.
+        free_memories: Memories begin with whatever the solver likes, not with what they are made
+            with.
     """
 
     core: str
@@ -91,7 +99,8 @@ class Verdict:
     """What the solver said.
 
     Attributes:
-        holds: The claim is proven (for `cover`: the situation is reachable); None where induction settled nothing.
+        holds: The claim is proven (for `cover`: the situation is reachable); None where induction
+            settled nothing.
         seconds: How long that took.
         trace: The counterexample as a waveform (VCD), where there is one.
         log: All that the tools printed.
@@ -125,7 +134,8 @@ def settle(proof: Proof, directory: Path, *, faulty: bool = False, tick: Callabl
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     with ELABORATION, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UnusedElaboratable)  # a core may be built only to ask for its latency
+        # a core may be built only to ask for its latency
+        warnings.simplefilter("ignore", UnusedElaboratable)
         (work / "top.il").write_text(rtlil.convert(top(), ports=[]), encoding="utf-8")
     (work / "proof.sby").write_text(script(proof, faulty), encoding="utf-8")
     start = time.perf_counter()
@@ -138,7 +148,8 @@ def settle(proof: Proof, directory: Path, *, faulty: bool = False, tick: Callabl
     seconds = time.perf_counter() - start
     found = re.search(r"DONE \((\w+)", log)
     if found and found[1] == "ERROR" and "Temporal induction failed!" in log:
-        # The tools cannot write the trace of an induction among gates, and give up the search from reset on with it: that is done alone.
+        # The tools cannot write the trace of an induction among gates, and give up the search from
+        # reset on with it: that is done alone.
         bounded = settle(replace(proof, mode="bmc"), directory, faulty=faulty, tick=tick)
         holds = None if bounded.holds else False
         return replace(bounded, holds=holds, seconds=seconds + bounded.seconds, log=log + bounded.log)
@@ -153,7 +164,9 @@ def settle(proof: Proof, directory: Path, *, faulty: bool = False, tick: Callabl
 
 
 def script(proof: Proof, faulty: bool = False) -> str:
-    """Return the SymbiYosys script of a proof; a bug is looked for from reset on, since induction would only say that it settled nothing."""
+    """Return the SymbiYosys script of a proof; a bug is looked for from reset on, since induction
+    would only say that it settled nothing.
+    """
     hunted = faulty and proof.mode == "prove"
     return f"""[options]
 mode {"bmc" if hunted else proof.mode}

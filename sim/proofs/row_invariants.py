@@ -1,4 +1,6 @@
-"""Invariants of the cores through which rows pass: softmax, its numerators, the sampler and the norms; see `proof_accounts`."""
+"""Invariants of the cores through which rows pass: softmax, its numerators, the sampler and the
+norms; see `proof_accounts`.
+"""
 
 from collections.abc import Sequence
 
@@ -67,7 +69,9 @@ def row_norm(environment: Accounts, m: Module) -> list[Assert]:
 
 
 def _run(slots: Sequence[Slot], start: Value) -> tuple[Value, list[Value]]:
-    """Return how many payloads stand behind the last end of a row in slots, `start` of them before these; and the numbers on the way."""
+    """Return how many payloads stand behind the last end of a row in slots, `start` of them before
+    these; and the numbers on the way.
+    """
     runs, run = [], start
     for slot in slots:
         longer = Signal(range(64))
@@ -79,7 +83,9 @@ def _run(slots: Sequence[Slot], start: Value) -> tuple[Value, list[Value]]:
 def _numerators(
     environment: Accounts, m: Module, path: str, before: Sequence[Slot]
 ) -> tuple[list[Assert], Value, Value]:
-    """Return the claims about `RowNumerators` at a path, its numerators inside, and its denominators; `before` is what left it and has not left the core."""
+    """Return the claims about `RowNumerators` at a path, its numerators inside, and its
+    denominators; `before` is what left it and has not left the core.
+    """
     inside, prefix = environment.inside, f"{path}." if path else ""
     core = inside.part(path)
     row, maxima, denominators = (f"{prefix}{name}" for name in ("row", "maxima", "denominators"))

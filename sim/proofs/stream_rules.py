@@ -1,7 +1,8 @@
 """The rules of streams as assumptions about a core's inputs and assertions about its outputs.
 
-The rules (Amaranth's, docs/stdlib/stream): once valid, a stream stays valid and its payload stays the same until the transfer. That valid
-does not wait for ready needs no clause: ready is free here, so a core that waited for it would never finish a row, which is another claim.
+The rules (Amaranth's, docs/stdlib/stream): once valid, a stream stays valid and its payload stays
+the same until the transfer. That valid does not wait for ready needs no clause: ready is free here,
+so a core that waited for it would never finish a row, which is another claim.
 """
 
 from collections.abc import Mapping
@@ -21,12 +22,14 @@ def has_last(payload) -> bool:
 class Environment(Elaboratable):
     """A core among streams that may do anything the rules allow.
 
-    Inputs and readiness are the solver's free choice at every cycle. Claims are added by `elaborate` of a subclass through `claims`, which sees:
+    Inputs and readiness are the solver's free choice at every cycle. Claims are added by
+    `elaborate` of a subclass through `claims`, which sees:
 
     Attributes:
         core: The circuit.
         inside: The circuit's parts, for invariants.
-        row_lengths: For an input with a `last` field: the length of its rows; `(1, n)` lets the solver choose from 1 to n.
+        row_lengths: For an input with a `last` field: the length of its rows; `(1, n)` lets the
+            solver choose from 1 to n.
         taken: Per stream port, a signal: a transfer happens at this edge.
         counts: Per stream port, the number of transfers so far, saturating.
         index: Per stream port with `last`, the place of the next element in its row.
@@ -36,7 +39,8 @@ class Environment(Elaboratable):
     # A subclass with other claims leaves the rules, and the data they speak of, to their own proof.
     asserts_rules = True
     asserts_payload = True
-    # Outputs with `last` finish with it; where it passes unchanged and an input may leave it out, any payload will do.
+    # Outputs with `last` finish with it; where it passes unchanged and an input may leave it out,
+    # any payload will do.
     ends_rows = True
     # Streams that must not rest, where they are not the outputs.
     finishing: tuple[str, ...] = ()
@@ -105,7 +109,9 @@ class Environment(Elaboratable):
                 m.d.comb += Assert(same, Format("{} changed what it had offered", name))
 
     def _remember(self, m: Module, name: str, port) -> dict[str, Signal]:
-        """Return whether the last cycle ended with an offer that was not taken, and what was offered."""
+        """Return whether the last cycle ended with an offer that was not taken, and what was
+        offered.
+        """
         waiting, payload = Signal(name=f"{name}_waiting"), Signal(len(Value.cast(port.payload)), name=f"{name}_offered")
         m.d.sync += [waiting.eq(port.valid & ~port.ready), payload.eq(Value.cast(port.payload))]
         return {"waiting": waiting, "payload": payload}

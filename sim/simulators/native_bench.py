@@ -1,6 +1,8 @@
-"""Benches without Python in the loop: a circuit compiled by Verilator together with sources, sinks and monitor in C++ (`native/harness.cpp`).
+"""Benches without Python in the loop: a circuit compiled by Verilator together with sources, sinks
+and monitor in C++ (`native/harness.cpp`).
 
-Some twenty times faster than cocotb, for many vectors; what a failure says is what the other simulators' says.
+Some twenty times faster than cocotb, for many vectors; what a failure says is what the other
+simulators' says.
 """
 
 import json
@@ -108,7 +110,8 @@ class NativeBench:
         """Feed the circuit and compare.
 
         Args:
-            inputs: For each stream input, what `sim.bench.payload.pack_words` returns for its payloads.
+            inputs: For each stream input, what `sim.bench.payload.pack_words` returns for its
+                payloads.
             outputs: The same for each stream output: all that must come.
             stalls: Full speed without a reset if None.
             expected_cycles: As `sim.bench.bench.StreamBench`'s: checked where nothing pauses.
@@ -192,7 +195,8 @@ class NativeBench:
 def compile_bench(
     name: str, circuit: Elaboratable, texts: Mapping[str, str], source: Path, build_directory: Path
 ) -> Path:
-    """Return the directory of a circuit's simulation, the program `bench`, compiled unless it has been before.
+    """Return the directory of a circuit's simulation, the program `bench`, compiled unless it has
+    been before.
 
     Args:
         name: For messages.

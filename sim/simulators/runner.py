@@ -26,17 +26,20 @@ from .builds import hash_texts, keep_objects, kept_build, refuse_spaces, simulat
 from .processes import run_logged, tail
 from .tools import NEEDED_TOOLS, default_simulator, missing_for
 
-# cocotb's runner makes every signal public, which forbids Verilator to optimize; only the top's ports need to be.
+# cocotb's runner makes every signal public, which forbids Verilator to optimize; only the top's
+# ports need to be.
 VERILATOR_ARGUMENTS = ("-Wno-fatal", "-Wno-WIDTH", "--assert", "--x-initial", "unique", "--no-public-flat-rw")
 PUBLIC_PORTS = "`verilator_config\n" + "".join(
     f'public_flat_rw -module "top" -var "{port}"\n' for port in ("clk", "rst", "inputs", "outputs")
 )
-# Processes stay processes, and assertions stay in them; it is Amaranth's own way to Verilog, with the Yosys that pip has installed.
+# Processes stay processes, and assertions stay in them; it is Amaranth's own way to Verilog, with
+# the Yosys that pip has installed.
 YOSYS_SCRIPT = "read_rtlil top.il; proc -nomux -norom; memory_collect; write_verilog -norename top.v"
 # How a failed assertion looks in a log, after its message: Verilator's words, then Icarus's.
 ASSERTION = re.compile(r"^(.*?)(?:\[\d+\] %Error: .*Assertion failed|FATAL: \S+top\.v:\d+:)", re.MULTILINE)
 IMMEDIATE_ASSERTION = re.compile(r"^(\s*assert \(.*\));$", re.MULTILINE)
-EMPTY_VALUE = "{0{1'b0}}"  # how Yosys writes a signal without bits in an assertion's message; Verilator refuses it
+# how Yosys writes a signal without bits in an assertion's message; Verilator refuses it
+EMPTY_VALUE = "{0{1'b0}}"
 CLOCK_PERIOD = 10e-9  # seconds; of no consequence
 EXECUTABLES = {"verilator": "top", "icarus": "sim.vvp"}
 
@@ -57,11 +60,13 @@ def simulate(
     Args:
         bench: What to run.
         simulator: 'verilator', 'icarus' or 'amaranth'; None takes the best that this machine has.
-        build_directory: Where builds and logs are kept; a circuit that was built there before is not built again.
+        build_directory: Where builds and logs are kept; a circuit that was built there before is
+            not built again.
         seed: Of the stalls and of the rubbish between transfers.
         source_stall: Probability, each cycle, that a source pauses; 0 is full speed.
         sink_stall: Probability, each cycle, that a sink pauses.
-        reset_after: Cycles after which the circuit is reset and all begins again, as `sim.bench.stalls.Stalls` says; 0: no reset.
+        reset_after: Cycles after which the circuit is reset and all begins again, as
+            `sim.bench.stalls.Stalls` says; 0: no reset.
         silence: Cycles after a reset in which no sink takes a word, likewise.
 
     Raises:
@@ -76,9 +81,11 @@ def simulate(
 def simulate_each(
     bench: StreamBench, stalls: Sequence[Stalls], simulator: str | None = None, *, build_directory: str | Path
 ) -> list[SimulationResult]:
-    """Run a bench several times, one run after the other on the same circuit, which is built and started only once.
+    """Run a bench several times, one run after the other on the same circuit, which is built and
+    started only once.
 
-    Each run begins with a reset, so it finds registers as after power-up, but memories as the run before has left them.
+    Each run begins with a reset, so it finds registers as after power-up, but memories as the run
+    before has left them.
 
     Args:
         bench: What to run.
@@ -195,11 +202,13 @@ def build(harness: Elaboratable, simulator: str, build_directory: Path) -> Path:
 
     def make(directory: Path, log: Path) -> list[Path]:
         source = directory / "top.v"
-        verilog_key = f"verilog-{hash_texts(circuit, tool_version('yosys'))}"  # the same for both simulators
+        # the same for both simulators
+        verilog_key = f"verilog-{hash_texts(circuit, tool_version('yosys'))}"
         text = (kept_build(build_directory, verilog_key, make_verilog) / "top.v").read_text(encoding="utf-8")
         if simulator == "icarus":
-            # Icarus sets initial values before `always @*` starts to wait for a change, so a block that depends on nothing but
-            # registers would leave its output undefined until one of them changes. `always_comb` runs once at the start.
+            # Icarus sets initial values before `always @*` starts to wait for a change, so a block
+            # that depends on nothing but registers would leave its output undefined until one of
+            # them changes. `always_comb` runs once at the start.
             text = text.replace("always @*", "always_comb")
             # It would report a failed assertion and go on.
             text = IMMEDIATE_ASSERTION.sub(r"\1 else $fatal;", text)
@@ -257,7 +266,8 @@ def _run_cocotb(
         log = run_directory / "run.log"
         status = _run_job(job, log, run_directory)
         kept = build_directory / f"{''.join(c if c.isalnum() else '_' for c in name)}-{simulator}.log"
-        output = log.read_text(encoding="utf-8", errors="replace")  # before another run of this name may replace it
+        # before another run of this name may replace it
+        output = log.read_text(encoding="utf-8", errors="replace")
         shutil.move(log, kept)
         records = [Record(**one) for one in json.loads(record_file.read_text())] if record_file.exists() else []
     failed = ASSERTION.search(output)

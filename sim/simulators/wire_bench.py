@@ -1,4 +1,6 @@
-"""A board's whole circuit compiled by Verilator, at the other end of a serial wire in C++ (`native/wire.cpp`): millions of cycles a second."""
+"""A board's whole circuit compiled by Verilator, at the other end of a serial wire in C++
+(`native/wire.cpp`): millions of cycles a second.
+"""
 
 import struct
 import subprocess
@@ -17,11 +19,13 @@ COUNT = struct.Struct("=I")
 
 
 class WireBoard:
-    """A running simulation of a circuit with wires `rx` and `tx`. A context manager: leaving it ends the simulation.
+    """A running simulation of a circuit with wires `rx` and `tx`. A context manager: leaving it
+    ends the simulation.
 
     Args:
         name: For messages.
-        circuit: With ports `rx` and `tx` in its signature, such as `hdl.board.boards.SerialAccelerator`.
+        circuit: With ports `rx` and `tx` in its signature, such as
+            `hdl.board.boards.SerialAccelerator`.
         divisor: Its clock cycles of a bit.
         quiet_cycles: The circuit has no more to say when it has been silent for so long.
         build_directory: Where compiled simulations are kept.

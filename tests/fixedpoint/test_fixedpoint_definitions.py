@@ -1,4 +1,6 @@
-"""What becomes of real numbers: each rounding at its ties, each constant from both sides, worked out in rational numbers."""
+"""What becomes of real numbers: each rounding at its ties, each constant from both sides, worked
+out in rational numbers.
+"""
 
 import dataclasses
 import math
@@ -20,7 +22,8 @@ from fixedpoint.quantization.overrides import ResolvedOverrides
 from fixedpoint.row_scales import least_squares_fractions, quantize_rows
 
 INPUT, OUTPUT = QFormat(8, 5), QFormat(8, 3)
-# In units of a format: whole numbers, ties between even and odd neighbours on both sides of 0, and what is next to a tie.
+# In units of a format: whole numbers, ties between even and odd neighbours on both sides of 0, and
+# what is next to a tie.
 UNITS = np.concatenate(
     [np.arange(-9, 10) / 2, [1.25, -1.25, 1.75, -1.75, np.nextafter(2.5, 0), np.nextafter(-2.5, -3)]]
 )
@@ -126,7 +129,9 @@ def test_a_given_format_may_clip_a_hundredth_and_the_stream_nothing():
 
 @pytest.mark.parametrize("finer, found", [(4, True), (5, True), (6, False)])
 def test_an_activation_may_be_clipped_to_a_32nd(finer, found):
-    """All values but one are a unit of a format whose range is so many powers of two smaller than the peak."""
+    """All values but one are a unit of a format whose range is so many powers of two smaller than
+    the peak.
+    """
     first = covering_format(1.0, 4).fraction
     values = np.full(200_000, 2.0 ** -(first + finer))
     values[0] = 1.0
@@ -139,7 +144,9 @@ def test_activations_have_at_most_20_fraction_bits():
 
 @pytest.mark.parametrize("finer, found", [(6, True), (7, True), (8, False)])
 def test_a_row_of_weights_may_be_clipped_to_a_128th(finer, found):
-    """All weights of two bits but one are a unit of a scale so many powers of two below the covering one."""
+    """All weights of two bits but one are a unit of a scale so many powers of two below the
+    covering one.
+    """
     row = np.full((1, 2 << 2 * finer), 2.0**-finer)
     row[0, 0] = 1.0
     assert least_squares_fractions(row, 2)[0] == (finer if found else 0)

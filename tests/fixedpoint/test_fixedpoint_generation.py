@@ -1,4 +1,6 @@
-"""Generation in integers: the specification's operators, the cached engine and the C program make the same tokens."""
+"""Generation in integers: the specification's operators, the cached engine and the C program make
+the same tokens.
+"""
 
 from pathlib import Path
 
@@ -27,14 +29,17 @@ def test_the_context_is_the_float_models():
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("kind", KINDS)
 def test_with_and_without_cache(kind, temperature):
-    """Prompts from one token to twice the context together, and contexts that move on several times."""
+    """Prompts from one token to twice the context together, and contexts that move on several
+    times.
+    """
     model = KINDS[kind](0)
     prompts = random_prompts(model, 5, seed=2)
     options = {"temperature": temperature, "seed": 7}
     tokens = generate_batch(model, prompts, 20, **options)
     assert tokens == generate_batch(model, prompts, 20, use_cache=False, **options)
     assert all(len(row) == 20 and 0 <= min(row) <= max(row) < model.vocab_size for row in tokens)
-    assert [generate_batch(model, prompts[:1], 20, **options)[0]] == tokens[:1]  # alone: one row instead of a batch
+    # alone: one row instead of a batch
+    assert [generate_batch(model, prompts[:1], 20, **options)[0]] == tokens[:1]
 
 
 @needs_compiler
@@ -46,7 +51,9 @@ def test_the_c_program_makes_the_same_tokens(tmp_path):
 
 
 def check_three_ways(model, program, prompts, num_tokens):
-    """Compare greedy and sampled tokens of the batched operators, the engine one sequence at a time and together, and the C program."""
+    """Compare greedy and sampled tokens of the batched operators, the engine one sequence at a time
+    and together, and the C program.
+    """
     for temperature, seed in ((0.0, 0), (0.8, 12345)):
         options = {"temperature": temperature, "seed": seed}
         batched = generate_batch(model, prompts, num_tokens, use_cache=False, **options)
@@ -116,7 +123,8 @@ def test_the_table_of_numerators_chooses_like_the_sampler(temperature):
     random[:4] = 0xFFFFFFFF, 1, 0x80000000, 0x7FFFFFFF
     chosen = sampler.choose(logits, random)
     np.testing.assert_array_equal(_TableSampler(sampler).choose(logits.astype(np.float32), random), chosen)
-    # Half of two equal shares: the threshold is the first cumulative sum, and that does not exceed it.
+    # Half of two equal shares: the threshold is the first cumulative sum, and that does not exceed
+    # it.
     halves, half = np.zeros((2, 2), np.float32), np.array([0x7FFFFFFF, 0x80000000], np.uint32)
     assert _TableSampler(sampler).choose(halves, half).tolist() == [0, 1]
 
@@ -167,7 +175,9 @@ def test_text_is_the_decoded_tokens(trained):
 
 
 class BytesOfCharacters:
-    """A tokenizer of four tokens: the two bytes of é, a letter, and a byte that is part of no character."""
+    """A tokenizer of four tokens: the two bytes of é, a letter, and a byte that is part of no
+    character.
+    """
 
     vocab_size = 4
     parts = (b"\xc3", b"\xa9", b"a", b"\xff")

@@ -1,4 +1,6 @@
-"""Somebody who has only the documents and an exported directory gets the same model: logits and tokens, integer for integer."""
+"""Somebody who has only the documents and an exported directory gets the same model: logits and
+tokens, integer for integer.
+"""
 
 import ast
 from pathlib import Path
@@ -17,7 +19,9 @@ from fixedpoint.generation import generate_batch
     [(kind, 0) for kind in KINDS] + [(kind, seed) for kind in ("layer norm", "rms norm") for seed in (1, 2)],
 )
 def test_the_documents_make_the_same_model(kind, seed, tmp_path):
-    """Contexts that are full and begin anew several times; prompts shorter and longer than the context."""
+    """Contexts that are full and begin anew several times; prompts shorter and longer than the
+    context.
+    """
     model = KINDS[kind](seed)
     save_export(model, tmp_path / "export")
     decoder = independent_decoder.Decoder(tmp_path / "export")

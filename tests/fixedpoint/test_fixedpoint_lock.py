@@ -1,4 +1,6 @@
-"""Two processes and one directory: the second is told who is there, and nothing is left when the first is killed."""
+"""Two processes and one directory: the second is told who is there, and nothing is left when the
+first is killed.
+"""
 
 import fcntl
 import os

@@ -1,4 +1,6 @@
-"""One description of a block: an operation of a new kind is an operator and an entry for each thing that is done with operators."""
+"""One description of a block: an operation of a new kind is an operator and an entry for each thing
+that is done with operators.
+"""
 
 from dataclasses import dataclass, replace
 from functools import cached_property

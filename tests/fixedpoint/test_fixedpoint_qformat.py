@@ -159,7 +159,8 @@ def test_sums_and_products_equal_those_of_apytypes(bits_a, fraction_a, bits_b, f
     x = APyFixedArray([x for x, _ in codes], bits=a.bits, frac_bits=a.fraction)
     y = APyFixedArray([y for _, y in codes], bits=b.bits, frac_bits=b.fraction)
     for ours, theirs, combine in ((a.product(b), x * y, "product"), (a.sum(b), x + y, "sum")):
-        # apytypes counts bits alone, so a format of one bit, which has no positive number, may need one less.
+        # apytypes counts bits alone, so a format of one bit, which has no positive number, may need
+        # one less.
         assert theirs.bits - (1 in (a.bits, b.bits)) <= ours.bits <= theirs.bits
         assert ours.fraction == theirs.frac_bits
         shifts = (ours.fraction - a.fraction, ours.fraction - b.fraction)

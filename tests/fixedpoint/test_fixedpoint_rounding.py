@@ -1,4 +1,6 @@
-"""Casting to a Q-format under every rounding and overflow: against tables, rational arithmetic, whole numbers and apytypes."""
+"""Casting to a Q-format under every rounding and overflow: against tables, rational arithmetic,
+whole numbers and apytypes.
+"""
 
 import math
 from fractions import Fraction
@@ -120,7 +122,8 @@ def test_wrapping_the_largest_int64_is_exact():
     st.sampled_from(list(Rounding)),
 )
 def test_quantize_equals_rational_arithmetic(values, target, rounding):
-    values = [value for value in values if abs(value) > 1e-200 or value == 0]  # subnormals are not scaled exactly
+    # subnormals are not scaled exactly
+    values = [value for value in values if abs(value) > 1e-200 or value == 0]
     exact = [round_exactly(Fraction(value) * Fraction(2) ** target.fraction, rounding) for value in values]
     clipped = [max(target.minimum_integer, min(target.maximum_integer, integer)) for integer in exact]
     assert target.quantize(values, rounding, Overflow.SATURATE).tolist() == clipped
@@ -164,7 +167,9 @@ def test_quantize_equals_apytypes_on_all_16_bit_inputs(apytypes_source, target, 
 @pytest.mark.parametrize("rounding", Rounding)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_all_16_bit_inputs_in_whole_numbers(target, rounding, signed):
-    """Signed and unsigned targets under all three overflows; the rounding is worked out on integers, without a float."""
+    """Signed and unsigned targets under all three overflows; the rounding is worked out on
+    integers, without a float.
+    """
     target = QFormat(target.bits, target.fraction, signed)
     values, dropped = np.ldexp(EVERY_16_BITS, -6), 6 - target.fraction
     unit, codes = 1 << max(dropped, 0), EVERY_16_BITS << max(-dropped, 0)

@@ -1,4 +1,6 @@
-"""Power-of-two scales of rows: the best of their candidates, at any width, at both ends of what a byte stores."""
+"""Power-of-two scales of rows: the best of their candidates, at any width, at both ends of what a
+byte stores.
+"""
 
 import numpy as np
 import pytest
@@ -67,7 +69,9 @@ def test_covering_is_the_finest_scale_without_saturation():
 
 
 def test_ternary_zeroes_nearly_half_of_a_normal_row():
-    """The least squared error of a ternary normal variable has its threshold near 0.6 deviations (Lloyd, 1982)."""
+    """The least squared error of a ternary normal variable has its threshold near 0.6 deviations
+    (Lloyd, 1982).
+    """
     row = np.random.default_rng(1).normal(size=(1, 20000))
     best = min(
         (squared_error(row[0] * size, f, "ternary") / size**2, size, f)

@@ -251,7 +251,9 @@ def test_values_of_one_sign_are_weighted_at_least_once(sign):
 
 
 def independent_attention(bias):
-    """Projections whose channels read channels of their own, so that all reach their ends at once."""
+    """Projections whose channels read channels of their own, so that all reach their ends at
+    once.
+    """
     attention = random_attention(np.random.default_rng(7), channels=8, num_heads=2, context_length=4)
     weight = np.diag([127, -127, 90, 3, -50, 127, 60, -1])
 
@@ -268,7 +270,8 @@ def test_scores_reach_their_range_where_channels_are_independent(bias):
     attention = independent_attention(bias)
     row = widths(attention_widths(attention))["a.scores"]
     assert not row.exact
-    # The key's ends follow from the query's, so the worst case is searched among the corners of every channel alone.
+    # The key's ends follow from the query's, so the worst case is searched among the corners of
+    # every channel alone.
     low, high = (attention.query.compute(x)[:, None] for x in (np.full((1, 8), -128), np.full((1, 8), 127)))
     query = np.concatenate([low, high])[:, 0]  # (2, C)
     key = np.concatenate([attention.key.compute(np.full((1, 8), x)) for x in (-128, 127)])
@@ -276,7 +279,8 @@ def test_scores_reach_their_range_where_channels_are_independent(bias):
     best, worst = products.argmax(axis=0).ravel(), products.argmin(axis=0).ravel()
     found = []
     for corner in (best, worst):
-        tokens = np.array([np.where(corner // 2, 127, -128), np.where(corner % 2, 127, -128)])  # (2, C)
+        # (2, C)
+        tokens = np.array([np.where(corner // 2, 127, -128), np.where(corner % 2, 127, -128)])
         found.append(attention.scores(tokens)[:, 0, 1])
     assert (int(found[1].min()), int(found[0].max())) == (row.lowest, row.highest)
     sums = np.maximum(products.max(axis=0), 0).sum(axis=1), np.maximum(-products.min(axis=0), 0).sum(axis=1)

@@ -1,4 +1,6 @@
-"""What a user can get wrong ends with one clear line and a non-zero exit status: the real command line, in a process of its own."""
+"""What a user can get wrong ends with one clear line and a non-zero exit status: the real command
+line, in a process of its own.
+"""
 
 import json
 import os
@@ -159,7 +161,8 @@ def test_character_that_the_model_does_not_know(tiny_run: Path) -> None:
 
 @pytest.mark.parametrize("words", [("generate",), ("generate", "--quantized"), ("export-c",)])
 def test_prompt_that_is_not_utf_8(words: tuple[str, ...], tiny_run: Path) -> None:
-    result = positron(words[0], tiny_run, *words[1:], "--prompt", "ab\udcff")  # the byte 0xff, for a process
+    # the byte 0xff, for a process
+    result = positron(words[0], tiny_run, *words[1:], "--prompt", "ab\udcff")
     assert_refused(result, "--prompt is not UTF-8 text (byte 0xff at offset 2)")
     assert result.stdout == ""
 

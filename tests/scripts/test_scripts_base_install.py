@@ -1,4 +1,6 @@
-"""The base installation, without extras: help of every command, what works, and refusals before the first step."""
+"""The base installation, without extras: help of every command, what works, and refusals before the
+first step.
+"""
 
 import subprocess
 import sys
@@ -30,7 +32,8 @@ EXTRAS = (
     "onnxruntime",
     "tokenizers",
 )
-# None in sys.modules: Python finds no such module, `import` and `find_spec` alike. Versions and tools are hidden with them.
+# None in sys.modules: Python finds no such module, `import` and `find_spec` alike. Versions and
+# tools are hidden with them.
 WITHOUT_EXTRAS = f"""
 import importlib.metadata, sys
 sys.modules |= dict.fromkeys({EXTRAS!r})
@@ -98,7 +101,8 @@ def test_what_needs_an_extra_names_all_that_is_missing(
 
 
 def test_only_what_the_list_names_imports_extras() -> None:
-    # Everything else of the commands is imported here, and what they import when they run is listed in NEEDS.
+    # Everything else of the commands is imported here, and what they import when they run is listed
+    # in NEEDS.
     commands = [*cli.COMMANDS, *(f"benchmark {name}" for name in benchmark.BENCHMARKS)]
     result = without_extras(f"for name in {commands!r}: cli.import_command(name)\n")
     assert result.returncode == 0, result.stderr

@@ -1,4 +1,6 @@
-"""A command's process: Ctrl-C at any moment, and output in any encoding. The real command line, in processes of its own."""
+"""A command's process: Ctrl-C at any moment, and output in any encoding. The real command line, in
+processes of its own.
+"""
 
 import os
 import signal
@@ -50,7 +52,8 @@ def test_interrupt_while_a_command_is_imported(command: tuple[str, ...], module:
     with subprocess.Popen(
         command,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPROFILEIMPORTTIME": "1"},  # Python says which module it has imported
+        # Python says which module it has imported
+        env={**os.environ, "PYTHONPROFILEIMPORTTIME": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,4 +1,6 @@
-"""Variables of other tools in the user's environment: none reaches ours, and simulations work whatever they say."""
+"""Variables of other tools in the user's environment: none reaches ours, and simulations work
+whatever they say.
+"""
 
 # amaranth: UnusedElaboratable=no
 import json
@@ -20,7 +22,8 @@ from sim.simulators.native_bench import NEEDED_TOOLS, NativeBench
 from sim.simulators.runner import simulate
 from sim.verilog_export import export_core, run_testbench
 
-# What OSS CAD Suite, ROS, Conda, an outer make or somebody's cocotb project may have set, with values that would do harm.
+# What OSS CAD Suite, ROS, Conda, an outer make or somebody's cocotb project may have set, with
+# values that would do harm.
 FOREIGN = {
     **dict.fromkeys(("VERILATOR_ROOT", "VERILATOR_BIN", "SYSTEMC_INCLUDE", "SYSTEMC_LIBDIR"), "/opt/oss-cad-suite"),
     **dict.fromkeys(("YOSYS", "NEXTPNR_ECP5", "ECPPACK", "YOSYSHQ_ROOT", "GHDL_PREFIX"), "/opt/oss-cad-suite/none"),

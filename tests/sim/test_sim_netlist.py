@@ -41,7 +41,9 @@ def netlist_of(entry, core, family, count=COUNT):
 
 @pytest.fixture(scope="module")
 def netlists():
-    """Cores with every kind of hard cell: a multiplier and block RAM, distributed RAM, and iCE40's block RAM and carry cells."""
+    """Cores with every kind of hard cell: a multiplier and block RAM, distributed RAM, and iCE40's
+    block RAM and carry cells.
+    """
     chosen = {"ecp5": "softmax", "ice40": "reciprocal"}
     return {family: netlist_of(CORES[name], CORES[name].example(), family) for family, name in chosen.items()}
 
@@ -59,7 +61,9 @@ def test_a_core_of_all_kinds_of_cells_gives_the_golden_results(family, cells, ne
 
 
 def changed(netlist, pattern, replacement, occurrence):
-    """The netlist with one occurrence of a pattern replaced; with all of them where `occurrence` is None."""
+    """The netlist with one occurrence of a pattern replaced; with all of them where `occurrence` is
+    None.
+    """
     text = netlist.files[NETLIST_FILE]
     for number, match in reversed(list(enumerate(re.finditer(pattern, text, re.DOTALL)))):
         if occurrence in (None, number):
@@ -94,7 +98,9 @@ def test_one_wrong_cell_fails(family, pattern, replacement, netlists, tmp_path):
 
 
 class Store(wiring.Component):
-    """Memories of every width that ECP5 has, with byte enables where it has them: one word written, another read, each cycle."""
+    """Memories of every width that ECP5 has, with byte enables where it has them: one word written,
+    another read, each cycle.
+    """
 
     SHAPES = ((1024, 1, 1), (600, 2, 2), (512, 4, 4), (300, 9, 9), (200, 18, 9), (100, 36, 9))
 
@@ -183,7 +189,9 @@ def test_wrong_arguments_are_refused(words, message, capsys):
 
 
 class Passing:
-    """Stands in for `check_netlist`: what it was asked for, and what it shall raise for a family."""
+    """Stands in for `check_netlist`: what it was asked for, and what it shall raise for a
+    family.
+    """
 
     def __init__(self, failure=None):
         self.calls, self.failure = [], failure
@@ -226,7 +234,9 @@ def test_a_failure_that_is_none_of_a_tool_or_a_circuit_is_not_hidden(monkeypatch
 
 
 def test_ctrl_c_ends_the_tools_and_keeps_what_was_checked(tmp_path):
-    """One netlist has passed and another is under way when it comes; its tool is gone, and nothing half written is left."""
+    """One netlist has passed and another is under way when it comes; its tool is gone, and nothing
+    half written is left.
+    """
     words = ["--only", "stream-register", "--only", "attention", "--family", "ecp5", "--vectors", "3"]
     kept = tmp_path / "build" / "netlists"
     with subprocess.Popen(
@@ -332,7 +342,9 @@ def cells_of(core, family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_memory_that_cannot_be_block_ram_is_refused(family):
-    """An asynchronous read, more write ports than a block RAM has, nothing in it; one write port is what each of them has."""
+    """An asynchronous read, more write ports than a block RAM has, nothing in it; one write port is
+    what each of them has.
+    """
     message = f"the memory core.table was to be block RAM, but none of {family} does what it needs"
     for core in (Table(clocked=False), Table(writers=3)):
         with pytest.raises(CircuitError, match=message):

@@ -1,4 +1,6 @@
-"""The header that a model becomes for the C program: whole numbers only, compact, and no wider than the program computes."""
+"""The header that a model becomes for the C program: whole numbers only, compact, and no wider than
+the program computes.
+"""
 
 from dataclasses import replace
 
@@ -14,7 +16,8 @@ def test_the_header_is_plain_and_repeatable():
     text = c_header(make_model(0))
     assert text == c_header(make_model(0))
     assert text.isascii()
-    assert "." not in text.replace("transformer.c", "").replace("Positron.", "").replace("types.", "")  # no float
+    # no float
+    assert "." not in text.replace("transformer.c", "").replace("Positron.", "").replace("types.", "")
     assert (
         "LAYERS = 2, HEADS = 3, CHANNELS = 12, WIDEST = 20, CONTEXT = 7, VOCABULARY = 11, TENSORS = 5, OPERATIONS = 25"
         in text

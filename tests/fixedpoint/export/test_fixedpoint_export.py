@@ -1,4 +1,6 @@
-"""Exports: what is loaded is what was saved, and saving replaces only an export. What is refused: test_fixedpoint_export_damage.py."""
+"""Exports: what is loaded is what was saved, and saving replaces only an export. What is refused:
+test_fixedpoint_export_damage.py.
+"""
 
 import json
 import shutil

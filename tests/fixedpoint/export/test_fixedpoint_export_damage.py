@@ -63,7 +63,9 @@ def refused(export, message=None):
 
 
 def test_every_byte_of_the_weights_matters(original, tmp_path):
-    """A flipped byte is refused, or it was none of the content (a space in the header) and the model is the same."""
+    """A flipped byte is refused, or it was none of the content (a space in the header) and the
+    model is the same.
+    """
     content = (original / "weights.safetensors").read_bytes()
     export = shutil.copytree(original, tmp_path / "model")
     generator = np.random.default_rng(0)

@@ -7,7 +7,9 @@ from fixedpoint.export.memory_file import memory_file
 
 
 def read_memory(text, bits, columns):
-    """Parse `$readmemh` text: whitespace-separated hexadecimal words, element 0 in the least significant bits."""
+    """Parse `$readmemh` text: whitespace-separated hexadecimal words, element 0 in the least
+    significant bits.
+    """
     rows = []
     for word in text.split():
         assert set(word) <= set("0123456789abcdef")

@@ -1,4 +1,6 @@
-"""The C program against the specification: the same logits and the same tokens, and clear words for what it cannot do."""
+"""The C program against the specification: the same logits and the same tokens, and clear words for
+what it cannot do.
+"""
 
 import os
 import shutil
@@ -47,7 +49,9 @@ SANITIZED = (
 
 @pytest.fixture(scope="session")
 def sanitizers(tmp_path_factory):
-    """Return the options that find undefined behaviour, or none where the compiler lacks their libraries."""
+    """Return the options that find undefined behaviour, or none where the compiler lacks their
+    libraries.
+    """
     probe = tmp_path_factory.mktemp("probe") / "probe.c"
     probe.write_text("int main(void) { return 0; }\n")
     command = [*find_compiler(), *SANITIZERS, "-o", probe.with_suffix(""), probe]
@@ -72,7 +76,9 @@ def built(tmp_path_factory, sanitizers):
 
 
 def reference_tokens(model, prompts, num_tokens, temperature, seed):
-    """Generate with the specification's operators on the whole context, one sequence after the other."""
+    """Generate with the specification's operators on the whole context, one sequence after the
+    other.
+    """
     sampler, limit = Sampler(model.logits.output, temperature), model.context_length
     results = []
     for index, prompt in enumerate(prompts):
@@ -146,7 +152,9 @@ def test_every_temperature_and_seed_draws_the_same_tokens(built):
 
 
 def test_the_programs_multiplier_is_the_samplers_for_every_thousandth():
-    """`make_sampler`, which divides whole numbers, repeated in Python's, against the sampler's float64."""
+    """`make_sampler`, which divides whole numbers, repeated in Python's, against the sampler's
+    float64.
+    """
     for thousandths in range(1, 20_001):
         quotient = 12690079782337 * 10**6 // (thousandths * 1000)
         shorten = max(quotient.bit_length() - 16, 0)
@@ -165,7 +173,8 @@ def test_a_sequence_does_not_depend_on_the_others(built):
     assert program.generate([*prompts[:2], [0], prompts[3]], 9, temperature=1.0, seed=3)[3] == together[3]
     same = program.generate([prompts[0], prompts[0]], 30, temperature=1.0, seed=3)
     assert same[0] != same[1]  # each has a generator of its own
-    assert program.generate(prompts, 9) == program.generate(prompts, 9, seed=99)  # the likeliest needs no random number
+    # the likeliest needs no random number
+    assert program.generate(prompts, 9) == program.generate(prompts, 9, seed=99)
 
 
 @needs_compiler

@@ -1,4 +1,6 @@
-"""The ONNX graph of an integer model: the specification's logits, by NumPy operator for operator, and by onnxruntime where it is installed."""
+"""The ONNX graph of an integer model: the specification's logits, by NumPy operator for operator,
+and by onnxruntime where it is installed.
+"""
 
 from dataclasses import replace
 
@@ -121,7 +123,9 @@ def test_another_operator_would_be_noticed(operation, evaluate, monkeypatch):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_onnxruntime_computes_the_specifications_logits(kind, tmp_path):
-    """With all of its optimizations, which replace dequantized float32 products by approximate ones."""
+    """With all of its optimizations, which replace dequantized float32 products by approximate
+    ones.
+    """
     onnxruntime = pytest.importorskip("onnxruntime")
     model = KINDS[kind](3)
     export_onnx(model, tmp_path / "model.onnx")

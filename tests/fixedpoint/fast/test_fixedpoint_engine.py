@@ -130,7 +130,9 @@ def test_bad_targets():
 @pytest.mark.parametrize("origin", [0, 128])
 @pytest.mark.parametrize("columns", [1, 40, 1500])
 def test_products_at_all_shifts_and_rails(columns, origin):
-    """Row shifts from −20 to beyond where everything rounds to 0; biases at their limits; inputs at the rails and at random."""
+    """Row shifts from −20 to beyond where everything rounds to 0; biases at their limits; inputs at
+    the rails and at random.
+    """
     generator = np.random.default_rng(columns)
     shift = np.arange(-20, 72)
     rows = len(shift)
@@ -158,7 +160,9 @@ def test_products_at_all_shifts_and_rails(columns, origin):
 
 @pytest.mark.parametrize(("largest", "dtype"), [(1 << 24, np.float32), ((1 << 24) + 1, np.float64)])
 def test_the_bound_of_float32_comes_from_the_actual_weights(largest, dtype):
-    """A row whose sum reaches 2**24, or one more, with its bias and the half, beside a small one."""
+    """A row whose sum reaches 2**24, or one more, with its bias and the half, beside a small
+    one.
+    """
     weight = np.stack([np.ones(1024, int), np.full(1024, 127)])
     layer = linear_of(weight, 3, [0, largest - 1024 * 127 * 128 - 4])
     product = Product([layer])

@@ -36,7 +36,9 @@ def python_reciprocal(value):
 
 
 def python_attention(attention, tokens):
-    """One sequence, one token at a time with a cache of keys and values, from the module's equations in scalars."""
+    """One sequence, one token at a time with a cache of keys and values, from the module's
+    equations in scalars.
+    """
     heads = attention.num_heads
     size = attention.query.columns // heads
     score_fraction = attention.query.output.fraction + attention.key.output.fraction
@@ -85,7 +87,9 @@ def test_equals_scalar_python(channels, num_heads, context_length, weight_bits):
 
 
 def test_extreme_scores_equal_scalar_python():
-    """Saturated queries and keys: a softmax that is one-hot, and one whose scores all tie at the rail."""
+    """Saturated queries and keys: a softmax that is one-hot, and one whose scores all tie at the
+    rail.
+    """
     generator = np.random.default_rng(9)
     attention = random_attention(generator)
     loud = replace(attention, query=replace(attention.query, weight_fraction=attention.query.weight_fraction - 6))

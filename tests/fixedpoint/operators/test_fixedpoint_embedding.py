@@ -53,7 +53,8 @@ def test_real_results_are_near_the_float_tables():
         bound = np.ldexp(0.5, -embedding.token.weight_fraction[index]) + np.ldexp(
             0.5, -embedding.position.weight_fraction
         )
-        clipped = np.ldexp(2.0, -embedding.token.weight_fraction[index])  # least squares may clip the largest
+        # least squares may clip the largest
+        clipped = np.ldexp(2.0, -embedding.token.weight_fraction[index])
         assert np.abs(result - exact).max() <= bound.max() + clipped + 2 * OUTPUT.resolution
 
 

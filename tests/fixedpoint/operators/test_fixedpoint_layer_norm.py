@@ -1,4 +1,6 @@
-"""LayerNorm: its widths are needed, its errors within the derived bound, its mean exact. What RMSNorm shares: test_fixedpoint_row_norm.py."""
+"""LayerNorm: its widths are needed, its errors within the derived bound, its mean exact. What
+RMSNorm shares: test_fixedpoint_row_norm.py.
+"""
 
 import math
 
@@ -26,7 +28,9 @@ from fixedpoint.qformat import bits_for
 
 @pytest.mark.parametrize("channels", [2, 17, 128])
 def test_widths_are_needed(channels):
-    """The adversarial rows reach the widths' last bits, so that no width is generous by accident."""
+    """The adversarial rows reach the widths' last bits, so that no width is generous by
+    accident.
+    """
     norm = identity(LayerNorm, channels)
     rows = adversarial_rows(channels, INPUT)
     total = max(abs(int(row.sum())) for row in rows)
@@ -59,8 +63,8 @@ def test_no_normalized_element_saturates(channels):
 def stated_bound(norm, exact_normalized):
     """LSBs of the output, derived in docs/fixedpoint/layer_norm.md.
 
-    The reciprocal square root is off by a factor of 1 + r, the normalized value by half a unit more, gamma by half of its
-    unit, beta by half of its unit, and the output rounds once.
+    The reciprocal square root is off by a factor of 1 + r, the normalized value by half a unit
+    more, gamma by half of its unit, beta by half of its unit, and the output rounds once.
     """
     r = 2.0**-10 + 2.0**-16
     scale = np.abs(norm.scale_format.dequantize(norm.scale))

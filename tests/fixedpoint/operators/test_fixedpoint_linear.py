@@ -49,7 +49,9 @@ def test_rows_saturate_at_both_rails():
 
 @pytest.mark.parametrize("weight_bits", [2, 4, 8])
 def test_real_results_are_near_the_float_layer(weight_bits):
-    """Every error has a bound: half a unit of each weight times its input, half a unit of the accumulator, of the output."""
+    """Every error has a bound: half a unit of each weight times its input, half a unit of the
+    accumulator, of the output.
+    """
     generator = np.random.default_rng(3)
     weight, bias = scaled_rows(10, 32, generator, spread=2), generator.normal(size=10)
     layer = Linear.from_float(weight, bias, weight_bits, INPUT, QFormat(16, 4))

@@ -76,7 +76,8 @@ def test_the_results_are_the_table_of_the_docstring(kind, index_bits, mantissa_b
             expected = math.floor(2**mantissa_bits / middle + Fraction(1, 2))
         else:
             middle = (index + function.start + Fraction(1, 2)) / function.start
-            # round(2**m / sqrt(middle)) without a float: floor(sqrt(4·(2**m)²/middle)) is twice the root, floored
+            # round(2**m / sqrt(middle)) without a float: floor(sqrt(4·(2**m)²/middle)) is twice the
+            # root, floored
             expected = (math.isqrt(math.floor(4 ** (mantissa_bits + 1) / middle)) + 1) // 2
         assert mantissa == expected
 

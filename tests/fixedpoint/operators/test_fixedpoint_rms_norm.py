@@ -1,4 +1,6 @@
-"""RMSNorm: LayerNorm's quotient where rows have no mean, with its own widths and bound. What both share: test_fixedpoint_row_norm.py."""
+"""RMSNorm: LayerNorm's quotient where rows have no mean, with its own widths and bound. What both
+share: test_fixedpoint_row_norm.py.
+"""
 
 import math
 
@@ -46,7 +48,9 @@ def test_rows_without_a_mean_are_layer_normalized(channels):
 
 
 def stated_bound(norm, exact_normalized):
-    """LSBs of the output, derived in docs/fixedpoint/rms_norm.md: LayerNorm's without beta, and a whole unit where n saturates."""
+    """LSBs of the output, derived in docs/fixedpoint/rms_norm.md: LayerNorm's without beta, and a
+    whole unit where n saturates.
+    """
     r = 2.0**-10 + 2.0**-16
     scale = np.abs(norm.scale_format.dequantize(norm.scale))
     magnitude = np.abs(exact_normalized)
@@ -82,7 +86,9 @@ def test_all_rows_of_two_bytes_are_within_the_derived_bound(input_format):
 
 @pytest.mark.parametrize("channels", CHANNELS)
 def test_the_normalized_format_holds_every_row(channels):
-    """|n| <= sqrt(C), reached by one element alone; at powers of 4 that is one unit beyond the format."""
+    """|n| <= sqrt(C), reached by one element alone; at powers of 4 that is one unit beyond the
+    format.
+    """
     norm = identity(RMSNorm, channels)
     row = np.zeros(channels, dtype=np.int64)
     row[0] = 32767

@@ -77,7 +77,9 @@ def test_numbers_are_the_equation():
 
 
 def test_the_period_is_every_number_but_zero():
-    """The step is linear over GF(2); its order divides 2**32 − 1 and no quotient by a prime, so it is 2**32 − 1."""
+    """The step is linear over GF(2); its order divides 2**32 − 1 and no quotient by a prime, so it
+    is 2**32 − 1.
+    """
 
     def step(columns):
         """The images of the 32 unit vectors under one more step."""
@@ -125,7 +127,8 @@ def test_first_states_differ_and_are_reproducible():
 
 @pytest.mark.parametrize("seed", [0, 1, 12345, WORD])
 def test_a_first_state_is_never_zero(seed):
-    sequence = (-_avalanche(seed) * pow(GOLDEN_RATIO, -1, 2**32) - 1) & WORD  # the one whose hash is a(0) = 0
+    # the one whose hash is a(0) = 0
+    sequence = (-_avalanche(seed) * pow(GOLDEN_RATIO, -1, 2**32) - 1) & WORD
     assert mix(seed, sequence) == GOLDEN_RATIO
 
 
@@ -179,7 +182,8 @@ def test_the_multiplier_is_the_nearest_of_16_bits(temperature):
 def test_a_multiplier_that_rounds_up_to_17_bits_is_halved():
     sampler = Sampler(LOGITS, math.log2(math.e) / (1 - 2**-18))
     assert sampler.multiplier == 1 << 15
-    assert sampler.multiplier / 2**sampler.shift == 1.0  # 2**10 table steps a unit, 2**10 units of a logit
+    # 2**10 table steps a unit, 2**10 units of a logit
+    assert sampler.multiplier / 2**sampler.shift == 1.0
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -196,7 +200,9 @@ def test_numerators_of_all_distances_are_within_the_bound(temperature):
 
 
 def shares(sampler, row):
-    """The exact share of the generator's 2**32 − 1 numbers that choose each token, from where `choose` changes its mind."""
+    """The exact share of the generator's 2**32 − 1 numbers that choose each token, from where
+    `choose` changes its mind.
+    """
     cumulative = np.concatenate([[0], sampler.numerators(row).cumsum()]).tolist()
     # The smallest r with floor(r·D / 2**32) >= c is ceil(c·2**32 / D).
     firsts = [-(-(c << 32) // cumulative[-1]) for c in cumulative]
@@ -224,7 +230,9 @@ def test_shares_are_the_softmax_within_the_derived_bound(temperature):
 
 
 def test_sampled_frequencies():
-    """10 sequences of 4,000 numbers each: a chi-square of 7 degrees of freedom stays below its 99.9 % point."""
+    """10 sequences of 4,000 numbers each: a chi-square of 7 degrees of freedom stays below its 99.9
+    % point.
+    """
     sampler = Sampler(LOGITS, 0.8)
     row = np.array([2000, 1500, 1500, 900, 0, -500, 1999, 1200])
     generator = XorShift32.from_seed(11, 10)

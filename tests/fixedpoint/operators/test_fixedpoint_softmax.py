@@ -21,10 +21,11 @@ def float_softmax(scores, fraction, valid=None):
 
 
 def derived_bound(softmax, scores):
-    """The error of a probability, from the stated errors of its parts; see docs/fixedpoint/softmax.md.
+    """The error of a probability, from the stated errors of its parts; see
+    docs/fixedpoint/softmax.md.
 
-    Numerators are off by `a` units each, so numerator and denominator together move a quotient by at most
-    a·(1 + N·p) / D; the reciprocal adds its relative error, the cast half a unit.
+    Numerators are off by `a` units each, so numerator and denominator together move a quotient by
+    at most a·(1 + N·p) / D; the reciprocal adds its relative error, the cast half a unit.
     """
     exponential = softmax.exponential
     rounding_of_t = exponential.fraction > exponential.table_bits
@@ -124,7 +125,9 @@ def test_the_denominator_fits_its_width():
 
 
 def test_the_widest_and_coarsest_scores():
-    """Distances of 2**32 at 30 bits before the point: shifted to the table's step they would need 70 bits."""
+    """Distances of 2**32 at 30 bits before the point: shifted to the table's step they would need
+    70 bits.
+    """
     for fraction in (-30, 0, 31, 40):
         score = QFormat(32, fraction)
         row = np.array([score.minimum_integer, score.maximum_integer, 0, score.maximum_integer])

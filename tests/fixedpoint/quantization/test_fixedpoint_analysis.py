@@ -1,4 +1,6 @@
-"""Which layer hurts: a layer that is made to hurt is found, and what is measured is what the models do."""
+"""Which layer hurts: a layer that is made to hurt is found, and what is measured is what the models
+do.
+"""
 
 import math
 

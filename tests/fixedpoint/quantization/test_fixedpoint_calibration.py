@@ -41,7 +41,9 @@ def test_every_tensor_gets_a_format_and_a_measure():
 
 @pytest.mark.parametrize("eighth", range(8))
 def test_the_residual_has_headroom_above_all_its_tensors(eighth):
-    """Over an octave of magnitudes, so that some leave less than a quarter below the next power of two."""
+    """Over an octave of magnitudes, so that some leave less than a quarter below the next power of
+    two.
+    """
     model, tokens = small_model(), some_tokens()
     model.parameters["token_embedding"] = model.parameters["token_embedding"] * 100 * 2 ** (eighth / 8)
     seen = {}
@@ -53,7 +55,9 @@ def test_the_residual_has_headroom_above_all_its_tensors(eighth):
 
 
 def test_the_residual_clips_the_rare_and_late_for_the_sake_of_the_early():
-    """A stream whose beginning is 100 times smaller than a few values at its end, at widths that can and cannot hold both."""
+    """A stream whose beginning is 100 times smaller than a few values at its end, at widths that
+    can and cannot hold both.
+    """
 
     class Growing:
         config = small_model().config
@@ -108,7 +112,8 @@ def test_observed_arrays_may_be_reused():
             observe("blocks.0.attention_residual", x)
 
     calibration = calibrate(InPlace(), some_tokens(), QuantizationSettings())
-    assert calibration.formats["residual"] == QFormat(16, 13)  # 1.25 · 3.0 needs three bits before the point
+    # 1.25 · 3.0 needs three bits before the point
+    assert calibration.formats["residual"] == QFormat(16, 13)
     query = calibration.formats["blocks.0.attention.query"]
     assert query.minimum < 3.0 * math.log2(math.e) / 2 < 4 * query.maximum
     assert query.maximum > 1
@@ -162,7 +167,8 @@ def formats_of(model, tokens, **settings):
 def test_methods_clip_less_and_less():
     """Least squared error clips the most, the percentile few values, the maximum none."""
     model = small_model()
-    model.parameters["blocks.0.attention_norm.scale"][0] *= 40  # one channel far larger than the others
+    # one channel far larger than the others
+    model.parameters["blocks.0.attention_norm.scale"][0] *= 40
     tokens = some_tokens(400)
     name = "blocks.0.attention_norm"
     seen = []

@@ -1,4 +1,6 @@
-"""Rounding with compensation: the factors are right, every row is better off, and nothing leaves its grid."""
+"""Rounding with compensation: the factors are right, every row is better off, and nothing leaves
+its grid.
+"""
 
 import itertools
 

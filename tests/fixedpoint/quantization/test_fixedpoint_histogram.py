@@ -1,4 +1,6 @@
-"""Histograms that are gathered piece by piece: what they say of a format is what the values themselves say."""
+"""Histograms that are gathered piece by piece: what they say of a format is what the values
+themselves say.
+"""
 
 import math
 
@@ -91,7 +93,8 @@ def test_constant_values_have_a_format(constant):
     values = np.full(10, constant)
     histogram = Histogram.of(values)
     chosen = histogram.least_squares_format(8)
-    assert chosen.fraction <= 20  # what two factors of a score may have, so that the exponential can read it
+    # what two factors of a score may have, so that the exponential can read it
+    assert chosen.fraction <= 20
     if 1e-40 < abs(constant) <= 1e20:
         assert noise(values, chosen) <= 10 * (constant / 64) ** 2
     assert histogram.signal_to_noise(chosen) == math.inf if constant == 0 else histogram.peak == abs(constant)

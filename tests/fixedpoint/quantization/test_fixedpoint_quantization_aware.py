@@ -1,4 +1,6 @@
-"""Quantization-aware training: the float model computes with the integer model's numbers, and its loss is the integer model's."""
+"""Quantization-aware training: the float model computes with the integer model's numbers, and its
+loss is the integer model's.
+"""
 
 import dataclasses
 import json
@@ -62,7 +64,8 @@ def test_rounding_is_half_up_on_ties_too():
 @pytest.mark.parametrize("weight_bits", [8, 4, 3, 2, "ternary"])
 def test_rounded_parameters_are_what_the_integer_model_holds(float_run, weight_bits):
     model, quantization = float_run.load_model(), number_format(float_run, weight_bits, activation_bits=6)
-    quantization.fractions["blocks.0.feed_forward.up.weight"][:] -= 2  # least squares would not find these again
+    # least squares would not find these again
+    quantization.fractions["blocks.0.feed_forward.up.weight"][:] -= 2
     rounded = rounded_model(quantization, model, 3)
     integers = quantization.quantize(rounded)
     for name, layer in named_linears(integers).items():
@@ -128,7 +131,9 @@ def test_tensors_are_rounded_to_their_formats(float_run):
 
 @pytest.mark.parametrize("activation_bits", [8, 6])
 def test_each_rounded_tensor_is_the_integer_models(float_run, activation_bits):
-    """One tensor from the last, so that what differs does not spread: a number next to a tie may fall to its other side."""
+    """One tensor from the last, so that what differs does not spread: a number next to a tie may
+    fall to its other side.
+    """
     quantization = number_format(float_run, 4, activation_bits=activation_bits)
     model = rounded_model(quantization, float_run.load_model())
     inputs, targets = (part[:8] for part in held_out(float_run))
@@ -150,18 +155,22 @@ def test_each_rounded_tensor_is_the_integer_models(float_run, activation_bits):
     rounded = quantization.formats.keys() & different.keys() - {"logits"}
     assert {"final_norm", "blocks.1.attention_norm", "blocks.0.feed_forward.activation"} <= rounded
     for name in rounded:
-        # Linear layers and what follows them pointwise are exact. Roots, exponentials and reciprocals have tables in the integer model.
-        # The query's factor is no power of two, so its float sums are not exact, and ties, one in 2**shift, fall to either side.
+        # Linear layers and what follows them pointwise are exact. Roots, exponentials and
+        # reciprocals have tables in the integer model. The query's factor is no power of two, so
+        # its float sums are not exact, and ties, one in 2**shift, fall to either side.
         near = "_norm" in name or name.endswith(("attention.query", "attention.context"))
         assert different[name] < (0.05 if near else 1e-9), name
         assert steps[name] < 1.01, name
     for name in different.keys() - rounded:
-        limit = 100 if name.endswith("attention.output") else 1e-9  # of 2**16 steps: exponentials have 8 bits
+        # of 2**16 steps: exponentials have 8 bits
+        limit = 100 if name.endswith("attention.output") else 1e-9
         assert steps[name] < limit, name
 
 
 def test_gradients_go_straight_through(float_run):
-    """With the identity in place of a rounding, and the rounding of the parameters apart, nothing differs."""
+    """With the identity in place of a rounding, and the rounding of the parameters apart, nothing
+    differs.
+    """
     model = rounded_model(number_format(float_run), float_run.load_model())
     inputs, targets = (part[:4] for part in held_out(float_run))
     _, plain = model.loss_and_gradients(inputs, targets)
@@ -246,7 +255,8 @@ def test_workers_compute_the_same_step(float_run, tmp_path):
         weights.append(dict(np.load(tmp_path / str(workers) / "training_state.npz"))["parameters"])
         latent = float_run.load_model()
         latent.parameters.flat[:] = weights[-1]
-        kept = RunDirectory(tmp_path / str(workers)).load_model()  # the only loss was that after the last step
+        # the only loss was that after the last step
+        kept = RunDirectory(tmp_path / str(workers)).load_model()
         expected = rounded_model(number_format(float_run, 8), latent)
         np.testing.assert_array_equal(kept.parameters.flat, expected.parameters.flat)
     np.testing.assert_allclose(weights[0], weights[1], atol=2e-3)

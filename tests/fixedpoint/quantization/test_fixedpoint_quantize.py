@@ -14,7 +14,9 @@ SHAPE = {"vocab_size": 12, "embed_dim": 16, "num_heads": 2, "num_layers": 2, "ff
 
 
 def sequences(generator, count):
-    """Counting in steps of 1 to 3 modulo 12: the step is learned from context, the next token follows."""
+    """Counting in steps of 1 to 3 modulo 12: the step is learned from context, the next token
+    follows.
+    """
     starts, steps = generator.integers(0, 12, size=(count, 1)), generator.integers(1, 4, size=(count, 1))
     return (starts + steps * np.arange(17)) % 12
 
@@ -63,7 +65,8 @@ def tokens_for(model, count=3):
 def test_the_loss_barely_changes(trained, held_out, weight_bits, allowed):
     inputs, targets = held_out
     float_loss = float(trained.loss(inputs, targets))
-    assert float_loss < 0.5 * math.log(12)  # it has learned something that quantization could destroy
+    # it has learned something that quantization could destroy
+    assert float_loss < 0.5 * math.log(12)
     integer_loss = prepared(quantized(trained, inputs[:16], weight_bits=weight_bits)).loss(inputs, targets)
     assert abs(integer_loss - float_loss) < allowed
 
@@ -253,7 +256,9 @@ def test_weights_that_are_not_finite_are_named(name, bad):
 
 
 def test_all_zero_rows_and_constant_activations():
-    """A dead layer: zero keys make every attention uniform, a zero up-projection makes its activation constant."""
+    """A dead layer: zero keys make every attention uniform, a zero up-projection makes its
+    activation constant.
+    """
     model = fresh()
     for name in ("blocks.0.attention.key", "blocks.0.feed_forward.up"):
         model.parameters[f"{name}.weight"][...] = 0

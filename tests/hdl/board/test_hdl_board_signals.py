@@ -1,5 +1,7 @@
 # amaranth: UnusedElaboratable=no
-"""What a board's design does beside computing: reset, lights, button, and saying that a byte was lost."""
+"""What a board's design does beside computing: reset, lights, button, and saying that a byte was
+lost.
+"""
 
 import pytest
 from amaranth.hdl import Elaboratable, Module, Signal
@@ -20,7 +22,9 @@ BIT = DIVISOR * PERIOD
 
 
 class Stub(wiring.Component):
-    """A host link that takes bytes only when `takes` is high and offers a token as long as `offers` is."""
+    """A host link that takes bytes only when `takes` is high and offers a token as long as `offers`
+    is.
+    """
 
     def __init__(self, *_):
         element, result = FixedPointShape(QFormat(8, 5)), FixedPointShape(QFormat(16, 10))
@@ -143,7 +147,9 @@ def test_the_lock_is_the_plls():
 
 
 class OnPins(Elaboratable):
-    """A board's design with simulated pins: it asks its platform for them, and Amaranth's simulator has no platform."""
+    """A board's design with simulated pins: it asks its platform for them, and Amaranth's simulator
+    has no platform.
+    """
 
     default_clk = "clk25"
 
@@ -184,7 +190,8 @@ def test_lights_and_the_button(monkeypatch):
                 await cycles(DIVISOR)
 
         def lit():
-            return [context.get(light) for light in lights][1:]  # the first one blinks once a second
+            # the first one blinks once a second
+            return [context.get(light) for light in lights][1:]
 
         context.set(design.pins["rx"].i, 1)
         await cycles(40)

@@ -83,7 +83,9 @@ def test_tokens_and_restarts_go_through_the_wires(port):
 
 @BOARDS
 def test_twelve_tokens_at_once_lose_none_and_spoil_none(make_board):
-    """As a program does that does not wait: what the board cannot hold it drops, and refuses what follows."""
+    """As a program does that does not wait: what the board cannot hold it drops, and refuses what
+    follows.
+    """
     board, tokens = make_board(), vectors(12)
     board.answer_cycles = 0
     frames = [
@@ -131,7 +133,8 @@ def test_requests_out_of_order_are_refused_and_change_nothing(make_board):
 @BOARDS
 def test_a_board_that_was_reset_refuses_and_a_session_can_begin_again(make_board):
     board, (first, second) = make_board(), vectors(2)
-    assert ask(board, 0, 1, token(first, True)) == [bytes([REFUSED])]  # it knows no session yet, not even 0
+    # it knows no session yet, not even 0
+    assert ask(board, 0, 1, token(first, True)) == [bytes([REFUSED])]
     ask(board, 7, 0, bytes([Kind.IDENTIFY]))
     ask(board, 7, 1, token(first, True))
     board.reset()
@@ -154,7 +157,8 @@ def test_messages_that_are_none_are_answered_and_reach_no_accelerator(make_board
     wrong += [b"\x01\x00", token(first)[:-1], token(first, True)[:-2], token(first)[:1]]
     for sequence, message in enumerate(wrong, 2):
         assert ask(board, 7, sequence, message) == [bytes([UNKNOWN])], message
-    assert ask(board, 7, len(wrong) + 2, token(first) + b"\x00") == []  # longer than any packet for this board
+    # longer than any packet for this board
+    assert ask(board, 7, len(wrong) + 2, token(first) + b"\x00") == []
     assert ask(board, 7, len(wrong) + 2, token(second)) == result(second, 1)
 
 

@@ -1,5 +1,7 @@
 # amaranth: UnusedElaboratable=no
-"""What holds for every core alike: refused parameters, what the docstring says, predicted cycles, and tables from an export."""
+"""What holds for every core alike: refused parameters, what the docstring says, predicted cycles,
+and tables from an export.
+"""
 
 import dataclasses
 import inspect
@@ -99,7 +101,8 @@ ARGUMENTS = {
 def parameters(kind):
     """The names of a constructor's parameters.
 
-    Of `__init__`, because Python 3.11.2 takes the signature of some classes from Amaranth's metaclass.
+    Of `__init__`, because Python 3.11.2 takes the signature of some classes from Amaranth's
+    metaclass.
     """
     return [name for name in inspect.signature(kind.__init__).parameters if name != "self"]
 
@@ -144,7 +147,9 @@ def test_every_core_is_among_them(name):
 
 
 def test_a_core_that_is_only_asked_for_its_latency_warns_of_nothing():
-    """In a process of its own, where no filter of the tests hides what Amaranth says, once something was elaborated, of circuits that were not."""
+    """In a process of its own, where no filter of the tests hides what Amaranth says, once
+    something was elaborated, of circuits that were not.
+    """
     program = """
 import gc
 from amaranth.hdl import Fragment, Module
@@ -222,7 +227,9 @@ def test_predicted_cycles_are_the_simulated_ones(name, tmp_path):
 
 
 def test_only_rows_of_mixed_lengths_have_no_prediction():
-    """Short rows behind a long one may wait; every core in which they can has vectors of one length beside."""
+    """Short rows behind a long one may wait; every core in which they can has vectors of one length
+    beside.
+    """
     mixed = {
         name
         for name, entry in CORES.items()

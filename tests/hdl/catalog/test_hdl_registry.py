@@ -17,18 +17,21 @@ from sim.simulators.runner import simulate, simulate_each
 from sim.simulators.tools import missing_for
 
 COUNT = 12
-# Probabilities (source, sink) of a pause; full speed comes first because it also checks the cycle count.
+# Probabilities (source, sink) of a pause; full speed comes first because it also checks the cycle
+# count.
 LEVELS = ((0.0, 0.0), (0.4, 0.0), (0.0, 0.4), (0.3, 0.3))
 SLOW_SINK = (0.1, 0.6)
-# Runs with a reset in the middle, at full speed and, so that results wait where it comes, with a slow sink in turn: as many pairs as take
-# about so many cycles.
+# Runs with a reset in the middle, at full speed and, so that results wait where it comes, with a
+# slow sink in turn: as many pairs as take about so many cycles.
 RESET_PAIRS, CYCLES_OF_RESETS = (3, 15), 4000
 
 
 def stalls_of(entry, cycles):
-    """Return how a core's runs are disturbed: all levels, then resets at random moments of a run of so many cycles.
+    """Return how a core's runs are disturbed: all levels, then resets at random moments of a run of
+    so many cycles.
 
-    At last a reset when all waits that can, because the sinks have been silent for so long as a whole run takes, and are again.
+    At last a reset when all waits that can, because the sinks have been silent for so long as a
+    whole run takes, and are again.
     """
     moments = random.Random(entry.name)
     fewest, most = RESET_PAIRS
@@ -54,7 +57,9 @@ def simulate_all(entry, bench, simulator, builds):
 @pytest.mark.parametrize("simulator", EVERY_SIMULATOR)
 @pytest.mark.parametrize("name", CORES)
 def test_every_core_equals_its_specification(name, simulator, simulation_builds):
-    """Back to back, with stalls on either side, and after resets in the middle; the simulators agree on every cycle."""
+    """Back to back, with stalls on either side, and after resets in the middle; the simulators
+    agree on every cycle.
+    """
     entry = CORES[name]
     bench = core_bench(entry, entry.example(), COUNT, seed=1)
     results = simulate_all(entry, bench, simulator, simulation_builds)
@@ -66,7 +71,9 @@ def test_every_core_equals_its_specification(name, simulator, simulation_builds)
 
 @pytest.mark.parametrize("simulator", EVERY_SIMULATOR)
 def test_a_core_that_remembers_its_place_across_a_reset_is_caught(simulator, simulation_builds, monkeypatch):
-    """Argmax's count of a row's elements is made a register without reset: rows are right until one is cut short."""
+    """Argmax's count of a row's elements is made a register without reset: rows are right until one
+    is cut short.
+    """
 
     def forgetful(*arguments, **settings):
         signal = Signal(*arguments, **settings)
@@ -91,7 +98,9 @@ def test_every_core_exists_in_the_typical_size_and_says_what_it_is(name):
 
 
 def test_a_wrong_core_is_caught(tmp_path):
-    """The vectors are the specification's, not the circuit's: a core with one other weight fails."""
+    """The vectors are the specification's, not the circuit's: a core with one other weight
+    fails.
+    """
     entry = CORES["matrix-vector"]
     bench = core_bench(entry, entry.example(), COUNT, seed=1)
     up = example_model(SMALL).blocks[0].up

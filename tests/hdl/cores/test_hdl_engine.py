@@ -72,7 +72,8 @@ def test_other_simulators_agree(simulator, tmp_path):
 
 @pytest.mark.parametrize(("mode", "bits"), [(DOT, 8), (PAIRS, 4)])
 def test_the_largest_sums_do_not_overflow(mode, bits, tmp_path):
-    word = sum((1 << (bits - 1)) << place for place in range(0, 64, bits))  # the most negative weights
+    # the most negative weights
+    word = sum((1 << (bits - 1)) << place for place in range(0, 64, bits))
     core = Engine(8, (8,), 1, 4, operations=(mode,), init=[word])
     commands = [(mode, 0, term == 0, term == 3, 0, np.full(8, -128)) for term in range(4)]
     sums = dot_sums(core, mode is PAIRS, 0, np.full((4, 8), -128), stored_elements(core)[[0] * 4])
@@ -134,7 +135,9 @@ def test_lane_sums_come_after_their_latency(tmp_path):
 
 
 class Busy(wiring.Component):
-    """An engine and, each cycle, how many of its multipliers work on a command, with two operands that are not zero."""
+    """An engine and, each cycle, how many of its multipliers work on a command, with two operands
+    that are not zero.
+    """
 
     def __init__(self, core):
         self.core = core
@@ -154,7 +157,9 @@ class Busy(wiring.Component):
 
 @pytest.mark.parametrize(("mode", "products"), [(DOT, 8), (PAIRS, 16)])
 def test_every_multiplier_works_in_every_cycle(mode, products):
-    """A matrix that fills its tiles: as many busy cycles as words, all lanes in each, without a pause between."""
+    """A matrix that fills its tiles: as many busy cycles as words, all lanes in each, without a
+    pause between.
+    """
     weight_bits = 8 if mode is DOT else 4
     tile = Tile(8, 8, pairs=mode is PAIRS)
     matrix = np.random.default_rng(0).integers(1, 8, (16, 24))

@@ -41,7 +41,9 @@ def test_rails_ties_one_hot_and_random_rows(tmp_path, length):
 
 
 def test_as_many_rows_as_the_queues_hold(tmp_path):
-    """Rows of one logit: more maxima wait than there are places, though the queue of logits has room for a long row."""
+    """Rows of one logit: more maxima wait than there are places, though the queue of logits has
+    room for a long row.
+    """
     generator = np.random.default_rng(6)
     run_with_stalls(make(specification(), random_rows(generator, 120, 1), 65, randoms(generator, 120)), tmp_path)
 
@@ -51,7 +53,8 @@ def test_as_many_rows_as_the_queues_hold(tmp_path):
     [
         (0.3, LOGITS),
         (1.7, LOGITS),
-        (1e-9, LOGITS),  # only the maximum has a share, and equal ones with it; the scale shifts to the left
+        # only the maximum has a share, and equal ones with it; the scale shifts to the left
+        (1e-9, LOGITS),
         (1e9, LOGITS),  # all have the same share
         (0.8, QFormat(8, 3)),
         (1.0, QFormat(16, 20)),
@@ -127,7 +130,9 @@ def requests(port, restart, state):
 
 
 def test_random_numbers_are_the_generators(tmp_path):
-    """Three sequences, begun one after the other, and rubbish in the state of requests that do not restart."""
+    """Three sequences, begun one after the other, and rubbish in the state of requests that do not
+    restart.
+    """
     core = XorShift32()
     restart, state, numbers = [], [], []
     for sequence in range(3):

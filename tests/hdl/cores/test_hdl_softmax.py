@@ -47,7 +47,9 @@ def special_rows(parameters):
 
 
 def random_rows(parameters, generator, count, shortest=1, longest=None):
-    """Rows of all lengths; scores spread over a few table steps, over a few octaves, or over everything."""
+    """Rows of all lengths; scores spread over a few table steps, over a few octaves, or over
+    everything.
+    """
     limit = parameters.score.maximum_integer
     rows = []
     for _ in range(count):
@@ -86,7 +88,8 @@ SHAPES = [
     specification(
         length=100, bits=12, fraction=5, reciprocal=fixedpoint.Reciprocal(6, 12), probability=QFormat(10, 10, False)
     ),
-    fixedpoint.Softmax(QFormat(16, 11), 24, fixedpoint.Exponential(11, 10, 16)),  # a table in block RAM
+    # a table in block RAM
+    fixedpoint.Softmax(QFormat(16, 11), 24, fixedpoint.Exponential(11, 10, 16)),
 ]
 
 
@@ -106,7 +109,9 @@ def test_stalls_lose_and_repeat_nothing(tmp_path, make, parameters):
 
 @both
 def test_as_many_rows_as_the_queues_hold(tmp_path, make):
-    """Rows of one score: more maxima wait than there are places, though the queue of scores has room for a long row."""
+    """Rows of one score: more maxima wait than there are places, though the queue of scores has
+    room for a long row.
+    """
     parameters = specification()
     rows = random_rows(parameters, np.random.default_rng(3), 100, longest=1)
     run_with_stalls(make("short", parameters, rows), tmp_path)
@@ -149,7 +154,9 @@ def test_cycles_are_the_stated_ones(tmp_path, length, rows):
 
 
 class LateDenominator(wiring.Component):
-    """A consumer's worst habit: it looks at a denominator only when no numerator has come for 30 cycles."""
+    """A consumer's worst habit: it looks at a denominator only when no numerator has come for 30
+    cycles.
+    """
 
     def __init__(self, core):
         self.core = core

@@ -14,7 +14,9 @@ from sim.simulators.runner import simulate
 
 
 def receive(stimulus, divisor=16, ready=lambda: 1):
-    """Run a receiver while `stimulus(context, wire)` drives its wire; return bytes, framing errors, overruns."""
+    """Run a receiver while `stimulus(context, wire)` drives its wire; return bytes, framing errors,
+    overruns.
+    """
     receiver = UARTReceiver(divisor)
     received, events = [], {"framing_error": 0, "overrun": 0}
 

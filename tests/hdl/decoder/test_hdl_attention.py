@@ -44,7 +44,9 @@ def test_weights_of_several_widths_are_refused():
 
 
 def tokens(parameters, count, seed=1):
-    """Vectors (count, C) and their restarts; sequences of all lengths, some longer than the context."""
+    """Vectors (count, C) and their restarts; sequences of all lengths, some longer than the
+    context.
+    """
     generator = np.random.default_rng(seed)
     vectors = generator.integers(-128, 128, (count, parameters.embed_dim))
     vectors[:2] = [[-128], [127]]
@@ -61,7 +63,8 @@ def positions(restart, context_length):
 
 def attention_bench(parameters, vectors, restart, core=None, **settings):
     core = core or Attention(parameters)
-    flags = np.random.default_rng(2).integers(0, 2, vectors.shape)  # only the first element's flag counts
+    # only the first element's flag counts
+    flags = np.random.default_rng(2).integers(0, 2, vectors.shape)
     flags[:, 0] = restart
     inputs = pack_all(core.i.payload.shape(), {"data": vectors.reshape(-1), "restart": flags.reshape(-1)})
     return bench(

@@ -1,5 +1,7 @@
 # amaranth: UnusedElaboratable=no
-"""Cores with the tables and weights of a trained model, fed with what that model makes of its text; the others are in `sim.bench.cases`."""
+"""Cores with the tables and weights of a trained model, fed with what that model makes of its text;
+the others are in `sim.bench.cases`.
+"""
 
 import numpy as np
 import pytest
@@ -23,7 +25,9 @@ INDEPENDENT = {"random-numbers", "stream-queue", "stream-register", "width-conve
 
 
 class Seen:
-    """One block of a trained model and everything that it computes on windows of its validation text."""
+    """One block of a trained model and everything that it computes on windows of its validation
+    text.
+    """
 
     def __init__(self, quantized, tokens):
         self.generator = np.random.default_rng(5)
@@ -41,7 +45,9 @@ class Seen:
 
 
 def requantized(core, seen):
-    """The accumulators of the feed-forward network's first layer become what the model has there."""
+    """The accumulators of the feed-forward network's first layer become what the model has
+    there.
+    """
     up, sums = seen.block.up, seen.block.up.accumulate(seen["feed_forward_norm"])
     shifts = np.broadcast_to(up.shift, sums.shape)
     np.testing.assert_array_equal(requantize(sums, shifts, up.output), seen["feed_forward.up"])
@@ -73,7 +79,9 @@ def reciprocals(core, arguments):
 
 
 def roots(core, seen):
-    """Variances of the residual's rows, times the square of their length, as `fixedpoint.LayerNorm` has them."""
+    """Variances of the residual's rows, times the square of their length, as `fixedpoint.LayerNorm`
+    has them.
+    """
     norm, rows = seen.block.attention_norm, seen.residual
     variances = norm.channels * (rows * rows).sum(axis=-1) - rows.sum(axis=-1) ** 2 + norm.epsilon
     return reciprocals(core, variances)
@@ -104,7 +112,9 @@ def cached(core, seen):
 
 
 def products(core, seen):
-    """The key projection: its rows are the memory's first words, and the last tap sums over all lanes."""
+    """The key projection: its rows are the memory's first words, and the last tap sums over all
+    lanes.
+    """
     vectors, weight = seen["attention_norm"], seen.attention.key.weight
     tokens, rows = (axis.ravel() for axis in np.meshgrid(range(TOKENS), range(len(weight)), indexing="ij"))
     one = np.ones_like(rows)

@@ -9,7 +9,8 @@ from fixedpoint import QFormat, requantize, shift_right_half_up
 from hdl.parts import arithmetic
 from sim.bench.payload import pack_all
 
-WIDE = signed(40)  # holds every result here, so that an expression too narrow or of the wrong sign shows
+# holds every result here, so that an expression too narrow or of the wrong sign shows
+WIDE = signed(40)
 
 
 class Expression(wiring.Component):

@@ -60,7 +60,9 @@ def both(bits, count):
 
 
 def compare(bits, count, directory, right="", wrong="", simulator="verilator"):
-    """Times at which cells and twin differ, and clock edges after which the cells are not copies of the input, in any run."""
+    """Times at which cells and twin differ, and clock edges after which the cells are not copies of
+    the input, in any run.
+    """
     sources = dict(both(bits, count))
     assert right in sources["cells.v"]
     sources["cells.v"] = sources["cells.v"].replace(right, wrong, 1)
@@ -95,7 +97,9 @@ def test_other_cells_are_found(right, wrong, tmp_path):
 
 
 class Readers(wiring.Component):
-    """Copies, or registers written down in their place, with a register behind each that makes them needed."""
+    """Copies, or registers written down in their place, with a register behind each that makes them
+    needed.
+    """
 
     def __init__(self, by_hand: bool):
         self.by_hand = by_hand

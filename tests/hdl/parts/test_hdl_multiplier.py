@@ -74,7 +74,9 @@ def both(a_bits, b_bits):
 
 
 def compare(a_bits, b_bits, directory, model, simulator="verilator"):
-    """Clock edges, those after which cell and twin differ in any run, and those that changed the result in all."""
+    """Clock edges, those after which cell and twin differ in any run, and those that changed the
+    result in all.
+    """
     bench = TEST_BENCH.format(a=a_bits, b=b_bits, count=MOVES)
     sources = {**both(a_bits, b_bits), "model.v": model, "bench.v": bench}
     moves, differences, changes = zip(*counts(run_bench(directory, sources, simulator)), strict=True)
@@ -136,7 +138,9 @@ def test_products_of_eight_bits():
 
 
 class EveryPair(wiring.Component):
-    """Sixteen pairs of weights at a time, every activation one after the other; counts the right products, and those moves that had any."""
+    """Sixteen pairs of weights at a time, every activation one after the other; counts the right
+    products, and those moves that had any.
+    """
 
     moves: Out(20)
     right: Out(20)

@@ -43,14 +43,18 @@ def queue_bench(count, depth=5, **settings):
 
 @pytest.mark.parametrize("depth", [2, 3, 4, 9])
 def test_a_queue_passes_everything_in_order(tmp_path, depth):
-    """A word a cycle, three cycles late, from a depth of 3 on; a shallower queue waits for its own register."""
+    """A word a cycle, three cycles late, from a depth of 3 on; a shallower queue waits for its own
+    register.
+    """
     cycles = {"expected_cycles": 199 + 3 if depth > 2 else 2 * 199 + 3}
     run_with_stalls(queue_bench(200, depth, **cycles), tmp_path)
     run(queue_bench(100, depth), tmp_path, sink_stall=0.9)
 
 
 class Writer(wiring.Component):
-    """A stream in front of a promised queue: takes a payload when `places` of the queue are not yet promised, and writes it `late` cycles after."""
+    """A stream in front of a promised queue: takes a payload when `places` of the queue are not yet
+    promised, and writes it `late` cycles after.
+    """
 
     def __init__(self, depth: int, places: int, late: int):
         self.queue, self.places, self.late = PromisedQueue(PAYLOAD, depth), places, late
@@ -89,7 +93,9 @@ def test_a_promised_queue_takes_all_that_it_has_room_for(tmp_path, depth, late):
 
 @pytest.mark.parametrize(("taken", "given"), [(1, 0), (3, 0), (5, 2), (6, 5)])
 def test_a_reset_empties_the_promised_queue(tmp_path, taken, given):
-    """With payloads on their way into it, in its memory and in its register; its addresses stand anywhere."""
+    """With payloads on their way into it, in its memory and in its register; its addresses stand
+    anywhere.
+    """
     words = payloads(40)
     reset = ResetOnce(Writer(4, 4, 1), taken, given)
     run(bench("reset", reset, words, {"o": words[:given] + words[taken:]}), tmp_path)

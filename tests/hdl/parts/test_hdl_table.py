@@ -64,7 +64,9 @@ def both(depth, bits):
 
 
 def compare(depth, bits, directory, model, simulator="verilator"):
-    """Clock edges after which cell and twin differ in any run, and those that changed the result in all."""
+    """Clock edges after which cell and twin differ in any run, and those that changed the result in
+    all.
+    """
     count = depth + MOVES
     bench = TEST_BENCH.format(address=(depth - 1).bit_length(), bits=bits, depth=depth, count=count)
     sources = {**both(depth, bits), "model.v": model, "bench.v": bench}

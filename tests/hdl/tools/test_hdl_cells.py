@@ -1,4 +1,6 @@
-"""The models of hard cells against models of another make: plain Python, bit lists instead of shifted rows, one step at a time."""
+"""The models of hard cells against models of another make: plain Python, bit lists instead of
+shifted rows, one step at a time.
+"""
 
 import random
 import re
@@ -31,9 +33,11 @@ MULTIPLIER_OUTPUTS = [*(f"P{bit}" for bit in range(36)), "SIGNEDP"]
 
 
 def instances(cell, parameter_sets, inputs, clocks, outputs, directory, stimuli, simulator):
-    """Run several instances of a cell, each with its own stimuli, and return their outputs after each step; None is an unknown bit.
+    """Run several instances of a cell, each with its own stimuli, and return their outputs after
+    each step; None is an unknown bit.
 
-    In a step the inputs change first, then clocks rise or fall, all at the same instant; then outputs are read.
+    In a step the inputs change first, then clocks rise or fall, all at the same instant; then
+    outputs are read.
     """
     lines = ["`timescale 1ns / 1ps", "module bench;", "integer step;"]
     for number, parameters in enumerate(parameter_sets):
@@ -174,7 +178,9 @@ def random_block_ram(generator, width_a, width_b):
 
 
 def random_pins(generator, parameters):
-    """Few addresses, so that ports meet; chip selects that mostly agree; B never writes 36 bits, whose pins are A's."""
+    """Few addresses, so that ports meet; chip selects that mostly agree; B never writes 36 bits,
+    whose pins are A's.
+    """
     pins = {pin: generator.getrandbits(1) for pin in BLOCK_RAM_INPUTS}
     for letter in "AB":
         for bit in range(6, 14):
@@ -193,7 +199,9 @@ def random_pins(generator, parameters):
 
 @pytest.mark.parametrize("simulator", EVERY_VERILOG_SIMULATOR)
 def test_the_block_ram_equals_its_twin_in_every_mode(simulator, tmp_path):
-    """All pairs of widths; register, reset and write modes, chip selects and clock polarities at random; clocks together and apart."""
+    """All pairs of widths; register, reset and write modes, chip selects and clock polarities at
+    random; clocks together and apart.
+    """
     generator = random.Random(1)
     pairs = [(a, b) for a in WIDTHS for b in WIDTHS]
     configurations = [random_block_ram(generator, *pair) for pair in pairs]
@@ -282,7 +290,9 @@ def random_multiplier(generator, registers):
 
 @pytest.mark.parametrize("simulator", EVERY_VERILOG_SIMULATOR)
 def test_the_multiplier_equals_its_twin_in_every_register_mode(simulator, tmp_path):
-    """All 16 choices of registers, clocks and enables and resets at random, both signs of both operands, the rails."""
+    """All 16 choices of registers, clocks and enables and resets at random, both signs of both
+    operands, the rails.
+    """
     generator = random.Random(2)
     configurations = [random_multiplier(generator, registers % 16) for registers in range(32)]
     stimuli, expected = [], []

@@ -12,7 +12,9 @@ from hdl.tools.synthesis import synthesize_core
 
 
 class Table(wiring.Component):
-    """A memory in a submodule, read with a clock or, what no block RAM does, without; `reset`: the register that it is read into has a reset."""
+    """A memory in a submodule, read with a clock or, what no block RAM does, without; `reset`: the
+    register that it is read into has a reset.
+    """
 
     def __init__(self, *, clocked=True, style="block", depth=512, writable=False, reset=False):
         self.clocked, self.style, self.depth, self.writable, self.reset = clocked, style, depth, writable, reset
@@ -93,7 +95,9 @@ def test_yosys_words_for_no_mapping_are_understood():
     ],
 )
 def test_a_memory_that_silicon_cannot_be_is_refused_by_synthesis(core, message, tmp_path):
-    """The seeded bugs: a read port without a clock, which makes some thousand lookup tables of a block RAM, and a reset where ECP5 bears none."""
+    """The seeded bugs: a read port without a clock, which makes some thousand lookup tables of a
+    block RAM, and a reset where ECP5 bears none.
+    """
     with pytest.raises(CircuitError, match=message):
         synthesize_core(core, tmp_path / "core", progress=False)
     assert not (tmp_path / "core").exists()

@@ -80,7 +80,9 @@ def test_a_port_of_36_bits_stands_on_both_sides():
 
 
 def test_a_table_of_36_bits_has_one_clock_and_both_sides_get_it():
-    """Nobody writes a table: Yosys leaves side A, whose pins show half of each word, without a clock."""
+    """Nobody writes a table: Yosys leaves side A, whose pins show half of each word, without a
+    clock.
+    """
     table = ram({"DOA0": 10, "DOB0": 11}, width_a=36, width_b=36)
     table["connections"]["CLKA"] = ["0"]
     design = module(table, flip_flop(10, 20), flip_flop(11, 21))

@@ -143,7 +143,8 @@ def test_an_echo_becomes_a_bitstream_the_same_one_each_time(tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(synthesis, "run_tool", fail)
         assert make() == first
-        # Another circuit is made anew, and so is the same one for a rate that differs by less than a divisor of the clock tells.
+        # Another circuit is made anew, and so is the same one for a rate that differs by less than
+        # a divisor of the clock tells.
         for baud in (500_000, 115_201):
             with pytest.raises(AssertionError, match="a tool was run"):
                 make(baud)

@@ -91,7 +91,9 @@ def test_a_flag_that_is_not_connected_fails(exported, tmp_path, simulator, messa
 @pytest.mark.parametrize("simulator", EVERY_VERILOG_SIMULATOR)
 @pytest.mark.parametrize("unknown", ["2'bx", "never_set"])
 def test_a_result_that_depends_on_what_is_unknown_fails(exported, tmp_path, unknown, simulator):
-    """What no reset and no initial value sets must not reach a result, whatever a simulator takes it for."""
+    """What no reset and no initial value sets must not reach a result, whatever a simulator takes
+    it for.
+    """
     old, new = "module uart_testbench;", "module uart_testbench; reg [1:0] never_set;"
     directory = with_one_change(exported("uart"), tmp_path, "uart_testbench.v", old, new)
     bench = directory / "uart_testbench.v"

@@ -114,13 +114,16 @@ def test_bpe_survives_any_text(vocab_size):
     assert tokenizer.decode(tokenizer.encode("東")[:1]) == "\ufffd"
 
 
-# A stray continuation byte, and a character of four bytes that begins before the fifth token is there.
+# A stray continuation byte, and a character of four bytes that begins before the fifth token is
+# there.
 AFTER_A_STRAY_BYTE = [0x80, 0xF0, 0x9F, 0x98, 0x80, 0x6F, 0x6B]
 
 
 @functools.cache
 def byte_tokenizer():
-    """Return a tokenizer with all bytes, and tokens that end or begin in the middle of a character."""
+    """Return a tokenizer with all bytes, and tokens that end or begin in the middle of a
+    character.
+    """
     tokenizer = BPETokenizer(280)
     tokenizer.train("é東😀🙂 " * 9)
     assert tokenizer.vocab_size > 256
@@ -191,7 +194,8 @@ def test_bpe_merges_equal_the_textbook_algorithm():
     assert learn_merges(counts, 60) == _textbook_merges(counts, 60)
 
 
-# Few letters in long words: equal neighbours, chains of equal tokens, and pairs that meet themselves.
+# Few letters in long words: equal neighbours, chains of equal tokens, and pairs that meet
+# themselves.
 LONG_WORDS = st.lists(st.text("aab", max_size=150) | st.text("abcdé", max_size=60), max_size=8)
 
 
@@ -228,7 +232,8 @@ def test_bpe_visits_a_word_without_a_blank_no_more_often_than_its_length_asks(le
     tokenizer = BPETokenizer(1000)
     for work in (lambda: tokenizer.train(text), lambda: tokenizer.encode(text)):
         work()
-        # A place for each pair of bytes, and two for each pair that is joined, of which there are fewer than bytes.
+        # A place for each pair of bytes, and two for each pair that is joined, of which there are
+        # fewer than bytes.
         assert len(text) // 2 < visited < 3 * len(text)
         visited = 0
     assert tokenizer.decode(tokenizer.encode(text)) == text

@@ -1,4 +1,6 @@
-"""Diverged training: the first tensor that is not finite is named, in the order of the computation."""
+"""Diverged training: the first tensor that is not finite is named, in the order of the
+computation.
+"""
 
 import numpy as np
 import pytest
@@ -39,7 +41,9 @@ def test_then_activations(model, batch, layer):
 
 
 def test_then_gradients(model, batch):
-    """Embeddings of zero keep the logits at zero, whatever the last weights; the gradient runs back through them."""
+    """Embeddings of zero keep the logits at zero, whatever the last weights; the gradient runs back
+    through them.
+    """
     for name in ("token_embedding", "position_embedding"):
         fill(model, name, 0.0)
     model.parameters["output.weight"] = 3e38 * np.sign(model.parameters["output.weight"])

@@ -1,4 +1,6 @@
-"""Straight-through training without `fixedpoint`: a number format of multiples of 1/64, and gradients that lead to a teacher's probabilities."""
+"""Straight-through training without `fixedpoint`: a number format of multiples of 1/64, and
+gradients that lead to a teacher's probabilities.
+"""
 
 import numpy as np
 import pytest
@@ -50,8 +52,10 @@ def test_steps_are_taken_by_latent_parameters_at_the_gradient_of_the_rounded_one
     memory.rounded[:] = 7  # a step rounds by itself
     engine.run(0, 1)
     moved = memory.parameters - before
-    assert 0 < np.abs(moved).max() < 1 / 64  # less than a step between rounded numbers, and kept all the same
-    np.testing.assert_array_equal(memory.rounded, np.round(before * 64) / 64)  # those of the step that was done
+    # less than a step between rounded numbers, and kept all the same
+    assert 0 < np.abs(moved).max() < 1 / 64
+    # those of the step that was done
+    np.testing.assert_array_equal(memory.rounded, np.round(before * 64) / 64)
     np.testing.assert_allclose(moved, -1e-3 * memory.gradients[0], atol=1e-7)
     assert {"final_norm", "blocks.0.attention.query", "blocks.0.feed_forward.activation"} <= number_format.seen
     latent = memory.parameters.copy()

@@ -1,4 +1,6 @@
-"""The state of a run that stopped: what is read is what was written, and only the same configuration goes on from it."""
+"""The state of a run that stopped: what is read is what was written, and only the same
+configuration goes on from it.
+"""
 
 import math
 from dataclasses import replace

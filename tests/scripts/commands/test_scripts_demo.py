@@ -1,4 +1,6 @@
-"""The demonstration redoes only what changed, survives Ctrl-C, and stops at the first failure. Its steps are stood in for here."""
+"""The demonstration redoes only what changed, survives Ctrl-C, and stops at the first failure. Its
+steps are stood in for here.
+"""
 
 import argparse
 from pathlib import Path
@@ -73,7 +75,8 @@ class StandIns:
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIns:
     stand_ins = StandIns(tmp_path / "run")
     monkeypatch.setattr(cli, "import_command", stand_ins.import_command)
-    monkeypatch.setattr(stage_records, "PROJECT", tmp_path)  # someone may be editing the real sources
+    # someone may be editing the real sources
+    monkeypatch.setattr(stage_records, "PROJECT", tmp_path)
     return stand_ins
 
 

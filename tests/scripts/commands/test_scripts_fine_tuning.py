@@ -1,4 +1,6 @@
-"""`train --resume RUN`: fine-tuning and quantization-aware training of a finished run, from the command line."""
+"""`train --resume RUN`: fine-tuning and quantization-aware training of a finished run, from the
+command line.
+"""
 
 import json
 import shutil
@@ -23,7 +25,9 @@ def train(*words: object) -> int:
 
 @pytest.fixture(scope="module")
 def quantized_run(tiny_run_original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the directory that quantization-aware training of the tiny run made. Not to be changed."""
+    """Return the directory that quantization-aware training of the tiny run made. Not to be
+    changed.
+    """
     source = tmp_path_factory.mktemp("runs") / "tiny"
     shutil.copytree(tiny_run_original, source)
     assert train("--resume", source, "--quantize", 3, "--activation-bits", 6, "--steps", 30) == 0

@@ -41,7 +41,8 @@ def test_default_prompt_is_dropped_when_the_model_lacks_its_letters(
 
 
 def test_trained_model_spells_its_text(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # 60 steps on one repeated sentence are enough for its words, and a model that learned nothing writes none.
+    # 60 steps on one repeated sentence are enough for its words, and a model that learned nothing
+    # writes none.
     out = generate(capsys, tiny_run, "--prompt", "The cat ", "--length", 200, "--temperature", 0.3)
     assert "the " in out
 

@@ -1,4 +1,6 @@
-"""`quantize --sweep` and `--analyze`: what they draw and say, and that a sweep continues where it was stopped."""
+"""`quantize --sweep` and `--analyze`: what they draw and say, and that a sweep continues where it
+was stopped.
+"""
 
 import json
 import shutil

@@ -1,4 +1,6 @@
-"""`simulate`: what it says, writes, and returns. Amaranth's own simulator keeps these tests short and runs everywhere."""
+"""`simulate`: what it says, writes, and returns. Amaranth's own simulator keeps these tests short
+and runs everywhere.
+"""
 
 import dataclasses
 import json

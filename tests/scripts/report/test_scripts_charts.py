@@ -44,7 +44,8 @@ def test_line_chart_is_well_formed_scaled_and_escaped() -> None:
     assert len(lines) == 2
     first = [tuple(map(float, pair.split(","))) for pair in lines[0].attrib["points"].split()]
     assert [x for x, _ in first] == sorted(x for x, _ in first)
-    assert [y for _, y in first] == sorted(y for _, y in first)  # SVG's y grows downwards, the loss falls
+    # SVG's y grows downwards, the loss falls
+    assert [y for _, y in first] == sorted(y for _, y in first)
     assert len(lines[1].attrib["points"].split()) == 2  # NaN is left out
     width, height = map(float, root.attrib["viewBox"].split()[2:])
     assert all(0 <= x <= width and 0 <= y <= height for x, y in first)

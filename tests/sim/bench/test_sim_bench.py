@@ -85,7 +85,9 @@ def test_constants_must_be_the_plain_inputs():
 
 
 class Adder(wiring.Component):
-    """Combinational, two inputs, a result and its parity: waits for both inputs and both outputs."""
+    """Combinational, two inputs, a result and its parity: waits for both inputs and both
+    outputs.
+    """
 
     a: In(stream.Signature(unsigned(40)))
     b: In(stream.Signature(unsigned(40)))

@@ -1,4 +1,6 @@
-"""The benches of a run: fed with the model's own activations, and red when a weight, a rounding or a result is wrong."""
+"""The benches of a run: fed with the model's own activations, and red when a weight, a rounding or
+a result is wrong.
+"""
 
 from pathlib import Path
 

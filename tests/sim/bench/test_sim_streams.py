@@ -20,7 +20,8 @@ from sim.bench.streams import (
 )
 
 WIDTH = 8
-# Source: valid at bit 1, payload from bit 3; ready at bit 0. Sink: ready at bit 2; valid at bit 1, payload from bit 2.
+# Source: valid at bit 1, payload from bit 3; ready at bit 0. Sink: ready at bit 2; valid at bit 1,
+# payload from bit 2.
 SOURCE = Port("i", WIDTH, flag_out=1, flag_in=0, offset=3)
 SINK = Port("o", WIDTH, flag_out=2, flag_in=1, offset=2)
 
@@ -95,7 +96,9 @@ def sink_pauses(cycles):
 
 @pytest.mark.parametrize("pauses", [source_pauses, sink_pauses])
 def test_pauses_have_a_heavy_tail(pauses):
-    """One in so many is long, of all lengths up to the limit; what is shorter than 8 may be pauses of a cycle in a row."""
+    """One in so many is long, of all lengths up to the limit; what is shorter than 8 may be pauses
+    of a cycle in a row.
+    """
     cycles = 400_000
     lengths = Counter(len(list(group)) for paused, group in groupby(pauses(cycles)) if paused)
     longest = 1 << LONGEST_PAUSE_BITS
@@ -210,7 +213,9 @@ def test_undefined_payload_without_valid_does_not_matter():
 
 
 class Counting:
-    """A circuit that gives what it takes in the next cycle, the first bit of each word flipped; a reset forgets the word it has."""
+    """A circuit that gives what it takes in the next cycle, the first bit of each word flipped; a
+    reset forgets the word it has.
+    """
 
     def __init__(self, forgets=True):
         self.held, self.forgets = None, forgets
@@ -242,7 +247,8 @@ def test_after_a_reset_in_the_middle_all_begins_again(reset_after, stall):
     if not stall:
         assert len(before) == min(max(reset_after - 1, 0), 20)
         assert record.cycles == 20
-        # A run that is done is reset at once; its last word came at edge 1 + 20, and 5 quiet ones follow.
+        # A run that is done is reset at once; its last word came at edge 1 + 20, and 5 quiet ones
+        # follow.
         assert record.total_cycles == RESET_CYCLES + min(reset_after, 21 + 5) + 1 + 21 + 5
 
 

@@ -1,4 +1,6 @@
-"""Proofs: each kind holds for a right circuit and finds its bug in a faulty one. All of them: `make prove`."""
+"""Proofs: each kind holds for a right circuit and finds its bug in a faulty one. All of them:
+`make prove`.
+"""
 
 from dataclasses import replace
 
@@ -136,7 +138,8 @@ def test_a_limit_that_is_reached_is_told_from_one_that_is_not(tmp_path):
     assert verdict(5, "prove").holds is False
     assert verdict(6, "cover").holds is True
     assert verdict(7, "cover").holds is False
-    # From a count of 6, which no reset leads to, the claim below 8 fails: induction alone cannot tell.
+    # From a count of 6, which no reset leads to, the claim below 8 fails: induction alone cannot
+    # tell.
     assert verdict(8, "prove").holds in (True, None)
 
 
@@ -282,5 +285,6 @@ def test_stated_limits_of_the_exponential_hold_its_table_and_not_a_wrong_one():
     for distance in range(128):
         low, high = exponential_limits(parameters, distance)
         assert low <= int(parameters.compute(distance)) <= high
-    low, high = exponential_limits(parameters, 2)  # two units of the distance are one step of the table
+    # two units of the distance are one step of the table
+    low, high = exponential_limits(parameters, 2)
     assert not low <= int(wrong.compute(2)) <= high

@@ -236,7 +236,8 @@ def test_an_interrupted_build_leaves_only_whole_ones(simulator, tmp_path, monkey
         with pytest.raises(KeyboardInterrupt):
             simulate(make_bench(), simulator, build_directory=tmp_path)
     assert [path.name.partition("-")[0] for path in tmp_path.iterdir() if path.is_dir()] == ["verilog"]
-    if simulator == "icarus":  # Verilator would compile its own library here first, for half a minute
+    # Verilator would compile its own library here first, for half a minute
+    if simulator == "icarus":
         simulate(make_bench(), simulator, build_directory=tmp_path)
 
 
@@ -301,7 +302,9 @@ class Talker(wiring.Component):
 
 
 def test_a_message_may_name_a_signal_without_bits():
-    """As the index of a row's only word: legal for Amaranth, but Yosys's Verilog for it is refused by Verilator."""
+    """As the index of a row's only word: legal for Amaranth, but Yosys's Verilog for it is refused
+    by Verilator.
+    """
     verilog = to_verilog(Talker())
     assert "$write(" in verilog
     assert "{0{" not in verilog
