@@ -1,6 +1,4 @@
-"""A decoder-only transformer in NumPy: tokenizers, training, generation, checkpoints. Every
-gradient is written by hand.
-"""
+"""A decoder-only transformer in NumPy, from tokenizer to checkpoint; gradients written by hand."""
 
 from .checkpoint import CheckpointManager, ModelBuilder
 from .config import MODEL_CONFIG, TRAINING_CONFIG, ModelConfig, TrainingConfig

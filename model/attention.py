@@ -154,9 +154,7 @@ class Attention:
     def _exponentials(
         self, query: np.ndarray, key: np.ndarray, rows: slice, keys: slice, workspace: Workspace
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return E = exp(S − row constant) (B, K, G, rows, keys) of a block, zero where masked, and
-        its row sums.
-        """
+        """Return E = exp(S − row constant) (B, K, G, rows, keys), 0 where masked, and row sums."""
         size = rows.stop - rows.start
         scores = workspace.array((self.name, "scores", rows.start), *query.shape[:-2], size, keys.stop)
         diagonal = scores[..., rows.start : rows.stop]
@@ -172,9 +170,7 @@ class Attention:
     def _key_gradient(
         self, weights: np.ndarray, rows: np.ndarray, gradient: np.ndarray, add: bool, workspace: Workspace
     ) -> None:
-        """Write or add Σ over the group of weightsᵀ rows to a key or value gradient (B, K, 1, keys,
-        D).
-        """
+        """Write or add Σ over the group of weightsᵀ rows to a dk or dv (B, K, 1, keys, D)."""
         transposed = weights.swapaxes(-1, -2)
         if rows.shape[2] == 1 and not add:
             np.matmul(transposed, rows, out=gradient)

@@ -1,6 +1,4 @@
-"""Checkpoints: `NAME_config.json` and `NAME_weights.npz`, written whole or not at all, checked in
-full before anything is loaded.
-"""
+"""Checkpoints: `NAME_config.json` and `NAME_weights.npz`, checked in full before loading."""
 
 from __future__ import annotations
 
@@ -30,9 +28,7 @@ class CheckpointManager:
 
     @staticmethod
     def save(model: Transformer, directory: str | Path, name: str = "model") -> None:
-        """Write `NAME_config.json` and `NAME_weights.npz` into a directory, which is made if it is
-        missing.
-        """
+        """Write `NAME_config.json` and `NAME_weights.npz` into a directory, made if missing."""
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         write_npz(folder / f"{name}_weights.npz", model.parameters)
@@ -122,9 +118,7 @@ def digest(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays as an uncompressed .npz file, atomically. The same arrays give the same
-    bytes.
-    """
+    """Write arrays as an uncompressed .npz file, atomically; equal arrays give equal bytes."""
     with atomic_write(path, "wb") as file, zipfile.ZipFile(file, "w") as archive:
         for name, array in arrays.items():
             entry = zipfile.ZipInfo(f"{name}.npy")  # its date is fixed, unlike that of np.savez
@@ -133,8 +127,7 @@ def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def check_npz_header(path: str | Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare the names and sizes of an .npz file's arrays with what is wanted, without reading
-    values.
+    """Compare the names and sizes of an .npz file's arrays with what is wanted; read no values.
 
     Raises:
         InputError: The file is missing, damaged, or holds other arrays.

@@ -1,6 +1,4 @@
-"""What counts as a number where options are checked: Python's and NumPy's numbers alike, and never
-True or False.
-"""
+"""Checks of option values: Python's and NumPy's numbers count as numbers, booleans do not."""
 
 from __future__ import annotations
 
@@ -18,16 +16,12 @@ def is_whole(value: object) -> TypeGuard[int]:
 
 
 def is_real(value: object) -> TypeGuard[float]:
-    """Return whether a value is a real number: whole, a float, or one of NumPy's floating-point
-    numbers.
-    """
+    """Return whether a value is a real number: an integer, a float, or one of NumPy's."""
     return is_whole(value) or isinstance(value, float | np.floating)
 
 
 def plain(value: Any) -> Any:
-    """Return one of NumPy's numbers as Python's, which can be written as JSON; anything else as it
-    is.
-    """
+    """Return a NumPy number as Python's, which JSON can hold; anything else unchanged."""
     return value.item() if isinstance(value, np.integer | np.floating) else value
 
 

@@ -1,6 +1,4 @@
-"""Configuration: a plain dictionary to copy and change, and the typed, checked object that the code
-works with.
-"""
+"""Configuration: plain dictionaries to copy and change, and the typed, checked dataclasses."""
 
 from __future__ import annotations
 
@@ -35,9 +33,7 @@ def refuse(*problems: str | None) -> None:
 
 @dataclass(frozen=True)
 class _Config:
-    """What both configurations share: construction from a dictionary, and checks that name the
-    field.
-    """
+    """Shared by both configurations: construction from a dictionary, and checks of fields."""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

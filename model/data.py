@@ -1,6 +1,4 @@
-"""Token arrays: storage as memory-mapped files, windows for evaluation, random batches for
-training.
-"""
+"""Token arrays: memory-mapped files, windows for evaluation, random batches for training."""
 
 from __future__ import annotations
 
@@ -25,8 +23,7 @@ PART_LENGTH = 1 << 20
 def encode_texts(
     tokenizer: Tokenizer, texts: Iterable[str], directory: str | Path | None = None, progress: bool = False
 ) -> np.ndarray:
-    """Return the tokens of all texts (n,), memory-mapped, in the smaller of uint16 and uint32 that
-    holds the vocabulary.
+    """Return the tokens of all texts (n,) as a memory map, uint16 where that suffices or uint32.
 
     Texts are encoded a part at a time and go to an unnamed temporary file, so that a corpus larger
     than the memory is no trouble when `texts` yields it piece by piece.
@@ -52,8 +49,7 @@ def encode_texts(
 
 
 def text_parts(text: str, length: int = PART_LENGTH, special_tokens: Sequence[str] = ()) -> Iterator[str]:
-    """Cut a text into parts of about this length whose tokens, one after the other, are the whole
-    text's.
+    """Cut a text into parts of about this length whose tokens, concatenated, are the whole text's.
 
     Args:
         text: The text.
@@ -122,11 +118,9 @@ def count_windows(tokens: np.ndarray, length: int) -> int:
 def random_batch(
     tokens: np.ndarray, batch_size: int, length: int, seed: int, step: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the inputs and targets (B, T) of a training step: windows that start anywhere, drawn
-    from (seed, step) alone.
+    """Return inputs and targets (B, T) of a training step: windows drawn from (seed, step) alone.
 
-    A resumed run therefore sees the batches of one that was never stopped, and worker processes
-    agree without a word.
+    A resumed run therefore sees the same batches, and worker processes need not exchange them.
     """
     generator = np.random.default_rng((seed, step))
     starts = generator.integers(0, len(tokens) - length, size=batch_size)

@@ -1,5 +1,4 @@
-"""Dropout (Srivastava et al. 2014): y = x·mask, where the mask is 0 with probability p and 1/(1 −
-p) otherwise.
+"""Dropout (Srivastava et al. 2014): y = x·mask; mask is 0 with probability p, else 1/(1 − p).
 
 Backward: dx = dy·mask. The expected value is unchanged, so nothing is scaled when the model is
 used.

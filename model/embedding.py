@@ -17,9 +17,7 @@ ONE_HOT_VOCAB_SIZE = 512
 
 
 def sinusoidal_positions(length: int, width: int, dtype: np.dtype) -> np.ndarray:
-    """Return the table (T, C) of Vaswani et al. 2017: sin and cos of t / 10000^(2i/C) in channels
-    2i and 2i+1.
-    """
+    """Return the table (T, C): sin, cos of t / 10000^(2i/C) in channels 2i, 2i+1 (Vaswani 2017)."""
     positions, channels = np.arange(length)[:, None], np.arange(width)
     angles = positions * 10000.0 ** (-(channels - channels % 2) / width)
     return np.where(channels % 2, np.cos(angles), np.sin(angles)).astype(dtype)
@@ -53,9 +51,7 @@ class Embedding:
         return x.reshape(batch * length, width)
 
     def backward(self, d_x: np.ndarray, tokens: np.ndarray, workspace: Workspace, *, add: bool) -> None:
-        """Write the tables' gradients for dx (B·T, C); `add` adds to the token table's, which the
-        tied output has written.
-        """
+        """Write the tables' gradients for dx (B·T, C); `add` keeps what the tied output wrote."""
         batch, length = tokens.shape
         if self.d_positions is not None:
             self.d_positions[length:] = 0

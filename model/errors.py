@@ -1,15 +1,11 @@
-"""The one exception of this package for what a user can do wrong."""
+"""The exceptions of this package for what a user can do wrong."""
 
 from __future__ import annotations
 
 
 class InputError(ValueError):
-    """A file, text, configuration or argument cannot be used; the message says what was wanted,
-    what came, what to do.
-    """
+    """An unusable file, text or argument; the message says what was wanted and what to do."""
 
 
 class DivergenceError(InputError):
-    """Training produced a NaN or an infinity; the message names the step, the tensor, and what to
-    change.
-    """
+    """Training met a NaN or an infinity; the message names the step, the tensor, and a remedy."""

@@ -1,5 +1,4 @@
-"""Feed-forward part of a block: down(f(up(x))), or with SwiGLU down(silu(gate(x))∘up(x)) (Shazeer
-2020).
+"""Feed-forward part: down(f(up(x))), or with SwiGLU down(silu(gate(x))∘up(x)) (Shazeer 2020).
 
 Backward, with h = up(x), a = f(h): da = dy W_down, dh = da∘f'(h). With a gate g: a = f(g)∘h, dg =
 da∘h∘f'(g), dh = da∘f(g). f' comes from the forward pass, so the backward pass of a plain activation

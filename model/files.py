@@ -52,9 +52,7 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 def _permissions(target: Path) -> int:
-    """Return the mode of the file that is replaced, or what `open` would give a new one (mkstemp
-    gives 0600).
-    """
+    """Return the mode of the file that is replaced, or the default one (mkstemp gives 0600)."""
     try:
         return target.stat().st_mode & 0o7777
     except FileNotFoundError:

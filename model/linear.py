@@ -12,8 +12,7 @@ from .workspace import Workspace
 
 
 class Linear:
-    """One or several linear layers of the same input, whose parameters lie side by side and act as
-    one.
+    """Linear layers of one input, whose parameters are adjacent in memory and act as one matrix.
 
     Args:
         names: Prefixes of the parameters `NAME.weight` (outputs, inputs) and, if there are any,

@@ -60,9 +60,7 @@ class Normalization:
     def _standardize(
         self, x: np.ndarray, centred: np.ndarray, epsilon: float | np.ndarray, workspace: Workspace
     ) -> np.ndarray:
-        """Write x − mean(x), or x for RMSNorm, to `centred` (N, C), and return 1 /
-        sqrt(mean(centred²) + ε) (N,).
-        """
+        """Write x − mean(x) (RMSNorm: x) to `centred`; return 1 / sqrt(mean(centred²) + ε) (N,)."""
         width = x.shape[1]
         if self.centred:
             mean = np.matmul(x, workspace.ones(width))
@@ -80,9 +78,7 @@ class Normalization:
         return inverse
 
     def backward(self, d_y: np.ndarray, workspace: Workspace) -> np.ndarray:
-        """Return dx (N, C) for dy (N, C), and write the gradients of scale and shift. `d_y` is
-        overwritten.
-        """
+        """Return dx (N, C) for dy (N, C), which is overwritten; write dscale and dshift."""
         normalized, inverse = self.saved
         num_rows, width = d_y.shape
         ones = workspace.ones(num_rows)

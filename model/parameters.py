@@ -18,8 +18,7 @@ from .errors import InputError
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every parameter by name, in the order of the flat vector: matrices, then
-    vectors.
+    """Return the shape of every parameter by name, in the flat vector's order: matrices, vectors.
 
     Matrices of linear layers are (outputs, inputs). The tables, (V, C) and (T, C), count as
     matrices.
@@ -111,9 +110,7 @@ class Parameters(MutableMapping[str, np.ndarray]):
         return len(self._arrays)
 
     def stacked(self, names: list[str]) -> np.ndarray:
-        """Return neighbouring parameters as one array, stacked along the first axis; a view, not a
-        copy.
-        """
+        """Return adjacent parameters stacked along the first axis; a view, not a copy."""
         first = self._arrays[names[0]]
         start = self._offsets[names[0]]
         end = start
@@ -157,9 +154,7 @@ EMBEDDINGS = ("token_embedding", "position_embedding")
 
 
 def parameter_counts(config: ModelConfig) -> dict[str, int]:
-    """Return the number of parameters by part: embeddings, attention, feed-forward, norms, output,
-    total.
-    """
+    """Return the parameter counts: embeddings, attention, feed-forward, norms, output, total."""
     counts = dict.fromkeys(("embeddings", "attention", "feed_forward", "norms", "output"), 0)
     for name, shape in parameter_shapes(config).items():
         if name in EMBEDDINGS:
@@ -175,9 +170,7 @@ def parameter_counts(config: ModelConfig) -> dict[str, int]:
 
 
 def multiply_accumulate_counts(config: ModelConfig, context: int | None = None) -> dict[str, int]:
-    """Return the multiply-accumulate operations for one token by part, when `context` tokens are
-    attended (default: all).
-    """
+    """Return multiply-accumulates a token by part; `context` tokens attended (default: all)."""
     length = config.max_seq_len if context is None else context
     width, layers = config.embed_dim, config.num_layers
     matrices = 3 if config.activation == "swiglu" else 2

@@ -1,5 +1,4 @@
-"""Rotary positions (Su et al. 2021): queries and keys are turned by an angle that grows with their
-position.
+"""Rotary positions (Su et al. 2021): rotate queries and keys by angles that grow with position.
 
 Channels 2i and 2i+1 of a head are one complex number, multiplied at position t by
 exp(j·t·base^(−2i/D)). The product of a turned query and a turned key then depends on their distance
@@ -13,18 +12,14 @@ import numpy as np
 
 
 def rotation_table(length: int, head_dim: int, base: float, dtype: np.dtype) -> np.ndarray:
-    """Return the complex factors (T, D/2), in the complex type that matches a floating-point
-    `dtype`.
-    """
+    """Return the complex factors (T, D/2), in the complex type that matches `dtype`."""
     frequencies = base ** (-np.arange(0, head_dim, 2) / head_dim)
     angles = np.arange(length)[:, None] * frequencies
     return np.exp(1j * angles).astype(np.result_type(dtype, np.complex64))
 
 
 def rotate(x: np.ndarray, table: np.ndarray) -> None:
-    """Turn x (B, T, heads · D), whose last axis is contiguous, in place by the factors (T, D/2) of
-    its positions.
-    """
+    """Rotate x (B, T, heads · D), contiguous in its last axis, in place by factors (T, D/2)."""
     batch, length, width = x.shape
     pairs = table.shape[1]
     numbers = x.view(table.dtype).reshape(batch, length, width // (2 * pairs), pairs, copy=False)

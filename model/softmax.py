@@ -23,8 +23,7 @@ IGNORED = -1  # a target that does not count: padding
 
 
 def exponentials(scores: np.ndarray, workspace: Workspace, restore: Callable[[], None]) -> np.ndarray:
-    """Replace scores (…, K) by exponentials proportional to their softmax, and return the row sums
-    (…).
+    """Replace scores (…, K) by exponentials proportional to their softmax; return row sums (…).
 
     Args:
         scores: Overwritten. −inf stands for a masked score; a row has at least one other.

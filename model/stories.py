@@ -1,5 +1,4 @@
-"""The bundled sample text: short stories from a small grammar, as many as wanted, the same for the
-same seed.
+"""The bundled sample text: short stories from a small grammar, as long as wanted, from a seed.
 
 A story has a hero, a friend, a place and a thing that matters. Its sentences are short, so that a
 context of 64 characters holds what a next word depends on. There is something to learn at every
@@ -232,9 +231,7 @@ class _Story:
         self.thing = self.pick(THINGS)
 
     def pick(self, options: Sequence[Option]) -> Option:
-        """Return one of several options; `random.choice` may change between Python versions,
-        `random.random` may not.
-        """
+        """Return one of several options; `random.choice` may differ between Python versions."""
         return options[int(self.uniform() * len(options))]
 
     def two(self, options: Sequence[str]) -> str:
@@ -346,8 +343,7 @@ MIDDLE: tuple[Callable[[_Story], str], ...] = (
 
 
 def generate_stories(num_bytes: int, seed: int = 0) -> str:
-    """Return whole stories, one a paragraph, of at least `num_bytes` characters (all ASCII) and
-    less than one story more.
+    """Return whole stories, one a paragraph: `num_bytes` ASCII characters or up to a story more.
 
     Args:
         num_bytes: At least 1.

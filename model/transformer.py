@@ -1,5 +1,4 @@
-"""The decoder-only transformer: embeddings, pre-norm blocks, final norm, logits; its loss and all
-gradients.
+"""The decoder-only transformer: embeddings, pre-norm blocks, final norm, logits, loss, gradients.
 
 For tokens (B, T), with x (B·T, C) the residual stream:
     x = embedding(tokens)
@@ -36,16 +35,12 @@ LOGITS_AT_A_TIME = 1 << 20
 
 
 def quiet() -> np.errstate:
-    """Return a context without warnings: what leaves the range is handled in softmax and norms, and
-    training looks at the loss.
-    """
+    """Return a context without NumPy's warnings; softmax, norms and training handle overflow."""
     return np.errstate(over="ignore", under="ignore", invalid="ignore")
 
 
 class Block:
-    """One pre-norm block: attention and feed-forward, each on a normalised copy of the residual
-    stream.
-    """
+    """One pre-norm block: attention and feed-forward, each on the normalised residual stream."""
 
     def __init__(
         self, name: str, config: ModelConfig, parameters: Parameters, gradients: Parameters, rotation: np.ndarray | None
@@ -82,9 +77,7 @@ class Block:
         observe_tensor(f"{self.name}.feed_forward_residual", x)
 
     def backward(self, d_x: np.ndarray, batch: int, workspace: Workspace) -> None:
-        """Turn the gradient after the block into the one before it, in place, and write the
-        parameters' gradients.
-        """
+        """Turn d_x after the block into d_x before it, in place; write parameter gradients."""
         d_y = self.feed_forward.backward(self._drop_backward("feed_forward", d_x, workspace), workspace)
         d_x += self.feed_forward_norm.backward(d_y, workspace)
         d_y = self.attention.backward(self._drop_backward("attention", d_x, workspace), batch, workspace)
@@ -170,9 +163,7 @@ class Transformer:
         return None
 
     def position_table(self) -> np.ndarray:
-        """Return what is added to the token embeddings (T, C): learned, sinusoidal, or zeros for
-        rotary positions.
-        """
+        """Return what is added to token embeddings (T, C): learned, sinusoidal, or zeros."""
         if self._positions is None:
             return np.zeros((self.config.max_seq_len, self.config.embed_dim), self.dtype)
         return self._positions
@@ -186,9 +177,7 @@ class Transformer:
         return parameter_counts(self.config)
 
     def count_multiply_accumulates(self, context: int | None = None) -> dict[str, int]:
-        """Return multiply-accumulate operations a token by part, with `context` tokens attended
-        (default: all).
-        """
+        """Return multiply-accumulates a token by part; `context` tokens attended (default: all)."""
         return multiply_accumulate_counts(self.config, context)
 
     def forward(self, tokens: np.ndarray, observe: Observer | None = None) -> np.ndarray:
@@ -226,8 +215,7 @@ class Transformer:
         transform: Observer | None = None,
         workspace: Workspace | None = None,
     ) -> float:
-        """Return the mean cross-entropy in nats of targets (B, T) after tokens (B, T); targets of
-        −1 do not count.
+        """Return the mean cross-entropy in nats of targets (B, T); targets of −1 do not count.
 
         The memory is that of one block, and of a part of the logits.
 
@@ -252,9 +240,7 @@ class Transformer:
         return float(total / max(1, num_counted))
 
     def probabilities(self, tokens: np.ndarray) -> np.ndarray:
-        """Return the probabilities (N, V) of what follows tokens (B, T), in memory that the next
-        training call overwrites.
-        """
+        """Return next-token probabilities (N, V); the next training call overwrites them."""
         workspace = self.training_workspace.one_block()
         with quiet():
             logits = self._forward(self._check_tokens(tokens), workspace, None, None, keep=False)

@@ -38,9 +38,7 @@ class Workspace:
         self._one_block = False
 
     def one_block(self) -> Self:
-        """Return a workspace with the same memory, where all blocks use that of the first: for a
-        forward pass whose tensors nobody keeps.
-        """
+        """Return this workspace with one block's memory for all; for passes that keep no tensor."""
         workspace = type(self)(self.dtype, self.reuse)
         workspace._arrays, workspace._memory = self._arrays, self._memory
         workspace._one_block = True
@@ -60,18 +58,14 @@ class Workspace:
         return array
 
     def ones(self, length: int) -> np.ndarray:
-        """Return a vector of ones. A product with it sums rows or columns at the speed of BLAS;
-        `sum` along a short axis is slow.
-        """
+        """Return a vector of ones, to sum with BLAS; `sum` along a short axis is slow."""
         array = self._arrays.get(("ones", length))
         if array is None:
             array = self._arrays["ones", length] = np.ones(length, self.dtype)
         return array
 
     def later_keys(self, size: int) -> np.ndarray:
-        """Return the causal mask (size, size) that is added to scores: −inf above the diagonal,
-        where the key comes later.
-        """
+        """Return the causal mask (size, size), added to scores: −inf above the diagonal."""
         array = self._arrays.get(("later keys", size))
         if array is None:
             array = self._arrays["later keys", size] = np.triu(np.full((size, size), -np.inf, self.dtype), 1)
@@ -86,9 +80,7 @@ def _name_in_first_block(name: Hashable) -> Hashable:
 
 
 def row_blocks(num_rows: int, width: int, values: int = BLOCK_VALUES) -> Iterator[slice]:
-    """Yield slices that cut rows of `width` values into blocks of at most so many values; as many
-    as fit the cache unless told.
-    """
+    """Yield slices of rows, in blocks of at most `values` values; by default, what caches hold."""
     step = max(1, values // width)
     for start in range(0, num_rows, step):
         yield slice(start, min(start + step, num_rows))

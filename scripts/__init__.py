@@ -4,9 +4,7 @@ import sys
 
 
 def _is_the_program() -> bool:
-    """Whether this process runs a command: `positron`, `python -m scripts.NAME`, or a file of this
-    directory.
-    """
+    """Whether this process runs a command: `positron`, `python -m scripts.cli`, a file here."""
     # "-m" while Python looks for the module that `python -m` names
     started = getattr(sys, "argv", [""])[0]
     file = getattr(sys.modules.get("__main__"), "__file__", None) or ""
@@ -15,9 +13,7 @@ def _is_the_program() -> bool:
 
 
 def _start() -> None:
-    """Do what must come before the first import that takes its time, or that may find what is not
-    ours.
-    """
+    """Prepare the process before slow imports; refuse packages that are not this project's."""
     if _is_the_program():
         from scripts import process
 

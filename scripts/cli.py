@@ -84,9 +84,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def what_is_missing(name: str) -> str:
-    """Return which Python packages a command needs that are not installed, as a sentence; empty
-    where there is none.
-    """
+    """Return a sentence about the Python packages that a command lacks; empty if none."""
     from scripts.requirements import how_to_install, missing_packages
 
     missing = missing_packages(name)
@@ -99,9 +97,7 @@ def what_is_missing(name: str) -> str:
 
 
 def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
-    """Return the arguments; what no option is known for is refused with the usage of the command
-    that was given it.
-    """
+    """Return the arguments; unknown options are refused with the usage of their command."""
     arguments, unknown = parser.parse_known_args(words)
     if unknown:  # argparse itself hands them up to the outermost parser
         arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -139,9 +135,7 @@ def build_parser(name: str | None, command: ModuleType | None) -> argparse.Argum
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Folds the paragraphs of a description at the terminal's width, and leaves indented lines,
-    which are examples and lists, as they are.
-    """
+    """Folds paragraphs of a description; leaves indented lines (examples, lists) as they are."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         paragraphs = text.strip("\n").split("\n\n")
@@ -167,9 +161,7 @@ def version() -> str:
 
 
 def overview(names: Sequence[str] = COMMANDS, parent: str = "") -> str:
-    """Return a folded line for each command, or each subcommand of `parent`: its name and the first
-    sentence of its help.
-    """
+    """Return a folded line for each command or subcommand: name, first sentence of its help."""
     width = max(map(len, names))
     return "\n".join(
         fill(
@@ -215,9 +207,7 @@ def execute(command: ModuleType, arguments: argparse.Namespace) -> int:
 
 
 def describe(error: OSError) -> str:
-    """Return what a file system refused, and where: of a file that takes another one's place that
-    place, not the name beside it.
-    """
+    """Return what a file system refused, and where; for a rename, the target."""
     name = error.filename if error.filename2 is None else error.filename2
     return f"{'' if name is None else f'{name}: '}{error.strerror or error}"
 
@@ -228,9 +218,7 @@ def user_errors() -> tuple[type[Exception], ...]:
 
 
 def fail(message: str) -> int:
-    """Print a message to stderr, one line unless it quotes a tool's log, and return the exit status
-    of a failure.
-    """
+    """Print a message to stderr, and return the exit status of a failure."""
     print(f"error: {message.strip()}", file=sys.stderr)
     return EXIT_FAILURE
 

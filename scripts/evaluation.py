@@ -81,9 +81,7 @@ def compare(model: Transformer, quantized: QuantizedTransformer, tokens: np.ndar
 
 
 def cross_entropy_sum(logits: np.ndarray, targets: np.ndarray) -> float:
-    """Return the sum over all positions of −log softmax(logits)[target], for logits (N, T, V) and
-    targets (N, T).
-    """
+    """Return Σ −log softmax(logits)[target] over logits (N, T, V) and targets (N, T)."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     correct = np.take_along_axis(shifted, targets[..., None].astype(np.int64), axis=-1)[..., 0]
     return float(

@@ -23,9 +23,7 @@ def add_json_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def write_json(path: Path, figures: Any) -> None:
-    """Write figures as JSON, whole or not at all. Dataclasses become objects, paths text, NaN and
-    infinities null.
-    """
+    """Write figures as JSON, atomically; NaN and infinities become null."""
     text = json.dumps(to_json(figures), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path, "w") as file:
@@ -52,9 +50,7 @@ def to_json(value: Any) -> Any:
 
 
 def format_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return a text table: columns of numbers (or of text that is a number) to the right,
-    everything else to the left.
-    """
+    """Return a text table: columns of numbers right-aligned, all others left-aligned."""
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(len(text) for text in column) for column in zip(headings, *cells, strict=True)]
     numeric = [bool(rows) and all(NUMBER.fullmatch(line[index]) for line in cells) for index in range(len(headings))]

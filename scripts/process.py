@@ -1,5 +1,4 @@
-"""What a command's process does about Ctrl-C and about output that is not UTF-8. A process that
-only imports this package stays as it is.
+"""Ctrl-C and output encoding of a command's process; importing this package changes neither.
 
 Ctrl-C at any moment gives one line or none and exit status 130, never a traceback. While Python
 imports modules, a KeyboardInterrupt can come up anywhere, also where somebody's `except` swallows
@@ -55,9 +54,7 @@ def after_command() -> None:
 
 
 def _bytes_or_escape(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Return what to write for a character that the encoding lacks: the byte that it stands for
-    (PEP 383), or an escape.
-    """
+    """Return what to write for an unencodable character: its byte (PEP 383), or an escape."""
     assert isinstance(error, UnicodeEncodeError)
     value = ord(error.object[error.start])
     if 0xDC80 <= value <= 0xDCFF:

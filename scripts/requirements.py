@@ -1,6 +1,4 @@
-"""What each command needs beyond the base installation, and what of it is missing: known before the
-first step, not after minutes.
-"""
+"""What each command needs beyond the base installation, and which of it is missing."""
 
 from __future__ import annotations
 

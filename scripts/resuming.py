@@ -1,6 +1,4 @@
-"""`positron train --resume`: options that contradict the run that is gone on with are refused, not
-ignored.
-"""
+"""`positron train --resume`: refuse options that contradict the run that is resumed."""
 
 from __future__ import annotations
 

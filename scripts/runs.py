@@ -1,6 +1,4 @@
-"""Opening what a run directory holds beyond training, with an answer for each thing that may be
-missing from it.
-"""
+"""Opening the files of a run directory, with a message for each that may be missing."""
 
 from __future__ import annotations
 
@@ -47,9 +45,7 @@ def simulation_file(directory: RunDirectory) -> Path:
 
 
 def synthesized_file(directory: RunDirectory) -> Path:
-    """Return where `positron synthesize` writes which integer model the results beside it belong
-    to.
-    """
+    """Return where `positron synthesize` records the integer model of its results."""
     return directory.synthesis / "made_from.json"
 
 

@@ -17,9 +17,7 @@ from positron_start import PACKAGES, PROJECT
 
 @cache
 def source_files(module: str) -> tuple[str, ...]:
-    """Return the files of the project that importing and running `module` may read, as paths from
-    the project's root, sorted.
-    """
+    """Return the project's files that importing and running `module` may read, as sorted paths."""
     found: set[Path] = set()
     waiting = [*_module_files(module)]
     while waiting:
@@ -59,8 +57,7 @@ def _walk(tree: ast.Module) -> Iterator[ast.AST]:
 
 
 def _module_files(name: str, whole: bool = False) -> list[Path]:
-    """Return the files that importing a module runs: its packages' `__init__.py` and its own;
-    nothing for one from elsewhere.
+    """Return the files that importing a module runs, `__init__.py` files included.
 
     Args:
         name: The module, or something in one.

@@ -1,5 +1,4 @@
-"""Redo only what changed: a step of a run is skipped while its inputs, its code and its results are
-those of the last time.
+"""Redo only what changed: skip a step whose inputs, code and results are those of the last time.
 
 What a step was made from is written to `stages.json` in the run directory after the step has ended,
 so a step that was interrupted is done again.
@@ -68,9 +67,7 @@ class StageRecords:
         return "outputs" not in record and record.get("fingerprint") == stage.fingerprint()
 
     def mark_started(self, stage: Stage) -> None:
-        """Remember what the step is about to be made from: what changes while it runs makes it
-        stale.
-        """
+        """Record what the step is about to be made from; later changes make it stale."""
         self._write(stage.command, {"fingerprint": stage.fingerprint()})
 
     def mark_done(self, stage: Stage) -> None:
@@ -90,8 +87,7 @@ class StageRecords:
 
 
 def digests(paths: Iterable[Path]) -> list[list[str | None]]:
-    """Return name and SHA-256 of each file, of directories file by file; None for one that is
-    missing.
+    """Return name and SHA-256 (None if missing) of each file, directories file by file.
 
     Names start with the given path's last part, so that a moved project or run directory is the
     same one.

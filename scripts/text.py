@@ -1,6 +1,4 @@
-"""Text of the command line and of the file system, where Python has put bytes that it could not
-read as lone surrogates (PEP 383).
-"""
+"""Text from the command line and the file system with undecodable bytes (PEP 383 surrogates)."""
 
 from __future__ import annotations
 
@@ -25,16 +23,12 @@ def prompt_text(prompt: str) -> str:
 
 
 def path_text(path: str | Path) -> str:
-    """Return a path to be written into a file: what is no UTF-8 becomes U+FFFD. It may no longer
-    name the file.
-    """
+    """Return a path as text to write into a file; undecodable bytes become U+FFFD."""
     return _read_again(str(path), "replace")
 
 
 def _read_again(text: str, errors: str) -> str:
-    """Return text whose lone surrogates are read again, as the UTF-8 that they mostly are where the
-    locale is not.
-    """
+    """Return text whose lone surrogates are decoded again as UTF-8, which most of them are."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -1,5 +1,4 @@
-"""GPT-2 state dicts (Radford et al. 2019), as Hugging Face names them, both ways, and those of
-nanoGPT.
+"""GPT-2 state dicts (Radford et al. 2019) in Hugging Face's names, both ways; nanoGPT's to read.
 
 Hugging Face's linear layers are `Conv1D`: weights are (inputs, outputs), the transpose of ours;
 nanoGPT's are `nn.Linear`, as ours, and may lack biases. In both, query, key and value are one
@@ -147,9 +146,7 @@ def _read(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _names(config: ModelConfig) -> Iterator[tuple[str, list[str]]]:
-    """Yield each name in a GPT-2 without prefix, and which of our parameters it holds, along the
-    first axis of our layout.
-    """
+    """Yield each GPT-2 name (no prefix) and our parameters that it stacks along the first axis."""
     yield "wte.weight", ["token_embedding"]
     yield "wpe.weight", ["position_embedding"]
     for index in range(config.num_layers):

@@ -1,6 +1,4 @@
-"""Export of the float model to ONNX: one graph from tokens (batch, length) to logits (batch,
-length, V), any batch and length.
-"""
+"""Export of the float model to ONNX: tokens (batch, length) to logits (batch, length, V)."""
 
 from __future__ import annotations
 
@@ -16,9 +14,7 @@ from .onnx_format import GraphBuilder
 
 
 def export_onnx(model: Transformer, path: str | Path) -> None:
-    """Write a model as an ONNX file (opset 17) with the input `tokens`, int64, and the output
-    `logits`, float32.
-    """
+    """Write a model as an ONNX file (opset 17): `tokens`, int64, to `logits`, float32."""
     content = _Exporter(model).build()
     with atomic_write(path, "wb") as file:
         file.write(content)

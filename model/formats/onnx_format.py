@@ -1,5 +1,4 @@
-"""Just enough of the ONNX file format to write graphs: protocol buffers by hand, so that exporting
-needs no package.
+"""The part of the ONNX file format that writing graphs needs, encoded without the onnx package.
 
 Field numbers are those of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
 """

@@ -1,6 +1,4 @@
-"""Models as safetensors files: named arrays with a JSON header, no code. The `safetensors` library
-reads and writes them.
-"""
+"""Models as safetensors files (named arrays, a JSON header) through the `safetensors` library."""
 
 from __future__ import annotations
 
@@ -26,8 +24,7 @@ NUMPY_TYPES = ("F64", "F32", "F16", "C64", "I64", "I32", "I16", "I8", "U64", "U3
 def write_safetensors(
     path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write arrays, atomically. The same arrays give the same bytes, unless there is more than one
-    entry of metadata.
+    """Write arrays, atomically; equal arrays give equal bytes with at most one metadata entry.
 
     Raises:
         InputError: An array's type has no name in the format.

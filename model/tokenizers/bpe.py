@@ -1,6 +1,4 @@
-"""Byte-level byte-pair encoding: 256 bytes and the pairs that were merged; any text survives a
-round trip.
-"""
+"""Byte-level byte-pair encoding: 256 bytes and learned merges; any text survives a round trip."""
 
 from __future__ import annotations
 
@@ -28,8 +26,7 @@ LONG_PIECE = 100
 
 
 class BPETokenizer(Tokenizer):
-    """Tokens 0 to 255 are bytes, the next ones merges in the order they were learned, the last ones
-    special tokens.
+    """Tokens 0 to 255 are bytes, then come merges in the order learned, then special tokens.
 
     Args:
         vocab_size: Tokens to learn, bytes and special tokens included; fewer come out of a text
@@ -146,8 +143,7 @@ class BPETokenizer(Tokenizer):
         return tokens
 
     def _merge_long(self, word: bytes) -> list[int]:
-        """Do the same as `_merge_short` in time that grows with the length and not with its square:
-        visit only the places of each pair.
+        """Do the same as `_merge_short` in near-linear time: visit only the places of each pair.
 
         A pair that a merge creates was learned later than that merge, so a heap gives the merges in
         their order.

@@ -1,5 +1,4 @@
-"""Learning byte-pair merges (Sennrich et al. 2016): join the most frequent neighbouring pair of
-tokens, again and again.
+"""Learning byte-pair merges (Sennrich et al. 2016): repeatedly join the most frequent pair.
 
 The text is first reduced to its different words with their counts. A merge then visits the places
 of its pair alone:
@@ -78,9 +77,7 @@ class _Words:
         self._keep(list(self._places))
 
     def merge(self, pair: Pair) -> list[Pair]:
-        """Replace a pair by the next token everywhere, and return the pairs that this created and
-        that may be merged.
-        """
+        """Replace a pair by the next token everywhere; return the new pairs that may be merged."""
         first, second = pair
         new, counts = self._next_token, self.counts
         self._next_token += 1

@@ -10,9 +10,7 @@ from .tokenizer import Tokenizer, as_texts, checked_vocabulary
 
 
 class CharacterTokenizer(Tokenizer):
-    """The vocabulary is the sorted set of the training text's characters. An unknown character is
-    an error that names it.
-    """
+    """The vocabulary is the training text's sorted characters; an unknown one is an error."""
 
     kind = "character"
 

@@ -1,5 +1,4 @@
-"""Words as tokens that are joined in pairs: the structure under learning byte-pair merges and under
-encoding long pieces.
+"""Words as tokens that are joined in pairs, for learning merges and for encoding long pieces.
 
 The words lie one behind the other in a list of cells, one for each byte, with a border between
 them. A token stands in its first and in its last cell; what the cells between hold is never looked
@@ -40,9 +39,7 @@ class TokenCells:
         self._lengths = dict.fromkeys(range(256), 1)
 
     def pairs(self) -> dict[Pair, Places]:
-        """Return where each pair of bytes begins, in ascending order. Only before the first
-        `join`.
-        """
+        """Return where each pair of bytes begins, ascending. Only before the first `join`."""
         cells = np.array(self._cells, np.int32)
         places = np.flatnonzero((cells[:-1] != BORDER) & (cells[1:] != BORDER))
         pairs = cells[places] << 8 | cells[places + 1]

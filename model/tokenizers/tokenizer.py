@@ -48,9 +48,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def token_bytes(self, token: int) -> bytes:
-        """Return what a token of the vocabulary stands for in UTF-8; it may be a part of a
-        character.
-        """
+        """Return a token's UTF-8 bytes, which may be a part of a character."""
 
     @property
     @abstractmethod
@@ -71,8 +69,7 @@ class Tokenizer(ABC):
         """Rebuild from `to_dict`'s result; may raise anything for content that is wrong."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of tokens; bytes that are not UTF-8, as in half a character, become
-        U+FFFD.
+        """Return the text of tokens; bytes that are not UTF-8 (half a character) become U+FFFD.
 
         Raises:
             InputError: A token is outside the vocabulary.
@@ -114,8 +111,7 @@ class Tokenizer(ABC):
 
 
 class TokenDecoder:
-    """The text of tokens that come one after the other: all pieces together are what
-    `Tokenizer.decode` makes of all tokens.
+    """Decodes tokens as they arrive; the pieces together are what `Tokenizer.decode` returns.
 
     As `codecs.IncrementalDecoder` does with bytes, it keeps the first bytes of a character until
     the others are there.
@@ -129,8 +125,7 @@ class TokenDecoder:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def decode(self, ids: Sequence[int], final: bool = False) -> str:
-        """Return the characters that these tokens complete; with `final`, U+FFFD for one that they
-        do not.
+        """Return the characters that these tokens complete; `final`: U+FFFD for a partial one.
 
         Raises:
             InputError: A token is outside the vocabulary.

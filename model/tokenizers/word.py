@@ -39,9 +39,7 @@ class WordTokenizer(Tokenizer):
         self._tokens: dict[str, int] = {}
 
     def train(self, texts: str | Iterable[str], progress: bool = False) -> None:
-        """Count the pieces of one text or several, and keep the most frequent (ties by
-        alphabet).
-        """
+        """Count the pieces of one text or several; keep the most frequent (ties by alphabet)."""
         counts: Counter[str] = Counter()
         for text in as_texts(texts):
             counts.update(PIECE.findall(text))

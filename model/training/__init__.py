@@ -1,3 +1,1 @@
-"""Everything that makes a model fit a text: steps, optimizers, worker processes, evaluation,
-resuming.
-"""
+"""Fitting a model to a text: steps, optimizers, worker processes, evaluation, resuming."""

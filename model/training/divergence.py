@@ -10,8 +10,7 @@ from .step import StepResult
 
 
 def first_not_finite(model: Transformer, inputs: np.ndarray, targets: np.ndarray) -> str:
-    """Name the first of parameters, activations and gradients that holds a NaN or an infinity, in
-    the order of their computation.
+    """Name the first tensor, in the order of computation, that holds a NaN or an infinity.
 
     Args:
         model: With the parameters before the step that failed.

@@ -15,8 +15,7 @@ TOKENS_AT_A_TIME = 1 << 11
 def evaluate_loss(
     model: Transformer, tokens: np.ndarray, batch_size: int | None = None, max_windows: int | None = None
 ) -> float:
-    """Return the mean loss in nats a token over a whole token array, cut into non-overlapping
-    windows of max_seq_len.
+    """Return the mean loss in nats a token over non-overlapping windows of max_seq_len tokens.
 
     Args:
         model: The model.

@@ -10,8 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def first_interrupt(action: Callable[[], None]) -> Iterator[None]:
-    """Call `action` at the first Ctrl-C inside the block instead of raising KeyboardInterrupt; the
-    second one raises.
+    """Call `action` at the first Ctrl-C inside the block; the second raises KeyboardInterrupt.
 
     Outside the main thread, where Python delivers no signals, nothing is changed.
     """

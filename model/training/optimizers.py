@@ -115,7 +115,5 @@ class Optimizer:
 
 
 def clip_scale(norm: float, limit: float) -> float:
-    """Return the factor that brings a gradient of this global norm down to the limit; 1 if it is
-    not above, or the limit is 0.
-    """
+    """Return the factor that limits a gradient's global norm; 1 below the limit or if that is 0."""
     return limit / norm if 0 < limit < norm else 1.0

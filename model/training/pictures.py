@@ -1,6 +1,4 @@
-"""Pictures of training and of what the model does. matplotlib is imported only here, and only when
-a picture is drawn.
-"""
+"""Pictures of training and of the model; matplotlib is imported when one is drawn, only here."""
 
 from __future__ import annotations
 
@@ -118,8 +116,7 @@ def plot_embeddings(model: Transformer, tokenizer: Tokenizer, path: str | Path, 
 def plot_statistics(
     model: Transformer, inputs: np.ndarray, targets: np.ndarray, path: str | Path
 ) -> dict[str, dict[str, float]]:
-    """Draw the root mean square of every activation and of every parameter's gradient on a batch,
-    and return them.
+    """Draw and return the RMS of each activation and of each parameter's gradient on a batch.
 
     Args:
         model: The model.

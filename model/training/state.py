@@ -20,8 +20,7 @@ FREE_FIELDS = ("log_every", "sample_every", "time_limit")
 
 @dataclass
 class Progress:
-    """How far a run has come, in all sessions. All fields are numbers, stored as float64 in this
-    order.
+    """How far a run has come, in all sessions: numbers, stored as float64 in this order.
 
     Attributes:
         step: Steps done.

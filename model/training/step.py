@@ -168,8 +168,7 @@ class WorkerStep:
             self.barrier()
 
     def evaluate(self, max_windows: int | None, first: int, last: int) -> float:
-        """Return the sum of held-out losses of windows `first` to before `last`; each worker
-        computes a part (see `evaluate_loss`).
+        """Return the sum of held-out losses of windows [first, last); each worker does a part.
 
         All lives in the memory of the steps: as many tokens at a time as a step has, if that is a
         whole window.
@@ -187,17 +186,13 @@ class WorkerStep:
 
     @property
     def windows_at_a_time(self) -> int:
-        """How many windows for evaluation have no more tokens than the sequences that a step
-        computes at a time; at least 1.
-        """
+        """Number of evaluation windows with no more tokens than one micro-batch; at least 1."""
         num_rows = self.rows.stop - self.rows.start
         sequences = -(-num_rows // self.config.accumulation_steps)
         return max(1, sequences * self.length // self.model.config.max_seq_len)
 
     def _compute_gradients(self, step: int) -> float:
-        """Leave the gradients of this worker's rows, weighted by their share of the batch, and
-        return their share of the loss.
-        """
+        """Compute this worker's share of the gradients; return its share of the batch's loss."""
         config, model = self.config, self.model
         gradients = self.memory.gradients[self.worker]
         inputs, targets = random_batch(self.tokens, config.batch_size, self.length, config.seed, step)

@@ -1,5 +1,4 @@
-"""What training needs to know of a number format that it trains a model for, without knowing the
-format.
+"""The interface between training and a number format that a model is trained for.
 
 The optimizer updates *latent* parameters. The model computes with rounded copies of them, and some
 of its tensors are rounded on the way; the gradients that arrive at rounded numbers are applied to
@@ -28,39 +27,28 @@ class StraightThrough(Protocol):
 
     @property
     def worker_module(self) -> str:
-        """Module that runs as a worker process, as `model.training.worker_process` does, and builds
-        this object from `to_dict()`.
-        """
+        """Module to run as a worker process, which builds this object from `to_dict()`."""
 
     @property
     def teacher(self) -> np.ndarray:
-        """Parameters (n,) of the model whose probabilities are learned in place of the targets;
-        `to_dict` leaves them out.
-        """
+        """Parameters (n,) of the model whose probabilities are learned; not in `to_dict()`."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return all that makes this object, as JSON holds it."""
 
     def save(self, run: RunDirectory) -> None:
-        """Write what `to_dict` describes and the teacher into a run directory: resuming needs
-        them.
-        """
+        """Write `to_dict()` and the teacher into a run directory, for resuming."""
 
     def round_parameters(self, latent: np.ndarray, rounded: np.ndarray, share: int, num_shares: int) -> None:
-        """Write the rounded copy (n,) of the latent parameters (n,): one of several shares, which
-        together are everything.
-        """
+        """Write one share of the rounded copy (n,) of the latent parameters (n,)."""
 
     def round_tensor(self, name: str, values: np.ndarray) -> None:
-        """Round a tensor (N, channels) of the forward pass in place; see
-        `Transformer.loss_and_gradients`.
-        """
+        """Round a forward tensor (N, channels) in place; see `Transformer.loss_and_gradients`."""
 
     def loss(
         self, model: Transformer, inputs: np.ndarray, targets: np.ndarray, progress: Callable[[int], object]
     ) -> float:
-        """Return the mean loss in nats of windows (N, T) in the number format itself, for a model
-        of rounded parameters.
+        """Return the mean loss in nats of windows (N, T), computed in the number format itself.
 
         `progress` is called with a number of windows when these are done.
         """

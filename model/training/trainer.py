@@ -1,6 +1,4 @@
-"""The training loop: steps, and logs, held-out losses, checkpoints and samples where they are
-due.
-"""
+"""The training loop: steps, and logs, held-out losses, checkpoints and samples where due."""
 
 from __future__ import annotations
 
@@ -148,9 +146,7 @@ class Trainer:
         self._save_best()  # the last: a directory with a model is not begun anew
 
     def _run_steps(self, engine: TrainingEngine) -> bool:
-        """Do steps until all are done, something stops them, or nothing improves any more; return
-        whether it was the last.
-        """
+        """Do steps until done, stopped, or no longer improving; return whether the last."""
         stopped_early = False
         with (
             first_interrupt(self._request_stop),
@@ -194,9 +190,7 @@ class Trainer:
         bar.update(len(results))
 
     def _events(self, engine: TrainingEngine, last: StepResult) -> bool:
-        """Log, evaluate, save and sample where it is due; return whether to stop because nothing
-        improves.
-        """
+        """Log, evaluate, save and sample where due; return whether to stop early."""
         step, last_step = self.progress.step, self.progress.step == self.total_steps
         evaluate = step % self.evaluate_every == 0 or last_step
         if not evaluate and step % self.config.log_every != 0 and not self._due(self.config.sample_every):

@@ -1,6 +1,4 @@
-"""One worker process of `model.training.workers`: reads a job and then commands as JSON lines, and
-answers with JSON lines.
-"""
+"""One worker process of `model.training.workers`: commands and answers as JSON lines."""
 
 from __future__ import annotations
 
@@ -89,9 +87,7 @@ def main(build_straight_through: Callable[[dict[str, Any]], StraightThrough] | N
 
 
 def run(build_straight_through: Callable[[dict[str, Any]], StraightThrough] | None = None) -> None:
-    """Be a worker process: `main`, and a quiet end when the parent or a partner was killed, because
-    nobody is left to work for.
-    """
+    """Run `main`, and end quietly when the parent or another worker was killed."""
     try:
         main(build_straight_through)
     except (BrokenPipeError, ConnectionError):

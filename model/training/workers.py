@@ -55,8 +55,7 @@ class TrainingEngine(ABC):
         """Bring `memory.rounded` up to date with `memory.parameters`."""
 
     def evaluate(self, max_windows: int | None = None, progress: Callable[[int], object] = lambda count: None) -> float:
-        """Return the held-out loss of the parameters in memory, over all windows or so many of
-        them.
+        """Return the held-out loss of the parameters in memory, over all or `max_windows` windows.
 
         `progress` is called with a number of windows when these are done.
         """
@@ -231,9 +230,7 @@ def open_engine(
     num_workers: int | None = None,
     straight_through: StraightThrough | None = None,
 ) -> Iterator[TrainingEngine]:
-    """Yield an engine with `num_workers` workers, or as many as the configuration and the machine
-    suggest.
-    """
+    """Yield an engine with `num_workers` workers; None: by configuration and machine."""
     count = num_workers or training.num_workers or available_workers(training.batch_size)
     count = min(count, training.batch_size)
     if count == 1:
@@ -244,9 +241,7 @@ def open_engine(
 
 
 def available_workers(batch_size: int) -> int:
-    """Return one worker for each core that this process may use, at most 4, and at most one for
-    each sequence.
-    """
+    """Return one worker for each core, at most 4, and at most one for each sequence."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores, MOST_WORKERS, batch_size))
 
@@ -262,9 +257,7 @@ def _map(descriptor: int, size: int) -> np.ndarray:
 
 
 def _describe(tokens: np.ndarray, resources: ExitStack) -> dict[str, Any]:
-    """Return how a worker finds tokens: by the name of their .npy file, or by the descriptor of an
-    unnamed copy.
-    """
+    """Return how a worker finds tokens: by its .npy file, or an unnamed copy's descriptor."""
     if (
         isinstance(tokens, np.memmap)
         and tokens.filename is not None

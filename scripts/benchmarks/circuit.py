@@ -64,8 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def measure(parameters: Any, megahertz: float) -> dict[str, float]:
-    """Return tokens a second of the circuit and of this machine, for sequences as long as the
-    context.
+    """Return tokens a second of the circuit and of this machine, for full-context sequences.
 
     Args:
         parameters: A `fixedpoint.Attention`.

@@ -1,5 +1,4 @@
-"""Speed of the integer model beside the float one: evaluating held-out text, and generating one
-sequence, in NumPy and in C.
+"""Speed of the integer model beside the float one: evaluation and generation, in NumPy and C.
 
 The model is a quantized run's, or M (4 layers, 4 heads, 128 wide, 64 tokens) with random weights,
 quantized to 8 bits. The float model's forward pass and the integer model's loss go over the same
@@ -85,9 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
 def measure_evaluation(
     model: Transformer, quantized: QuantizedTransformer, tokens: np.ndarray, seconds: float
 ) -> dict[str, Any]:
-    """Return the time a token of the float forward pass and of the integer model's loss,
-    cross-entropy included, over all windows of a text.
-    """
+    """Return the time a token of the float forward pass and of the integer model's loss."""
     inputs, targets = windows(tokens, model.config.max_seq_len)
 
     def float_forward() -> None:
@@ -112,9 +109,7 @@ def measure_evaluation(
 
 
 def measure_generation(model: Transformer, quantized: QuantizedTransformer, seconds: float) -> dict[str, Any]:
-    """Return tokens a second of one sequence: the float model, the integer engine, and the C
-    program where there is a compiler.
-    """
+    """Return tokens a second of one sequence: float model, integer model, C program."""
     count = model.config.max_seq_len - 1
     exact, integer = float_decoder.CachedDecoder(model, 1), CachedDecoder(quantized)
     sampling = Sampling(temperature=TEMPERATURE)

@@ -1,5 +1,4 @@
-"""The same transformer in eager PyTorch, to compare values and speed with. Only the benchmarks and
-tests import it.
+"""The same transformer in eager PyTorch, for tests and benchmarks to compare with.
 
 It is written the way PyTorch is usually used: `nn.Module`s, `scaled_dot_product_attention`,
 `torch.optim`.
@@ -193,9 +192,7 @@ class TorchTransformer(nn.Module):
         return tensors
 
     def decay_groups(self, weight_decay: float) -> list[dict[str, object]]:
-        """Return parameter groups for `torch.optim`: matrices with weight decay, vectors
-        without.
-        """
+        """Return parameter groups for `torch.optim`: weight decay for matrices only."""
         used = [parameter for parameter in self.parameters() if parameter.requires_grad]
         matrices = [parameter for parameter in used if parameter.ndim > 1]
         vectors = [parameter for parameter in used if parameter.ndim == 1]

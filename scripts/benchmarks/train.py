@@ -1,5 +1,4 @@
-"""Time per training step, beside eager PyTorch where it is installed, and the share of the
-machine's matrix-product peak.
+"""Time per training step, beside eager PyTorch if installed, and its share of peak speed.
 
 Three shapes: S (2 layers, 4 heads, 64 wide, 64 tokens, batch 16), M (4, 4, 128, 64, batch 12), L
 (6, 6, 192, 128, batch 16). NumPy and PyTorch take turns, a few steps each, and the medians are
@@ -124,9 +123,7 @@ _LEFT, _RIGHT, _PRODUCT = (np.ones((PEAK_SIZE, PEAK_SIZE), np.float32) for _ in 
 
 
 def _matrix_products(step: int) -> None:
-    """Multiply large matrices with all of BLAS's threads: the fastest that this machine's BLAS
-    goes.
-    """
+    """Multiply large matrices with all of BLAS's threads: the peak speed of this machine."""
     for _ in range(TURN):
         np.matmul(_LEFT, _RIGHT, out=_PRODUCT)
 

@@ -1,5 +1,4 @@
-"""Measure how fast this machine trains, generates and tokenizes, and what the circuit does beside
-it.
+"""Measure how fast this machine trains, generates and tokenizes, and compare it with the circuit.
 
 Each benchmark is a subcommand of its own with its own options.
 

@@ -1,5 +1,4 @@
-"""Hold cores against their specification on a million random vectors each, with stalls and resets
-in the middle.
+"""Verify cores against their specification on a million random vectors, with stalls and resets.
 
 A core is compiled by Verilator with sources, sinks and comparison in C++. Every result must equal
 the integer model's. A failure is printed with the command that repeats it. A core that would take

@@ -1,5 +1,4 @@
-"""Measure every core alone and write the table of docs/hardware/cores.md, and the same figures as
-JSON beside it.
+"""Measure every core alone; write the table of docs/hardware/cores.md and the figures as JSON.
 
 Each core is placed and routed without pins for an ECP5-85F of speed grade 6. Results are kept in
 build/cores; a core whose circuit and tools are unchanged is not built again, and an interrupted run

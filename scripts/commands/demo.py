@@ -1,5 +1,4 @@
-"""Do the whole job on the bundled sample text: train, generate, quantize, simulate, synthesize,
-report.
+"""Run every step on a sample text: train, generate, quantize, simulate, synthesize, report.
 
 A second run redoes only what changed. Ctrl-C at any point leaves nothing broken: run it again to go
 on.

@@ -1,6 +1,4 @@
-"""`positron train --resume RUN`: a new run that begins with the model of another, in floats or with
-the roundings of the integer model.
-"""
+"""`positron train --resume RUN`: train another run's model further, float or quantization-aware."""
 
 from __future__ import annotations
 

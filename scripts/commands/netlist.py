@@ -1,5 +1,4 @@
-"""Simulate every core again after synthesis, as cells of ECP5 and of iCE40: each result must be the
-golden one.
+"""Simulate every core after synthesis, as ECP5 and iCE40 cells, against the golden model.
 
 The cores are small examples. Cell models are those that come with Yosys, and this project's for
 ECP5's block RAM and multiplier. Results are kept in build/netlists; a netlist whose circuit,
@@ -75,9 +74,7 @@ def how_to_go_on(arguments: argparse.Namespace) -> str:
 def check_all(
     work: Sequence[tuple[CoreEntry, Family]], vectors: int, seed: int, simulator: str, jobs: int
 ) -> list[NetlistResult | CircuitError | ToolError]:
-    """Check some netlists at a time, and return each one's result or error, in the order of the
-    work. Ctrl-C ends all tools first.
-    """
+    """Check netlists in parallel; return results or errors in order. Ctrl-C ends all tools."""
     stopped = threading.Event()
 
     def tick() -> None:
@@ -107,9 +104,7 @@ def _submit(
     simulator: str,
     tick: Callable[[], None],
 ) -> Future:
-    """Plan a netlist here, because circuits are for one thread, and have it checked by the
-    executor.
-    """
+    """Plan a netlist in this thread, which owns all circuits, and submit its check."""
     try:
         plan = plan_netlist(entry, entry.example(), family, vectors, seed, simulator)
     except CircuitError as error:

@@ -1,5 +1,4 @@
-"""Prove claims about the cores with SymbiYosys and z3: stream rules, finishing, error bounds, no
-overflow.
+"""Prove claims about the cores with SymbiYosys and z3: streams, termination, errors, overflow.
 
 A claim is settled for all inputs of a small core, by induction for all time and all stalls, or for
 the first cycles after reset: the table says by which method, docs/hardware/proofs.md how far it
@@ -94,8 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def settle_all(tasks: list[tuple[Proof, bool]], directory: Path, jobs: int) -> list[Verdict]:
-    """Settle proofs, some at a time, the deepest first, with a progress bar; one on which the tools
-    give up counts as unsettled.
+    """Settle proofs in parallel, deepest first; one on which the tools give up is unsettled.
 
     Ctrl-C ends all tools first.
     """

@@ -214,9 +214,7 @@ def tensor_row(row: TensorFormat) -> tuple[str, str, str, float, str]:
 
 
 def accumulator_rows(accumulators: Sequence[AccumulatorWidth]) -> list[tuple[object, ...]]:
-    """Return a row for each kind of accumulator: the widest range of all blocks; the figures hold
-    each of them.
-    """
+    """Return a row for each kind of accumulator, with the widest range of all blocks."""
     kinds: dict[str, list[AccumulatorWidth]] = {}
     for row in accumulators:
         kinds.setdefault(re.sub(r"^blocks\.\d+\.", "blocks.*.", row.name), []).append(row)

@@ -1,6 +1,4 @@
-"""Pictures of a quantized model: histograms over the representable range, noise by tensor, loss by
-width.
-"""
+"""Pictures of a quantized model: histograms over the range, noise by tensor, loss by width."""
 
 from __future__ import annotations
 
@@ -22,9 +20,7 @@ SHOWN = 1.25  # of the representable range, so that what saturates is seen beyon
 
 
 def draw_activations(calibration: Calibration, path: Path) -> None:
-    """Draw how each activation's values on the calibration text lie over the range of its format, a
-    row a tensor.
-    """
+    """Draw each activation's histogram on the calibration text over its format's range."""
     tensors = {tensor.name: tensor for tensor in calibration.tensors}
     rows = [over_range(calibration.histograms[name], QFormat.parse(tensors[name].format)) for name in tensors]
     labels = [f"{name}   {tensor.format}   {tensor.saturated:.2%}" for name, tensor in tensors.items()]
@@ -34,18 +30,14 @@ def draw_activations(calibration: Calibration, path: Path) -> None:
 
 
 def over_range(histogram: Histogram, target: QFormat) -> np.ndarray:
-    """Return the counts (BARS,) of a histogram from −1.25 to 1.25 times a format's largest
-    magnitude; what lies farther is at the ends.
-    """
+    """Return a histogram's counts (BARS,) over ±1.25 times a range, clipped at the ends."""
     places = (histogram.middles / (SHOWN * -target.minimum) + 1) / 2 * BARS
     bars = np.clip(np.floor(places), 0, BARS - 1).astype(np.int64)
     return np.bincount(bars, weights=histogram.counts, minlength=BARS)
 
 
 def draw_weights(quantized: QuantizedTransformer, path: Path) -> None:
-    """Draw how often each integer occurs in each layer, over all that the widths represent, a row a
-    layer.
-    """
+    """Draw how often each integer occurs in each layer, over the range of its width."""
     labels, rows = [], []
     for name, layer in named_linears(quantized).items():
         code = QFormat(layer.weight_bits, 0)
@@ -96,9 +88,7 @@ def draw_tensor_noise(tensors: Sequence[TensorComparison], path: Path) -> None:
 
 
 def draw_sweep(series: Mapping[str, Sequence[tuple[str, float, int]]], path: Path) -> None:
-    """Draw loss above float over widths, a panel a series of (width, difference in nats, bytes),
-    sizes beside the points.
-    """
+    """Draw loss above float over width, a panel for each series of (width, nats, bytes)."""
     figure = new_figure(4.2 * len(series), 4)
     for index, (name, points) in enumerate(series.items()):
         axes = figure.add_subplot(1, len(series), index + 1)

@@ -46,9 +46,7 @@ def sweep(
     settings: QuantizationSettings,
     overrides: Overrides,
 ) -> dict[str, Any]:
-    """Measure every point on the whole held-out text, print the table, draw it, and return the
-    figures.
-    """
+    """Measure every point on the held-out text; print, draw and return the figures."""
     path, picture = directory.path / "quantization_sweep.json", directory.path / "quantization_sweep.png"
     held_out = directory.load_validation_tokens(model.config.vocab_size)
     inputs, targets = windows(held_out, model.config.max_seq_len)
@@ -86,9 +84,7 @@ def sweep(
 def points(
     series: tuple[tuple[str, tuple[Any, ...]], ...], settings: QuantizationSettings
 ) -> dict[str, QuantizationSettings]:
-    """Return the settings of a series' points by label: the first field runs over its values, the
-    others have one.
-    """
+    """Return a series' settings by label: its first field takes each value, the others have one."""
     (field, values), *fixed = series
     changed = replace(settings, **{name: value for name, (value,) in fixed})
     return {str(value): replace(changed, **{field: value}) for value in values}

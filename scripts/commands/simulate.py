@@ -142,9 +142,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def simulate_all(benches: Sequence[StreamBench], simulator: str, seed: int, build: Path) -> list[Verdict]:
-    """Run each bench at full speed and with stalls; a failure does not keep the others from
-    running.
-    """
+    """Run each bench at full speed and with stalls; a failure does not stop the others."""
     from sim.bench.bench import BenchFailure
     from sim.simulators.runner import simulate
 

@@ -1,5 +1,4 @@
-"""Make a bitstream of the attention accelerator, or measure one core alone: what it takes and how
-fast it is.
+"""Make a bitstream of the attention accelerator, or measure resources and speed of one core.
 
 The accelerator holds the weights of one layer of a quantized run; results lie in RUN/synthesis.
 With --core, one core is placed and routed without pins, so there are figures and no bitstream; its

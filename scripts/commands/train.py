@@ -66,9 +66,7 @@ TOKENIZERS = ("character", "word", "bpe")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments. Those that a run records are None where they are not given, so
-    that a contradiction can be told.
-    """
+    """Add the command's arguments; recorded ones default to None, to detect contradictions."""
     parser.add_argument("--text", type=Path, metavar="FILE", help="a UTF-8 text (default: the bundled sample stories)")
     parser.add_argument(
         "--out",
@@ -317,9 +315,7 @@ def how_to_go_on(arguments: argparse.Namespace) -> str:
 
 
 def saved_state(directory: RunDirectory) -> tuple[int, int] | None:
-    """Return what tells a run's saved state from an earlier one, None where there is nothing to
-    resume.
-    """
+    """Return the identity of a run's saved state; None where there is nothing to resume."""
     if not directory.can_be_resumed():
         return None
     status = directory.training_state.stat()

@@ -1,5 +1,4 @@
-"""Charts for the report as inline SVG: sharp at every size, coloured by the page's style sheet, no
-library.
+"""Charts for the report as inline SVG, coloured by the page's style sheet, without a library.
 
 All text that comes from outside is escaped here; callers pass it as it is.
 """
@@ -33,8 +32,7 @@ class Series:
 
 
 def line_chart(series: Sequence[Series], x_label: str, y_label: str, width: int = 760, height: int = 320) -> str:
-    """Return a line chart of one or more series over a shared pair of axes, with each line's last
-    value beside it.
+    """Return a line chart of series over shared axes, with each line's last value beside it.
 
     Raises:
         ValueError: No series has a finite point.
@@ -104,9 +102,7 @@ def line_chart(series: Sequence[Series], x_label: str, y_label: str, width: int 
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Return some `count` round numbers, evenly spaced by 1, 2 or 5 times a power of ten, the first
-    <= low, the last >= high.
-    """
+    """Return some `count` ticks, 1, 2 or 5 times a power of ten apart, that enclose [low, high]."""
     if high <= low:
         low, high = low - 0.5, high + 0.5
     rough = (high - low) / count
@@ -162,9 +158,7 @@ def visible(token: str) -> str:
 
 
 def alpha_png(opacity: np.ndarray, colour: tuple[int, int, int] = (214, 96, 28)) -> bytes:
-    """Return a PNG (RFC 2083) of one colour whose opacity is the uint8 array (H, W): it suits light
-    pages and dark ones.
-    """
+    """Return a PNG (RFC 2083) of one colour with opacity (H, W), uint8, for light or dark pages."""
     height, width = opacity.shape
     rows = np.zeros((height, width, 4), dtype=np.uint8)
     rows[..., :3] = colour

@@ -61,8 +61,7 @@ def collect(directory: RunDirectory) -> ReportData:
 
 
 class Found:
-    """The figures in a run directory that belong to the model that is there now, and why others are
-    left out.
+    """The figures in a run directory that belong to its present model, and why others are missing.
 
     Attributes:
         manifest_sha256: The integer model of this model; None until `quantization` has found it.
@@ -86,9 +85,7 @@ class Found:
         return record if self._belongs("training", record and results, model_sha256=self.model_sha256) else None
 
     def sample(self) -> tuple[str, dict[str, Any]]:
-        """Return the generated text and its record, after `quantization` was asked for; without
-        text the attention has no figure either.
-        """
+        """Return the generated text and its record; `quantization` must have been called."""
         file = self.directory.sample
         if not file.exists():
             return "", {}

@@ -1,5 +1,4 @@
-"""The report's page: what a run holds, as one HTML file without scripts and without anything from
-elsewhere.
+"""The report's page: what a run holds, as one HTML file without scripts or external files.
 
 Every function returns HTML. What comes from a run (text, names, file contents) is escaped where it
 enters the page.
@@ -360,9 +359,7 @@ def synthesis(data: ReportData) -> str:
 
 
 def slowest_clock(report: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the clock with the least reserve over what it runs at; None when the report has no
-    clock.
-    """
+    """Return the clock with the least slack; None when the report has no clock."""
     return min(report["clocks"], key=lambda clock: clock["achieved_mhz"] / clock["required_mhz"], default=None)
 
 

@@ -1,6 +1,4 @@
-"""What a user can get wrong ends with one clear line and a non-zero exit status: the real command
-line, in a process of its own.
-"""
+"""A user's mistakes end with one clear line and a non-zero exit status, in real processes."""
 
 import json
 import os

@@ -1,6 +1,4 @@
-"""The base installation, without extras: help of every command, what works, and refusals before the
-first step.
-"""
+"""The base installation, without extras: help, what works, refusals before the first step."""
 
 import subprocess
 import sys

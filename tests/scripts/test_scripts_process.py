@@ -1,6 +1,4 @@
-"""A command's process: Ctrl-C at any moment, and output in any encoding. The real command line, in
-processes of its own.
-"""
+"""A command's process: Ctrl-C at any moment, and output in any encoding, in real processes."""
 
 import os
 import signal

@@ -106,9 +106,7 @@ def test_gpt2_with_an_output_layer_of_its_own():
 
 
 def linear_layout(state):
-    """The same weights as nanoGPT's state_dict() holds them when it was compiled: nn.Linear's
-    transposed ones.
-    """
+    """The same weights in nanoGPT's compiled state_dict(): nn.Linear's are transposed."""
     return {
         f"_orig_mod.{name}": array.T.copy() if ".c_" in name and array.ndim == 2 else array
         for name, array in state.items()
@@ -268,9 +266,7 @@ def test_llama2c_refuses_what_does_not_fit(tmp_path):
     ("version", "content"), [(1, "float32 weights"), (2, "8-bit weights"), (3, "unknown here"), (-1, "unknown here")]
 )
 def test_llama2c_names_other_versions(tmp_path, version, content):
-    """The headers that llama2.c's export.py writes: magic, version, seven sizes, whether the output
-    is shared, padding to 256.
-    """
+    """Headers of llama2.c's export.py: magic, version, seven sizes, shared flag, padding to 256."""
     header = struct.pack("<Ii7iB", 0x616B3432, version, 24, 40, 2, 6, 2, 29, 16, 1).ljust(256, b"\0")
     (tmp_path / "model.bin").write_bytes(header + bytes(4000))
     with pytest.raises(InputError, match=rf"a llama2\.c model of version {version} \({content}.*version 0 is read"):

@@ -121,9 +121,7 @@ AFTER_A_STRAY_BYTE = [0x80, 0xF0, 0x9F, 0x98, 0x80, 0x6F, 0x6B]
 
 @functools.cache
 def byte_tokenizer():
-    """Return a tokenizer with all bytes, and tokens that end or begin in the middle of a
-    character.
-    """
+    """Return a tokenizer with all bytes, and tokens that split characters."""
     tokenizer = BPETokenizer(280)
     tokenizer.train("é東😀🙂 " * 9)
     assert tokenizer.vocab_size > 256

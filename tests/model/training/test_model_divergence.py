@@ -1,6 +1,4 @@
-"""Diverged training: the first tensor that is not finite is named, in the order of the
-computation.
-"""
+"""Diverged training names the first tensor that is not finite, in order of computation."""
 
 import numpy as np
 import pytest
@@ -41,9 +39,7 @@ def test_then_activations(model, batch, layer):
 
 
 def test_then_gradients(model, batch):
-    """Embeddings of zero keep the logits at zero, whatever the last weights; the gradient runs back
-    through them.
-    """
+    """Zero embeddings keep the logits at zero whatever the last weights; gradients flow back."""
     for name in ("token_embedding", "position_embedding"):
         fill(model, name, 0.0)
     model.parameters["output.weight"] = 3e38 * np.sign(model.parameters["output.weight"])

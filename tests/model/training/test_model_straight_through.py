@@ -1,6 +1,4 @@
-"""Straight-through training without `fixedpoint`: a number format of multiples of 1/64, and
-gradients that lead to a teacher's probabilities.
-"""
+"""Straight-through training without `fixedpoint`: multiples of 1/64, a teacher's probabilities."""
 
 import numpy as np
 import pytest

@@ -1,6 +1,4 @@
-"""The state of a run that stopped: what is read is what was written, and only the same
-configuration goes on from it.
-"""
+"""The saved state of a run: read back as written, resumed with the same configuration only."""
 
 import math
 from dataclasses import replace

@@ -26,9 +26,7 @@ def test_circuits_figure_follows_its_clock(tiny_run: Path) -> None:
 
 
 def test_float_layer_computes_the_same_attention(tiny_run: Path) -> None:
-    """The yardstick does the work: on the same weights it agrees with the integer layer to a few
-    units (biases aside).
-    """
+    """The float layer equals the integer one to a few units on the same weights (no biases)."""
     attention = load_export(tiny_run / "quantized").blocks[0].attention
     generator = np.random.default_rng(0)
     integers = generator.integers(-60, 60, (1, attention.context_length, attention.embed_dim))

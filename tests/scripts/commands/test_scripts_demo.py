@@ -1,6 +1,4 @@
-"""The demonstration redoes only what changed, survives Ctrl-C, and stops at the first failure. Its
-steps are stood in for here.
-"""
+"""The demonstration, with fake steps, redoes only what changed and stops at the first failure."""
 
 import argparse
 from pathlib import Path

@@ -1,6 +1,4 @@
-"""`train --resume RUN`: fine-tuning and quantization-aware training of a finished run, from the
-command line.
-"""
+"""`train --resume RUN`: fine-tuning and quantization-aware training on the command line."""
 
 import json
 import shutil
@@ -25,9 +23,7 @@ def train(*words: object) -> int:
 
 @pytest.fixture(scope="module")
 def quantized_run(tiny_run_original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the directory that quantization-aware training of the tiny run made. Not to be
-    changed.
-    """
+    """Return the directory of the tiny run's quantization-aware training. Not to be changed."""
     source = tmp_path_factory.mktemp("runs") / "tiny"
     shutil.copytree(tiny_run_original, source)
     assert train("--resume", source, "--quantize", 3, "--activation-bits", 6, "--steps", 30) == 0

@@ -1,6 +1,4 @@
-"""`quantize --sweep` and `--analyze`: what they draw and say, and that a sweep continues where it
-was stopped.
-"""
+"""`quantize --sweep` and `--analyze`: pictures, messages, and resuming a stopped sweep."""
 
 import json
 import shutil

@@ -1,6 +1,4 @@
-"""`simulate`: what it says, writes, and returns. Amaranth's own simulator keeps these tests short
-and runs everywhere.
-"""
+"""`simulate`: output, files and exit status, on Amaranth's simulator, which runs everywhere."""
 
 import dataclasses
 import json

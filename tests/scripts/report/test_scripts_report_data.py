@@ -1,6 +1,4 @@
-"""The report shows what belongs to the model that is there now; what belongs to another is left
-out, with a reason and a command.
-"""
+"""The report shows only what belongs to the present model; gaps have a reason and a command."""
 
 import json
 from pathlib import Path
@@ -21,9 +19,7 @@ USAGE = {"used": 1, "available": 10}
 
 
 def finish(directory: RunDirectory) -> None:
-    """Write what the slow steps would: a simulation and a synthesis of the integer model that is
-    there.
-    """
+    """Write what a simulation and a synthesis of the present integer model would write."""
     digest = file_digest(directory.quantized_manifest)
     directory.simulation.mkdir(exist_ok=True)
     write_json(
