@@ -12,7 +12,7 @@ from .export.directory import load_export, save_export
 from .files import atomic_directory
 from .lock import InUseError, lock_directory, lock_target
 from .operators.activation import TableActivation
-from .operators.attention import Attention, KeyValueCache
+from .operators.attention import Attention, AttentionCache
 from .operators.embedding import Embedding, EmbeddingTable
 from .operators.exponential import Exponential
 from .operators.layer_norm import LayerNorm
@@ -28,12 +28,12 @@ from .widths import AccumulatorWidth, accumulator_table
 __all__ = [
     "AccumulatorWidth",
     "Attention",
+    "AttentionCache",
     "Block",
     "Embedding",
     "EmbeddingTable",
     "Exponential",
     "InUseError",
-    "KeyValueCache",
     "LayerNorm",
     "Linear",
     "Overflow",

@@ -1,5 +1,5 @@
-r"""Generating text in integers: the same tokens from the specification's operators, from the engine
-with its cache, and from the C program.
+r"""Generating text in integers: the same tokens from the specification's operators, from fast
+evaluation with its cache, and from the C program.
 
 The rule of the context, as in the float model's generation: the context grows until it holds
 `context_length` tokens. When it is full, its older half is forgotten; the cache is rebuilt from the
@@ -21,7 +21,7 @@ from .arithmetic import Integers
 from .checks import checked_tokens, is_whole
 from .errors import QuantizationError
 from .fast.layers import Floats
-from .fast.transformer import CachedDecoder
+from .fast.transformer import FastDecoder
 from .operators.sampling import RandomArray, Sampler, XorShift32
 from .qformat import IntegerArray
 from .transformer import QuantizedTransformer
@@ -64,7 +64,7 @@ def generate_batch(
     temperature: float = 0.0,
     seed: int = 0,
     use_cache: bool = True,
-    decoder: CachedDecoder | None = None,
+    decoder: FastDecoder | None = None,
 ) -> list[list[int]]:
     """Return `num_tokens` tokens for each of several prompts, computed together.
 
@@ -102,7 +102,7 @@ def stream_batch(
     temperature: float,
     seed: int,
     use_cache: bool = True,
-    decoder: CachedDecoder | None = None,
+    decoder: FastDecoder | None = None,
 ) -> Iterator[None]:
     """Lengthen token sequences in place, for ever; each `next` works out one position.
 
@@ -116,7 +116,7 @@ def stream_batch(
             f"the decoder is of another model or for {decoder.batch} sequences, not {len(sequences)}"
         )
     if use_cache and decoder is None:
-        decoder = CachedDecoder(quantized, len(sequences))
+        decoder = FastDecoder(quantized, len(sequences))
     choose = _TableSampler(sampler).choose if use_cache and temperature else _most_likely
     position, start = min(map(len, sequences)), -1
     while True:

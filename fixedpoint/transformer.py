@@ -14,7 +14,7 @@ import numpy as np
 from .arithmetic import Integers
 from .errors import QuantizationError
 from .operators.activation import TableActivation
-from .operators.attention import Attention, CausalAttention, KeyValueCache
+from .operators.attention import Attention, AttentionCache, CausalAttention
 from .operators.embedding import Embedding
 from .operators.layer_norm import LayerNorm
 from .operators.linear import Linear
@@ -25,7 +25,7 @@ from .topology import BLOCK, EMBEDDING, LOGITS, TOKENS, Step, final_norm_step, i
 
 Norm = LayerNorm | RMSNorm
 Observer = Callable[[str, IntegerArray], None]
-Cache = tuple[KeyValueCache, ...]  # one a block
+Cache = tuple[AttentionCache, ...]  # one a block
 
 
 def ignore(name: str, values: IntegerArray) -> None:

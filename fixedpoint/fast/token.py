@@ -1,8 +1,8 @@
 """One token of one sequence through a prepared transformer, with few NumPy calls.
 
 A row of 128 numbers costs NumPy less time than the call does, so what limits the speed is the
-number of calls (about a microsecond each). The same operations as in `engine_layers` and
-`engine_attention`, on vectors, with the sums of a norm in Python's own floats, which hold these
+number of calls (about a microsecond each). The same operations as in `layers` and
+`attention`, on vectors, with the sums of a norm in Python's own floats, which hold these
 whole numbers exactly as well.
 """
 

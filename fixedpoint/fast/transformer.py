@@ -1,8 +1,8 @@
 """A fast executor of quantized transformers, equal to `QuantizedTransformer` bit for bit.
 
 The specification's operators are written to be read; these run the same integers at the speed of
-BLAS, for whole sequences (`FastTransformer.forward`) and one token at a time (`CachedDecoder`).
-How, and why nothing is rounded on the way: docs/fixedpoint/engine.md.
+BLAS, for whole sequences (`FastTransformer.forward`) and one token at a time (`FastDecoder`).
+How, and why nothing is rounded on the way: docs/fixedpoint/fast.md.
 
 Sizes: B sequences, T tokens, C channels, V vocabulary.
 """
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..arithmetic import Integers
-from ..operators.attention import KeyValueCache
+from ..operators.attention import AttentionCache
 from ..qformat import IntegerArray, QFormat
 from ..topology import BLOCK, INPUT
 from ..transformer import Block, QuantizedTransformer, run_operations
@@ -100,7 +100,7 @@ class SpecifiedBlock:
     def __init__(self, block: Block) -> None:
         self.block = block
 
-    def new_cache(self, batch: int) -> list[KeyValueCache]:
+    def new_cache(self, batch: int) -> list[AttentionCache]:
         """Return where `forward` keeps the keys and values of `batch` sequences."""
         return [self.block.attention.core.empty_cache(batch)]
 
@@ -109,7 +109,7 @@ class SpecifiedBlock:
         x: Floats,
         batch: int,
         buffers: Buffers,
-        cache: list[KeyValueCache] | None = None,
+        cache: list[AttentionCache] | None = None,
         position: int = 0,
     ) -> None:
         """Run the block on the residual stream x (B·T, C), in place; the arguments are those of
@@ -241,13 +241,13 @@ def prepared(model: QuantizedTransformer) -> FastTransformer:
     return FastTransformer(model)
 
 
-class CachedDecoder:
+class FastDecoder:
     """A transformer ready to make tokens for `batch` sequences that all stand at the same position,
     with cached keys and values.
 
     Args:
         model: The specification.
-        batch: Sequences B. A single one takes the path of `engine_token`.
+        batch: Sequences B. A single one takes the path of `token.py`.
 
     Attributes:
         length: Tokens in the cache.

@@ -35,7 +35,7 @@ MAXIMUM_CONTEXT = 4096
 
 
 @dataclass(frozen=True, eq=False)
-class KeyValueCache:
+class AttentionCache:
     """Keys and values of the tokens that a sequence has had so far; it is not changed, `extended`
     returns a longer one.
 
@@ -52,9 +52,11 @@ class KeyValueCache:
         """Tokens L."""
         return self.keys.shape[-2]
 
-    def extended(self, keys: IntegerArray, values: IntegerArray) -> KeyValueCache:
+    def extended(self, keys: IntegerArray, values: IntegerArray) -> AttentionCache:
         """Return the cache with the rows of N more tokens (..., N, C)."""
-        return KeyValueCache(np.concatenate([self.keys, keys], axis=-2), np.concatenate([self.values, values], axis=-2))
+        return AttentionCache(
+            np.concatenate([self.keys, keys], axis=-2), np.concatenate([self.values, values], axis=-2)
+        )
 
 
 @dataclass(frozen=True)
@@ -163,14 +165,14 @@ class CausalAttention:
         products = exact_matmul(self._split(query), np.swapaxes(self._split(key), -1, -2), limit, limit)
         return products.astype(np.int64)
 
-    def empty_cache(self, *batch: int) -> KeyValueCache:
+    def empty_cache(self, *batch: int) -> AttentionCache:
         """Return the cache of sequences that have no token yet, for inputs (*batch, T, C)."""
         nothing = np.zeros((*batch, 0, self.channels), dtype=np.int64)
-        return KeyValueCache(nothing, nothing)
+        return AttentionCache(nothing, nothing)
 
     def extend(
-        self, query: IntegerArray, key: IntegerArray, value: IntegerArray, cache: KeyValueCache
-    ) -> tuple[IntegerArray, KeyValueCache]:
+        self, query: IntegerArray, key: IntegerArray, value: IntegerArray, cache: AttentionCache
+    ) -> tuple[IntegerArray, AttentionCache]:
         """Run the next tokens of sequences whose earlier keys and values are cached.
 
         However a sequence is cut into parts, the results are those of `compute` on the whole: row i

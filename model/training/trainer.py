@@ -29,7 +29,7 @@ from .schedules import learning_rate
 from .state import Progress, TrainingState
 from .step import StepResult
 from .straight_through import StraightThrough
-from .workers import TrainingEngine, open_engine
+from .workers import TrainingExecutor, open_executor
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class Trainer:
         csv_path, json_path = (None, None) if self.run is None else (self.run.log_csv, self.run.log_json_lines)
         self.earlier_seconds, self.started = self.progress.seconds, time.monotonic()
         self.log = TrainingLog(csv_path, json_path, self.progress.step)
-        with open_engine(
+        with open_executor(
             self.model.config,
             self.config,
             self.total_steps,
@@ -110,42 +110,42 @@ class Trainer:
             self.validation_tokens,
             self.progress.num_workers,
             self.straight_through,
-        ) as engine:
-            self.progress.num_workers = engine.num_workers
-            self._fill(engine, saved)
+        ) as executor:
+            self.progress.num_workers = executor.num_workers
+            self._fill(executor, saved)
             if self.run is not None:
                 self._write_record()
                 if saved is None:
-                    self._begin(engine, self.run)
-            stopped_early = self._run_steps(engine)
+                    self._begin(executor, self.run)
+            stopped_early = self._run_steps(executor)
             interrupted = self.stop_requested and self.progress.step < self.total_steps and not stopped_early
             self.progress.finished = int(not interrupted)
-            self._save_state(engine)
-            self._take_parameters(engine)
+            self._save_state(executor)
+            self._take_parameters(executor)
             if math.isfinite(self.progress.best_loss):
-                engine.memory.rounded[:] = self.model.parameters.flat[:] = self.best_parameters
-            with self._bar(engine.num_windows, "evaluating", "window") as bar:
-                loss = self._evaluate(engine, progress=bar.update)
+                executor.memory.rounded[:] = self.model.parameters.flat[:] = self.best_parameters
+            with self._bar(executor.num_windows, "evaluating", "window") as bar:
+                loss = self._evaluate(executor, progress=bar.update)
         return self._finish(loss, interrupted, stopped_early)
 
-    def _fill(self, engine: TrainingEngine, saved: TrainingState | None) -> None:
-        """Put the starting point into the engine's memory."""
+    def _fill(self, executor: TrainingExecutor, saved: TrainingState | None) -> None:
+        """Put the starting point into the executor's memory."""
         if self.straight_through is not None:
-            engine.memory.teacher[:] = self.straight_through.teacher
-        engine.memory.parameters[:] = self.model.parameters.flat if saved is None else saved.parameters
+            executor.memory.teacher[:] = self.straight_through.teacher
+        executor.memory.parameters[:] = self.model.parameters.flat if saved is None else saved.parameters
         if saved is not None:
-            for name, array in engine.memory.state.items():
+            for name, array in executor.memory.state.items():
                 array[:] = saved.optimizer[name]
 
-    def _begin(self, engine: TrainingEngine, run: RunDirectory) -> None:
+    def _begin(self, executor: TrainingExecutor, run: RunDirectory) -> None:
         """Write what a run that is killed from now on needs to be resumed."""
         if self.straight_through is not None:
             self.straight_through.save(run)
-        self._take_parameters(engine)
-        self._save_state(engine)
+        self._take_parameters(executor)
+        self._save_state(executor)
         self._save_best()  # the last: a directory with a model is not begun anew
 
-    def _run_steps(self, engine: TrainingEngine) -> bool:
+    def _run_steps(self, executor: TrainingExecutor) -> bool:
         """Do steps until done, stopped, or no longer improving; return whether the last."""
         stopped_early = False
         with (
@@ -158,9 +158,9 @@ class Trainer:
                 not (self.stop_requested or stopped_early or self.progress.finished)
                 and self.progress.step < self.total_steps
             ):
-                results = engine.run(self.progress.step, self._steps_to_next_event())
-                self._take(engine, results, bar)
-                stopped_early = self._events(engine, results[-1])
+                results = executor.run(self.progress.step, self._steps_to_next_event())
+                self._take(executor, results, bar)
+                stopped_early = self._events(executor, results[-1])
                 limit = self.config.time_limit
                 if limit is not None and self._elapsed() - self.earlier_seconds >= limit:
                     self.stop_requested = self.timed_out = True
@@ -174,11 +174,11 @@ class Trainer:
                 ends.append(every - step % every)
         return min(ends)
 
-    def _take(self, engine: TrainingEngine, results: list[StepResult], bar: tqdm[Any]) -> None:
+    def _take(self, executor: TrainingExecutor, results: list[StepResult], bar: tqdm[Any]) -> None:
         """Count steps that were done; stop if one diverged."""
         for result in results:
             if not (math.isfinite(result.loss) and math.isfinite(result.gradient_norm)):
-                self.model.parameters.flat[:] = engine.memory.rounded
+                self.model.parameters.flat[:] = executor.memory.rounded
                 batch = random_batch(
                     self.training_tokens, self.config.batch_size, self.length, self.config.seed, self.progress.step
                 )
@@ -189,7 +189,7 @@ class Trainer:
         bar.set_postfix_str(f"loss {results[-1].loss:z.3f}", refresh=False)
         bar.update(len(results))
 
-    def _events(self, engine: TrainingEngine, last: StepResult) -> bool:
+    def _events(self, executor: TrainingExecutor, last: StepResult) -> bool:
         """Log, evaluate, save and sample where due; return whether to stop early."""
         step, last_step = self.progress.step, self.progress.step == self.total_steps
         evaluate = step % self.evaluate_every == 0 or last_step
@@ -197,29 +197,32 @@ class Trainer:
             return False
         validation_loss, stop = None, False
         if evaluate:
-            self._take_parameters(engine)
-            validation_loss = self._evaluate(engine, self.config.evaluation_batches * self.config.batch_size)
+            self._take_parameters(executor)
+            validation_loss = self._evaluate(executor, self.config.evaluation_batches * self.config.batch_size)
             stop = self._judge(validation_loss)
         if evaluate or step % self.config.log_every == 0:
             self._log(last, validation_loss)
         if self._due(self.config.sample_every):
-            self._take_parameters(engine)
+            self._take_parameters(executor)
             self._say(generate_text(self.model, self.tokenizer, "", 100, seed=step))
         if evaluate:
-            self._save_state(engine)
+            self._save_state(executor)
         return stop
 
-    def _take_parameters(self, engine: TrainingEngine) -> None:
+    def _take_parameters(self, executor: TrainingExecutor) -> None:
         """Put the parameters that the last step left into the model."""
-        engine.round()
-        self.model.parameters.flat[:] = engine.memory.rounded
+        executor.round()
+        self.model.parameters.flat[:] = executor.memory.rounded
 
     def _evaluate(
-        self, engine: TrainingEngine, max_windows: int | None = None, progress: Callable[[int], object] = lambda _: None
+        self,
+        executor: TrainingExecutor,
+        max_windows: int | None = None,
+        progress: Callable[[int], object] = lambda _: None,
     ) -> float:
-        """Return the held-out loss of the model's parameters, which the engine's memory has too."""
+        """Return the held-out loss of the model's parameters, which the executor's memory has."""
         if self.straight_through is None:
-            return engine.evaluate(max_windows, progress)
+            return executor.evaluate(max_windows, progress)
         inputs, targets = evaluation_windows(self.validation_tokens, self.model.config.max_seq_len, max_windows)
         return self.straight_through.loss(self.model, inputs, targets, progress)
 
@@ -287,16 +290,16 @@ class Trainer:
         if self.run is not None:
             self.run.save_model(self.model)
 
-    def _save_state(self, engine: TrainingEngine) -> None:
+    def _save_state(self, executor: TrainingExecutor) -> None:
         """Write everything that resuming needs."""
         if self.run is None:
             return
         self.progress.seconds = self._elapsed()
-        memory = engine.memory
+        memory = executor.memory
         TrainingState(self.progress, memory.parameters, self.best_parameters, memory.state).save(self.run)
 
     def _load_state(self) -> TrainingState:
-        """Take up the state of a run that stopped, but for what `_fill` gives to the engine."""
+        """Take up the state of a run that stopped, but for what `_fill` gives to the executor."""
         assert self.run is not None
         saved = TrainingState.load(self.run, self.config, self.model.parameters.flat.size)
         self.progress = saved.progress

@@ -39,7 +39,7 @@ ONE_BLAS_THREAD = dict.fromkeys(
 )
 
 
-class TrainingEngine(ABC):
+class TrainingExecutor(ABC):
     """Does training steps and evaluations on the arrays in `memory`."""
 
     num_workers: int
@@ -72,7 +72,7 @@ class TrainingEngine(ABC):
         """Return the sum of the losses of some windows."""
 
 
-class LocalEngine(TrainingEngine):
+class LocalExecutor(TrainingExecutor):
     """One worker: this process."""
 
     def __init__(
@@ -103,7 +103,7 @@ class LocalEngine(TrainingEngine):
         return self._worker.evaluate(max_windows, first, last)
 
 
-class ProcessEngine(TrainingEngine):
+class ProcessExecutor(TrainingExecutor):
     """Several worker processes.
 
     Args:
@@ -221,7 +221,7 @@ class ProcessEngine(TrainingEngine):
 
 
 @contextmanager
-def open_engine(
+def open_executor(
     model: ModelConfig,
     training: TrainingConfig,
     total_steps: int,
@@ -229,15 +229,15 @@ def open_engine(
     validation: np.ndarray,
     num_workers: int | None = None,
     straight_through: StraightThrough | None = None,
-) -> Iterator[TrainingEngine]:
-    """Yield an engine with `num_workers` workers; None: by configuration and machine."""
+) -> Iterator[TrainingExecutor]:
+    """Yield an executor with `num_workers` workers; None: by configuration and machine."""
     count = num_workers or training.num_workers or available_workers(training.batch_size)
     count = min(count, training.batch_size)
     if count == 1:
-        yield LocalEngine(model, training, total_steps, tokens, validation, straight_through)
+        yield LocalExecutor(model, training, total_steps, tokens, validation, straight_through)
         return
     with ExitStack() as resources:
-        yield ProcessEngine(model, training, total_steps, tokens, validation, count, resources, straight_through)
+        yield ProcessExecutor(model, training, total_steps, tokens, validation, count, resources, straight_through)
 
 
 def available_workers(batch_size: int) -> int:

@@ -21,14 +21,14 @@ import numpy as np
 
 from fixedpoint.errors import CompilerError
 from fixedpoint.export.c_program import NativeTransformer
-from fixedpoint.fast.transformer import CachedDecoder, prepared
+from fixedpoint.fast.transformer import FastDecoder, prepared
 from fixedpoint.generation import generate_batch
 from fixedpoint.quantization.calibration import QuantizationSettings, calibrate
 from fixedpoint.quantization.quantize import quantize_transformer
 from fixedpoint.transformer import QuantizedTransformer
 from model.data import windows
-from model.generation import decoder as float_decoder
 from model.generation import generate as float_generation
+from model.generation.decoder import CachedDecoder
 from model.generation.sampling import Sampling
 from model.transformer import Transformer
 from scripts.benchmarks.generate import CONFIG, TEMPERATURE
@@ -111,7 +111,7 @@ def measure_evaluation(
 def measure_generation(model: Transformer, quantized: QuantizedTransformer, seconds: float) -> dict[str, Any]:
     """Return tokens a second of one sequence: float model, integer model, C program."""
     count = model.config.max_seq_len - 1
-    exact, integer = float_decoder.CachedDecoder(model, 1), CachedDecoder(quantized)
+    exact, integer = CachedDecoder(model, 1), FastDecoder(quantized)
     sampling = Sampling(temperature=TEMPERATURE)
     contestants: dict[str, Callable[[], float]] = {
         "float": _timed(lambda: float_generation.generate_batch(model, [[0]], count, sampling=sampling, decoder=exact)),

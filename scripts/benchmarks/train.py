@@ -19,7 +19,7 @@ import numpy as np
 
 from model.config import ModelConfig, TrainingConfig
 from model.data import random_batch
-from model.training.workers import open_engine
+from model.training.workers import open_executor
 from model.transformer import Transformer
 from scripts.output import add_json_argument, format_table, write_json
 
@@ -78,9 +78,9 @@ def _measure_shape(name: str, seconds: float, activation: str, compare: bool) ->
     training = TrainingConfig(batch_size=batch_size, num_workers=THREADS)
     tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, 200_000).astype(np.uint16)
     model = Transformer(config)
-    with open_engine(config, training, 1 << 30, tokens, tokens[:1000]) as engine:
-        engine.memory.parameters[:] = model.parameters.flat
-        contestants: dict[str, Callable[[int], object]] = {"numpy": lambda step: engine.run(step, TURN)}
+    with open_executor(config, training, 1 << 30, tokens, tokens[:1000]) as executor:
+        executor.memory.parameters[:] = model.parameters.flat
+        contestants: dict[str, Callable[[int], object]] = {"numpy": lambda step: executor.run(step, TURN)}
         if compare:
             contestants["pytorch"] = _pytorch_steps(model, training, tokens)
         contestants["peak"] = _matrix_products

@@ -1,4 +1,4 @@
-"""Generation in integers: the specification's operators, the cached engine and the C program make
+"""Generation in integers: the specification's operators, fast evaluation and the C program make
 the same tokens.
 """
 
@@ -12,7 +12,7 @@ from test_fixedpoint_native import needs_compiler, random_prompts
 from fixedpoint import Sampler, generation, load_export
 from fixedpoint.errors import QuantizationError
 from fixedpoint.export.c_program import NativeTransformer
-from fixedpoint.fast.transformer import CachedDecoder
+from fixedpoint.fast.transformer import FastDecoder
 from fixedpoint.generation import _TableSampler, context_start, generate_batch, generate_text
 from fixedpoint.operators.sampling import XorShift32
 from model.generation import generate as float_generation
@@ -51,8 +51,8 @@ def test_the_c_program_makes_the_same_tokens(tmp_path):
 
 
 def check_three_ways(model, program, prompts, num_tokens):
-    """Compare greedy and sampled tokens of the batched operators, the engine one sequence at a time
-    and together, and the C program.
+    """Compare greedy and sampled tokens of the batched operators, fast evaluation of one sequence
+    and of several, and the C program.
     """
     for temperature, seed in ((0.0, 0), (0.8, 12345)):
         options = {"temperature": temperature, "seed": seed}
@@ -61,7 +61,7 @@ def check_three_ways(model, program, prompts, num_tokens):
         assert program.generate(prompts, num_tokens, **options) == batched
         assert generate_batch(model, prompts[:1], num_tokens, **options) == batched[:1]
         if temperature == 0:
-            decoder = CachedDecoder(model)
+            decoder = FastDecoder(model)
             alone = [generate_batch(model, [prompt], num_tokens, decoder=decoder, **options)[0] for prompt in prompts]
             assert alone == batched
         assert len({tuple(row) for row in batched}) > 1
@@ -103,7 +103,7 @@ def test_a_sequence_depends_on_its_prompt_its_index_and_the_seed_alone():
 
 def test_a_decoder_serves_many_calls():
     model = make_model(0)
-    decoder = CachedDecoder(model, 2)
+    decoder = FastDecoder(model, 2)
     prompts = [[1, 2, 3], [4]]
     first = generate_batch(model, prompts, 12, decoder=decoder)
     assert generate_batch(model, prompts, 12, decoder=decoder) == first == generate_batch(model, prompts, 12)

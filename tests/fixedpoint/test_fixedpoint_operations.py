@@ -15,7 +15,7 @@ from fixedpoint.export.c_header import c_header, c_operation
 from fixedpoint.export.c_program import NativeTransformer
 from fixedpoint.export.manifest import describe, describe_operator
 from fixedpoint.export.onnx_export import export_onnx, onnx_nodes
-from fixedpoint.fast.transformer import CachedDecoder, prepared
+from fixedpoint.fast.transformer import FastDecoder, prepared
 from fixedpoint.operators.operator import UnaryOperator
 from fixedpoint.quantization.analysis import tensor_formats
 from fixedpoint.topology import (
@@ -112,7 +112,7 @@ def test_it_is_executed_fast_too(model):
     logits = model.forward(TOKENS)
     np.testing.assert_array_equal(prepared(model).forward(TOKENS), logits)
     for rows in (slice(0, 3), slice(0, 1)):
-        decoder = CachedDecoder(model, len(TOKENS[rows]))
+        decoder = FastDecoder(model, len(TOKENS[rows]))
         np.testing.assert_array_equal(decoder.prefill(TOKENS[rows, :3]), logits[rows, 2])
         for position in range(3, 7):
             np.testing.assert_array_equal(decoder.step(TOKENS[rows, position]), logits[rows, position])

@@ -6,7 +6,7 @@ import pytest
 from model.config import ModelConfig, TrainingConfig
 from model.softmax import cross_entropy
 from model.training.evaluation import evaluate_loss
-from model.training.workers import LocalEngine
+from model.training.workers import LocalExecutor
 from model.transformer import Transformer
 from model.workspace import Workspace
 
@@ -40,15 +40,15 @@ def probabilities_of(logits):
 
 def test_steps_are_taken_by_latent_parameters_at_the_gradient_of_the_rounded_ones():
     number_format = Multiples()
-    engine = LocalEngine(MODEL, TRAINING, 10, TOKENS, TOKENS, number_format)
-    memory, model = engine.memory, Transformer(MODEL, seed=3)
+    executor = LocalExecutor(MODEL, TRAINING, 10, TOKENS, TOKENS, number_format)
+    memory, model = executor.memory, Transformer(MODEL, seed=3)
     memory.parameters[:] = model.parameters.flat
     memory.teacher[:] = number_format.teacher
-    engine.round()
+    executor.round()
     np.testing.assert_array_equal(memory.rounded, np.round(model.parameters.flat * 64) / 64)
     before = memory.parameters.copy()
     memory.rounded[:] = 7  # a step rounds by itself
-    engine.run(0, 1)
+    executor.run(0, 1)
     moved = memory.parameters - before
     # less than a step between rounded numbers, and kept all the same
     assert 0 < np.abs(moved).max() < 1 / 64
@@ -57,17 +57,17 @@ def test_steps_are_taken_by_latent_parameters_at_the_gradient_of_the_rounded_one
     np.testing.assert_allclose(moved, -1e-3 * memory.gradients[0], atol=1e-7)
     assert {"final_norm", "blocks.0.attention.query", "blocks.0.feed_forward.activation"} <= number_format.seen
     latent = memory.parameters.copy()
-    engine.run(1, 1)
+    executor.run(1, 1)
     np.testing.assert_array_equal(memory.rounded, np.round(latent * 64) / 64)
     model.parameters.flat[:] = memory.rounded
-    assert engine.evaluate() == pytest.approx(evaluate_loss(model, TOKENS))
+    assert executor.evaluate() == pytest.approx(evaluate_loss(model, TOKENS))
 
 
 def test_without_a_number_format_there_is_one_set_of_parameters():
-    engine = LocalEngine(MODEL, TRAINING, 10, TOKENS, TOKENS)
-    assert engine.memory.rounded is engine.memory.parameters
-    assert engine.memory.teacher.size == 0
-    engine.round()
+    executor = LocalExecutor(MODEL, TRAINING, 10, TOKENS, TOKENS)
+    assert executor.memory.rounded is executor.memory.parameters
+    assert executor.memory.teacher.size == 0
+    executor.round()
 
 
 def test_gradient_leads_to_soft_targets():

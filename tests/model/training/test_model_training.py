@@ -25,7 +25,7 @@ from model.training.log import read_log
 from model.training.schedules import learning_rate
 from model.training.train import resume_model, train_model
 from model.training.trainer import Trainer
-from model.training.workers import LocalEngine
+from model.training.workers import LocalExecutor
 from model.transformer import Transformer
 
 TEXT = generate_stories(30_000, seed=5)
@@ -179,8 +179,8 @@ def test_ctrl_c_saves_and_can_be_resumed(tmp_path):
     chunks = []
     original = Trainer._take
 
-    def take(self, engine, results, bar):
-        original(self, engine, results, bar)
+    def take(self, executor, results, bar):
+        original(self, executor, results, bar)
         chunks.append(self.progress.step)
         if len(chunks) == 3:
             os.kill(os.getpid(), signal.SIGINT)
@@ -321,14 +321,14 @@ class Terminal(io.StringIO):
 
 
 def test_the_last_evaluation_has_a_bar_and_counts_as_training_time(monkeypatch):
-    evaluate = LocalEngine.evaluate
+    evaluate = LocalExecutor.evaluate
 
     def slow(self, max_windows=None, *arguments, **options):
         if max_windows is None:
             time.sleep(0.7)
         return evaluate(self, max_windows, *arguments, **options)
 
-    monkeypatch.setattr(LocalEngine, "evaluate", slow)
+    monkeypatch.setattr(LocalExecutor, "evaluate", slow)
     monkeypatch.setattr("sys.stderr", shown := Terminal())
     started = time.monotonic()
     result = train_model(*setup(), TEXT, {**SETTINGS, "num_steps": 2}, progress=True)

@@ -15,7 +15,7 @@ from model.config import ModelConfig, TrainingConfig
 from model.data import save_tokens
 from model.softmax import cross_entropy
 from model.training.evaluation import evaluate_loss
-from model.training.workers import ProcessEngine, available_workers, open_engine
+from model.training.workers import ProcessExecutor, available_workers, open_executor
 from model.transformer import Transformer
 from model.workspace import Workspace
 
@@ -25,14 +25,14 @@ TRAINING = TrainingConfig(batch_size=5, num_workers=3)
 TOKENS = np.random.default_rng(0).integers(0, 11, 500).astype(np.uint16)
 
 
-def engine(training=TRAINING, tokens=TOKENS):
-    return open_engine(MODEL, training, 100, tokens, TOKENS[:100])
+def executor(training=TRAINING, tokens=TOKENS):
+    return open_executor(MODEL, training, 100, tokens, TOKENS[:100])
 
 
 def test_shared_evaluation_equals_the_whole():
     model = Transformer(MODEL, seed=3)
-    with engine() as workers:
-        assert isinstance(workers, ProcessEngine)
+    with executor() as workers:
+        assert isinstance(workers, ProcessExecutor)
         workers.memory.parameters[:] = model.parameters.flat
         assert workers.evaluate() == pytest.approx(evaluate_loss(model, TOKENS[:100]), rel=1e-6)
         assert workers.evaluate(4) == pytest.approx(evaluate_loss(model, TOKENS[:100], max_windows=4), rel=1e-6)
@@ -49,14 +49,14 @@ def test_tokens_from_a_file_give_the_same_steps(tmp_path):
     mapped = np.load(tmp_path / "tokens.npy", mmap_mode="r")
     results = []
     for tokens in (TOKENS, mapped):
-        with engine(tokens=tokens) as workers:
+        with executor(tokens=tokens) as workers:
             workers.memory.parameters[:] = Transformer(MODEL, seed=3).parameters.flat
             results.append(workers.run(0, 3))
     assert results[0] == results[1]
 
 
 def test_death_of_a_worker_is_an_error_not_a_hang():
-    with pytest.raises(RuntimeError, match="worker ended unexpectedly"), engine() as workers:
+    with pytest.raises(RuntimeError, match="worker ended unexpectedly"), executor() as workers:
         workers.run(0, 1)
         processes = workers._processes
         os.kill(processes[1].pid, signal.SIGKILL)
@@ -79,9 +79,9 @@ def test_a_worker_without_its_job_ends_quietly(job):
 def test_number_of_workers():
     assert available_workers(1) == 1
     assert 1 <= available_workers(100) <= 4
-    with engine(TrainingConfig(batch_size=2, num_workers=8)) as workers:
+    with executor(TrainingConfig(batch_size=2, num_workers=8)) as workers:
         assert workers.num_workers == 2  # no more than sequences
-    with engine(TrainingConfig(batch_size=1)) as workers:
+    with executor(TrainingConfig(batch_size=1)) as workers:
         assert workers.num_workers == 1
 
 
@@ -90,7 +90,7 @@ def test_the_current_directory_is_not_where_workers_find_modules(tmp_path, monke
     for name in ("model.py", "numpy.py", "json.py"):
         (tmp_path / name).write_text(f"raise SystemExit('{name} of the current directory was imported')")
     monkeypatch.chdir(tmp_path)
-    with engine() as workers:
+    with executor() as workers:
         workers.memory.parameters[:] = Transformer(MODEL, seed=3).parameters.flat
         assert len(workers.run(0, 1)) == 1
 
@@ -106,7 +106,7 @@ def test_evaluation_takes_no_memory_beyond_that_of_a_step(vocab_size, batch_size
     evaluate_loss(Transformer(model), tokens, max_windows=3)  # what is made at the first call
     tracemalloc.start()
     try:
-        with open_engine(model, training, 10, tokens, tokens) as local:
+        with open_executor(model, training, 10, tokens, tokens) as local:
             local.memory.parameters[:] = Transformer(model, seed=2).parameters.flat
             local.run(0, 2)
             _, of_steps = tracemalloc.get_traced_memory()

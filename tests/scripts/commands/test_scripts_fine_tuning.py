@@ -94,8 +94,8 @@ def test_interrupted_quantization_aware_run_goes_on(
     assert train(*words, "--out", tmp_path / "whole") == 0
     take = Trainer._take
 
-    def stop_at_first(self, engine, results, bar):
-        take(self, engine, results, bar)
+    def stop_at_first(self, executor, results, bar):
+        take(self, executor, results, bar)
         self.stop_requested = True
 
     monkeypatch.setattr(Trainer, "_take", stop_at_first)

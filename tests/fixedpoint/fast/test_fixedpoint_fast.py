@@ -1,4 +1,4 @@
-"""The engine against the specification's operators: the same integers, everywhere."""
+"""Fast evaluation against the specification's operators: the same integers, everywhere."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from fixedpoint.fast.layers import (
     root_table,
 )
 from fixedpoint.fast.token import TokenNorm, TokenProduct
-from fixedpoint.fast.transformer import CachedDecoder, FastTransformer, prepared
+from fixedpoint.fast.transformer import FastDecoder, FastTransformer, prepared
 from fixedpoint.quantization.calibration import QuantizationSettings, calibrate
 from fixedpoint.quantization.quantize import quantize_transformer
 from model.data import windows
@@ -61,7 +61,7 @@ def test_cached_tokens_have_the_same_logits(kind, batch):
     model = MODELS[kind](1)
     tokens = random_tokens(model, batch, model.context_length)
     expected = model.forward(tokens)
-    decoder = CachedDecoder(model, batch)
+    decoder = FastDecoder(model, batch)
     for first in (1, (model.context_length + 1) // 2):  # a second prefill starts again
         np.testing.assert_array_equal(decoder.prefill(tokens[:, :first]), expected[:, first - 1])
         for position in range(first, model.context_length):
@@ -93,10 +93,10 @@ def test_blocks_of_sequences_do_not_change_anything(monkeypatch):
     tokens = random_tokens(model, 50, 5)
     expected = FastTransformer(model).forward(tokens)
     monkeypatch.setattr("fixedpoint.fast.transformer.BLOCK_ROWS", 11)
-    engine = FastTransformer(model)
-    np.testing.assert_array_equal(engine.forward(tokens), expected)
-    assert engine.loss(tokens, tokens) == pytest.approx(FastTransformer(model).loss(tokens, tokens), rel=1e-14)
-    assert engine.forward(tokens[:0]).shape == (0, 5, 11)
+    fast = FastTransformer(model)
+    np.testing.assert_array_equal(fast.forward(tokens), expected)
+    assert fast.loss(tokens, tokens) == pytest.approx(FastTransformer(model).loss(tokens, tokens), rel=1e-14)
+    assert fast.forward(tokens[:0]).shape == (0, 5, 11)
 
 
 @pytest.mark.parametrize(
@@ -117,11 +117,11 @@ def test_bad_tokens(tokens, message):
 
 
 def test_bad_targets():
-    engine, tokens = prepared(make_model(0)), np.zeros((2, 3), int)
+    fast, tokens = prepared(make_model(0)), np.zeros((2, 3), int)
     with pytest.raises(ValueError, match="target must be 0 to 10; got 11"):
-        engine.loss(tokens, tokens + 11)
+        fast.loss(tokens, tokens + 11)
     with pytest.raises(ValueError, match="shape"):
-        engine.loss(tokens, tokens[:1])
+        fast.loss(tokens, tokens[:1])
 
 
 # Products
