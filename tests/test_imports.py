@@ -1,6 +1,7 @@
 """Who imports whom: scripts → sim → hdl → fixedpoint → model, one way."""
 
 import ast
+import re
 import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -23,6 +24,9 @@ MODEL_NEEDS = {"numpy", "matplotlib", "tqdm", "safetensors"}
 # Runs inside a simulator's process, where seconds of imports would be paid for every bench.
 LIGHT = ("sim/__init__.py", "sim/bench/streams.py", "sim/bench/cocotb_bench.py")
 LIGHT_NEEDS = {"cocotb", "sim"}
+
+# The one file that may name what Amaranth keeps private.
+AMARANTH_INTERNALS = "hdl/parts/amaranth_internals.py"
 
 
 def modules():
@@ -129,6 +133,57 @@ def test_imports_go_one_way(path):
 @pytest.mark.parametrize("path", [path for path in modules() if path.parts[0] == "model"], ids=str)
 def test_model_needs_little(path):
     assert third_party(path, (ROOT / path).read_text(encoding="utf-8")) <= MODEL_NEEDS
+
+
+def private_to_amaranth(source: str) -> set[str]:
+    """Return the private modules and names of Amaranth that a source imports."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        found |= {name for name in names if re.match(r"amaranth\b.*\._(?!_)", name)}
+    return found
+
+
+def private_attributes(source: str) -> set[str]:
+    """Return the private names that a source reads of other objects than its own."""
+    return {
+        node.attr
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Attribute)
+        and node.attr.startswith("_")
+        and not node.attr.startswith("__")
+        and not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"))
+    }
+
+
+def test_one_file_names_what_is_private_to_amaranth():
+    """Its imports, and the attributes that this file reads, occur nowhere else."""
+    internals = private_attributes((ROOT / AMARANTH_INTERNALS).read_text(encoding="utf-8"))
+    assert internals
+    tests = [path.relative_to(ROOT) for path in (ROOT / "tests").rglob("*.py")]
+    for path in {*modules(), *tests} - {Path(AMARANTH_INTERNALS)}:
+        source = (ROOT / path).read_text(encoding="utf-8")
+        assert not private_to_amaranth(source), path
+        assert not private_attributes(source) & internals, path
+
+
+@pytest.mark.parametrize(
+    "source, found",
+    [
+        ("from amaranth.hdl._ast import Assign", {"amaranth.hdl._ast.Assign"}),
+        ("def f():\n    import amaranth.hdl._mem", {"amaranth.hdl._mem"}),
+        ("from amaranth.hdl import _ast", {"amaranth.hdl._ast"}),
+        ("from amaranth.hdl import Signal\nfrom numpy import _core", set()),
+    ],
+)
+def test_private_imports_are_seen(source, found):
+    assert private_to_amaranth(source) == found
+    assert private_attributes("self._own; each._lhs_signals()") == {"_lhs_signals"}
 
 
 @pytest.mark.parametrize("path", LIGHT)

@@ -10,6 +10,7 @@ import fixedpoint
 from ..parts.arithmetic import shape_of
 from ..parts.dot_product import Delay
 from ..parts.parameter_checks import check_whole
+from ..parts.registers import data_register
 from ..parts.stream_parts import word_shape
 
 
@@ -70,7 +71,7 @@ class TableActivation(wiring.Component):
             arriving, result = self.i.payload.data, self.o.payload.data
             if self.lanes > 1:
                 arriving, result = arriving[lane], result[lane]
-            address = Signal(unsigned(parameters.input.bits), name=f"address_{lane}", reset_less=True)
+            address = data_register(unsigned(parameters.input.bits), name=f"address_{lane}")
             with m.If(move):
                 m.d.sync += address.eq(arriving)
             m.submodules[f"table_{lane}"] = table = memory.Memory(

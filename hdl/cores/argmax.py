@@ -8,6 +8,7 @@ from fixedpoint import QFormat
 
 from ..parts.arithmetic import shape_of
 from ..parts.parameter_checks import check_whole
+from ..parts.registers import data_register
 
 LONGEST_ROW = 1 << 16
 
@@ -70,8 +71,8 @@ class ArgMax(wiring.Component):
         # An assertion's message wants at least a bit.
         indices = ("place", "index", "best_index")
         place, index, best_index = (Signal(range(max(self.length, 2)), name=name) for name in indices)
-        logit, best = (Signal(shape_of(self.logits), name=name, reset_less=True) for name in ("logit", "best"))
-        token = Signal(range(self.length), reset_less=True)
+        logit, best = (data_register(shape_of(self.logits), name=name) for name in ("logit", "best"))
+        token = data_register(range(self.length))
         valid, last = Signal(), Signal()
         move = Signal()
         final = self.i.payload.last | (place == self.length - 1)

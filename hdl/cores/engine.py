@@ -27,6 +27,7 @@ from ..parts.dot_product import AdderTree, Delay, LaneProducts
 from ..parts.multiplier import OPERAND_BITS, pair_operand, pair_products, pair_spacing
 from ..parts.parameter_checks import check_whole
 from ..parts.payload import connect, payload_shape
+from ..parts.registers import data_register
 from ..parts.requantize import WIDEST_INPUT
 from ..parts.stream_parts import PromisedQueue
 
@@ -240,7 +241,7 @@ class Engine(wiring.Component):
         # written, and adds no multiplexer for what a read of the same word would give.
         read_port = words.read_port(domain="comb")
         command, taken, writing = self.i.payload, Signal(), Signal()
-        answer, elements = Signal(word, reset_less=True), Signal(word, reset_less=True)
+        answer, elements = data_register(word), data_register(word)
         m.d.comb += [taken.eq(self.i.valid & self.i.ready), read_port.addr.eq(command.address)]
         with m.If(~writing):
             m.d.sync += answer.eq(read_port.data)
@@ -277,8 +278,7 @@ class Engine(wiring.Component):
 
         # Multiply: the activations wait as long as the memory takes.
         activations = [
-            Signal(command.activations.shape(), name=f"activations_{stage}", reset_less=True)
-            for stage in range(FETCH_MOVES)
+            data_register(command.activations.shape(), name=f"activations_{stage}") for stage in range(FETCH_MOVES)
         ]
         m.d.sync += activations[0].eq(command.activations)
         offered = self._copies(m, "offered", self.i.valid)
@@ -290,7 +290,7 @@ class Engine(wiring.Component):
         m.d.comb += [products.en.eq(1), products.a.eq(activations[-1])]
         # Block RAMs and multipliers lie in columns all over the chip: the way from one to the other
         # takes a cycle of its own.
-        operands = Signal(products.b.shape(), reset_less=True)
+        operands = data_register(products.b.shape())
         m.d.comb += products.b.eq(operands)
         in_pairs = self._copies(m, "fetched", tags.taps[FETCH_MOVES - 2].pairs)
         half = self.element_bits // 2
@@ -301,8 +301,8 @@ class Engine(wiring.Component):
 
         # Split: the whole product, or the lower and the upper one of a pair.
         lower_bits = self.product_bits if self.whole else self.spacing
-        lower = Signal(data.ArrayLayout(signed(lower_bits), lanes), reset_less=True)
-        upper = Signal(data.ArrayLayout(signed(self.spacing), lanes), reset_less=True)
+        lower = data_register(data.ArrayLayout(signed(lower_bits), lanes))
+        upper = data_register(data.ArrayLayout(signed(self.spacing), lanes))
         in_pairs = self._copies(m, "multiplied", tags.taps[FETCH_MOVES + products.latency - 1].pairs)
         for lane in range(lanes):
             low, high = pair_products(products.o[lane], self.spacing)
@@ -346,7 +346,7 @@ class Engine(wiring.Component):
         # Cleared after reset and when they have been taken, so that the first product needs no
         # multiplexer in front of every adder.  The next product is many cycles away then, so there
         # is time for two registers on the way to all lanes.
-        sums = Signal(self.o_lanes.payload.shape(), reset_less=True)
+        sums = data_register(self.o_lanes.payload.shape())
         given = Signal(init=1)
         m.d.sync += given.eq(self.o_lanes.valid & self.o_lanes.ready)
         clear, add = self._copies(m, "clear", given), self._copies(m, "add", before.lanes)
@@ -373,15 +373,13 @@ class Engine(wiring.Component):
         """
         chosen_soon, slice_sum = tags.taps[self.dot_moves - 2], tags.o
         payload = payload_shape(self.o)
-        sums = Signal(payload, reset_less=True)
+        sums = data_register(payload)
         for name, products, levels in (("lower", lower, self._trees), ("upper", upper, self._upper_trees)):
             if not levels:
                 continue
             taps = self._tapped(m, name, [products[lane] for lane in range(self.lanes)], levels)
             # One of the taps, then zeros.
-            chosen = Signal(
-                data.ArrayLayout(levels[-1][0].o.shape(), self.groups), name=f"{name}_chosen", reset_less=True
-            )
+            chosen = data_register(data.ArrayLayout(levels[-1][0].o.shape(), self.groups), name=f"{name}_chosen")
             with m.Switch(chosen_soon.tap):
                 for number, results in enumerate(taps):
                     with m.Case(number):
@@ -422,8 +420,7 @@ class Engine(wiring.Component):
             waiting = level
             for move in range(remaining):
                 late = [
-                    Signal.like(value, name=f"{name}_{number}_{move}_{place}", reset_less=True)
-                    for place, value in enumerate(waiting)
+                    data_register(value, name=f"{name}_{number}_{move}_{place}") for place, value in enumerate(waiting)
                 ]
                 m.d.sync += [after.eq(value) for after, value in zip(late, waiting, strict=True)]
                 waiting = late

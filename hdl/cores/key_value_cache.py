@@ -9,6 +9,7 @@ from amaranth.lib.wiring import In, Out
 from ..errors import CircuitError
 from ..parts.dot_product import Delay
 from ..parts.parameter_checks import check_shape, check_whole
+from ..parts.registers import data_register
 from ..parts.stream_parts import word_shape
 
 READ_MOVES = 2  # the memory, and the register behind it that its slow output deserves
@@ -100,7 +101,7 @@ class KeyValueCache(wiring.Component):
         tag = data.StructLayout({"valid": 1, "value": 1, "final": 1, "last": 1})
         m.submodules.tags = tags = Delay(tag, READ_MOVES)
         final = row == position
-        word_out = Signal(width, reset_less=True)
+        word_out = data_register(width)
         m.d.comb += [
             move.eq(~self.o.valid | self.o.ready),
             issue.eq(giving & move),

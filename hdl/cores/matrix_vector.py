@@ -15,6 +15,7 @@ from ..parts.arithmetic import shape_of
 from ..parts.dot_product import Delay
 from ..parts.multiplier import OPERAND_BITS, pair_spacing
 from ..parts.parameter_checks import check_whole
+from ..parts.registers import data_register
 from ..parts.requantize import RowRequantize
 from .engine import Engine, Operation
 from .tile import Tile
@@ -116,7 +117,7 @@ class MatrixVector(wiring.Component):
         taken = Signal(range(columns))
         address = Signal(range(engine.depth))
         part = Signal(range(slices))
-        ring = [Signal(shape_of(parameters.input), name=f"ring_{place}", reset_less=True) for place in range(places)]
+        ring = [data_register(shape_of(parameters.input), name=f"ring_{place}") for place in range(places)]
         last_part = part == slices - 1
         m.d.comb += [self.i.ready.eq(loading), engine.i.valid.eq(~loading)]
         with m.If(loading):
@@ -148,10 +149,7 @@ class MatrixVector(wiring.Component):
 
         # A tile's rows leave one after the other; those beyond the matrix are dropped.
         results = [*engine.o.payload.lower, *(engine.o.payload.upper if tile.pairs else ())]
-        held = [
-            Signal(signed(parameters.accumulator_bits), name=f"held_{place}", reset_less=True)
-            for place in range(tile.rows)
-        ]
+        held = [data_register(signed(parameters.accumulator_bits), name=f"held_{place}") for place in range(tile.rows)]
         left = Signal(range(tile.rows + 1))
         row = Signal(range(rows))
         move = Signal()  # the cast's pipeline stands still while a result waits

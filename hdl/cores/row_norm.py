@@ -19,6 +19,7 @@ from ..parts.arithmetic import multiply, saturate, shape_of
 from ..parts.dot_product import Delay
 from ..parts.multiplier import OPERAND_BITS, Multiplier
 from ..parts.reciprocal import ReciprocalSquareRoot
+from ..parts.registers import data_register
 from ..parts.row_statistics import RowStatistics
 from ..parts.stream_parts import word_shape
 
@@ -180,7 +181,7 @@ class RowNorm(wiring.Component):
         def held(value, moves, name):
             """Return a value as it was some moves ago."""
             for number in range(moves):
-                register = Signal(value.shape(), name=f"{name}_{number + 1}", reset_less=True)
+                register = data_register(value.shape(), name=f"{name}_{number + 1}")
                 with m.If(move):
                     m.d.sync += register.eq(value)
                 value = register
@@ -212,7 +213,7 @@ class RowNorm(wiring.Component):
         arrays = data.ArrayLayout(shape_of(self.parameters.input), self.lanes)
         m.submodules.row = row = memory.Memory(shape=arrays, depth=self._depth, init=[], attrs={"no_rw_check": 1})
         write, read = row.write_port(), row.read_port(domain="comb")
-        latch, word = Signal(arrays, reset_less=True), Signal(arrays, name="word", reset_less=True)
+        latch, word = data_register(arrays), data_register(arrays, name="word")
         m.d.comb += [write.en.eq(taken), Value.cast(write.data).eq(self.i.payload.data)]
         with m.If(taken):
             m.d.sync += write.addr.eq(write.addr + 1)
@@ -277,7 +278,7 @@ class RowNorm(wiring.Component):
         bits = normalized_format.bits + 2
 
         def register(stage, shape):
-            return Signal(shape, name=f"{name}_{stage}", reset_less=True)
+            return data_register(shape, name=f"{name}_{stage}")
 
         difference = register("difference", signed(parameters.difference_bits))
         low = multiply(m, f"{name}_low", difference[:split], mantissa, move)

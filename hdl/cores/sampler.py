@@ -14,6 +14,7 @@ from ..parts.arithmetic import multiply, shape_of
 from ..parts.dot_product import Delay
 from ..parts.multiplier import Multiplier
 from ..parts.payload import connect
+from ..parts.registers import data_register
 from ..parts.row_numerators import RowNumerators
 from ..parts.stream_parts import StreamQueue, StreamRegister
 from .argmax import check_row
@@ -173,9 +174,9 @@ class Sampler(wiring.Component):
             for high in (0, 1)
             for other in (0, 1)
         }
-        middle = Signal(unsigned(2 * HALF_BITS + 2), reset_less=True)
-        upper = Signal(unsigned(2 * HALF_BITS), reset_less=True)
-        threshold = Signal(unsigned(RANDOM_BITS), reset_less=True)
+        middle = data_register(unsigned(2 * HALF_BITS + 2))
+        upper = data_register(unsigned(2 * HALF_BITS))
+        threshold = data_register(unsigned(RANDOM_BITS))
         with m.If(step):
             m.d.sync += [
                 middle.eq(product[0, 1] + product[1, 0] + product[0, 0][HALF_BITS:]),
@@ -202,12 +203,11 @@ class Sampler(wiring.Component):
         ]
         with m.If(issue):
             m.d.sync += begins.eq(waiting.last)
-        share = Signal(numerator["numerator"].shape, reset_less=True)
-        cumulative = Signal(unsigned(RANDOM_BITS), reset_less=True)
-        limits = [Signal(unsigned(RANDOM_BITS), name=f"limit_{stage}", reset_less=True) for stage in range(2)]
-        passed = Signal(
-            range(self.length + 1), reset_less=True
-        )  # places whose cumulative sum does not exceed the threshold
+        share = data_register(numerator["numerator"].shape)
+        cumulative = data_register(unsigned(RANDOM_BITS))
+        limits = [data_register(unsigned(RANDOM_BITS), name=f"limit_{stage}") for stage in range(2)]
+        # places whose cumulative sum does not exceed the threshold
+        passed = data_register(range(self.length + 1))
         m.d.comb += [self.o.valid.eq(tags.o.valid & tags.o.last), self.o.payload.token.eq(passed)]
         with m.If(move):
             m.d.sync += [share.eq(waiting.numerator), limits[0].eq(thresholds.o.payload), limits[1].eq(limits[0])]

@@ -16,6 +16,7 @@ from ..parts.dot_product import Delay
 from ..parts.multiplier import OPERAND_BITS, Multiplier
 from ..parts.payload import connect
 from ..parts.reciprocal import Reciprocal
+from ..parts.registers import data_register
 from ..parts.row_numerators import RowNumerators
 from ..parts.stream_parts import StreamQueue, StreamRegister
 
@@ -160,11 +161,11 @@ class Softmax(wiring.Component):
         product = multiply(m, "product", waiting.numerator, scale.mantissa, move)
         least_shift = self._least_exponent - parameters.probability.fraction
         shifts = [
-            Signal(range(parameters.denominator_bits), name=f"shift_{stage}", reset_less=True)
+            data_register(range(parameters.denominator_bits), name=f"shift_{stage}")
             for stage in range(Multiplier.latency)
         ]
-        doubled = Signal(unsigned(len(product) + 1), reset_less=True)
-        probability = Signal.like(self.o.payload.probability, reset_less=True)
+        doubled = data_register(unsigned(len(product) + 1))
+        probability = data_register(self.o.payload.probability)
         with m.If(move):
             m.d.sync += [
                 shifts[0].eq(scale.exponent - self._least_exponent),

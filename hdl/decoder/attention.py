@@ -32,6 +32,7 @@ from ..parts.arithmetic import shape_of
 from ..parts.division import Normalize
 from ..parts.dot_product import AdderTree, Delay, LaneProducts
 from ..parts.reciprocal import Reciprocal
+from ..parts.registers import data_register
 from ..parts.requantize import RowRequantize
 from .schedule import Operand, Result, Schedule, Source, Step
 
@@ -196,14 +197,11 @@ class Attention(wiring.Component):
         m.submodules.results = results = SyncFIFOBuffered(width=len(self.o.payload.as_value()), depth=channels + 1)
 
         # Registers of vectors.
-        vector = [Signal(element, name=f"vector_{place}", reset_less=True) for place in range(channels)]
+        vector = [data_register(element, name=f"vector_{place}") for place in range(channels)]
         assembly = [
-            Signal(element, name=f"assembly_{place}", reset_less=True) for place in range(channels)
+            data_register(element, name=f"assembly_{place}") for place in range(channels)
         ]  # a key, a value, then the query
-        sums = [
-            Signal(signed(parameters.weighted_sum_bits), name=f"sum_{place}", reset_less=True)
-            for place in range(channels)
-        ]
+        sums = [data_register(signed(parameters.weighted_sum_bits), name=f"sum_{place}") for place in range(channels)]
         position = Signal(range(context_length))
         next_position = Signal(range(context_length))
 
@@ -291,7 +289,7 @@ class Attention(wiring.Component):
         summed = tags.taps[self.score_moves + tree.latency]
 
         # Multiply.
-        operands = Signal(data.ArrayLayout(products.a.shape().elem_shape, channels), reset_less=True)
+        operands = data_register(data.ArrayLayout(products.a.shape().elem_shape, channels))
         with m.Switch(operand):
             with m.Case(Operand.VECTOR):
                 m.d.sync += [operands[lane].eq(vector[lane]) for lane in range(channels)]
@@ -387,8 +385,7 @@ class Attention(wiring.Component):
         # head.
         head = Signal(range(heads))
         picked = [
-            Signal(signed(parameters.weighted_sum_bits), name=f"picked_{number}", reset_less=True)
-            for number in range(heads)
+            data_register(signed(parameters.weighted_sum_bits), name=f"picked_{number}") for number in range(heads)
         ]
         picked_head = Signal.like(head)
         picked_scale = Signal.like(scale)

@@ -1,10 +1,11 @@
 """Register duplication: one register several times, for what very many others wait for."""
 
-from amaranth.hdl import ClockSignal, Const, Instance, Module, Signal
+from amaranth.hdl import ClockSignal, Const, Instance, Module
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from .parameter_checks import check_whole
+from .registers import data_register
 
 
 class Copies(wiring.Component):
@@ -37,7 +38,7 @@ class Copies(wiring.Component):
         """Build the cells where they exist, else their twin."""
         m = Module()
         if getattr(platform, "family", None) != "ecp5":
-            copies = Signal(self.o.shape(), reset_less=True)
+            copies = data_register(self.o.shape())
             m.d.sync += [copy.eq(self.i) for copy in copies]
             m.d.comb += self.o.eq(copies)
             return m

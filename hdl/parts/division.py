@@ -8,6 +8,7 @@ import fixedpoint
 
 from ..errors import CircuitError
 from .arithmetic import saturate, shape_of
+from .registers import data_register
 
 # of a weighted sum: an unsigned half that fits a hard multiplier beside the reciprocal's mantissa
 LOW_BITS = 16
@@ -60,14 +61,14 @@ class Normalize(wiring.Component):
         """Build the circuit."""
         m = Module()
         parameters = self.parameters
-        weighted = Signal.like(self.weighted, reset_less=True)
-        mantissa = Signal.like(self.mantissa, reset_less=True)
+        weighted = data_register(self.weighted)
+        mantissa = data_register(self.mantissa)
         m.d.sync += [weighted.eq(self.weighted), mantissa.eq(self.mantissa)]
 
         split = min(LOW_BITS, len(weighted) - 1)
-        low = Signal(unsigned(split + len(mantissa)), reset_less=True)
-        high = Signal(signed(len(weighted) - split + len(mantissa)), reset_less=True)
-        product = Signal(signed(len(weighted) + len(mantissa)), reset_less=True)
+        low = data_register(unsigned(split + len(mantissa)))
+        high = data_register(signed(len(weighted) - split + len(mantissa)))
+        product = data_register(signed(len(weighted) + len(mantissa)))
         m.d.sync += [
             low.eq(weighted[:split] * mantissa),
             high.eq(weighted[split:].as_signed() * mantissa),
@@ -82,7 +83,7 @@ class Normalize(wiring.Component):
             shifts[0].eq(shift),
             shifts[1].eq(shifts[0]),
         ]
-        doubled = Signal(Shape(len(product) + 1, signed=True), reset_less=True)
+        doubled = data_register(Shape(len(product) + 1, signed=True))
         m.d.sync += doubled.eq((product << 1) >> shifts[1])
         m.d.sync += self.o.eq(saturate((doubled + 1) >> 1, parameters.context))
         return m

@@ -20,6 +20,7 @@ from amaranth.utils import ceil_log2
 
 from .multiplier import Multiplier
 from .parameter_checks import check_whole
+from .registers import data_register
 
 
 class LaneProducts(wiring.Component):
@@ -101,7 +102,7 @@ class AdderTree(wiring.Component):
             for left in range(0, len(level), 2):
                 pair = level[left : left + 2]
                 total = sum(pair[1:], start=pair[0])
-                register = Signal(Shape.cast(total.shape()), name=f"sum_{len(level)}_{left}", reset_less=True)
+                register = data_register(Shape.cast(total.shape()), name=f"sum_{len(level)}_{left}")
                 with m.If(self.en):
                     m.d.sync += register.eq(total)
                 sums.append(register)

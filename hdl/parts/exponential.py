@@ -11,6 +11,7 @@ from fixedpoint import QFormat
 
 from .arithmetic import shape_of, shift_right_half_up
 from .parameter_checks import check_whole
+from .registers import data_register
 from .stream_parts import moving_together
 from .table import BlockTable
 
@@ -68,8 +69,8 @@ class Exponential(wiring.Component):
         steps = shift_right_half_up(self.i.payload, parameters.shift)
         rounded = Signal(unsigned(max(len(steps), table_bits + 1)))
         whole_in = rounded[table_bits:]
-        index = Signal(unsigned(table_bits), reset_less=True)
-        whole = Signal(range(output_bits + 2), reset_less=True)
+        index = data_register(unsigned(table_bits))
+        whole = data_register(range(output_bits + 2))
         m.d.comb += rounded.eq(steps)
         with m.If(move):
             m.d.sync += [
@@ -78,7 +79,7 @@ class Exponential(wiring.Component):
             ]
 
         values = parameters.table.tolist()
-        entry = Signal(unsigned(output_bits), reset_less=True)
+        entry = data_register(unsigned(output_bits))
         if self._block_table:
             m.submodules.table = table = BlockTable(values, output_bits)
             table_moves = table.latency
@@ -89,10 +90,10 @@ class Exponential(wiring.Component):
             )
             port, table_moves = table.read_port(), 1
             m.d.comb += [port.en.eq(move), port.addr.eq(index), entry.eq(port.data)]
-        shifts = [Signal.like(whole, name=f"shift_{stage}", reset_less=True) for stage in range(table_moves)]
+        shifts = [data_register(whole, name=f"shift_{stage}") for stage in range(table_moves)]
         # shift_right_half_up_by, in two steps where results are wide, as those of large tables are.
-        doubled = Signal(unsigned(output_bits + 1), reset_less=True)
-        result = Signal.like(self.o.payload, reset_less=True)
+        doubled = data_register(unsigned(output_bits + 1))
+        result = data_register(self.o.payload)
         if self._block_table:
             with m.If(move):
                 m.d.sync += doubled.eq((entry << 1) >> shifts[-1])

@@ -11,6 +11,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from .parameter_checks import check_whole
+from .registers import data_register
 
 OPERAND_BITS = 18  # of a hard multiplier, on ECP5 and Gowin alike; iCE40 has 16
 
@@ -44,8 +45,8 @@ class Multiplier(wiring.Component):
         if getattr(platform, "family", None) == "ecp5":
             return self._cell()
         m = Module()
-        a, b = Signal.like(self.a, reset_less=True), Signal.like(self.b, reset_less=True)
-        product, result = (Signal.like(self.o, reset_less=True) for _ in range(2))
+        a, b = data_register(self.a), data_register(self.b)
+        product, result = (data_register(self.o) for _ in range(2))
         with m.If(self.en):
             m.d.sync += [a.eq(self.a), b.eq(self.b), product.eq(a * b), result.eq(product)]
         m.d.comb += self.o.eq(result)

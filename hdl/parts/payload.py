@@ -6,18 +6,16 @@ reach a port of Q1.7, and scores a port of data.
 """
 
 import enum
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from operator import index
 
 from amaranth.hdl import Const, Elaboratable, Fragment, Module, Shape, ShapeCastable, ShapeLike, Signal, Value
-
-# statements, which the library does not export
-from amaranth.hdl._ast import Assign, SignalDict, Switch
 from amaranth.lib import data, wiring
 
 from fixedpoint import QFormat
 
 from ..errors import CircuitError
+from .amaranth_internals import assignments
 
 
 class FixedPointShape(ShapeCastable):
@@ -158,17 +156,17 @@ def check_connections(design: Elaboratable, platform=None) -> Fragment:
     """
     design = Fragment.get(design, platform)
     parts = list(_fragments(design))
-    ports = SignalDict()
+    ports = {}  # by the number that Amaranth gives each signal
     for part in parts:
         for component in part.origins or ():
             for path, member, value in _members(component):
                 if isinstance(signal := Value.cast(value), Signal):
-                    ports[signal] = (member.shape, ".".join(map(str, (type(component).__name__, *path))))
+                    ports[signal.duid] = (member.shape, ".".join(map(str, (type(component).__name__, *path))))
     for part in parts:
-        for statement in _statements(list(part.statements.values())):
+        for statement in assignments(part):
             source, target = statement.rhs, statement.lhs
-            if all(isinstance(end, Signal) and end in ports for end in (source, target)):
-                _refuse_assignment(*ports[source], *ports[target])
+            if all(isinstance(end, Signal) and end.duid in ports for end in (source, target)):
+                _refuse_assignment(*ports[source.duid], *ports[target.duid])
     return design
 
 
@@ -176,17 +174,6 @@ def _fragments(fragment: Fragment) -> Iterator[Fragment]:
     yield fragment
     for inner, *_ in fragment.subfragments:
         yield from _fragments(inner)
-
-
-def _statements(nested) -> Iterator[Assign]:
-    """Yield the assignments, those under conditions too."""
-    for one in nested:
-        if isinstance(one, Assign):
-            yield one
-        elif isinstance(one, Switch):
-            yield from _statements(statements for _, statements, _ in one.cases)
-        elif isinstance(one, Iterable):
-            yield from _statements(one)
 
 
 def _members(interface):

@@ -10,6 +10,7 @@ from amaranth.utils import ceil_log2
 import fixedpoint
 
 from .parameter_checks import check_whole
+from .registers import data_register
 from .stream_parts import moving_together
 from .table import BlockTable
 
@@ -63,17 +64,15 @@ class _NormalizedTable(wiring.Component):
         for level in reversed(range(self.levels)):
             bits = self._digit_bits << level
             empty = normalized[-bits:] == 0
-            shifted = Signal.like(normalized, name=f"normalized_{level}", reset_less=True)
-            flags = Signal(unsigned(self.levels - level), name=f"skipped_{level}", reset_less=True)
+            shifted = data_register(normalized, name=f"normalized_{level}")
+            flags = data_register(unsigned(self.levels - level), name=f"skipped_{level}")
             with m.If(move):
                 m.d.sync += [shifted.eq(Mux(empty, normalized << bits, normalized)), flags.eq(Cat(empty, skipped))]
             normalized, skipped = shifted, flags
 
         # The block RAM's own register is the last stage.
         m.submodules.table = table = BlockTable(self._table, len(self.o.payload.mantissa))
-        exponents = [
-            Signal(range(self._largest_exponent + 1), name=f"exponent_{stage}", reset_less=True) for stage in (0, 1)
-        ]
+        exponents = [data_register(range(self._largest_exponent + 1), name=f"exponent_{stage}") for stage in (0, 1)]
         m.d.comb += [
             table.en.eq(move),
             table.address.eq(self._index(normalized)),

@@ -6,7 +6,7 @@ bias and scale have been looked up.
 
 from collections.abc import Sequence
 
-from amaranth.hdl import Assert, Cat, Const, Format, Module, Shape, Signal, signed, unsigned
+from amaranth.hdl import Assert, Cat, Const, Format, Module, Shape, signed, unsigned
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -16,6 +16,7 @@ from ..errors import CircuitError
 from .arithmetic import saturate, shape_of
 from .dot_product import Delay
 from .parameter_checks import check_whole
+from .registers import data_register
 from .stream_parts import moving_together
 
 FINE_BITS = 2  # of a shift: what the second of the two shifters does
@@ -61,10 +62,10 @@ class ShiftRoundSaturate(wiring.Component):
         m = Module()
         doubled = self.i << (1 - self.lowest) if self.lowest <= 1 else self.i >> (self.lowest - 1)
         doubled = doubled.as_signed()
-        coarse = Signal.like(doubled, reset_less=True)
-        fine = Signal.like(doubled, reset_less=True)
-        rounded = Signal(signed(len(doubled)), reset_less=True)
-        rest = Signal(unsigned(min(FINE_BITS, len(self.amount))), reset_less=True)
+        coarse = data_register(doubled)
+        fine = data_register(doubled)
+        rounded = data_register(signed(len(doubled)))
+        rest = data_register(unsigned(min(FINE_BITS, len(self.amount))))
         m.submodules.select = select = Delay(self.width.shape(), self.latency - 1)
         m.d.comb += [select.en.eq(self.en), select.i.eq(self.width)]
         with m.If(self.en):
@@ -147,8 +148,8 @@ class Requantize(wiring.Component):
         for lane in range(self.lanes):
             unit = ShiftRoundSaturate(self.bits, self.lowest, self.highest, [self.target.bits])
             m.submodules[f"lane_{lane}"] = unit
-            value = Signal.like(unit.i, name=f"value_{lane}", reset_less=True)
-            amount = Signal.like(unit.amount, name=f"amount_{lane}", reset_less=True)
+            value = data_register(unit.i, name=f"value_{lane}")
+            amount = data_register(unit.amount, name=f"amount_{lane}")
             shift = self.i.payload.shift[lane]
             with m.If(move):
                 m.d.sync += [value.eq(self.i.payload.value[lane]), amount.eq(shift - self.lowest)]
@@ -211,10 +212,10 @@ class RowRequantize(wiring.Component):
         port = rows.read_port()
         m.d.comb += [port.addr.eq(self.row), port.en.eq(self.en)]
 
-        products = [Signal(signed(self.sum_bits), name=f"products_{stage}", reset_less=True) for stage in range(2)]
+        products = [data_register(signed(self.sum_bits), name=f"products_{stage}") for stage in range(2)]
         # accumulator_bits covers products and bias
-        total = Signal(signed(self.sum_bits), reset_less=True)
-        entry, late = Signal(self.entry, reset_less=True), Signal(self.entry, reset_less=True)
+        total = data_register(signed(self.sum_bits))
+        entry, late = data_register(self.entry), data_register(self.entry)
         with m.If(self.en):
             m.d.sync += [
                 products[0].eq(self.i),

@@ -16,6 +16,7 @@ from .dot_product import Delay
 from .exponential import Exponential
 from .multiplier import Multiplier
 from .payload import connect
+from .registers import data_register
 from .stream_parts import StreamQueue, StreamRegister
 
 MAXIMA = 16  # rows whose maximum is known and whose first score has not been read
@@ -92,7 +93,7 @@ class RowNumerators(wiring.Component):
 
         # Store a row and find its maximum.
         index = Signal(range(max(length, 2)))  # an assertion's message wants at least a bit
-        maximum = Signal(shape, reset_less=True)
+        maximum = data_register(shape)
         found = Signal()
         score = self.i.payload[self._field]
         taken = self.i.valid & self.i.ready
@@ -120,7 +121,7 @@ class RowNumerators(wiring.Component):
             data.StructLayout({"valid": 1, "last": 1}), 1 + self._scale_moves + exponential.latency
         )
         issue = move & maxima.r_rdy & row.o.valid
-        distance = Signal(unsigned(self.score.bits), reset_less=True)
+        distance = data_register(unsigned(self.score.bits))
         m.d.comb += [
             row.o.ready.eq(issue),
             maxima.r_en.eq(issue & row.o.payload.last),
@@ -158,8 +159,8 @@ class RowNumerators(wiring.Component):
             return distance
         multiplier, shift = self._scale
         product = multiply(m, "scale", distance, multiplier, move)
-        rounded = Signal(unsigned(max(1, len(product) + 1 - shift)), reset_less=True)
-        clipped = Signal(unsigned(self._exponential.width), reset_less=True)
+        rounded = data_register(unsigned(max(1, len(product) + 1 - shift)))
+        clipped = data_register(unsigned(self._exponential.width))
         with m.If(move):
             m.d.sync += [
                 rounded.eq(shift_right_half_up(product, shift)),

@@ -13,12 +13,13 @@ import fixedpoint
 from .arithmetic import multiply, shape_of
 from .dot_product import AdderTree, Delay
 from .multiplier import Multiplier
+from .registers import data_register
 
 
 def later(m: Module, value, cycles: int):
     """Return a value as it was some clock cycles ago, by registers without a reset."""
     for _ in range(cycles):
-        register = Signal.like(value, name=f"{value.name}_later", reset_less=True)
+        register = data_register(value, name=f"{value.name}_later")
         m.d.sync += register.eq(value)
         value = register
     return value
@@ -96,7 +97,7 @@ class RowStatistics(wiring.Component):
         for lane in range(self.lanes):
             element = self.elements[lane]
             m.d.comb += square_tree.i[lane].eq(multiply(m, f"square_{lane}", element, element))
-        squares = Signal(unsigned(parameters.square_sum_bits), reset_less=True)
+        squares = data_register(unsigned(parameters.square_sum_bits))
         with m.If(tags.taps[summed - 1].valid):
             m.d.sync += squares.eq(square_tree.o + Mux(tags.taps[summed - 1].first, 0, squares))
 
@@ -104,21 +105,21 @@ class RowStatistics(wiring.Component):
         # doubles, and adds Q if it is set.
         multiple = squares
         for position in reversed(range(odd_bits - 1)):
-            further = Signal(unsigned(parameters.variance_bits), name=f"multiple_{position}", reset_less=True)
+            further = data_register(unsigned(parameters.variance_bits), name=f"multiple_{position}")
             m.d.sync += further.eq((multiple << 1) + (squares if self._odd_factor >> position & 1 else 0))
             multiple, squares = further, later(m, squares, min(position, 1))
-        scaled = Signal(unsigned(parameters.variance_bits), reset_less=True)
+        scaled = data_register(unsigned(parameters.variance_bits))
         m.d.sync += scaled.eq((multiple << self._trailing_zeros) + parameters.epsilon)
         if not self._centered:
             m.d.comb += self.variance.eq(scaled)
             return m
 
         # S needs no multiplier, so it is there two cycles earlier.
-        arrived = Signal.like(self.elements, reset_less=True)
+        arrived = data_register(self.elements)
         m.submodules.element_tree = element_tree = AdderTree(self.lanes, parameters.input.bits)
         m.d.comb += element_tree.en.eq(1)
         m.d.comb += [element_tree.i[lane].eq(arrived[lane]) for lane in range(self.lanes)]
-        total = Signal.like(self.total, reset_less=True)
+        total = data_register(self.total)
         before = tags.taps[summed - 3]
         with m.If(before.valid):
             m.d.sync += total.eq(element_tree.o + Mux(before.first, 0, total))
@@ -136,8 +137,8 @@ class RowStatistics(wiring.Component):
         low, high = extended[:half], extended[half:].as_signed()
         outer = Cat(*(multiply(m, name, part, part)[: 2 * half] for name, part in (("low", low), ("high", high))))
         cross = multiply(m, "cross", low, high)
-        total_squared = Signal(unsigned(4 * half), reset_less=True)
-        variance = Signal.like(self.variance, reset_less=True)
+        total_squared = data_register(unsigned(4 * half))
+        variance = data_register(self.variance)
         m.d.sync += [
             total_squared.eq(outer + (cross << (half + 1))),
             # Whichever is there first waits for the other.

@@ -11,6 +11,7 @@ from ..errors import CircuitError
 from .dot_product import Delay
 from .parameter_checks import check_shape, check_whole
 from .payload import payload_shape
+from .registers import data_register
 
 
 def moving_together(m: Module, i, o, latency: int) -> Signal:
@@ -63,8 +64,8 @@ class StreamRegister(wiring.Component):
     def elaborate(self, platform):
         """Build the circuit."""
         m = Module()
-        offered = Signal.like(self.o.payload, reset_less=True)
-        spare = Signal.like(self.o.payload, reset_less=True)
+        offered = data_register(self.o.payload)
+        spare = data_register(self.o.payload)
         spare_valid = Signal()
         m.d.comb += [self.i.ready.eq(~spare_valid), self.o.payload.eq(offered)]
         with m.If(~self.o.valid | self.o.ready):
@@ -109,7 +110,7 @@ class StreamQueue(wiring.Component):
         """Build the circuit."""
         m = Module()
         m.submodules.memory = memory = SyncFIFOBuffered(width=self._width, depth=self.depth)
-        word = Signal(self._width, reset_less=True)
+        word = data_register(self._width)
         m.d.comb += [
             memory.w_data.eq(self.i.payload),
             memory.w_en.eq(self.i.valid),
@@ -165,7 +166,7 @@ class PromisedQueue(wiring.Component):
         inner_level = Signal(range(places + 1))
         produce = Signal(range(places))
         consume = Signal(range(places))
-        offered = Signal(len(read.data), reset_less=True)
+        offered = data_register(len(read.data))
         load = Signal()
         m.d.comb += [
             write.en.eq(self.write),
@@ -242,7 +243,7 @@ class WidthConverter(wiring.Component):
         widen = self.o_lanes > self.i_lanes
         ratio = self.o_lanes // self.i_lanes if widen else self.i_lanes // self.o_lanes
         narrow = Shape.cast(self.element).width * min(self.i_lanes, self.o_lanes)
-        word, last = Signal(narrow * ratio, reset_less=True), Signal(reset_less=True)
+        word, last = data_register(narrow * ratio), data_register()
         part = Signal(range(ratio))  # that arrives or leaves
         final = part == ratio - 1
         free = Signal()

@@ -9,6 +9,7 @@ from amaranth.utils import ceil_log2
 
 from ..errors import CircuitError
 from .parameter_checks import check_whole
+from .registers import data_register
 
 # Of an ECP5 block RAM: how many bits its words have, for address bits up to this number.
 WORD_BITS = {10: 18, 11: 9, 12: 4}
@@ -66,7 +67,7 @@ class BlockTable(wiring.Component):
             shape=unsigned(self.bits), depth=len(self.values), init=self.values, attrs={"ram_style": "block"}
         )
         port = words.read_port()
-        word = Signal(unsigned(self.bits), reset_less=True)
+        word = data_register(unsigned(self.bits))
         m.d.comb += [port.en.eq(self.en), port.addr.eq(self.address), self.o.eq(word)]
         with m.If(self.en):
             m.d.sync += word.eq(port.data)

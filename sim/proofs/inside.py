@@ -4,10 +4,10 @@ gave it.
 
 from dataclasses import dataclass
 
-from amaranth.hdl import Const, Elaboratable, Fragment, Mux, Shape, Signal, Value
-from amaranth.hdl._mem import MemoryInstance
+from amaranth.hdl import Const, Elaboratable, Fragment, Mux, Signal, Value
 from amaranth.lib import data
-from amaranth.utils import ceil_log2
+
+from hdl.parts.amaranth_internals import assigned_signals, word_at
 
 from .faults import Wrapped
 
@@ -65,23 +65,14 @@ class Inside(Elaboratable):
             LookupError: There is none.
         """
         parent, _, name = path.rpartition(".")
-        blocks = self._fragment(parent).statements.values()
-        found = {each.duid: each for block in blocks for each in block._lhs_signals() if each.name == name}
+        found = [signal for signal in assigned_signals(self._fragment(parent)) if signal.name == name]
         if number >= len(found):
             raise LookupError(f"{len(found)} signals are called {path!r}")
-        return found[sorted(found)[number]]
+        return found[number]
 
     def word(self, path: str, address: Value) -> Signal:
-        """Return the word at an address of the memory at a path, by a further port, which has no
-        clock.
-        """
-        memory = self._fragment(path)
-        if not isinstance(memory, MemoryInstance):
-            raise LookupError(f"{path!r} is no memory")
-        bits = ceil_log2(memory._data.depth)
-        word = Signal(Shape.cast(memory._data.shape).width)
-        memory.read_port(domain="comb", addr=address[:bits], data=word, en=Const(1, 1), transparent_for=())
-        return word
+        """Return the word at an address of the memory at a path."""
+        return word_at(self._fragment(path), address)
 
     def fifo(self, path: str, shape=None) -> list[Slot]:
         """Return the places of a `SyncFIFOBuffered`, the next to leave first; with a shape,

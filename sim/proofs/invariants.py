@@ -8,6 +8,7 @@ from amaranth.asserts import AnySeq
 from amaranth.hdl import Assert, Const, Module, Mux, Signal, Value
 
 from hdl.cores.engine import Operation
+from hdl.parts.amaranth_internals import write_address
 
 from .conservation import Accounts, WholeSums, fifo_claims, register_claims
 from .inside import UNNAMED, Inside, Slot, how_many, pipeline
@@ -113,7 +114,7 @@ def key_value_cache(environment: Accounts, m: Module) -> list[Assert]:
             Mux(giving, environment.index["i"] == 0, environment.index["i"] == place),
             "the circuit counts as its neighbour does",
         ),
-        Assert(cache._write_ports[0]._addr < 2 * rows * words, "no address is beyond the memory"),
+        Assert(write_address(cache) < 2 * rows * words, "no address is beyond the memory"),
         Assert(
             owed == to_give + how_many(tag.valid for tag in pipeline(inside.part("tags"))),
             "each token gives the rows so far",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from amaranth.hdl import Assert, Const, Module, Mux, Signal, Value
 
+from hdl.parts.amaranth_internals import read_address, write_address
 from hdl.parts.multiplier import Multiplier
 
 from .conservation import Accounts, fifo_claims, register_claims
@@ -17,7 +18,7 @@ def row_norm(environment: Accounts, m: Module) -> list[Assert]:
     inside, core = environment.inside, environment.inside.part()
     words, depth = core.words, core._depth
     place, index, level, due = (inside.signal(name) for name in ("place", "index", "level", "due"))
-    write, read = inside._fragment("row")._write_ports[0]._addr, inside._fragment("row")._read_ports[0]._addr
+    write, read = write_address(inside._fragment("row")), read_address(inside._fragment("row"))
     tags, lead = inside.part("tags"), inside.part("lead")
     coming = how_many(lead.taps[1:])  # rows whose words may not leave yet
     claims = [
