@@ -7,8 +7,8 @@ is repeated alone by a campaign of one chunk with its seed.
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from hdl import CircuitError
 from hdl.catalog.registry import CoreEntry
 
 from .bench.bench import BenchFailure
-from .bench.core_cases import wired
+from .bench.core_benches import CoreWords, core_words, wired
 from .bench.harness import Harness
 from .bench.payload import pack_words
 from .bench.stalls import Stalls
@@ -41,24 +41,6 @@ STALLS = (
     (0.1, 0.1, 0),
 )
 LONGEST_START = 12  # bits: the reset in the middle comes within so many powers of two cycles
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Vectors of one seed.
-
-    Attributes:
-        seed: Theirs.
-        vectors: How many.
-        inputs, outputs: For each stream, its words, as `sim.bench.payload.pack_words` returns them.
-        cycles: As `hdl.catalog.vectors.Vectors`'s.
-    """
-
-    seed: int
-    vectors: int
-    inputs: dict[str, np.ndarray]
-    outputs: dict[str, np.ndarray]
-    cycles: int | None
 
 
 @dataclass(frozen=True)
@@ -88,16 +70,6 @@ class CampaignResult:
     failure: str = ""
     failed_seed: int | None = None
     failed_vectors: int | None = None
-
-
-def make_chunk(entry: CoreEntry, core: wiring.Component, seed: int, count: int) -> Chunk:
-    """Return the vectors of a seed as words."""
-    vectors = entry.vectors(core, np.random.default_rng(seed), count)
-
-    def words(columns: Mapping[str, object]) -> dict[str, np.ndarray]:
-        return {port: pack_words(getattr(core, port).payload.shape(), values) for port, values in columns.items()}
-
-    return Chunk(seed, count, words(vectors.inputs), words(vectors.outputs), vectors.cycles)
 
 
 def stalls_of(entry: CoreEntry, seed: int) -> Stalls:
@@ -151,39 +123,43 @@ def run_campaign(
     chunks = -(-vectors // chunk)
     if not 0 <= seed <= (1 << 32) - chunks:
         raise CircuitError(f"the seeds of a campaign, {seed} to {seed + chunks - 1}, must have 32 bits")
+
+    def size(number: int) -> int:
+        return min(chunk, vectors - number * chunk)
+
     core = entry.example()
     result = CampaignResult(entry.name, seed, 0, vectors, 0, 0, 0.0)
     began = time.monotonic()
     with ThreadPoolExecutor(1) as executor:
 
-        def ahead(number: int):
-            return executor.submit(make_chunk, entry, core, seed + number, min(chunk, vectors - number * chunk))
+        def ahead(number: int) -> Future[CoreWords]:
+            return executor.submit(core_words, entry, core, size(number), seed + number, pack_words)
 
         coming = ahead(0)
         for number in range(chunks):
-            made = coming.result()
+            words, count, chunk_seed = coming.result(), size(number), seed + number
             last = number + 1 == chunks or (seconds is not None and time.monotonic() - began >= seconds)
             if not last:
                 coming = ahead(number + 1)
             try:
-                run = bench.run(made.inputs, made.outputs, stalls_of(entry, made.seed), expected_cycles=made.cycles)
+                run = bench.run(words.inputs, words.outputs, stalls_of(entry, chunk_seed), expected_cycles=words.cycles)
             except BenchFailure as failure:
                 coming.cancel()
                 return dataclasses.replace(
                     result,
                     seconds=time.monotonic() - began,
                     failure=str(failure),
-                    failed_seed=made.seed,
-                    failed_vectors=made.vectors,
+                    failed_seed=chunk_seed,
+                    failed_vectors=count,
                 )
             result = dataclasses.replace(
                 result,
-                vectors=result.vectors + made.vectors,
+                vectors=result.vectors + count,
                 results=result.results + run.results,
                 cycles=result.cycles + run.total_cycles,
                 seconds=time.monotonic() - began,
             )
-            progress(made.vectors)
+            progress(count)
             if last:
                 break
     return result

@@ -42,7 +42,7 @@ from hdl.tools.verilog import ports_of
 from model.files import atomic_write
 
 from . import verilog_export
-from .bench.core_cases import core_words
+from .bench.core_benches import core_words
 from .simulators import verilog_bench
 from .simulators.verilog_bench import choose_simulator, simulator_versions
 from .verilog_export import bench_files, module_name, run_testbench

@@ -13,7 +13,7 @@ from hdl.catalog.registry import CoreEntry
 from hdl.tools.verilog import VerilogPort, interface_text, memory_text, stream_ports, testbench, to_plain_verilog
 from model.errors import InputError
 
-from .bench.core_cases import CoreWords, core_words
+from .bench.core_benches import CoreWords, core_words
 from .simulators.verilog_bench import compiled_bench
 
 # What the commands that stand in an exported bench leave beside it.

@@ -26,6 +26,9 @@ CORE_NAMES = (
     "attention",
     "uart",
 )
+# Those that are verified with a trained model's weights and activations; "layer-norm" is rms-norm
+# where the model has that.
+RUN_CORES = ("matrix-vector", "softmax", "layer-norm", "attention")
 # What a core can be made from: a model's matrices and norms by their names in the manifest, those
 # of a block without `blocks.N.`.
 MATRICES = (

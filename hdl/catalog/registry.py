@@ -38,9 +38,10 @@ from ..parts.reciprocal import Reciprocal, ReciprocalSquareRoot
 from ..parts.requantize import Requantize
 from ..parts.stream_parts import StreamQueue, StreamRegister, WidthConverter
 from . import vectors as make
+from .activations import ActivationsMaker, attention_activations, part_activations, softmax_activations
 from .engine_vectors import engine_vectors
 from .example_model import MEDIUM, SMALL, TYPICAL, ModelShape, example_model
-from .names import MATRICES, NORMS, WHOLE_MODEL
+from .names import MATRICES, NORMS, RUN_CORES, WHOLE_MODEL
 
 MATRIX_LANES = 64
 REQUANTIZE_LANES = 4
@@ -68,6 +69,7 @@ class CoreEntry:
         vectors: Makes stimuli and golden results for a component that `build` made.
         steady_vectors: The same in rows of one length, where `vectors` mixes lengths and no formula
             says how long these take.
+        activations: Makes vectors from what a trained model computes; None where no run needs them.
         latency, throughput: The formulas of the component's docstring, in a few words, for the
             table.
         wires: Plain inputs that a bench connects to plain outputs: input → output.
@@ -89,6 +91,7 @@ class CoreEntry:
     typical: ModelShape = TYPICAL
     small: ModelShape = SMALL
     steady_vectors: make.Maker | None = None
+    activations: ActivationsMaker | None = None
     parts: tuple[str, ...] = ()
 
     def example(self, shape: ModelShape | None = None, part: str | None = None) -> wiring.Component:
@@ -212,6 +215,7 @@ _ENTRIES = (
         "K + W + 17 + ceil(log2 columns) + rows of the last tile, from a vector's first element to its last result; W words of weights",
         "a vector in K + W; W = R·K / products a cycle",
         parts=MATRICES,
+        activations=part_activations(MATRICES[0]),
     ),
     CoreEntry(
         "engine",
@@ -228,6 +232,7 @@ _ENTRIES = (
         "N + 10 + E + R from a row's last score",
         "1 score a cycle",
         steady_vectors=make.row_vectors("score", "probability", shortest=make.longest_row),
+        activations=softmax_activations,
         small=LONG_ROWS,
     ),
     CoreEntry(
@@ -246,6 +251,7 @@ _ENTRIES = (
         NORM_LATENCY,
         "1 element a cycle",
         parts=NORMS,
+        activations=part_activations(NORMS[0]),
     ),
     CoreEntry(
         "layer-norm-lanes",
@@ -262,6 +268,7 @@ _ENTRIES = (
         NORM_LATENCY,
         "1 element a cycle",
         parts=NORMS,
+        activations=part_activations(NORMS[0]),
     ),
     CoreEntry(
         "activation",
@@ -320,6 +327,7 @@ _ENTRIES = (
         "the schedule's",
         "the schedule's",
         typical=MEDIUM,
+        activations=attention_activations,
     ),
     CoreEntry(
         "uart",
@@ -344,4 +352,16 @@ def find_core(name: str) -> CoreEntry:
     return CORES[name]
 
 
-__all__ = ["CORES", "SMALL", "TYPICAL", "CoreEntry", "find_core"]
+def run_core(name: str, model: QuantizedTransformer) -> CoreEntry:
+    """Return the entry of one of `RUN_CORES`; rms-norm's for layer-norm if the model has RMSNorms.
+
+    Raises:
+        CircuitError: The name is none of them.
+    """
+    if name not in RUN_CORES:
+        raise CircuitError(f"there is no circuit {name!r} to simulate; there are {', '.join(RUN_CORES)}")
+    rms = name == "layer-norm" and isinstance(model.blocks[0].attention_norm, fixedpoint.RMSNorm)
+    return CORES["rms-norm" if rms else name]
+
+
+__all__ = ["CORES", "SMALL", "TYPICAL", "CoreEntry", "find_core", "run_core"]

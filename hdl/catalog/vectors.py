@@ -119,12 +119,20 @@ def row_vectors(field_in: str, field_out: str, shortest: Callable[[wiring.Compon
         )
         number_format = parameters.score if hasattr(parameters, "score") else parameters.input
         rows = random_rows(number_format, shortest(core) if shortest else longest, longest, generator, count)
-        results = each_row(parameters.compute, rows)
         cycles = cycles_of_rows(core, rows) if shortest else core.cycles(len(rows))
-        lanes = core.lanes if isinstance(core, RowNorm) else 1
-        return Vectors({"i": row_columns(field_in, rows, lanes)}, {"o": row_columns(field_out, results, lanes)}, cycles)
+        return rows_through(core, rows, (field_in, field_out), cycles)
 
     return make
+
+
+def rows_through(
+    core: wiring.Component, rows: Sequence[np.ndarray], fields: tuple[str, str], cycles: int | None
+) -> Vectors:
+    """Return rows and what `parameters.compute` makes of them; `fields` of both payloads."""
+    results = each_row(core.parameters.compute, rows)
+    lanes = core.lanes if isinstance(core, RowNorm) else 1
+    inputs, outputs = (row_columns(field, values, lanes) for field, values in zip(fields, (rows, results), strict=True))
+    return Vectors({"i": inputs}, {"o": outputs}, cycles)
 
 
 def longest_row(core: wiring.Component) -> int:
@@ -185,16 +193,18 @@ def attention_vectors(core: wiring.Component, generator: np.random.Generator, co
     """
     parameters = core.parameters
     rows = random_rows(parameters.query.input, parameters.embed_dim, parameters.embed_dim, generator, count)
-    tokens = np.array(rows)
-    starts = sequence_starts(parameters.context_length, generator, count)
-    places = places_of(starts, parameters.context_length)
+    return attention_tokens(core, np.array(rows), sequence_starts(parameters.context_length, generator, count))
+
+
+def attention_tokens(core: wiring.Component, tokens: np.ndarray, starts: np.ndarray) -> Vectors:
+    """Return attention's vectors for tokens (n, C) and booleans (n,), which start a sequence."""
     restart = np.zeros_like(tokens)
     restart[:, 0] = starts
-    results = parameters.compute_stream(tokens, starts)
+    results = core.parameters.compute_stream(tokens, starts)
     return Vectors(
         {"i": {"data": tokens.reshape(-1), "restart": restart.reshape(-1)}},
         {"o": row_columns("data", list(results))},
-        core.cycles(places),
+        core.cycles(places_of(starts, core.parameters.context_length)),
     )
 
 

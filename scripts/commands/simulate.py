@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from hdl.catalog.names import RUN_CORES
 from model.errors import InputError
 from scripts.output import add_json_argument, format_duration, format_table, write_json
 from scripts.runs import add_run_argument, load_named_quantized, open_run, simulation_file
-from sim.names import CIRCUITS
 from sim.simulators.tools import SIMULATORS, default_simulator
 
 if TYPE_CHECKING:
@@ -75,16 +75,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only",
         action="append",
-        choices=CIRCUITS,
+        choices=RUN_CORES,
         metavar="CIRCUIT",
-        help=f"only this circuit, of {', '.join(CIRCUITS)}; may be given more than once",
+        help=f"only this circuit, of {', '.join(RUN_CORES)}; may be given more than once",
     )
     add_json_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Simulate every circuit both ways and keep the results in the run directory."""
-    from sim.bench.cases import benches_for_run
+    from sim.bench.core_benches import run_benches
 
     if arguments.vectors < 1:
         raise InputError(f"--vectors must be at least 1, not {arguments.vectors}")
@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(reason)
     tokens = directory.load_validation_tokens()
     quantized, manifest_sha256 = load_named_quantized(directory)
-    benches = benches_for_run(
+    benches = run_benches(
         quantized,
         tokens,
         num_vectors=arguments.vectors,

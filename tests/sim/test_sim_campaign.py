@@ -12,7 +12,9 @@ from hdl.parts.exponential import Exponential
 from hdl.tools.toolchain import find_tool
 from scripts import cli
 from scripts.commands import campaign as command
-from sim.campaign import STALLS, CampaignResult, build_bench, make_chunk, run_campaign, stalls_of
+from sim.bench.core_benches import core_words
+from sim.bench.payload import pack_words
+from sim.campaign import STALLS, CampaignResult, build_bench, run_campaign, stalls_of
 from sim.simulators.native_bench import NEEDED_TOOLS
 
 ENTRY = CORES["exponential"]
@@ -116,7 +118,7 @@ def test_every_core_has_vectors_by_the_thousand(name):
     """Each payload is used: no word is constant, and another seed gives other words."""
     entry = CORES[name]
     core = entry.example()
-    first, second = (make_chunk(entry, core, seed, 300) for seed in (1, 2))
+    first, second = (core_words(entry, core, 300, seed, pack_words) for seed in (1, 2))
     for words, others in ((first.inputs, second.inputs), (first.outputs, second.outputs)):
         for port in words:
             assert len(np.unique(words[port], axis=0)) > 1

@@ -43,7 +43,7 @@ from hdl.parts.requantize import Requantize, RowRequantize
 from hdl.parts.stream_parts import PromisedQueue, StreamQueue, StreamRegister, WidthConverter
 from hdl.parts.table import BlockTable
 from scripts.runs import RunDirectory
-from sim.bench.core_cases import core_bench
+from sim.bench.core_benches import core_bench
 from sim.simulators.runner import simulate
 
 COUNT = 12

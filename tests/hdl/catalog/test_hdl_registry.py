@@ -11,7 +11,7 @@ from hdl import CircuitError
 from hdl.catalog.example_model import SMALL, TYPICAL, example_model
 from hdl.catalog.registry import CORES, find_core
 from sim.bench.bench import BenchFailure
-from sim.bench.core_cases import Wired, core_bench
+from sim.bench.core_benches import Wired, core_bench
 from sim.bench.stalls import Stalls
 from sim.simulators.runner import simulate, simulate_each
 from sim.simulators.tools import missing_for

@@ -9,7 +9,7 @@ from serial_wire import CLOCK_PERIOD, send_frame
 from hdl import CircuitError
 from hdl.cores.uart import UART, UARTReceiver, UARTTransmitter, baud_divisor
 from sim.bench.bench import StreamBench
-from sim.bench.core_cases import Wired
+from sim.bench.core_benches import Wired
 from sim.simulators.runner import simulate
 
 

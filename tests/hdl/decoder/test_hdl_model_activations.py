@@ -1,6 +1,6 @@
 # amaranth: UnusedElaboratable=no
 """Cores with the tables and weights of a trained model, fed with what that model makes of its text;
-the others are in `sim.bench.cases`.
+the others are those of a run.
 """
 
 import numpy as np
@@ -8,13 +8,13 @@ import pytest
 
 import fixedpoint
 from fixedpoint import load_export, requantize
+from hdl.catalog.activations import Activations
+from hdl.catalog.names import RUN_CORES
 from hdl.catalog.registry import CORES
 from hdl.catalog.vectors import Vectors, cache_traffic, row_columns
 from hdl.cores.engine import Operation
 from model import RunDirectory
-from sim.bench.bench import StreamBench
-from sim.bench.cases import CIRCUITS, activations, flat, score_rows, windows
-from sim.bench.core_cases import wired
+from sim.bench.core_benches import pack_vectors, words_bench
 from sim.bench.payload import pack_all
 from sim.bench.stalls import Stalls
 from sim.simulators.runner import simulate_each
@@ -33,12 +33,11 @@ class Seen:
         self.generator = np.random.default_rng(5)
         self.block = quantized.blocks[LAYER]
         self.attention = self.block.attention
-        tensors = activations(quantized, windows(tokens, quantized.context_length, TOKENS, self.generator))
-        self.tensors = {name: flat(values)[:TOKENS] for name, values in tensors.items()}
-        normed = tensors[f"blocks.{LAYER}.attention_norm"]
-        self.score_rows = score_rows(self.attention, normed, TOKENS, self.generator)
+        activations = Activations(quantized, tokens, TOKENS, self.generator, LAYER)
+        self.tensors = {name: activations.rows(name) for name in activations.tensors}
+        self.score_rows = activations.scores
         self.numerators = [self.attention.softmax.numerators(row) for row in self.score_rows]
-        self.residual = self.tensors[f"blocks.{LAYER - 1}.feed_forward_residual"]
+        self.residual = activations.input_of("attention_norm")
 
     def __getitem__(self, name):
         return self.tensors[f"blocks.{LAYER}.{name}"]
@@ -158,7 +157,7 @@ def run(tiny_run_original):
 
 
 def test_every_core_is_fed_by_the_model_or_depends_on_none():
-    assert {*MAKERS, *CIRCUITS, *INDEPENDENT} == set(CORES)
+    assert {*MAKERS, *RUN_CORES, *INDEPENDENT} == set(CORES)
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -166,14 +165,7 @@ def test_a_trained_models_core_gives_what_the_model_computes(name, run, tmp_path
     quantized, seen = run
     entry = CORES[name]
     core = entry.for_model(quantized, LAYER)
-    vectors = MAKERS[name](core, seen)
-    inputs, outputs = (
-        {
-            port: pack_all(getattr(core, port).payload.shape(), values) if len(values) else []
-            for port, values in ports.items()
-        }
-        for ports in (vectors.inputs, vectors.outputs)
-    )
-    bench = StreamBench(name, wired(entry, core), inputs, outputs, constants=entry.constants)
+    words = pack_vectors(core, MAKERS[name](core, seen), lambda *column: pack_all(*column) if len(column[1]) else [])
+    bench = words_bench(entry, core, words)
     for result in simulate_each(bench, [Stalls(), Stalls(1, 0.3, 0.3)], "amaranth", build_directory=tmp_path):
         assert sum(result.transfers.values()) >= TOKENS

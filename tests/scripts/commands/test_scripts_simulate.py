@@ -8,7 +8,7 @@ import pytest
 
 from scripts import cli
 from scripts.commands import simulate as command
-from sim.bench import cases
+from sim.bench import core_benches
 
 OPTIONS = ["--simulator", "amaranth", "--vectors", "8"]
 
@@ -44,8 +44,8 @@ def test_a_difference_fails_the_command_and_the_rest_still_runs(
             for bench in benches
         ]
 
-    real = cases.benches_for_run
-    monkeypatch.setattr(cases, "benches_for_run", with_a_wrong_softmax)
+    real = core_benches.run_benches
+    monkeypatch.setattr(core_benches, "run_benches", with_a_wrong_softmax)
     assert cli.main(["simulate", str(tiny_run), *OPTIONS]) == 1
     shown = capsys.readouterr()
     assert "DIFFERENT" in shown.out
