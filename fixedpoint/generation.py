@@ -44,8 +44,11 @@ class Tokenizer(Protocol):
     def encode(self, text: str, /) -> list[int]:
         """Return the tokens of a text."""
 
-    def incremental_decoder(self) -> TokenDecoder:
-        """Return a decoder for tokens that come one after the other."""
+    def beginning(self) -> int:
+        """Return the token before a text without a prompt."""
+
+    def incremental_decoder(self, previous: int, /) -> TokenDecoder:
+        """Return a decoder for tokens that come one after the other, the first after `previous`."""
 
 
 def context_start(length: int, context_length: int) -> int:
@@ -172,7 +175,7 @@ def generate_text(
     Args:
         quantized: The model.
         tokenizer: Its tokenizer.
-        prompt: Beginning of the text; if it is empty, a line end or else token 0 begins.
+        prompt: Beginning of the text; if it is empty, the tokenizer's `beginning` stands before it.
         num_tokens: How many tokens.
         temperature: See `generate_batch`.
         seed: See `generate_batch`.
@@ -188,9 +191,9 @@ def generate_text(
         )
     if not is_whole(num_tokens) or num_tokens < 0:
         raise QuantizationError(f"the number of tokens must be 0 or more, not {num_tokens!r}")
-    sequence = _checked(tokenizer.encode(prompt) or _beginning(tokenizer), quantized)
+    sequence = _checked(tokenizer.encode(prompt) or [tokenizer.beginning()], quantized)
     steps = stream_batch(quantized, [sequence], temperature=temperature, seed=seed)
-    decoder = tokenizer.incremental_decoder()
+    decoder = tokenizer.incremental_decoder(sequence[-1])
     pieces: list[str] = []
     for remaining in range(num_tokens - 1, -1, -1):
         next(steps)
@@ -199,14 +202,6 @@ def generate_text(
         if piece and on_text is not None:
             on_text(piece)
     return "".join(pieces)
-
-
-def _beginning(tokenizer: Tokenizer) -> list[int]:
-    """Return the token before a text without a prompt."""
-    try:
-        return tokenizer.encode("\n")[:1] or [0]
-    except ValueError:  # no such letter
-        return [0]
 
 
 def _checked(prompt: Sequence[int] | Integers, quantized: QuantizedTransformer) -> list[int]:

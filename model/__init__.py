@@ -9,6 +9,7 @@ from .run import RunDirectory
 from .stories import generate_stories
 from .tokenizers.bpe import BPETokenizer
 from .tokenizers.character import CharacterTokenizer
+from .tokenizers.llama2c import Llama2cTokenizer
 from .tokenizers.tokenizer import Tokenizer, load_tokenizer
 from .tokenizers.word import WordTokenizer
 from .training.evaluation import evaluate_loss
@@ -23,6 +24,7 @@ __all__ = [
     "CharacterTokenizer",
     "CheckpointManager",
     "InputError",
+    "Llama2cTokenizer",
     "ModelBuilder",
     "ModelConfig",
     "RunDirectory",

@@ -40,7 +40,8 @@ def encode_texts(
             desc="encoding", unit="character", unit_scale=True, leave=False, disable=None if progress else True
         ) as bar:
             for text in texts:
-                for part in text_parts(text, special_tokens=tokenizer.special_tokens):
+                whole = not tokenizer.can_be_cut
+                for part in [text] if whole else text_parts(text, special_tokens=tokenizer.special_tokens):
                     np.asarray(tokenizer.encode(part), dtype=dtype).tofile(file)
                     bar.update(len(part))
         file.flush()

@@ -164,7 +164,7 @@ def generate_text(
     Args:
         model: The model.
         tokenizer: Its tokenizer.
-        prompt: Beginning of the text; if it is empty, a line end or else the first token begins.
+        prompt: Beginning of the text; if it is empty, the tokenizer's `beginning` stands before it.
         num_tokens: At most so many tokens.
         temperature: See `Sampling`, as for the next three.
         top_k: Only the k most likely.
@@ -187,12 +187,12 @@ def generate_text(
         raise InputError("a stop text must not be empty")
     if not is_whole(num_tokens) or num_tokens < 0:
         raise InputError(f"the number of tokens must be 0 or more, not {num_tokens!r}")
-    sequence = _check_prompt(tokenizer.encode(prompt) or _beginning(tokenizer), model)
+    sequence = _check_prompt(tokenizer.encode(prompt) or [tokenizer.beginning()], model)
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty)
     positions = stream_batch(model, [sequence], sampling, seed)
     # could be the beginning of a stop text
     held_back = max((len(text) - 1 for text in stop), default=0)
-    decoder = tokenizer.incremental_decoder()
+    decoder = tokenizer.incremental_decoder(sequence[-1])
     text, shown = "", 0
     for remaining in range(num_tokens - 1, -1, -1):
         next(positions)
@@ -207,16 +207,6 @@ def generate_text(
     if on_text is not None and len(text) > shown:
         on_text(text[shown:])
     return text
-
-
-def _beginning(tokenizer: Tokenizer) -> list[int]:
-    """Return the token that stands before a text without a prompt: a line end if there is one, else
-    token 0.
-    """
-    try:
-        return tokenizer.encode("\n")[:1] or [0]
-    except InputError:
-        return [0]
 
 
 def _check_prompt(prompt: Sequence[int] | np.ndarray, model: Transformer) -> list[int]:

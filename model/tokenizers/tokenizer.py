@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import codecs
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,9 +24,11 @@ class Tokenizer(ABC):
 
     Attributes:
         special_tokens: Texts that are one token wherever they stand.
+        can_be_cut: Whether a text may be encoded a part at a time, as `model.data.text_parts` cuts.
     """
 
     kind: ClassVar[str]
+    can_be_cut: ClassVar[bool] = True
     special_tokens: Sequence[str] = ()
     _kinds: ClassVar[dict[str, type[Tokenizer]]] = {}
 
@@ -76,9 +80,20 @@ class Tokenizer(ABC):
         """
         return self.incremental_decoder().decode(ids, final=True)
 
-    def incremental_decoder(self) -> TokenDecoder:
-        """Return a decoder for tokens that come one after the other."""
-        return TokenDecoder(self)
+    def incremental_decoder(self, previous: int | None = None) -> TokenDecoder:
+        """Return a decoder for tokens that come one after the other, the first after `previous`."""
+        return TokenDecoder(self, previous)
+
+    def beginning(self) -> int:
+        """Return the token before a text without a prompt: a line end if there is one, else 0."""
+        try:
+            return (self.encode("\n") or [0])[0]
+        except InputError:
+            return 0
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 of the vocabulary, the same for every file that holds it."""
+        return hashlib.sha256(json.dumps([self.kind, self.to_dict()], sort_keys=True).encode()).hexdigest()
 
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
         """Return the tokens of several texts."""
@@ -100,6 +115,10 @@ class Tokenizer(ABC):
             raise InputError(f"{path} holds a {tokenizer.kind} tokenizer, not a {cls.kind} tokenizer")
         return tokenizer
 
+    def _join(self, tokens: Sequence[int], previous: int | None) -> bytes:
+        """Return what tokens stand for after the token `previous`, None where none was."""
+        return b"".join(map(self.token_bytes, tokens))
+
     def _check_ids(self, ids: Sequence[int]) -> list[int]:
         return checked_tokens(ids, self.vocab_size, "token")
 
@@ -118,10 +137,12 @@ class TokenDecoder:
 
     Args:
         tokenizer: Whose tokens they are.
+        previous: The token before the first, None where that begins the text.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, previous: int | None = None) -> None:
         self._tokenizer = tokenizer
+        self._previous = previous
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def decode(self, ids: Sequence[int], final: bool = False) -> str:
@@ -131,7 +152,9 @@ class TokenDecoder:
             InputError: A token is outside the vocabulary.
         """
         tokens = self._tokenizer._check_ids(ids)
-        return self._decoder.decode(b"".join(map(self._tokenizer.token_bytes, tokens)), final)
+        data = self._tokenizer._join(tokens, self._previous)
+        self._previous = tokens[-1] if tokens else self._previous
+        return self._decoder.decode(data, final)
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:

@@ -187,7 +187,10 @@ class BytesOfCharacters:
             raise ValueError("no such letter")
         return [2] * len(text)
 
-    def incremental_decoder(self):
+    def beginning(self):
+        return 0
+
+    def incremental_decoder(self, previous):
         return self.Decoder()
 
     class Decoder:
