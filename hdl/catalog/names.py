@@ -2,30 +2,13 @@
 FPGA tool is installed.
 """
 
-# The cores of `hdl.catalog.registry`, in its order.
-CORE_NAMES = (
-    "matrix-vector",
-    "engine",
-    "requantize",
-    "softmax",
-    "softmax-numerators",
-    "layer-norm",
-    "layer-norm-lanes",
-    "rms-norm",
-    "activation",
-    "argmax",
-    "sampler",
-    "key-value-cache",
-    "random-numbers",
-    "stream-queue",
-    "stream-register",
-    "width-converter",
-    "exponential",
-    "reciprocal",
-    "reciprocal-square-root",
-    "attention",
-    "uart",
-)
+import re
+from pathlib import Path
+
+# The cores of `hdl.catalog.registry`, in its order, read from its text because importing it needs
+# Amaranth.
+_REGISTRY = Path(__file__).with_name("registry.py").read_text(encoding="utf-8")
+CORE_NAMES = tuple(re.findall(r'CoreEntry\(\s*"([^"]+)"', _REGISTRY))
 # Those that are verified with a trained model's weights and activations; "layer-norm" is rms-norm
 # where the model has that.
 RUN_CORES = ("matrix-vector", "softmax", "layer-norm", "attention")

@@ -27,6 +27,7 @@ from ..cores.key_value_cache import KeyValueCache
 from ..cores.layer_norm import LayerNorm
 from ..cores.matrix_vector import MatrixVector
 from ..cores.rms_norm import RMSNorm
+from ..cores.row_norm import RowNorm
 from ..cores.sampler import Sampler, XorShift32
 from ..cores.softmax import Softmax, SoftmaxNumerators
 from ..cores.tile import Tile
@@ -72,6 +73,7 @@ class CoreEntry:
         activations: Makes vectors from what a trained model computes; None where no run needs them.
         latency, throughput: The formulas of the component's docstring, in a few words, for the
             table.
+        multipliers: The hard multipliers of a component, as its docstring counts them.
         wires: Plain inputs that a bench connects to plain outputs: input → output.
         constants: Values of the other plain inputs in a bench.
         typical: The shape of model whose core is measured and exported where none is given.
@@ -86,6 +88,7 @@ class CoreEntry:
     vectors: make.Maker
     latency: str
     throughput: str
+    multipliers: Callable[..., int] = lambda core: 0
     wires: Mapping[str, str] = field(default_factory=dict)
     constants: Mapping[str, int] = field(default_factory=dict)
     typical: ModelShape = TYPICAL
@@ -202,6 +205,11 @@ def _rms_norm(model: QuantizedTransformer, layer: int, part: str) -> fixedpoint.
     return fixedpoint.RMSNorm(**fields)
 
 
+def _norm_multipliers(core: RowNorm) -> int:
+    channels = core.parameters.channels
+    return core.lanes * (4 + bool(channels & channels - 1)) + 3 * isinstance(core, LayerNorm)
+
+
 def _key_value_cache(model: QuantizedTransformer, layer: int) -> KeyValueCache:
     attention = model.blocks[layer].attention
     return KeyValueCache(signed(attention.key.output.bits), attention.embed_dim, attention.context_length, CACHE_LANES)
@@ -214,6 +222,7 @@ _ENTRIES = (
         make.row_vectors("data", "data"),
         "K + W + 17 + ceil(log2 columns) + rows of the last tile, from a vector's first element to its last result; W words of weights",
         "a vector in K + W; W = R·K / products a cycle",
+        lambda core: core.lanes,
         parts=MATRICES,
         activations=part_activations(MATRICES[0]),
     ),
@@ -223,6 +232,7 @@ _ENTRIES = (
         engine_vectors,
         "11 + levels of the trees, sums of lanes 8",
         "1 word of `lanes` products or pairs of products a cycle",
+        lambda core: core.lanes,
     ),
     CoreEntry("requantize", _requantize, make.requantize_vectors, "5", "1 a cycle and lane", parts=MATRICES),
     CoreEntry(
@@ -231,6 +241,7 @@ _ENTRIES = (
         make.row_vectors("score", "probability", shortest=lambda core: 1),
         "N + 10 + E + R from a row's last score",
         "1 score a cycle",
+        lambda core: 1,
         steady_vectors=make.row_vectors("score", "probability", shortest=make.longest_row),
         activations=softmax_activations,
         small=LONG_ROWS,
@@ -250,6 +261,7 @@ _ENTRIES = (
         make.row_vectors("data", "data"),
         NORM_LATENCY,
         "1 element a cycle",
+        _norm_multipliers,
         parts=NORMS,
         activations=part_activations(NORMS[0]),
     ),
@@ -259,6 +271,7 @@ _ENTRIES = (
         make.row_vectors("data", "data"),
         NORM_LATENCY,
         f"{NORM_LANES} elements a cycle",
+        _norm_multipliers,
         parts=NORMS,
     ),
     CoreEntry(
@@ -267,13 +280,14 @@ _ENTRIES = (
         make.row_vectors("data", "data"),
         NORM_LATENCY,
         "1 element a cycle",
+        _norm_multipliers,
         parts=NORMS,
         activations=part_activations(NORMS[0]),
     ),
     CoreEntry(
         "activation",
         lambda model, layer: TableActivation(model.blocks[layer].activation, ACTIVATION_LANES),
-        make.activation_vectors,
+        make.element_vectors("data"),
         "2",
         "1 a cycle and lane",
     ),
@@ -290,6 +304,7 @@ _ENTRIES = (
         make.sampler_vectors,
         "2·n + 17 + E from a row's last logit",
         "1 logit a cycle",
+        lambda core: 5,
         steady_vectors=partial(make.sampler_vectors, one_length=True),
         small=LONG_ROWS,
     ),
@@ -326,6 +341,7 @@ _ENTRIES = (
         make.attention_vectors,
         "the schedule's",
         "the schedule's",
+        lambda core: core.parameters.embed_dim + 2,
         typical=MEDIUM,
         activations=attention_activations,
     ),

@@ -7,6 +7,7 @@ Verilog export turn them into words.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from amaranth.lib import wiring
@@ -246,18 +247,33 @@ def requantize_vectors(core: wiring.Component, generator: np.random.Generator, c
     )
 
 
-def activation_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
-    """Return elements, the rails and, where there are enough, every other value of the input's
-    format among them, and the table's answers.
+def element_vectors(*fields: str) -> Maker:
+    """Return the maker for a core whose operator works element by element, `lanes` at a time: one
+    row with every combination of rails and, where it is long enough, every value of each input.
+
+    Args:
+        fields: The input payload's fields, for the operator's inputs in their order, of up to 16
+            bits.  The output payload's is `data`; both have `last`.
     """
-    parameters, lanes = core.parameters, core.lanes
-    low, high = parameters.input.minimum_integer, parameters.input.maximum_integer
-    every = generator.permutation(np.arange(low, high + 1))
-    elements = np.concatenate([[low, high], every, generator.integers(low, high + 1, count * lanes)])
-    rows = [generator.permutation(elements[: count * lanes])]
-    results = [parameters.compute(row) for row in rows]
-    inputs, outputs = ({side: row_columns("data", values, lanes)} for side, values in (("i", rows), ("o", results)))
-    return Vectors(inputs, outputs, count - 1 + core.latency)
+
+    def make(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
+        size = count * core.lanes
+        ends = [(number.minimum_integer, number.maximum_integer) for number in core.parameters.inputs]
+        elements = [
+            np.concatenate(
+                [rails, generator.permutation(np.arange(low, high + 1)), generator.integers(low, high + 1, size)]
+            )
+            for (low, high), rails in zip(ends, zip(*product(*ends), strict=True), strict=True)
+        ]
+        order = generator.permutation(size)
+        rows = [values[order] for values in elements]
+        inputs: dict[str, object] = {}
+        for field, row in zip(fields, rows, strict=True):
+            inputs |= row_columns(field, [row], core.lanes)
+        results = row_columns("data", [core.parameters.compute(*rows)], core.lanes)
+        return Vectors({"i": inputs}, {"o": results}, count - 1 + core.latency)
+
+    return make
 
 
 def argmax_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
