@@ -21,7 +21,7 @@ help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */make \1\t/' | expand -t 16
 
 demo: $(ENVIRONMENT) ## train, generate, quantize, simulate, synthesize, report: under 10 minutes, into runs/demo
-	@$(BIN)/python -m scripts.commands.demo --out $(RUN) $(DEMO_OPTIONS)
+	@$(BIN)/python -m scripts.cli demo --out $(RUN) $(DEMO_OPTIONS)
 
 test: lint ## style, types and all tests: under 10 minutes
 	$(PYTEST) -m "not campaign"
@@ -33,17 +33,17 @@ icarus: $(ENVIRONMENT) ## the tests that are about Icarus Verilog, the second Ve
 	$(PYTEST) -m "icarus and not campaign"
 
 campaign: $(ENVIRONMENT) ## the long campaigns: a million vectors a core, training killed at 50 random moments, …
-	@$(BIN)/python -m scripts.commands.campaign $(CAMPAIGN_OPTIONS)
+	@$(BIN)/python -m scripts.cli campaign $(CAMPAIGN_OPTIONS)
 	$(PYTEST) -m campaign
 
 prove: $(ENVIRONMENT) ## prove claims about the cores, each also against a circuit with a bug that it must refute
-	@$(BIN)/python -m scripts.commands.prove --bugs
+	@$(BIN)/python -m scripts.cli prove --bugs
 
 netlist: $(ENVIRONMENT) ## every core again after synthesis, as cells of ECP5 and of iCE40, against the golden model: some minutes
-	@$(BIN)/python -m scripts.commands.netlist
+	@$(BIN)/python -m scripts.cli netlist
 
 cores: $(ENVIRONMENT) ## place and route every core alone, write the table of docs/hardware/cores.md: half an hour the first time
-	@$(BIN)/python -m scripts.commands.cores
+	@$(BIN)/python -m scripts.cli cores
 
 lint: $(ENVIRONMENT) ## style (ruff) and types (mypy)
 	$(BIN)/python -m ruff check
@@ -55,7 +55,7 @@ format: $(ENVIRONMENT) ## format the sources
 	$(BIN)/python -m ruff format
 
 doctor: $(ENVIRONMENT) ## which tools are found, which are missing, what to install
-	@$(BIN)/python -m scripts.commands.doctor
+	@$(BIN)/python -m scripts.cli doctor
 
 setup: $(ENVIRONMENT) ## only set up .venv
 

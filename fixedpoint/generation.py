@@ -39,7 +39,9 @@ class TokenDecoder(Protocol):
 class Tokenizer(Protocol):
     """What `generate_text` needs of a tokenizer."""
 
-    vocab_size: int
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens."""
 
     def encode(self, text: str, /) -> list[int]:
         """Return the tokens of a text."""

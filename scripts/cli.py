@@ -37,6 +37,8 @@ COMMANDS = (
     "demo",
     "prove",
     "campaign",
+    "netlist",
+    "cores",
     "benchmark",
     "host",
     "doctor",

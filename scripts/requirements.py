@@ -44,6 +44,8 @@ NEEDS = {
     "export-verilog": Needs(("amaranth",), ("yosys",)),
     "prove": Needs(("amaranth",), ("yosys", "sby", "smtbmc", "z3")),
     "campaign": Needs(("amaranth",), ("yosys", "verilator", "perl", "make", "c++")),
+    "netlist": Needs(("amaranth", "amaranth_boards"), ("yosys",)),
+    "cores": Needs(("amaranth", "amaranth_boards"), SYNTHESIS_TOOLS[:2]),
     "host": Needs(("amaranth", "serial")),
     "benchmark circuit": Needs(("amaranth", "amaranth_boards")),
 }

@@ -8,7 +8,6 @@ string counts as well: that is how worker processes, C sources and templates are
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -34,7 +33,7 @@ def _needs(file: Path) -> tuple[Path, ...]:
     """Return the files that a module names: those of the modules that it imports, and data."""
     package = file.parent.relative_to(PROJECT).parts
     needed: list[Path] = []
-    for node in _walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 needed += _module_files(alias.name)
@@ -49,13 +48,6 @@ def _needs(file: Path) -> tuple[Path, ...]:
     return tuple(needed)
 
 
-def _walk(tree: ast.Module) -> Iterator[ast.AST]:
-    """Yield all nodes but those that run only when the module is the program itself."""
-    for statement in tree.body:
-        if not (isinstance(statement, ast.If) and ast.unparse(statement.test) == "__name__ == '__main__'"):
-            yield from ast.walk(statement)
-
-
 def _module_files(name: str, whole: bool = False) -> list[Path]:
     """Return the files that importing a module runs, `__init__.py` files included.
 
@@ -66,7 +58,7 @@ def _module_files(name: str, whole: bool = False) -> list[Path]:
     parts = name.split(".")
     if parts[0] not in PACKAGES or not all(part.isidentifier() for part in parts):
         return []
-    files = []
+    files: list[Path] = []
     for count in range(1, len(parts) + 1):
         place = PROJECT.joinpath(*parts[:count])
         file = next((file for file in (place / "__init__.py", place.with_suffix(".py")) if file.is_file()), None)
@@ -78,10 +70,10 @@ def _module_files(name: str, whole: bool = False) -> list[Path]:
 
 @cache
 def _data_files() -> dict[str, list[Path]]:
-    """Return the data in the packages by name: a file, or the files below a directory."""
+    """Return the data in the packages by name: a file, or the files below a folder of data."""
     found: dict[str, list[Path]] = {}
     for place in (place for package in PACKAGES for place in sorted((PROJECT / package).rglob("*"))):
-        if place.suffix != ".py" and place.name != "__pycache__":
+        if place.suffix != ".py" and place.name != "__pycache__" and not (place / "__init__.py").exists():
             files = sorted(place.rglob("*")) if place.is_dir() else [place]
             found.setdefault(place.name, []).extend(file for file in files if file.is_file())
     return found

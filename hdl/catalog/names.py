@@ -12,6 +12,7 @@ CORE_NAMES = tuple(re.findall(r'CoreEntry\(\s*"([^"]+)"', _REGISTRY))
 # Those that are verified with a trained model's weights and activations; "layer-norm" is rms-norm
 # where the model has that.
 RUN_CORES = ("matrix-vector", "softmax", "layer-norm", "attention")
+NETLIST_FAMILIES = ("ecp5", "ice40")  # of FPGAs whose netlists `sim.netlist` simulates
 # What a core can be made from: a model's matrices and norms by their names in the manifest, those
 # of a block without `blocks.N.`.
 MATRICES = (

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from .token_cells import Pair, Places, TokenCells
 

@@ -13,7 +13,6 @@ Example:
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -117,9 +116,3 @@ def fastest(work: Callable[[], object]) -> float:
         work()
         best = min(best, time.perf_counter() - start)
     return best
-
-
-if __name__ == "__main__":
-    from scripts.cli import main
-
-    sys.exit(main(["benchmark", "circuit", *sys.argv[1:]]))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -167,9 +166,3 @@ def _quantize(model: Transformer, tokens: np.ndarray) -> QuantizedTransformer:
     settings = QuantizationSettings()
     inputs, _ = windows(tokens, model.config.max_seq_len)
     return quantize_transformer(model, calibrate(model, inputs[:CALIBRATION_WINDOWS], settings), settings)
-
-
-if __name__ == "__main__":
-    from scripts.cli import main
-
-    sys.exit(main(["benchmark", "fixedpoint", *sys.argv[1:]]))

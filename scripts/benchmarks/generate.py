@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -114,9 +113,3 @@ def _pytorch_generation(model: Transformer, batch: int, num_tokens: int) -> Call
             return torch.cat(made, dim=1).tolist()
 
     return generate
-
-
-if __name__ == "__main__":
-    from scripts.cli import main
-
-    sys.exit(main(["benchmark", "generate", *sys.argv[1:]]))

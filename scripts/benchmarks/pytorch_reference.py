@@ -151,7 +151,7 @@ class TorchTransformer(nn.Module):
         length = tokens.shape[1]
         x = self.token_embedding(tokens) + self.position_embedding[position : position + length]
         for block, cache in zip(self.blocks, caches, strict=True):
-            cache[2] = position  # type: ignore[call-overload]
+            cache[2] = torch.tensor(position)
             x = block(x, cache)
         return self.output(self.final_norm(x[:, -1]))
 

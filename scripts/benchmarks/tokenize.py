@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -102,9 +101,3 @@ def _hugging_face(text: str, vocab_size: int) -> tuple[int, Callable[[], Callabl
         return lambda: fresh.encode(text).ids
 
     return tokenizer.get_vocab_size(), build
-
-
-if __name__ == "__main__":
-    from scripts.cli import main
-
-    sys.exit(main(["benchmark", "tokenize", *sys.argv[1:]]))

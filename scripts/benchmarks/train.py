@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -151,9 +150,3 @@ def _pytorch_steps(model: Transformer, training: TrainingConfig, tokens: np.ndar
             loss.item()
 
     return run_turn
-
-
-if __name__ == "__main__":
-    from scripts.cli import main
-
-    sys.exit(main(["benchmark", "train", *sys.argv[1:]]))

@@ -1,1 +1,1 @@
-"""One module for each subcommand of `positron`, and those of `make`."""
+"""One module for each subcommand of `positron`."""

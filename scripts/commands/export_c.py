@@ -48,8 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
         write_program(quantized, target)
         print(f"program: {target / SOURCE}, with model.h and {MAKEFILE}")
         # with a slash in "." too: a bare name is looked for elsewhere
-        program = quote(f"{target}/{EXECUTABLE}")
-        print(f'compile and run: make -C {quote(str(target))} && echo "0" | {program} --temperature 0.8')
+        executable = quote(f"{target}/{EXECUTABLE}")
+        print(f'compile and run: make -C {quote(str(target))} && echo "0" | {executable} --temperature 0.8')
         return 0
     prompt = tokenizer.encode(text)
     if not prompt:
@@ -63,9 +63,3 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{len(tokens) / seconds:,.0f} tokens/s", file=sys.stderr)
     print(f"program: {program.executable}", file=sys.stderr)
     return 0
-
-
-if __name__ == "__main__":
-    from scripts.cli import main
-
-    sys.exit(main(["export-c", *sys.argv[1:]]))

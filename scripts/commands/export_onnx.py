@@ -11,7 +11,6 @@ Example:
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from fixedpoint.export.onnx_export import export_onnx
@@ -33,9 +32,3 @@ def run(arguments: argparse.Namespace) -> int:
     export_onnx(quantized, path)
     print(f"graph: {path} ({path.stat().st_size / 1e6:.1f} MB)")
     return 0
-
-
-if __name__ == "__main__":
-    from scripts.cli import main
-
-    sys.exit(main(["export-onnx", *sys.argv[1:]]))

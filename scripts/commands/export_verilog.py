@@ -14,7 +14,6 @@ Example:
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +22,8 @@ from model.errors import InputError
 from scripts.runs import load_quantized, open_run
 
 if TYPE_CHECKING:
+    from amaranth.lib import wiring
+
     from hdl.catalog.registry import CoreEntry
 
 DEFAULT_VECTORS = 20
@@ -81,16 +82,10 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def make_core(entry: CoreEntry, arguments: argparse.Namespace, part: str | None = None):
+def make_core(entry: CoreEntry, arguments: argparse.Namespace, part: str | None = None) -> wiring.Component:
     """Return the core that the arguments describe, of one of the entry's parts."""
     if arguments.core_run is None:
         if arguments.layer:
             raise InputError("--layer chooses a block of a run: it needs --run")
         return entry.example(entry.typical, part)
     return entry.for_model(load_quantized(open_run(arguments.core_run)), arguments.layer, part)
-
-
-if __name__ == "__main__":
-    from scripts.cli import main
-
-    sys.exit(main(["export-verilog", *sys.argv[1:]]))

@@ -98,9 +98,3 @@ def default_prompt(tokenizer: Tokenizer) -> str:
     except InputError:
         return ""
     return DEFAULT_PROMPT
-
-
-if __name__ == "__main__":
-    from scripts.cli import main
-
-    sys.exit(main(["generate", *sys.argv[1:]]))

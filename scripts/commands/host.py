@@ -10,13 +10,16 @@ Example:
 from __future__ import annotations
 
 import argparse
-import sys
+from typing import TYPE_CHECKING
 
 from hdl.catalog.names import DEFAULT_BAUD
 from hdl.errors import ToolError
 from scripts.commands.synthesize import attention_of
 from scripts.output import add_json_argument, write_json
 from scripts.runs import RunDirectory, add_run_argument, load_quantized, open_run
+
+if TYPE_CHECKING:
+    import serial
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +67,7 @@ def choose_baud(baud: int | None, directory: RunDirectory) -> int:
     return DEFAULT_BAUD if report is None or report.baud is None else report.baud
 
 
-def open_port(name: str, baud: int):
+def open_port(name: str, baud: int) -> serial.Serial:
     """Open a serial port.
 
     Raises:
@@ -80,9 +83,3 @@ def open_port(name: str, baud: int):
     except (serial.SerialException, ValueError) as error:
         ports = ", ".join(sorted(port.device for port in comports())) or "none"
         raise ToolError(f"cannot open the serial port {name}: {error}; ports found: {ports}") from None
-
-
-if __name__ == "__main__":
-    from scripts.cli import main
-
-    sys.exit(main(["host", *sys.argv[1:]]))

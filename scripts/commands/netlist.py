@@ -2,12 +2,12 @@
 
 The cores are small examples. Cell models are those that come with Yosys, and this project's for
 ECP5's block RAM and multiplier. Results are kept in build/netlists; a netlist whose circuit,
-vectors and tools are unchanged is not checked again, and an interrupted run goes on where it
-stopped. Verilator runs them, and Icarus Verilog where Verilator cannot or --simulator says so.
+vectors and tools are unchanged is not checked again, and an interrupted run resumes. Verilator runs
+them, and Icarus Verilog where Verilator cannot or --simulator says so.
 
 Example:
-  make netlist
-  python -m scripts.commands.netlist --only softmax --family ice40 --vectors 100
+  positron netlist
+  positron netlist --only softmax --family ice40 --vectors 100
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from hdl.catalog.registry import CORES, CoreEntry, find_core
+from hdl.catalog.names import CORE_NAMES, NETLIST_FAMILIES
 from hdl.errors import CircuitError, ToolError
-from scripts.cli import HelpFormatter, execute
 from scripts.output import add_json_argument, format_duration, format_table, write_json
-from sim.netlist import FAMILIES, Family, NetlistResult, check_netlist, find_family, plan_netlist
 from sim.simulators.verilog_bench import NEEDED_TOOLS, choose_simulator
+
+if TYPE_CHECKING:
+    from hdl.catalog.registry import CoreEntry
+    from sim.netlist import Family, NetlistResult
 
 NETLISTS_DIRECTORY = Path("build") / "netlists"
 DEFAULT_VECTORS = 30
@@ -35,21 +38,24 @@ LUT_CELLS, FLIP_FLOP_CELLS = ("LUT4", "SB_LUT4"), ("TRELLIS_FF", "SB_DFF")
 HARD_CELLS = ("DP16KD", "MULT18X18D", "SB_RAM40_4K")
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Check all netlists; a failure does not keep the others from running."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
     parser.add_argument("--only", action="append", metavar="CORE", help="only this core; may be given more than once")
-    parser.add_argument("--family", action="append", help=f"one of {', '.join(FAMILIES)} (default: all)")
-    parser.add_argument("--vectors", type=int, default=DEFAULT_VECTORS, metavar="N", help="default: %(default)s")
+    parser.add_argument("--family", action="append", help=f"one of {', '.join(NETLIST_FAMILIES)} (default: all)")
+    parser.add_argument(
+        "--vectors", type=int, default=DEFAULT_VECTORS, metavar="N", help="of each core (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the vectors (default: %(default)s)")
     parser.add_argument("--simulator", choices=NEEDED_TOOLS, help="default: the first of these that can run here")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="netlists at a time (default: %(default)s)")
     add_json_argument(parser)
-    return execute(sys.modules[__name__], parser.parse_args(words))
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check what was asked for."""
+    """Check what was asked for; a failure does not keep the other netlists from running."""
+    from hdl.catalog.registry import find_core
+    from sim.netlist import find_family
+
     for name in ("vectors", "jobs"):
         if getattr(arguments, name) < 1:
             raise CircuitError(f"--{name} must be at least 1, not {getattr(arguments, name)}")
@@ -57,8 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise CircuitError(f"--seed must not be negative, not {arguments.seed}")
     work = [
         (find_core(core), find_family(family))
-        for core in arguments.only or CORES
-        for family in arguments.family or FAMILIES
+        for core in arguments.only or CORE_NAMES
+        for family in arguments.family or NETLIST_FAMILIES
     ]
     simulator = arguments.simulator or choose_simulator()
     began = time.time()
@@ -103,18 +109,20 @@ def _submit(
     seed: int,
     simulator: str,
     tick: Callable[[], None],
-) -> Future:
+) -> Future[NetlistResult]:
     """Plan a netlist in this thread, which owns all circuits, and submit its check."""
+    from sim.netlist import check_netlist, plan_netlist
+
     try:
         plan = plan_netlist(entry, entry.example(), family, vectors, seed, simulator)
     except CircuitError as error:
-        failed: Future = Future()
+        failed: Future[NetlistResult] = Future()
         failed.set_exception(error)
         return failed
     return executor.submit(check_netlist, plan, NETLISTS_DIRECTORY, tick)
 
 
-def _outcome(future: Future) -> NetlistResult | CircuitError | ToolError:
+def _outcome(future: Future[NetlistResult]) -> NetlistResult | CircuitError | ToolError:
     try:
         return future.result()
     except (CircuitError, ToolError) as error:
@@ -127,14 +135,19 @@ def report(
     arguments: argparse.Namespace,
     seconds: float,
 ) -> int:
-    """Print what was shown and what failed, write the figures, and return the exit status."""
-    results = [outcome for outcome in outcomes if isinstance(outcome, NetlistResult)]
+    """Print what passed and what failed, write the figures, and return the exit status."""
+    results = [outcome for outcome in outcomes if not isinstance(outcome, Exception)]
     failures = [
         f"{entry.name}, {family.name}: {outcome}"
         for (entry, family), outcome in zip(work, outcomes, strict=True)
-        if not isinstance(outcome, NetlistResult)
+        if isinstance(outcome, Exception)
     ]
-    print(format_table(("core", "family", "LUTs", "FFs", "hard cells", "equal results", "seconds"), map(_row, results)))
+    print(
+        format_table(
+            ("core", "family", "LUTs", "FFs", "hard cells", "equal results", "seconds"),
+            [_row(result) for result in results],
+        )
+    )
     if arguments.json is not None:
         figures = {"vectors": arguments.vectors, "seed": arguments.seed, "netlists": results, "failures": failures}
         write_json(arguments.json, figures)
@@ -164,7 +177,3 @@ def _row(result: NetlistResult) -> tuple[object, ...]:
         result.results,
         f"{result.seconds:.1f}",
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -133,9 +133,3 @@ def method(proof: Proof, faulty: bool = False) -> str:
         return f"first {max(proof.depth, proof.bug_depth)} cycles"
     words = {"prove": "induction over {}", "bmc": "first {} cycles", "cover": "within {} cycles"}
     return words[proof.mode].format(proof.depth)
-
-
-if __name__ == "__main__":
-    from scripts.cli import main
-
-    sys.exit(main(["prove", *sys.argv[1:]]))

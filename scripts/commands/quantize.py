@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -31,16 +30,16 @@ from fixedpoint.widths import AccumulatorWidth, accumulator_table
 from model.errors import InputError
 from model.run import RunDirectory
 from model.transformer import Transformer
-from scripts.commands.quantization_options import (
+from scripts.evaluation import compare
+from scripts.output import add_json_argument, format_table, write_json
+from scripts.quantization.analysis import analyze
+from scripts.quantization.options import (
     CALIBRATION_WINDOWS,
     calibration_windows,
     load_number_format,
     weight_bits,
 )
-from scripts.commands.quantize_analysis import analyze
-from scripts.commands.quantize_sweep import sweep
-from scripts.evaluation import compare
-from scripts.output import add_json_argument, format_table, write_json
+from scripts.quantization.sweep import sweep
 from scripts.runs import add_run_argument, export_digest, file_digest, open_run, quantization_file
 
 
@@ -229,9 +228,3 @@ def accumulator_rows(accumulators: Sequence[AccumulatorWidth]) -> list[tuple[obj
         )
         for name, rows in kinds.items()
     ]
-
-
-if __name__ == "__main__":
-    from scripts.cli import main
-
-    sys.exit(main(["quantize", *sys.argv[1:]]))

@@ -11,7 +11,6 @@ Example:
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from model.files import atomic_write
@@ -39,9 +38,3 @@ def run(arguments: argparse.Namespace) -> int:
         commands = ", then ".join(f"positron {command}" for command in gap.commands)
         print(f"left out, {section}: {gap.reason} Make it: {commands}")
     return 0
-
-
-if __name__ == "__main__":
-    from scripts.cli import main
-
-    sys.exit(main(["report", *sys.argv[1:]]))

@@ -172,9 +172,3 @@ def passed(result: SimulationResult, seconds: float) -> Verdict:
     """Return the verdict on a bench that has passed."""
     stalls = result.source_stall > 0 or result.sink_stall > 0
     return Verdict(result.name, sum(result.transfers.values()), result.cycles, stalls, True, seconds)
-
-
-if __name__ == "__main__":
-    from scripts.cli import main
-
-    sys.exit(main(["simulate", *sys.argv[1:]]))

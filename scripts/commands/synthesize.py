@@ -15,11 +15,11 @@ Example:
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
+from fixedpoint import Attention, QuantizedTransformer
 from hdl.catalog.names import BOARD_NAMES, CORE_NAMES, DEFAULT_BAUD, DEFAULT_BOARD, DEFAULT_FREQUENCY, DEFAULT_SEED
 from hdl.errors import CircuitError
 from model.errors import InputError
@@ -102,7 +102,7 @@ def build_accelerator(arguments: argparse.Namespace) -> SynthesisReport:
     made_from = {"manifest_sha256": manifest_sha256, "layer": arguments.layer, "inputs_sha256": report.inputs_sha256}
     write_json(synthesized_file(directory), made_from)
     show(report, before)
-    print(f"bitstream: {directory.synthesis / report.bitstream}")
+    print(f"bitstream: {directory.synthesis / str(report.bitstream)}")
     return report
 
 
@@ -141,7 +141,7 @@ def show(report: SynthesisReport, before: SynthesisReport | None) -> None:
     print(report)
 
 
-def attention_of(quantized, layer: int):
+def attention_of(quantized: QuantizedTransformer, layer: int) -> Attention:
     """Return the attention parameters of one block of a quantized model.
 
     Raises:
@@ -150,9 +150,3 @@ def attention_of(quantized, layer: int):
     if not 0 <= layer < len(quantized.blocks):
         raise CircuitError(f"there is no layer {layer}; the model has layers 0 to {len(quantized.blocks) - 1}")
     return quantized.blocks[layer].attention
-
-
-if __name__ == "__main__":
-    from scripts.cli import main
-
-    sys.exit(main(["synthesize", *sys.argv[1:]]))

@@ -40,7 +40,11 @@ from model import (
 from model.config import ACTIVATIONS, POSITIONS
 from model.files import read_text
 from model.training.train import resume_model
-from scripts.commands.fine_tuning import (
+from scripts.output import format_duration
+from scripts.process import EXIT_INTERRUPTED
+from scripts.quantization.options import load_number_format
+from scripts.text import path_text
+from scripts.training.fine_tuning import (
     FINE_TUNING_RATE,
     FINE_TUNING_STEPS,
     NARROW_RATE,
@@ -49,11 +53,7 @@ from scripts.commands.fine_tuning import (
     fine_tune,
     fine_tuned_directory,
 )
-from scripts.commands.quantization_options import load_number_format
-from scripts.output import format_duration
-from scripts.process import EXIT_INTERRUPTED
-from scripts.resuming import MODEL_OPTIONS, TRAINING_OPTIONS, option, refuse_contradictions
-from scripts.text import path_text
+from scripts.training.resuming import MODEL_OPTIONS, TRAINING_OPTIONS, option, refuse_contradictions
 
 # The demonstration's model: its attention fits on the board, and two cores train it in a minute or
 # two.
@@ -320,9 +320,3 @@ def saved_state(directory: RunDirectory) -> tuple[int, int] | None:
         return None
     status = directory.training_state.stat()
     return status.st_ino, status.st_mtime_ns
-
-
-if __name__ == "__main__":
-    from scripts.cli import main
-
-    sys.exit(main(["train", *sys.argv[1:]]))

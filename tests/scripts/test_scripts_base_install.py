@@ -11,6 +11,7 @@ from hdl.catalog import names
 from hdl.catalog.registry import CORES
 from scripts import cli, requirements
 from scripts.commands import benchmark
+from sim.netlist import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[2]
 EXTRAS = (
@@ -80,6 +81,8 @@ def test_every_commands_help_needs_no_extra() -> None:
         ("export-verilog softmax", "amaranth"),
         ("prove", "amaranth"),
         ("campaign", "amaranth"),
+        ("netlist", "amaranth, amaranth-boards"),
+        ("cores", "amaranth, amaranth-boards"),
         ("host runs/x --port /dev/x", "amaranth, pyserial"),
         ("benchmark circuit runs/x", "amaranth, amaranth-boards"),
     ],
@@ -156,6 +159,7 @@ def test_names_are_those_of_the_circuits() -> None:
     assert names.DEFAULT_BOARD in BOARDS
     # a run has either norm
     assert {*names.RUN_CORES, "rms-norm"} == {name for name, entry in CORES.items() if entry.activations}
+    assert tuple(FAMILIES) == names.NETLIST_FAMILIES
 
 
 def test_needs_are_those_of_commands() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from model.errors import InputError
 from scripts import cli
-from scripts.commands import benchmark, cores, netlist
+from scripts.commands import benchmark
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,6 +32,8 @@ def raising(error: BaseException) -> ModuleType:
 
 
 def test_every_command_has_a_module_with_the_two_functions() -> None:
+    files = {file.stem.replace("_", "-") for file in (ROOT / "scripts" / "commands").glob("[!_]*.py")}
+    assert files == set(cli.COMMANDS)
     for name in cli.COMMANDS:
         module = cli.import_command(name)
         assert callable(module.add_arguments)
@@ -118,16 +120,6 @@ def test_help_fits_80_columns(words: str, monkeypatch: pytest.MonkeyPatch, capsy
     assert [line for line in capsys.readouterr().out.splitlines() if len(line) >= 80] == []
 
 
-@pytest.mark.parametrize("main", [cores.main, netlist.main])
-def test_help_of_the_makefiles_programs_fits_80_columns(
-    main, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    with pytest.raises(SystemExit):
-        main(["--help"])
-    assert [line for line in capsys.readouterr().out.splitlines() if len(line) >= 80] == []
-
-
 def user_mistakes() -> list[Exception]:
     errors = [getattr(importlib.import_module(module), name) for module, name in cli.USER_ERRORS]
     return [error("something is wrong") for error in errors]
@@ -193,10 +185,10 @@ def test_closed_pipe_is_no_error() -> None:
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
-def test_a_command_works_as_a_file(name: str, tmp_path: Path) -> None:
-    # From another directory, as `python …/scripts/train.py`.
+def test_a_command_runs_without_the_installed_program(name: str, tmp_path: Path) -> None:
+    # From another directory, as `python …/scripts/cli.py train`.
     result = subprocess.run(
-        [sys.executable, ROOT / "scripts" / f"{name.replace('-', '_')}.py", "--help"],
+        [sys.executable, ROOT / "scripts" / "cli.py", name, "--help"],
         capture_output=True,
         text=True,
         cwd=tmp_path,

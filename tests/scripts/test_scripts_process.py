@@ -41,8 +41,8 @@ def python(program: str, **environment: str) -> subprocess.CompletedProcess[str]
     "command",
     [
         (POSITRON, "simulate", "run"),
-        (sys.executable, "-m", "scripts.commands.train"),
-        (sys.executable, "-m", "scripts.commands.cores"),
+        (sys.executable, "-m", "scripts.cli", "train"),
+        (sys.executable, "scripts/cli.py", "cores"),
     ],
     ids=lambda command: " ".join(command[1:]),
 )

@@ -49,7 +49,7 @@ def test_all_that_python_imports_is_found():
         ("sim.simulators.native_bench", "sim/simulators/native/harness.cpp"),
         ("sim.netlist", "hdl/tools/cells/dp16kd.v"),
         ("scripts.report.page", "scripts/report/template.html"),
-        ("scripts.commands.train", "scripts/commands/quantization_options.py"),
+        ("scripts.commands.train", "scripts/quantization/options.py"),
         ("scripts.commands.train", "fixedpoint/quantization/calibration.py"),
     ],
 )
@@ -60,5 +60,5 @@ def test_what_is_named_in_strings_and_functions_is_found(module, file):
 def test_nothing_that_is_not_used():
     files = source_files("model.config")
     assert not [file for file in files if not file.startswith("model/")]
-    assert "scripts/cli.py" not in source_files("scripts.commands.report"), "only needed when report.py is the program"
+    assert "scripts/cli.py" not in source_files("scripts.commands.report")
     assert source_files("numpy") == ()

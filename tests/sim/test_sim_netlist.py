@@ -17,7 +17,7 @@ from amaranth.lib.wiring import In, Out
 from hdl import CircuitError, ToolError
 from hdl.catalog.registry import CORES, CoreEntry
 from hdl.catalog.vectors import Vectors
-from scripts.commands import netlist as command
+from scripts import cli
 from scripts.stages import PROJECT
 from sim import netlist as netlist_module
 from sim.netlist import (
@@ -182,7 +182,7 @@ def test_memories_of_all_widths_become_block_rams_that_keep_what_was_written(tmp
     ],
 )
 def test_wrong_arguments_are_refused(words, message, capsys):
-    assert command.main(words) == 1
+    assert cli.main(["netlist", *words]) == 1
     assert message in capsys.readouterr().err
     with pytest.raises(CircuitError):
         find_family("ecp9")
@@ -206,9 +206,9 @@ class Passing:
 
 
 def test_a_netlist_that_fails_does_not_keep_the_others_from_running(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(command, "check_netlist", checked := Passing(ToolError("wrong")))
+    monkeypatch.setattr(netlist_module, "check_netlist", checked := Passing(ToolError("wrong")))
     figures = tmp_path / "figures.json"
-    assert command.main(["--only", "uart", "--only", "argmax", "--vectors", "3", "--json", str(figures)]) == 1
+    assert cli.main(["netlist", "--only", "uart", "--only", "argmax", "--vectors", "3", "--json", str(figures)]) == 1
     out, err = capsys.readouterr()
     assert re.search(r"uart +ice40 +3 +4 +– +3 +0\.1\nargmax +ice40", out)
     assert "uart, ecp5: wrong\nerror: argmax, ecp5: wrong" in err
@@ -217,20 +217,20 @@ def test_a_netlist_that_fails_does_not_keep_the_others_from_running(monkeypatch,
     assert [result["core"] for result in written["netlists"]] == ["uart", "argmax"]
     assert written["failures"] == ["uart, ecp5: wrong", "argmax, ecp5: wrong"]
     assert len(checked.calls) == 4
-    assert command.main(["--only", "uart", "--family", "ecp5"]) == 1
+    assert cli.main(["netlist", "--only", "uart", "--family", "ecp5"]) == 1
     assert "0 of 1 netlists, 0 results (seed 0); " in capsys.readouterr().out
 
 
 def test_figures_that_cannot_be_written_are_an_error_in_a_line(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(command, "check_netlist", Passing())
-    assert command.main(["--only", "uart", "--json", str(tmp_path)]) == 1
+    monkeypatch.setattr(netlist_module, "check_netlist", Passing())
+    assert cli.main(["netlist", "--only", "uart", "--json", str(tmp_path)]) == 1
     assert capsys.readouterr().err == f"error: {tmp_path}: Is a directory\n"
 
 
 def test_a_failure_that_is_none_of_a_tool_or_a_circuit_is_not_hidden(monkeypatch):
-    monkeypatch.setattr(command, "check_netlist", Passing(ZeroDivisionError()))
+    monkeypatch.setattr(netlist_module, "check_netlist", Passing(ZeroDivisionError()))
     with pytest.raises(ZeroDivisionError):
-        command.main(["--only", "uart", "--vectors", "3"])
+        cli.main(["netlist", "--only", "uart", "--vectors", "3"])
 
 
 def test_ctrl_c_ends_the_tools_and_keeps_what_was_checked(tmp_path):
@@ -240,7 +240,7 @@ def test_ctrl_c_ends_the_tools_and_keeps_what_was_checked(tmp_path):
     words = ["--only", "stream-register", "--only", "attention", "--family", "ecp5", "--vectors", "3"]
     kept = tmp_path / "build" / "netlists"
     with subprocess.Popen(
-        [sys.executable, "-m", "scripts.commands.netlist", *words],
+        [sys.executable, "-m", "scripts.cli", "netlist", *words],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(PROJECT), "TMPDIR": str(tmp_path)},
         stderr=subprocess.PIPE,

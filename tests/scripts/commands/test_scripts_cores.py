@@ -41,7 +41,6 @@ def calls(monkeypatch):
         return REPORT
 
     monkeypatch.setattr(synthesis, "synthesize_core", fake)
-    monkeypatch.setattr(cores, "synthesize_core", fake)
     return made
 
 
@@ -93,7 +92,7 @@ def test_the_table_is_written_after_every_core(calls, tmp_path, monkeypatch):
     page.write_text(f"before\n{cores.BEGIN}\nold\n{cores.END}\nafter\n")
     monkeypatch.setattr(cores, "PAGE", page)
     monkeypatch.setattr(cores, "FIGURES", tmp_path / "cores.json")
-    assert cores.main(["--only", "softmax"]) == 0
+    assert cli.main(["cores", "--only", "softmax"]) == 0
     lines = page.read_text().splitlines()
     assert (lines[0], lines[-1]) == ("before", "after")
     assert "old" not in lines
@@ -113,15 +112,22 @@ def test_a_core_that_fails_leaves_the_others_and_ctrl_c_what_was_measured(failur
         (directory / "report.json").write_text(REPORT.to_json())
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cores, "synthesize_core", fake)
+    monkeypatch.setattr(synthesis, "synthesize_core", fake)
     monkeypatch.setattr(cores, "PAGE", tmp_path / "cores.md")
     monkeypatch.setattr(cores, "FIGURES", tmp_path / "cores.json")
     (tmp_path / "cores.md").write_text(f"{cores.BEGIN}\n{cores.END}\n")
     interrupted = isinstance(failure, KeyboardInterrupt)
-    assert cores.main(["--only", "softmax", "--only", "uart", "--only", "argmax"]) == (130 if interrupted else 1)
+    assert cli.main(["cores", "--only", "softmax", "--only", "uart", "--only", "argmax"]) == (130 if interrupted else 1)
     assert ("stopped: what was measured" if interrupted else "error: uart: too large") in capsys.readouterr().err
     measured = json.loads((tmp_path / "cores.json").read_text())
     assert set(measured) == ({"softmax"} if interrupted else {"softmax", "argmax"})
+
+
+def test_the_table_needs_its_page(calls, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cores, "PAGE", tmp_path / "cores.md")
+    assert cli.main(["cores", "--only", "softmax"]) == 1
+    assert "cores.md does not exist; the table is written in the project's source" in capsys.readouterr().err
+    assert not calls
 
 
 def test_a_core_without_a_clock_has_no_frequency():

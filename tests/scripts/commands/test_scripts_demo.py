@@ -170,7 +170,7 @@ def test_stages_name_sources_that_exist() -> None:
     for stage in stages:
         for source in stage.sources:
             assert (PROJECT / source).is_file(), f"{stage.command} depends on {source}, which does not exist"
-        assert f"scripts/{stage.command}.py" in stage.sources
+        assert f"scripts/commands/{stage.command}.py" in stage.sources
 
 
 @pytest.mark.parametrize(
@@ -179,9 +179,9 @@ def test_stages_name_sources_that_exist() -> None:
         ("scripts/report/data.py", {"report"}),
         ("scripts/report/template.html", {"report"}),
         ("scripts/report/charts.py", {"report"}),
-        ("scripts/commands/quantization_options.py", {"train", "quantize"}),
-        ("scripts/commands/fine_tuning.py", {"train"}),
-        ("scripts/commands/quantize_pictures.py", {"quantize"}),
+        ("scripts/quantization/options.py", {"train", "quantize"}),
+        ("scripts/training/fine_tuning.py", {"train"}),
+        ("scripts/quantization/pictures.py", {"quantize"}),
         ("hdl/tools/cells/mult18x18d.v", {"synthesize"}),
         ("scripts/commands/doctor.py", set()),
     ],

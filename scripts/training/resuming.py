@@ -75,13 +75,13 @@ def option(name: str) -> str:
 def _recorded(run: RunDirectory, config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """Return what each option was, or would have had to be, when the run was begun."""
     training = run.load_training_config()
+    kind: str = "character"
+    vocab_size: int | None = None
     match tokenizer:
         case WordTokenizer():
             kind, vocab_size = "word", tokenizer.max_vocab_size
         case BPETokenizer():
             kind, vocab_size = "bpe", tokenizer.wanted_vocab_size
-        case _:
-            kind, vocab_size = "character", None
     return {
         **config.to_dict(),
         "tokenizer": kind,

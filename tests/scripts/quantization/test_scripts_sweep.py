@@ -13,8 +13,8 @@ from fixedpoint.quantization.histogram import Histogram
 from model import RunDirectory, evaluate_loss
 from model.data import windows
 from scripts import cli
-from scripts.commands import quantize_sweep
-from scripts.commands.quantize_pictures import BARS, over_range
+from scripts.quantization import sweep
+from scripts.quantization.pictures import BARS, over_range
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -24,7 +24,7 @@ def swept(tiny_run_original: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """Return a run with a whole sweep, made in two parts."""
     directory = Path(shutil.copytree(tiny_run_original, tmp_path_factory.mktemp("sweep") / "tiny"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quantize_sweep, "SERIES", {"residual bits": (("residual_bits", (16, 8)),)})
+        patch.setattr(sweep, "SERIES", {"residual bits": (("residual_bits", (16, 8)),)})
         assert cli.main(["quantize", str(directory), "--sweep"]) == 0
     assert len(json.loads((directory / "quantization_sweep.json").read_text())["points"]) == 2
     assert cli.main(["quantize", str(directory), "--sweep", "--json", str(directory / "copy.json")]) == 0
@@ -69,7 +69,7 @@ def test_nothing_is_measured_twice(
     def never(*_: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(quantize_sweep, "quantize_transformer", never)
+    monkeypatch.setattr(sweep, "quantize_transformer", never)
     assert cli.main(["quantize", str(swept), "--sweep"]) == 0
     output = capsys.readouterr().out
     assert f"picture: {swept / 'quantization_sweep.png'}" in output
@@ -92,7 +92,7 @@ def test_edited_sweeps_are_refused(
 def test_ctrl_c_keeps_what_was_measured(
     tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    original, calls = quantize_sweep.quantize_transformer, []
+    original, calls = sweep.quantize_transformer, []
 
     def stop_at_the_third(*arguments):
         calls.append(1)
@@ -100,7 +100,7 @@ def test_ctrl_c_keeps_what_was_measured(
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(quantize_sweep, "quantize_transformer", stop_at_the_third)
+    monkeypatch.setattr(sweep, "quantize_transformer", stop_at_the_third)
     assert cli.main(["quantize", str(tiny_run), "--sweep"]) == 130
     assert "continues with the points that are missing" in capsys.readouterr().err
     assert len(json.loads((tiny_run / "quantization_sweep.json").read_text())["points"]) == 2

@@ -26,8 +26,8 @@ from model.files import read_json
 from model.run import RunDirectory
 from model.training.evaluation import evaluate_loss
 from model.transformer import Transformer
-from scripts.commands.quantize_pictures import draw_sweep
 from scripts.output import format_table, write_json
+from scripts.quantization.pictures import draw_sweep
 
 WEIGHT_BITS = (8, 7, 6, 5, 4, 3, 2, "ternary")
 SERIES: Mapping[str, tuple[tuple[str, tuple[Any, ...]], ...]] = {

@@ -11,7 +11,7 @@ from fixedpoint.quantization.quantization_aware import QuantizationAware
 from fixedpoint.row_scales import storage_bits
 from model import InputError, RunDirectory, TrainingConfig, TrainingResult
 from model.training.fine_tuning import fine_tune_model
-from scripts.commands.quantization_options import calibration_windows, weight_bits
+from scripts.quantization.options import calibration_windows, weight_bits
 
 FINE_TUNING_STEPS = 2000
 FINE_TUNING_RATE = 2e-3

@@ -14,8 +14,8 @@ from fixedpoint.quantization.calibration import Calibration
 from model.run import RunDirectory
 from model.training.evaluation import evaluation_windows
 from model.transformer import Transformer
-from scripts.commands.quantize_pictures import draw_activations, draw_tensor_noise, draw_weights
 from scripts.output import format_table
+from scripts.quantization.pictures import draw_activations, draw_tensor_noise, draw_weights
 
 COMPARED_WINDOWS = 64
 LOSS_WINDOWS = 128  # of the held-out text; some 60 parts are measured on each

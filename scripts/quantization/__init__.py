@@ -1,0 +1,1 @@
+"""`positron quantize`: options, calibration text, analysis, sweep, pictures."""
