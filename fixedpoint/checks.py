@@ -7,12 +7,9 @@ because they run without `model`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, TypeGuard
 
 import numpy as np
-
-from .errors import QuantizationError
 
 
 def is_whole(value: object) -> TypeGuard[int]:
@@ -30,24 +27,3 @@ def is_real(value: object) -> TypeGuard[float]:
 def plain(value: Any) -> Any:
     """Return one of NumPy's numbers as Python's; anything else as it is."""
     return value.item() if isinstance(value, np.integer | np.floating) else value
-
-
-def checked_tokens(tokens: Iterable[object], vocab_size: int, what: str) -> list[int]:
-    """Return token numbers as a list.
-
-    Args:
-        tokens: Any number of them.
-        vocab_size: V.
-        what: What to call a token in the message.
-
-    Raises:
-        QuantizationError: One is no whole number from 0 to V − 1.
-    """
-    numbers = []
-    for token in tokens:
-        if not is_whole(token):
-            raise QuantizationError(f"{what} {plain(token)!r} is not a whole number")
-        if not 0 <= token < vocab_size:
-            raise QuantizationError(f"{what} {token} is outside the vocabulary of {vocab_size} tokens")
-        numbers.append(int(token))
-    return numbers

@@ -11,12 +11,13 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ORDER = ("scripts", "sim", "hdl", "fixedpoint", "model")
 # `fixedpoint` meets the float model only where one becomes the other; integer inference runs
-# without it.
+# without it. Generated text needs the loop of `model/generation/loop.py`, which knows no model.
 READS_MODEL = {
     "fixedpoint/quantization/quantize.py",
     "fixedpoint/quantization/analysis.py",
     "fixedpoint/quantization/calibration.py",
     "fixedpoint/export/onnx_export.py",
+    "fixedpoint/generation.py",
     "fixedpoint/quantization/quantization_aware.py",
     "fixedpoint/quantization/quantization_aware_worker.py",
 }
@@ -207,3 +208,10 @@ def test_what_runs_inside_simulators_is_light(path):
 )
 def test_the_check_sees_what_it_should(path, source, wrong):
     assert forbidden(Path(path), source) == wrong
+
+
+def test_integer_generation_needs_the_loop_alone():
+    path = Path("fixedpoint/generation.py")
+    files = imported_files(path, (ROOT / path).read_text(encoding="utf-8"))
+    from_model = {file.as_posix() for file in files if file.parts[0] == "model"}
+    assert from_model == {"model/generation/loop.py", "model/tokenizers/tokenizer.py"}

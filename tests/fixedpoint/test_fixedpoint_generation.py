@@ -2,6 +2,7 @@
 the same tokens.
 """
 
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +14,11 @@ from fixedpoint import Sampler, generation, load_export
 from fixedpoint.errors import QuantizationError
 from fixedpoint.export.c_program import NativeTransformer
 from fixedpoint.fast.transformer import FastDecoder
-from fixedpoint.generation import _TableSampler, context_start, generate_batch, generate_text
-from fixedpoint.operators.sampling import XorShift32
-from model.generation import generate as float_generation
+from fixedpoint.generation import _TableSampler, generate_batch, generate_text
+from fixedpoint.operators.sampling import XorShift32, mix
+from model.errors import InputError
 from model.run import RunDirectory
 from model.tokenizers.bpe import BPETokenizer
-
-
-def test_the_context_is_the_float_models():
-    for context in range(1, 20):
-        for length in range(1, 100):
-            assert context_start(length, context) == float_generation.context_start(length, context)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -48,6 +43,55 @@ def test_the_c_program_makes_the_same_tokens(tmp_path):
     program = NativeTransformer.build(model, tmp_path / "c")
     prompts = random_prompts(model, 20, seed=3)
     check_three_ways(model, program, prompts, 16)
+
+
+class TokenMachine:
+    """What a circuit can do: it takes one token at a time, adds its key and value to a memory of T
+    positions, and remembers the last K tokens, with which it begins anew when that memory is full.
+    """
+
+    def __init__(self, model):
+        self.model, self.kept, self.cache, self.fed = model, max(1, model.context_length // 2), None, 0
+        self.recent = deque(maxlen=self.kept)
+
+    def step(self, token):
+        """Return the logits after a token."""
+        self.recent.append(token)
+        tokens = [token]
+        if self.fed % self.model.context_length == 0:
+            self.cache, tokens = self.model.empty_cache(1), list(self.recent)
+            self.fed = 0
+        for one in tokens:
+            logits, self.cache = self.model.extend([[one]], self.cache)
+        self.fed += len(tokens)
+        return logits[0, -1]
+
+    def generate(self, prompt, num_tokens, sampler, state):
+        """Return the tokens that continue a prompt, with the random numbers of `state`."""
+        random, made = XorShift32([state]), []
+        for token in prompt:
+            logits = self.step(token)
+        for index in range(num_tokens):
+            logits = self.step(made[-1]) if index else logits
+            made.append(int(sampler.choose(logits[None], random.next())[0]))
+        return made
+
+
+@needs_compiler
+@pytest.mark.parametrize("context_length", [1, 2, 3, 4, 9])
+def test_full_contexts_give_the_same_tokens_everywhere(context_length, tmp_path):
+    """Prompts up to three contexts long and new contexts several times: the specification, fast
+    evaluation, the C program, and a machine without any other memory than a circuit's.
+    """
+    model = make_model(10 + context_length, context_length=context_length)
+    program = NativeTransformer.build(model, tmp_path / "c", ("-O1",))
+    generator = np.random.default_rng(context_length)
+    prompts = [generator.integers(0, model.vocab_size, size).tolist() for size in range(1, 3 * context_length + 2)]
+    check_three_ways(model, program, prompts, 3 * context_length + 4)
+    sampler = Sampler(model.logits.output, 0.8)
+    expected = generate_batch(model, prompts, 3 * context_length + 4, temperature=0.8, seed=5)
+    for index, (prompt, tokens) in enumerate(zip(prompts, expected, strict=True)):
+        assert TokenMachine(model).generate(prompt, len(tokens), sampler, mix(5, index)) == tokens
 
 
 def check_three_ways(model, program, prompts, num_tokens):
@@ -108,7 +152,7 @@ def test_a_decoder_serves_many_calls():
     first = generate_batch(model, prompts, 12, decoder=decoder)
     assert generate_batch(model, prompts, 12, decoder=decoder) == first == generate_batch(model, prompts, 12)
     for wrong in ({"quantized": make_model(0), "prompts": prompts}, {"quantized": model, "prompts": [[1]]}):
-        with pytest.raises(QuantizationError, match="another model or for 2 sequences"):
+        with pytest.raises(InputError, match="another model or for 2 sequences"):
             generate_batch(**wrong, num_tokens=1, decoder=decoder)
 
 
@@ -144,7 +188,7 @@ def test_the_table_of_numerators_chooses_like_the_sampler(temperature):
     ],
 )
 def test_bad_arguments(arguments, message):
-    with pytest.raises(QuantizationError, match=message):
+    with pytest.raises((InputError, QuantizationError), match=message):
         generate_batch(make_model(0), **{"prompts": [[1]], "num_tokens": 1, **arguments})
 
 
@@ -234,16 +278,16 @@ def test_a_stray_byte_does_not_tear_the_character_after_it(monkeypatch):
 
 
 def test_a_tokenizer_of_another_model():
-    with pytest.raises(QuantizationError, match="4 tokens, the model 2"):
+    with pytest.raises(InputError, match="4 tokens, the model 2"):
         generate_text(KINDS["one of everything"](0), BytesOfCharacters(), "a", 1)
-    with pytest.raises(QuantizationError, match="0 or more"):
+    with pytest.raises(InputError, match="0 or more"):
         generate_text(make_model(0), BytesOfCharacters(), "a", -1)
 
 
 @pytest.mark.parametrize("wrong", [[0.7], [True], np.array([1.0]), ["1"]])
 def test_prompts_are_whole_numbers(wrong):
-    with pytest.raises(QuantizationError, match="not a whole number"):
+    with pytest.raises(InputError, match="not a whole number"):
         generate_batch(make_model(0), [wrong], 1)
     for num_tokens in (1.0, True):
-        with pytest.raises(QuantizationError, match="number of tokens"):
+        with pytest.raises(InputError, match="number of tokens"):
             generate_batch(make_model(0), [[1]], num_tokens)

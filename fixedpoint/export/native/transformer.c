@@ -397,7 +397,7 @@ static void append(sequence *text, int token)
     text->tokens[text->length++] = token;
 }
 
-/* The first of `length` tokens that the next one depends on. When the context is full, its older half is forgotten. */
+/* The first of `length` tokens that the next one depends on. Where it is full, a new context begins with its newer half. */
 static size_t context_start(size_t length)
 {
     const size_t half = CONTEXT > 1 ? CONTEXT / 2 : 1, steps = CONTEXT - half + 1;

@@ -14,7 +14,7 @@ from model_kinds import KINDS, make_model
 from fixedpoint import QFormat, QuantizationError, Sampler, XorShift32
 from fixedpoint.errors import CompilerError
 from fixedpoint.export.c_program import COMPILERS, OPTIMIZED, NativeTransformer, find_compiler, write_program
-from model.generation.generate import context_start
+from model.generation.loop import context_start
 
 needs_compiler = pytest.mark.skipif(
     not os.environ.get("CC") and not any(map(shutil.which, COMPILERS)), reason="no C compiler"

@@ -6,7 +6,8 @@ import pytest
 from model.errors import InputError
 from model.generation import generate as generation
 from model.generation.decoder import CachedDecoder
-from model.generation.generate import context_start, generate, generate_batch, generate_text
+from model.generation.generate import generate, generate_batch, generate_text
+from model.generation.loop import context_start, stream
 from model.generation.sampling import Sampling
 from model.tokenizers.bpe import BPETokenizer
 from model.tokenizers.character import CharacterTokenizer
@@ -74,11 +75,43 @@ def test_decoder_can_be_used_again():
         generate_batch(model, [], 20)
 
 
-def test_context_never_exceeds_the_model():
-    for limit in (1, 2, 3, 8):
-        for length in range(1, 40):
-            used = length - context_start(length, limit)
-            assert max(1, min(length, limit // 2)) <= used <= limit
+class Recorder:
+    """A decoder that keeps each context that logits were asked for; the logits are zeros."""
+
+    def __init__(self):
+        self.contexts = []
+
+    def prefill(self, tokens):
+        self.contexts.append(tokens[0].tolist())
+        return np.zeros((1, 1))
+
+    def step(self, tokens):
+        self.contexts.append(self.contexts[-1] + tokens.tolist())
+        return np.zeros((1, 1))
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 8])
+def test_a_full_context_begins_anew_with_its_newer_half(limit):
+    kept, context = max(1, limit // 2), []
+    for length in range(1, 40):  # the tokens are 0, 1, 2, … and come one by one
+        context = [*context, length - 1] if len(context) < limit else list(range(length - kept, length))
+        assert context == list(range(context_start(length, limit), length))
+    for prompt in (1, limit, 2 * limit + 1):
+        recorder, sequence = Recorder(), list(range(prompt))
+        positions = stream(recorder, lambda logits, rows, contexts: [contexts[0][-1] + 1], [sequence], limit)
+        for _ in range(20):
+            next(positions)
+        expected = [list(range(context_start(length, limit), length)) for length in range(prompt, prompt + 20)]
+        assert recorder.contexts == expected
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5])
+def test_prompts_longer_than_the_context(limit):
+    model = make({"max_seq_len": limit})
+    prompts = [[1], list(range(2 * limit + 2))]
+    tokens = generate_batch(model, prompts, 4 * limit, seed=3)
+    assert tokens == generate_batch(model, prompts, 4 * limit, seed=3, use_cache=False)
+    assert tokens[0] == generate(model, prompts[0], 4 * limit, seed=3)
 
 
 def test_greedy_takes_the_most_likely():
