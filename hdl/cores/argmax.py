@@ -7,6 +7,7 @@ from amaranth.lib.wiring import In, Out
 from fixedpoint import QFormat
 
 from ..parts.arithmetic import shape_of
+from ..parts.internals import Internals
 from ..parts.parameter_checks import check_whole
 from ..parts.registers import data_register
 
@@ -96,4 +97,5 @@ class ArgMax(wiring.Component):
                 m.d.sync += token.eq(best_index)
                 with m.If((index == 0) | (logit > best)):
                     m.d.sync += [best.eq(logit), best_index.eq(index), token.eq(index)]
+        self.internals = Internals(place=place, index=index, best_index=best_index, token=token, valid=valid, last=last)
         return m

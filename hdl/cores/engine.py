@@ -24,6 +24,7 @@ from amaranth.utils import ceil_log2
 from ..errors import CircuitError
 from ..parts.copies import Copies
 from ..parts.dot_product import AdderTree, Delay, LaneProducts
+from ..parts.internals import Internals
 from ..parts.multiplier import OPERAND_BITS, pair_operand, pair_products, pair_spacing
 from ..parts.parameter_checks import check_whole
 from ..parts.payload import connect, payload_shape
@@ -311,6 +312,7 @@ class Engine(wiring.Component):
                 m.d.sync += upper[lane].eq(high)
 
         lanes_free = Signal(init=1)
+        self.internals = Internals(words=words, tags=tags, lanes_free=lanes_free)
         if Operation.ACCUMULATE in self.operations:
             stages = tags.taps[FETCH_MOVES + products.latency :]
             self._accumulate_lanes(m, lower, stages[0], stages[1], taken, lanes_free)
@@ -350,6 +352,7 @@ class Engine(wiring.Component):
         given = Signal(init=1)
         m.d.sync += given.eq(self.o_lanes.valid & self.o_lanes.ready)
         clear, add = self._copies(m, "clear", given), self._copies(m, "add", before.lanes)
+        self.internals.given, self.internals.clear, self.internals.add = given, m.submodules.clear, m.submodules.add
         for lane in range(self.lanes):
             with m.If(clear[lane]):
                 m.d.sync += sums[lane].eq(0)
@@ -406,6 +409,7 @@ class Engine(wiring.Component):
         gain = self.o.valid & self.o.ready
         m.d.sync += credits.eq(credits + gain - spend)
         m.d.comb += room.eq(credits != 0)
+        self.internals.results, self.internals.credits = results, credits
 
     def _tapped(self, m: Module, name: str, level: list, levels: list[list[AdderTree]]) -> list[list]:
         """Return each tap's group sums, all of them `tree_latency` cycles after the products."""

@@ -8,6 +8,7 @@ from amaranth.lib.wiring import In, Out
 
 from ..errors import CircuitError
 from ..parts.dot_product import Delay
+from ..parts.internals import Internals
 from ..parts.parameter_checks import check_shape, check_whole
 from ..parts.registers import data_register
 from ..parts.stream_parts import word_shape
@@ -148,4 +149,6 @@ class KeyValueCache(wiring.Component):
                             position.eq(Mux(full, 0, position + 1)),
                             base.eq(Mux(full, 0, base + words)),
                         ]
+        counters = {"word": word, "row": row, "position": position, "base": base, "address": address}
+        self.internals = Internals(giving=giving, value=value, **counters, cache=cache, tags=tags)
         return m

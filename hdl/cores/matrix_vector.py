@@ -13,6 +13,7 @@ from fixedpoint import Linear
 
 from ..parts.arithmetic import shape_of
 from ..parts.dot_product import Delay
+from ..parts.internals import Internals
 from ..parts.multiplier import OPERAND_BITS, pair_spacing
 from ..parts.parameter_checks import check_whole
 from ..parts.registers import data_register
@@ -179,6 +180,8 @@ class MatrixVector(wiring.Component):
             self.o.payload.data.eq(requantize.o),
             self.o.payload.last.eq(tags.o.last),
         ]
+        counters = {"taken": taken, "address": address, "part": part, "left": left, "row": row}
+        self.internals = Internals(engine=engine, loading=loading, **counters, tags=tags)
         return m
 
 

@@ -17,6 +17,7 @@ import fixedpoint
 from ..errors import CircuitError
 from ..parts.arithmetic import multiply, saturate, shape_of
 from ..parts.dot_product import Delay
+from ..parts.internals import Internals
 from ..parts.multiplier import OPERAND_BITS, Multiplier
 from ..parts.reciprocal import ReciprocalSquareRoot
 from ..parts.registers import data_register
@@ -201,6 +202,9 @@ class RowNorm(wiring.Component):
             scaled = self._scaled(m, f"lane_{lane}", move, word[lane])
             result = self._lane(self.o.payload.data, lane)
             self._lane_pipeline(m, f"lane_{lane}", move, scaled, offset, mantissa, shifts, port.data[lane], result)
+        counters = {"place": place, "index": index, "level": level, "due": due}
+        parts = {"row": m.submodules.row, "tags": tags, "lead": lead, "statistics": statistics, "root": root}
+        self.internals = Internals(**counters, **parts, queues=read, depth=depth, difference_moves=difference_moves)
         return m
 
     def _row_memory(self, m, taken, issue, move):

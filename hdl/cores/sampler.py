@@ -12,6 +12,7 @@ from fixedpoint.operators.sampling import EXPONENTIAL
 from ..errors import CircuitError
 from ..parts.arithmetic import multiply, shape_of
 from ..parts.dot_product import Delay
+from ..parts.internals import Internals
 from ..parts.multiplier import Multiplier
 from ..parts.payload import connect
 from ..parts.registers import data_register
@@ -215,4 +216,5 @@ class Sampler(wiring.Component):
                 m.d.sync += cumulative.eq(share + Mux(tags.taps[1].first, 0, cumulative))
             with m.If(tags.taps[2].valid):
                 m.d.sync += passed.eq(Mux(tags.taps[2].first, 0, passed) + (cumulative <= limits[1]))
+        self.internals = Internals(numerators=numerators, queue=queue, thresholds=thresholds, made=made, tags=tags)
         return m

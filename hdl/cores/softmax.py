@@ -13,6 +13,7 @@ import fixedpoint
 from ..errors import CircuitError
 from ..parts.arithmetic import multiply, saturate, shape_of
 from ..parts.dot_product import Delay
+from ..parts.internals import Internals
 from ..parts.multiplier import OPERAND_BITS, Multiplier
 from ..parts.payload import connect
 from ..parts.reciprocal import Reciprocal
@@ -174,4 +175,5 @@ class Softmax(wiring.Component):
                 probability.eq(saturate((doubled + 1) >> 1, parameters.probability)),
             ]
         m.d.comb += self.o.payload.probability.eq(probability)
+        self.internals = Internals(numerators=numerators, reciprocal=reciprocal, scales=scales, queue=queue, tags=tags)
         return m

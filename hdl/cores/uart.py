@@ -12,6 +12,7 @@ from amaranth.lib.cdc import FFSynchronizer
 from amaranth.lib.wiring import In, Out
 
 from ..errors import CircuitError
+from ..parts.internals import Internals
 from ..parts.parameter_checks import check_whole
 from ..parts.payload import connect
 
@@ -86,6 +87,7 @@ class UARTTransmitter(wiring.Component):
             m.d.sync += [timer.eq(self.divisor - 1), remaining.eq(remaining - 1), shift.eq(Cat(shift[1:], 1))]
         with m.If(self.i.valid & self.i.ready):
             m.d.sync += [timer.eq(self.divisor - 1), remaining.eq(FRAME_BITS), shift.eq(Cat(0, self.i.payload, 1))]
+        self.internals = Internals(timer=timer, remaining=remaining)
         return m
 
 
@@ -164,6 +166,7 @@ class UARTReceiver(wiring.Component):
                         m.d.sync += [self.o.valid.eq(1), self.o.payload.eq(shift)]
             with m.State("RECOVER"), m.If(rx):
                 m.next = "IDLE"
+        self.internals = Internals(timer=timer)
         return m
 
 
@@ -214,4 +217,5 @@ class UART(wiring.Component):
                     connect(m, wiring.flipped(outer), inner)
                 else:
                     m.d.comb += inner.eq(outer) if member.flow == In else outer.eq(inner)
+        self.internals = Internals(transmitter=self._transmitter, receiver=self._receiver)
         return m

@@ -11,6 +11,8 @@ from amaranth.hdl._ast import Assign, Switch
 from amaranth.hdl._mem import MemoryInstance
 from amaranth.utils import ceil_log2
 
+from .internals import Internals
+
 
 def assignments(fragment: Fragment) -> Iterator[Assign]:
     """Yield a fragment's assignments (`lhs`, `rhs`), those under conditions too, in its order."""
@@ -27,10 +29,19 @@ def _assignments(nested) -> Iterator[Assign]:
             yield from _assignments(one)
 
 
-def assigned_signals(fragment: Fragment) -> list[Signal]:
-    """Return the signals that a fragment assigns to, in the order in which they were made."""
-    found = {signal.duid: signal for block in fragment.statements.values() for signal in block._lhs_signals()}
-    return [found[number] for number in sorted(found)]
+def fifo_state(fifo: Fragment) -> Internals:
+    """Return the level of the memory of an elaborated `SyncFIFO` or `SyncFIFOBuffered` and the
+    addresses of its next write and read: `inner_level`, `produce` and `consume`.
+
+    Raises:
+        LookupError: Amaranth's FIFO has other names for them.
+    """
+    signals = {signal.name: signal for block in fifo.statements.values() for signal in block._lhs_signals()}
+    level = "inner_level" if "inner_level" in signals else "level"
+    names = {"inner_level": level, "produce": "produce", "consume": "consume"}
+    if missing := set(names.values()) - set(signals):
+        raise LookupError(f"Amaranth's FIFO assigns to no {', '.join(sorted(missing))}, but to {', '.join(signals)}")
+    return Internals(**{own: signals[name] for own, name in names.items()})
 
 
 def word_at(memory: Fragment, address: Value) -> Signal:
@@ -45,13 +56,3 @@ def word_at(memory: Fragment, address: Value) -> Signal:
     address = address[: ceil_log2(memory._data.depth)]
     memory.read_port(domain="comb", addr=address, data=word, en=Const(1, 1), transparent_for=())
     return word
-
-
-def write_address(memory: MemoryInstance) -> Value:
-    """Return the address at the first write port of a memory."""
-    return memory._write_ports[0]._addr
-
-
-def read_address(memory: MemoryInstance) -> Value:
-    """Return the address at the first read port of a memory."""
-    return memory._read_ports[0]._addr

@@ -10,6 +10,7 @@ import fixedpoint
 from fixedpoint import QFormat
 
 from .arithmetic import shape_of, shift_right_half_up
+from .internals import Internals
 from .parameter_checks import check_whole
 from .registers import data_register
 from .stream_parts import moving_together
@@ -103,4 +104,5 @@ class Exponential(wiring.Component):
             m.d.sync += [after.eq(before) for before, after in pairwise([whole, *shifts])]
             m.d.sync += result.eq((doubled + 1) >> 1)
         m.d.comb += self.o.payload.eq(result)
+        self.internals = Internals(valid=m.submodules.valid)
         return m

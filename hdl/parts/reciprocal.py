@@ -9,6 +9,7 @@ from amaranth.utils import ceil_log2
 
 import fixedpoint
 
+from .internals import Internals
 from .parameter_checks import check_whole
 from .registers import data_register
 from .stream_parts import moving_together
@@ -81,6 +82,7 @@ class _NormalizedTable(wiring.Component):
         ]
         with m.If(move):
             m.d.sync += [exponents[0].eq(self._largest_exponent - skipped), exponents[1].eq(exponents[0])]
+        self.internals = Internals(valid=m.submodules.valid)
         return m
 
 

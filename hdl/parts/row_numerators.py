@@ -14,6 +14,7 @@ from fixedpoint import QFormat
 from .arithmetic import multiply, shape_of, shift_right_half_up
 from .dot_product import Delay
 from .exponential import Exponential
+from .internals import Internals
 from .multiplier import Multiplier
 from .payload import connect
 from .registers import data_register
@@ -151,6 +152,8 @@ class RowNumerators(wiring.Component):
         with m.If(self.o.valid & self.o.ready):
             m.d.sync += total.eq(Mux(tags.o.last, 0, with_this))
         connect(m, wiring.flipped(self.o_denominator), denominators.o)
+        parts = {"row": row, "maxima": maxima, "denominators": denominators, "tags": tags, "exponential": exponential}
+        self.internals = Internals(**parts, index=index, found=found)
         return m
 
     def _scaled(self, m, distance, move):

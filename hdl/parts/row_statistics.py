@@ -12,6 +12,7 @@ import fixedpoint
 
 from .arithmetic import multiply, shape_of
 from .dot_product import AdderTree, Delay
+from .internals import Internals
 from .multiplier import Multiplier
 from .registers import data_register
 
@@ -97,6 +98,7 @@ class RowStatistics(wiring.Component):
         for lane in range(self.lanes):
             element = self.elements[lane]
             m.d.comb += square_tree.i[lane].eq(multiply(m, f"square_{lane}", element, element))
+        self.internals = Internals(tags=tags, square_tree=square_tree)
         squares = data_register(unsigned(parameters.square_sum_bits))
         with m.If(tags.taps[summed - 1].valid):
             m.d.sync += squares.eq(square_tree.o + Mux(tags.taps[summed - 1].first, 0, squares))

@@ -9,6 +9,7 @@ from amaranth.lib.wiring import In, Out
 
 from ..errors import CircuitError
 from .dot_product import Delay
+from .internals import Internals
 from .parameter_checks import check_shape, check_whole
 from .payload import payload_shape
 from .registers import data_register
@@ -78,6 +79,7 @@ class StreamRegister(wiring.Component):
             m.d.sync += spare_valid.eq(spare_valid | self.i.valid)
             with m.If(~spare_valid):
                 m.d.sync += spare.eq(self.i.payload)
+        self.internals = Internals(spare=spare, spare_valid=spare_valid)
         return m
 
 
@@ -120,6 +122,7 @@ class StreamQueue(wiring.Component):
         ]
         with m.If(memory.r_en):
             m.d.sync += [word.eq(memory.r_data), self.o.valid.eq(memory.r_rdy)]
+        self.internals = Internals(memory=memory)
         return m
 
 
@@ -188,6 +191,7 @@ class PromisedQueue(wiring.Component):
             m.d.sync += [offered.eq(read.data), self.o.valid.eq(1)]
         with m.Elif(self.o.ready):
             m.d.sync += self.o.valid.eq(0)
+        self.internals = Internals(inner_level=inner_level, produce=produce, consume=consume)
         return m
 
 
@@ -278,6 +282,7 @@ class WidthConverter(wiring.Component):
                     self.o.valid.eq(~renewed | self.i.valid),
                     part.eq(Mux(renewed, 0, part + 1)),
                 ]
+        self.internals = Internals(part=part)
         return m
 
 

@@ -9,6 +9,7 @@ every width.
 from functools import partial
 
 import fixedpoint
+import hdl.parts.requantize
 from fixedpoint import QFormat
 from hdl.cores.engine import Engine
 from hdl.cores.softmax import SoftmaxNumerators
@@ -26,8 +27,8 @@ from .claims import (
     root_bound,
 )
 from .cores import tiny_norm, tiny_rms_norm, tiny_softmax
-from .faults import built_with
 from .proof import Proof
+from .seeded_bugs import build_patched
 from .sums import DenominatorsAreExact, PairsOfProducts, StatisticsNeverOverflow, SumsAreExact, TreesNeverOverflow
 
 REQUANTIZE = (12, QFormat(6, 0), -1, 6)  # bits, target, lowest and highest shift
@@ -107,7 +108,7 @@ def tables_and_casts() -> list[Proof]:
             9,
             "wraps instead of saturating",
             lambda: Transaction(
-                built_with(lambda: Requantize(*REQUANTIZE), "hdl.parts.requantize", saturate=wrap),
+                build_patched(lambda: Requantize(*REQUANTIZE), hdl.parts.requantize, saturate=wrap),
                 requantize_definition(REQUANTIZE[1]),
                 within_shifts,
             ),

@@ -1,7 +1,7 @@
 # amaranth: UnusedElaboratable=no
 # (a core may be built only to ask for its latency)
-"""What is proven about streams and control, core by core; `proof_arithmetic` has what is proven
-about numbers.
+"""What is proven about streams and control, core by core; `arithmetic` has what is proven about
+numbers.
 
 Nearly all of it is proven by induction, for all time. What is not says so by its method: it is
 bounded to the first cycles after reset.
@@ -13,6 +13,10 @@ from types import SimpleNamespace
 from amaranth.hdl import Assert, Module
 from amaranth.lib.fifo import SyncFIFO, SyncFIFOBuffered
 
+import hdl.cores.engine
+import hdl.cores.row_norm
+import hdl.cores.uart
+import hdl.parts.row_numerators
 from hdl.catalog.registry import CORES
 from hdl.cores.layer_norm import LayerNorm
 from hdl.cores.softmax import SoftmaxNumerators
@@ -21,17 +25,17 @@ from hdl.parts.stream_parts import PromisedQueue
 
 from .arithmetic import arithmetic_proofs
 from .claims import Finishes, FinishesAfterReset, Loopback, ReachesEndOfRow
-from .conservation import Accounts, WholeSums, no_invariants
+from .conservation import Conservation, WholeSums, no_invariants
 from .cores import FEW_MAXIMA, TINY_CORES, tiny_attention, tiny_engine, tiny_norm, tiny_softmax
-from .faults import Blocking, Losing, Silent, Withdrawing, built_with, slow_receiver
 from .invariants import engine as engine_invariants
 from .invariants import uart as uart_invariants
 from .proof import Proof
+from .seeded_bugs import Blocking, Losing, Silent, Withdrawing, build_patched, slow_receiver
 from .stream_rules import Environment
 
 # cycles that the rules of streams need: an offer, its refusal, and the cycle after
 RULES_INDUCTION = 3
-ACCOUNTS_INDUCTION = 2
+CONSERVATION_INDUCTION = 2
 ATTENTION_BOUND = 66  # cycles after reset within which attention gives its first token's results
 UART_DIVISOR = 4
 LOOPBACK_CYCLES = 50  # a byte's 9.5 bits of 4 cycles, and the pipeline
@@ -47,7 +51,7 @@ def pipelines() -> dict[str, int]:
 
 def all_proofs() -> tuple[Proof, ...]:
     """Return every proof."""
-    return (*rules(), *accounts(), *overruns(), *finishing(), *reaching(), *serial_port(), *arithmetic_proofs())
+    return (*rules(), *conservation(), *overruns(), *finishing(), *reaching(), *serial_port(), *arithmetic_proofs())
 
 
 def rules() -> list[Proof]:
@@ -92,24 +96,24 @@ def _engine_rules(build, invariants) -> WholeSums:
     return WholeSums(build(), invariants)
 
 
-def accounts() -> list[Proof]:
+def conservation() -> list[Proof]:
     """Nothing is lost or made up, counters stay within their ranges, queues within their depths."""
     return [
         Proof(
             name,
             "gives what it took, nothing twice, nothing lost; its queues and counters stay within their ranges",
-            partial(_accounts, core, lambda build: build()),
+            partial(_conservation, core, lambda build: build()),
             "prove",
-            ACCOUNTS_INDUCTION,
+            CONSERVATION_INDUCTION,
             "forgets the first payload of each input",
-            partial(_accounts, core, lambda build: Losing(build())),
+            partial(_conservation, core, lambda build: Losing(build())),
             internal=True,
         )
         for name, core in TINY_CORES.items()
     ]
 
 
-def _accounts(core, change) -> Accounts:
+def _conservation(core, change) -> Conservation:
     return core.environment(change(core.build), core.invariants, core.row_lengths)
 
 
@@ -123,12 +127,12 @@ def overruns() -> list[Proof]:
         Proof(
             "engine",
             "a result always finds room",
-            partial(_accounts, engine, lambda build: build()),
+            partial(_conservation, engine, lambda build: build()),
             "prove",
-            ACCOUNTS_INDUCTION,
+            CONSERVATION_INDUCTION,
             "the FIFO of results has two places fewer",
             lambda: WholeSums(
-                built_with(tiny_engine, "hdl.cores.engine", PromisedQueue=_two_places_fewer),
+                build_patched(tiny_engine, hdl.cores.engine, PromisedQueue=_two_places_fewer),
                 no_invariants,
             ),
             internal=True,
@@ -136,12 +140,12 @@ def overruns() -> list[Proof]:
         Proof(
             "layer-norm",
             "a row's root and sum always find room, and are there before its words need them",
-            partial(_accounts, norm, lambda build: build()),
+            partial(_conservation, norm, lambda build: build()),
             "prove",
-            ACCOUNTS_INDUCTION,
+            CONSERVATION_INDUCTION,
             "the FIFOs of roots and sums have two places",
-            lambda: Accounts(
-                built_with(lambda: LayerNorm(tiny_norm()), "hdl.cores.row_norm", SyncFIFO=_two_places),
+            lambda: Conservation(
+                build_patched(lambda: LayerNorm(tiny_norm()), hdl.cores.row_norm, SyncFIFO=_two_places),
                 no_invariants,
                 norm.row_lengths,
             ),
@@ -150,13 +154,13 @@ def overruns() -> list[Proof]:
         Proof(
             "softmax-numerators",
             "a row's maximum always finds room",
-            partial(_accounts, numerators, lambda build: build()),
+            partial(_conservation, numerators, lambda build: build()),
             "prove",
-            ACCOUNTS_INDUCTION,
+            CONSERVATION_INDUCTION,
             "the FIFO of maxima has two places fewer",
-            lambda: Accounts(
-                built_with(
-                    lambda: SoftmaxNumerators(tiny_softmax()), "hdl.parts.row_numerators", MAXIMA=FEW_MAXIMA, fifo=fifos
+            lambda: Conservation(
+                build_patched(
+                    lambda: SoftmaxNumerators(tiny_softmax()), hdl.parts.row_numerators, MAXIMA=FEW_MAXIMA, fifo=fifos
                 ),
                 _maxima_find_room,
                 numerators.row_lengths,
@@ -173,8 +177,8 @@ def _two_places(*, width: int, depth: int) -> SyncFIFO:
     return SyncFIFO(width=width, depth=2)
 
 
-def _maxima_find_room(environment: Accounts, m: Module) -> list[Assert]:
-    fifo = environment.inside.part("maxima")
+def _maxima_find_room(environment: Conservation, m: Module) -> list[Assert]:
+    fifo = environment.elaborated.internals.maxima
     return [Assert(~fifo.w_en | fifo.w_rdy, "maxima: never overrun")]
 
 
@@ -223,13 +227,13 @@ def _pipeline_finishes(build, bound) -> Finishes:
     return environment
 
 
-def _finishes(core) -> Accounts:
+def _finishes(core) -> Conservation:
     environment = core.environment(core.build(), core.invariants, core.row_lengths, core.bound)
     environment.asserts_rules = False
     return environment
 
 
-def _blocking(core) -> Accounts:
+def _blocking(core) -> Conservation:
     environment = core.environment(Blocking(core.build()), no_invariants, core.row_lengths, core.bound)
     environment.asserts_rules = False
     return environment
@@ -257,12 +261,12 @@ def serial_port() -> list[Proof]:
         Proof(
             "uart",
             "its counters stay within a bit's cycles and a frame's bits",
-            lambda: Accounts(UART(UART_DIVISOR + 1), uart_invariants),
+            lambda: Conservation(UART(UART_DIVISOR + 1), uart_invariants),
             "prove",
-            ACCOUNTS_INDUCTION,
+            CONSERVATION_INDUCTION,
             "a frame has a bit too many",
-            lambda: Accounts(
-                built_with(lambda: UART(UART_DIVISOR + 1), "hdl.cores.uart", FRAME_BITS=11), uart_invariants
+            lambda: Conservation(
+                build_patched(lambda: UART(UART_DIVISOR + 1), hdl.cores.uart, FRAME_BITS=11), uart_invariants
             ),
         ),
         Proof(
@@ -272,6 +276,6 @@ def serial_port() -> list[Proof]:
             "bmc",
             LOOPBACK_CYCLES + 2,
             "the receiver counts five cycles a bit, the sender four",
-            lambda: Loopback(built_with(build, "hdl.cores.uart", UARTReceiver=slow_receiver), LOOPBACK_CYCLES),
+            lambda: Loopback(build_patched(build, hdl.cores.uart, UARTReceiver=slow_receiver), LOOPBACK_CYCLES),
         ),
     ]

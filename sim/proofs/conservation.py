@@ -1,25 +1,26 @@
-"""Accounts: what entered a core and has not left it is inside, for all time.
+"""Conservation: accepted − delivered = stored, for all time.
 
-Induction begins in any state. What no reset leads to, a word in one queue of which another knows
-nothing, must therefore be excluded: invariants say which numbers inside a core agree. One proof
-asserts them, together with what follows from them; another one, about rows that end, builds upon
-it.
+Induction begins in any state. Those that no reset leads to, such as a word in one queue without its
+partner in another, must be excluded: invariants say which numbers inside a core agree. One proof
+asserts them, together with what follows from them; another, that rows end, assumes them.
 """
 
 from collections.abc import Callable, Mapping
 
 from amaranth.hdl import Assert, Assume, Const, Module, Mux, Signal, Value
 from amaranth.lib import wiring
-from amaranth.lib.fifo import SyncFIFOBuffered
+from amaranth.lib.fifo import SyncFIFO
 
-from hdl.parts.stream_parts import PromisedQueue
+from hdl.parts.stream_parts import StreamRegister
 
 from .claims import finishes
-from .inside import Inside
+from .internals import FIFO, ElaboratedCore, register_slots
 from .stream_rules import Environment
 
+CONSERVED = "accepted - delivered = stored"
 
-class Accounts(Environment):
+
+class Conservation(Environment):
     """A core with its invariants; counts are compared modulo `2**COUNTER_BITS`, which is more than
     any core here holds.
 
@@ -34,7 +35,7 @@ class Accounts(Environment):
     def __init__(
         self,
         core: wiring.Component,
-        invariants: "Callable[[Accounts, Module], list[Assert]]",
+        invariants: "Callable[[Conservation, Module], list[Assert]]",
         row_lengths: Mapping[str, tuple[int, int]] | None = None,
         bound: int | None = None,
     ):
@@ -53,7 +54,7 @@ class Accounts(Environment):
                 m.d.comb += claims
             finishes(self, m, self.bound)
 
-    def passed(self, m: Module, name: str, *, rows: bool = False) -> Signal:
+    def transfers(self, m: Module, name: str, *, rows: bool = False) -> Signal:
         """Return the number of payloads, or of ends of rows, that a stream has transferred, modulo
         `2**COUNTER_BITS`.
         """
@@ -62,16 +63,16 @@ class Accounts(Environment):
         m.d.sync += count.eq(count + (self.taken[name] & end))
         return count
 
-    def inside_now(self, m: Module, entered: str, left: str, *, rows: bool = False) -> Value:
-        """Return how many more payloads, or rows, have entered than left."""
-        return (self.passed(m, entered, rows=rows) - self.passed(m, left, rows=rows))[: self.COUNTER_BITS]
+    def accepted_minus_delivered(self, m: Module, source: str, sink: str, *, rows: bool = False) -> Value:
+        """Return how many more payloads, or rows, were accepted than delivered."""
+        return (self.transfers(m, source, rows=rows) - self.transfers(m, sink, rows=rows))[: self.COUNTER_BITS]
 
-    def conserved(self, m: Module, held: Value) -> Assert:
-        """Return the claim that as many payloads are inside as entered and have not left."""
-        return Assert(self.inside_now(m, "i", "o") == held, "as many payloads are inside as entered and have not left")
+    def conserved(self, m: Module, stored: Value) -> Assert:
+        """Return the claim that so many payloads are stored as were accepted and not delivered."""
+        return Assert(self.accepted_minus_delivered(m, "i", "o") == stored, CONSERVED)
 
 
-class WholeSums(Accounts):
+class WholeSums(Conservation):
     """An engine among commands that come in sums: `first` after each `last`, one operation and tap
     from first to last.
 
@@ -96,30 +97,28 @@ class WholeSums(Accounts):
         super().claims(m)
 
 
-def no_invariants(environment: Accounts, m: Module) -> list[Assert]:
+def no_invariants(environment: Conservation, m: Module) -> list[Assert]:
     """Return no invariants, for a core of which only its own assertions are claimed."""
     return []
 
 
-def fifo_claims(inside: Inside, path: str) -> list[Assert]:
-    """Return that the pointers of a FIFO at a path are as far apart as it is full."""
-    fifo = inside.part(path)
-    buffered = isinstance(fifo, (SyncFIFOBuffered, PromisedQueue))
-    depth = fifo.depth - buffered
-    level = inside.signal(f"{path}.inner_level") if buffered else fifo.level
-    produce, consume = (inside.signal(f"{path}.{name}") for name in ("produce", "consume"))
+def fifo_claims(elaborated: ElaboratedCore, fifo: FIFO, name: str) -> list[Assert]:
+    """Return that a FIFO's level is the distance of its addresses; `name` stands in messages."""
+    depth = fifo.depth if isinstance(fifo, SyncFIFO) else fifo.depth - 1
+    state = elaborated.fifo_state(fifo)
+    level, produce, consume = state.inner_level, state.produce, state.consume
     apart = Mux(produce >= consume, produce - consume, produce + depth - consume)
     return [
-        Assert(level <= depth, f"{path}: the level is within the depth"),
-        Assert((produce < depth) & (consume < depth), f"{path}: the addresses are within the memory"),
+        Assert(level <= depth, f"{name}: the level is within the depth"),
+        Assert((produce < depth) & (consume < depth), f"{name}: the addresses are within the memory"),
         Assert(
             Mux(produce == consume, (level == 0) | (level == depth), level == apart),
-            f"{path}: addresses and level agree",
+            f"{name}: addresses and level agree",
         ),
     ]
 
 
-def register_claims(inside: Inside, path: str) -> list[Assert]:
-    """Return that the spare place of a stream register at a path is used only behind its first."""
-    first, spare = inside.register(path)
-    return [Assert(~spare.full | first.full, f"{path}: the spare place is behind the first")]
+def register_claims(register: StreamRegister, name: str) -> list[Assert]:
+    """Return that the spare place of a stream register is used only behind its first."""
+    first, spare = register_slots(register)
+    return [Assert(~spare.full | first.full, f"{name}: the spare place is behind the first")]

@@ -2,8 +2,8 @@
 # (a core may be built only to ask for its latency)
 """Cores as small as they can be with every part they have: what most proofs are about.
 
-The solver's work grows with widths and lengths, while the control that is claimed to keep its
-accounts is written once for all of them.
+The solver's work grows with widths and lengths, while the control that the claims are about is the
+same for all of them.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,6 +14,7 @@ from amaranth.hdl import Assert, Module, signed, unsigned
 from amaranth.lib import wiring
 
 import fixedpoint
+import hdl.parts.row_numerators
 from fixedpoint import QFormat
 from hdl.catalog.example_model import ModelShape, example_model
 from hdl.cores.argmax import ArgMax
@@ -27,10 +28,9 @@ from hdl.cores.softmax import Softmax, SoftmaxNumerators
 from hdl.decoder.attention import Attention
 from hdl.parts.stream_parts import StreamQueue, StreamRegister, WidthConverter
 
-from . import invariants as proof_invariants
-from . import row_invariants as proof_row_invariants
-from .conservation import Accounts, WholeSums
-from .faults import built_with
+from . import invariants, row_invariants
+from .conservation import Conservation, WholeSums
+from .seeded_bugs import build_patched
 
 FEW_MAXIMA = 4  # so that rows of one score fill the FIFO of maxima
 
@@ -72,27 +72,27 @@ def tiny_attention() -> Attention:
 
 def few_maxima(build: Callable[[], wiring.Component]) -> Callable[[], wiring.Component]:
     """Return a builder of a core whose FIFO of maxima holds `FEW_MAXIMA`."""
-    return lambda: built_with(build, "hdl.parts.row_numerators", MAXIMA=FEW_MAXIMA)
+    return lambda: build_patched(build, hdl.parts.row_numerators, MAXIMA=FEW_MAXIMA)
 
 
 @dataclass(frozen=True)
 class TinyCore:
-    """A core, and what its environment and its accounts are.
+    """A core, its environment and its invariants.
 
     Attributes:
         build: Makes it.
-        invariants: Its invariants, see `proof_accounts`.
+        invariants: Its invariants.
         bound: Cycles within which a row ends, from any state that can be reached, while nobody
             stalls.
         row_lengths: Shortest and longest rows of each input with `last`.
-        environment: `Accounts`, or a subclass that assumes more.
+        environment: `Conservation`, or a subclass that assumes more.
     """
 
     build: Callable[[], wiring.Component]
-    invariants: Callable[[Accounts, Module], list[Assert]]
+    invariants: Callable[[Conservation, Module], list[Assert]]
     bound: int
     row_lengths: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    environment: type[Accounts] = Accounts
+    environment: type[Conservation] = Conservation
 
 
 def _rows(shortest: int, longest: int) -> dict[str, tuple[int, int]]:
@@ -100,28 +100,24 @@ def _rows(shortest: int, longest: int) -> dict[str, tuple[int, int]]:
 
 
 TINY_CORES: dict[str, TinyCore] = {
-    "matrix-vector": TinyCore(lambda: MatrixVector(tiny_linear(), 2), proof_invariants.matrix_vector, 36, _rows(3, 3)),
-    "engine": TinyCore(tiny_engine, proof_invariants.engine, 14, environment=WholeSums),
-    "softmax": TinyCore(few_maxima(lambda: Softmax(tiny_softmax())), proof_row_invariants.softmax, 24, _rows(1, 2)),
+    "matrix-vector": TinyCore(lambda: MatrixVector(tiny_linear(), 2), invariants.matrix_vector, 36, _rows(3, 3)),
+    "engine": TinyCore(tiny_engine, invariants.engine, 14, environment=WholeSums),
+    "softmax": TinyCore(few_maxima(lambda: Softmax(tiny_softmax())), row_invariants.softmax, 24, _rows(1, 2)),
     "softmax-numerators": TinyCore(
-        few_maxima(lambda: SoftmaxNumerators(tiny_softmax())), proof_row_invariants.row_numerators, 11, _rows(1, 2)
+        few_maxima(lambda: SoftmaxNumerators(tiny_softmax())), row_invariants.row_numerators, 11, _rows(1, 2)
     ),
-    "layer-norm": TinyCore(lambda: LayerNorm(tiny_norm()), proof_row_invariants.row_norm, 30, _rows(2, 2)),
-    "layer-norm-lanes": TinyCore(lambda: LayerNorm(tiny_norm(4), 2), proof_row_invariants.row_norm, 31, _rows(2, 2)),
-    "rms-norm": TinyCore(lambda: RMSNorm(tiny_rms_norm()), proof_row_invariants.row_norm, 28, _rows(2, 2)),
-    "argmax": TinyCore(lambda: ArgMax(QFormat(3, 0), 3), proof_invariants.argmax, 5, _rows(1, 3)),
+    "layer-norm": TinyCore(lambda: LayerNorm(tiny_norm()), row_invariants.row_norm, 30, _rows(2, 2)),
+    "layer-norm-lanes": TinyCore(lambda: LayerNorm(tiny_norm(4), 2), row_invariants.row_norm, 31, _rows(2, 2)),
+    "rms-norm": TinyCore(lambda: RMSNorm(tiny_rms_norm()), row_invariants.row_norm, 28, _rows(2, 2)),
+    "argmax": TinyCore(lambda: ArgMax(QFormat(3, 0), 3), invariants.argmax, 5, _rows(1, 3)),
     "sampler": TinyCore(
         few_maxima(lambda: Sampler(fixedpoint.Sampler(QFormat(4, 0), 0.8), 2)),
-        proof_row_invariants.sampler,
+        row_invariants.sampler,
         30,
         _rows(1, 2),
     ),
-    "key-value-cache": TinyCore(
-        lambda: KeyValueCache(signed(2), 2, 2, 1), proof_invariants.key_value_cache, 10, _rows(4, 4)
-    ),
-    "stream-queue": TinyCore(lambda: StreamQueue(unsigned(3), 4), proof_invariants.stream_queue, 4),
-    "stream-register": TinyCore(lambda: StreamRegister(unsigned(3)), proof_invariants.stream_register, 3),
-    "width-converter": TinyCore(
-        lambda: WidthConverter(signed(2), 1, 4), proof_invariants.width_converter, 5, _rows(4, 4)
-    ),
+    "key-value-cache": TinyCore(lambda: KeyValueCache(signed(2), 2, 2, 1), invariants.key_value_cache, 10, _rows(4, 4)),
+    "stream-queue": TinyCore(lambda: StreamQueue(unsigned(3), 4), invariants.stream_queue, 4),
+    "stream-register": TinyCore(lambda: StreamRegister(unsigned(3)), invariants.stream_register, 3),
+    "width-converter": TinyCore(lambda: WidthConverter(signed(2), 1, 4), invariants.width_converter, 5, _rows(4, 4)),
 }

@@ -11,7 +11,7 @@ from amaranth.asserts import AnySeq
 from amaranth.hdl import Assert, Assume, Elaboratable, Format, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 
-from .inside import Inside
+from .internals import ElaboratedCore
 
 
 def has_last(payload) -> bool:
@@ -27,7 +27,7 @@ class Environment(Elaboratable):
 
     Attributes:
         core: The circuit.
-        inside: The circuit's parts, for invariants.
+        elaborated: The circuit with its internals, for invariants; there from `elaborate` on.
         row_lengths: For an input with a `last` field: the length of its rows; `(1, n)` lets the
             solver choose from 1 to n.
         taken: Per stream port, a signal: a transfer happens at this edge.
@@ -56,7 +56,7 @@ class Environment(Elaboratable):
     def elaborate(self, platform):
         """Build the circuit around the core."""
         m = Module()
-        m.submodules.core = self.inside = Inside(self.core)
+        m.submodules.core = self.elaborated = ElaboratedCore(self.core)
         for name, member in self.core.signature.members.items():
             if not isinstance(member.signature if member.is_signature else None, stream.Signature):
                 if member.flow is wiring.In:

@@ -10,12 +10,14 @@ from amaranth.lib import data
 
 import fixedpoint
 from hdl.cores.engine import Engine, Operation
+from hdl.parts.amaranth_internals import word_at
 from hdl.parts.dot_product import AdderTree, Delay
 from hdl.parts.multiplier import Multiplier, pair_operand, pair_products, pair_spacing
 from hdl.parts.row_statistics import RowStatistics
 
 from .claims import undisturbed
 from .conservation import WholeSums, no_invariants
+from .internals import ElaboratedCore
 from .stream_rules import Environment
 
 SPARE_BITS = 4  # of a sum that is compared, beyond what the circuit has
@@ -86,7 +88,7 @@ class SumsAreExact(WholeSums):
         undisturbed(self, m)
         core, command, taken = self.core, self.core.i.payload, self.taken["i"]
         bits, half = core.element_bits, core.element_bits // 2
-        word = self.inside.word("words", command.address)
+        word = word_at(self.elaborated.fragment(self.core.internals.words), command.address)
         place = Signal(range(self.terms + 1))
         with m.If(taken):
             m.d.sync += place.eq(Mux(command.last, 0, place + 1))
@@ -163,7 +165,8 @@ class StatisticsNeverOverflow(Elaboratable):
     def elaborate(self, platform):
         """Build the circuit beside its equation."""
         m = Module()
-        m.submodules.core = core = self.core
+        core = self.core
+        m.submodules.core = elaborated = ElaboratedCore(core)
         parameters, words = self.parameters, self.parameters.channels // core.lanes
         place = Signal(range(words))
         m.d.comb += [
@@ -188,8 +191,9 @@ class StatisticsNeverOverflow(Elaboratable):
         m.d.comb += [late.en.eq(1), late.i.eq(variance)]
         m.d.comb += Assert(~core.variance_valid | (core.variance == late.o), "v equals its equation")
         if centered:
-            moves = core._square_tree.latency + Multiplier.latency - 1  # S needs no multiplier
-            m.submodules.late_total = late_total = Delay(signed(bits), moves)
+            # S needs no multiplier
+            cycles = elaborated.internals.square_tree.latency + Multiplier.latency - 1
+            m.submodules.late_total = late_total = Delay(signed(bits), cycles)
             m.d.comb += [late_total.en.eq(1), late_total.i.eq(sum_now)]
             m.d.comb += Assert(~core.total_valid | (core.total == late_total.o), "S equals its equation")
         return m

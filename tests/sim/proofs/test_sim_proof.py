@@ -6,25 +6,30 @@ from dataclasses import replace
 
 import pytest
 from amaranth.asserts import AnySeq
-from amaranth.hdl import Assert, Cover, Elaboratable, Module, Signal
+from amaranth.hdl import Assert, Cover, Elaboratable, Fragment, Module, Signal
 
 import fixedpoint
 import sim.proofs.catalog
 import sim.proofs.proof
 from fixedpoint import QFormat
 from hdl.catalog.registry import CORES
+from hdl.cores.argmax import ArgMax
+from hdl.parts import row_numerators
+from hdl.parts.amaranth_internals import word_at
 from hdl.parts.exponential import Exponential
+from hdl.parts.internals import Internals
 from hdl.parts.stream_parts import StreamRegister
 from hdl.tools.toolchain import ToolFailure, find_tool, run_tool
+from sim.proofs import invariants
 from sim.proofs.arithmetic import with_wrong_entry
 from sim.proofs.catalog import all_proofs, pipelines
 from sim.proofs.claims import Finishes, RequantizeDefinition, exponential_limits
-from sim.proofs.conservation import Accounts
+from sim.proofs.conservation import Conservation
 from sim.proofs.cores import TINY_CORES, few_maxima
-from sim.proofs.faults import Blocking, Losing, Repeating, Withdrawing, built_with
-from sim.proofs.inside import Inside
+from sim.proofs.internals import ElaboratedCore
 from sim.proofs.invariants import stream_register
 from sim.proofs.proof import TIME_LIMIT, Proof, Unsettled, script, settle
+from sim.proofs.seeded_bugs import Blocking, Losing, Repeating, Withdrawing, build_patched
 from sim.proofs.stream_rules import Environment
 from sim.proofs.sums import PairsOfProducts, TreesNeverOverflow
 
@@ -69,24 +74,24 @@ KINDS = {
         "blocks",
         lambda: Finishes(Blocking(StreamRegister(3)), 3),
     ),
-    "accounts": Proof(
+    "conservation": Proof(
         "register",
         "gives what it took",
-        lambda: Accounts(StreamRegister(3), stream_register),
+        lambda: Conservation(StreamRegister(3), stream_register),
         "prove",
         2,
         "forgets",
-        lambda: Accounts(Losing(StreamRegister(3)), stream_register),
+        lambda: Conservation(Losing(StreamRegister(3)), stream_register),
         internal=True,
     ),
     "order": Proof(
         "register",
         "gives what it took once",
-        lambda: Accounts(StreamRegister(3), stream_register),
+        lambda: Conservation(StreamRegister(3), stream_register),
         "prove",
         2,
         "repeats",
-        lambda: Accounts(Repeating(StreamRegister(3)), stream_register),
+        lambda: Conservation(Repeating(StreamRegister(3)), stream_register),
     ),
     "sums": Proof(
         "tree",
@@ -240,8 +245,8 @@ def test_a_missing_solver_is_named(tmp_path, monkeypatch):
 
 def test_assertions_inside_a_core_are_left_out_unless_they_are_claims():
     assert "chformal -assert -remove top.core*\n" in script(KINDS["rules"])
-    # A reciprocal's argument is a number, of which accounts know nothing.
-    assert "chformal -assert -remove top.core*.reciprocal top.core*.root\n" in script(KINDS["accounts"])
+    # A reciprocal's argument is a number, of which conservation says nothing.
+    assert "chformal -assert -remove top.core*.reciprocal top.core*.root\n" in script(KINDS["conservation"])
 
 
 def test_a_proof_has_a_time_limit_and_its_bug_enough_cycles():
@@ -252,30 +257,51 @@ def test_a_proof_has_a_time_limit_and_its_bug_enough_cycles():
     assert "$meminit" in script(replace(KINDS["rules"], free_memories=True))
 
 
-def test_the_inside_of_a_core_is_found_by_name_and_through_a_bug_around_it():
+def test_a_proof_sees_what_a_core_declares_also_through_a_bug_around_it():
     core = TINY_CORES["softmax"].build()
-    inside, around = Inside(core), Inside(Losing(TINY_CORES["softmax"].build()))
-    assert inside.part() is core
-    for found in (inside, around):
-        assert found.part("numerators.maxima").depth == 4
-        assert found.signal("numerators.index").shape().width == 1
-        assert len(found.queue("queue")) == found.part("queue").depth + 1
-        with pytest.raises(LookupError, match=r"'numerators\.nobody'"):
-            found.signal("numerators.nobody")
+    plain, around = ElaboratedCore(core), ElaboratedCore(Losing(TINY_CORES["softmax"].build()))
+    assert plain.core is core
+    for found in (plain, around):
+        numerators = found.internals.numerators.internals
+        assert numerators.maxima.depth == 4
+        assert numerators.index.shape().width == 1
+        assert len(found.queue_slots(found.internals.queue)) == found.internals.queue.depth + 1
+        assert len(found.fifo_state(numerators.maxima).inner_level) == 2
+        with pytest.raises(AttributeError, match=r"no internal 'nobody'; it declares row, maxima, denominators"):
+            _ = numerators.nobody
         with pytest.raises(LookupError, match="is no memory"):
-            found.word("tags", Signal(3))
-        with pytest.raises(NameError, match="nobody"):
-            found.part("nobody")
+            word_at(found.fragment(found.internals.tags), Signal(3))
+    with pytest.raises(LookupError, match="the Softmax is no part of the elaborated Softmax"):
+        around.fragment(core)
+
+
+@pytest.mark.parametrize("name", TINY_CORES)
+def test_invariants_find_what_every_core_declares(name):
+    core = TINY_CORES[name]
+    Fragment.get(core.environment(core.build(), core.invariants, core.row_lengths), None)
+
+
+class Renamed(ArgMax):
+    """Declares a counter by another name."""
+
+    def elaborate(self, platform):
+        m = super().elaborate(platform)
+        self.internals = Internals(spot=self.internals.place)
+        return m
+
+
+def test_an_invariant_of_what_is_not_declared_fails_when_it_is_elaborated():
+    environment = Conservation(Renamed(QFormat(3, 0), 3), invariants.argmax, {"i": (1, 3)})
+    with pytest.raises(AttributeError, match="declares no internal 'place'; it declares spot"):
+        Fragment.get(environment, None)
 
 
 def test_a_changed_name_is_in_force_for_one_core_only():
-    from hdl.parts import row_numerators
-
     build = few_maxima(CORES["softmax-numerators"].example)
-    assert Inside(build()).part("maxima").depth == 4
+    assert ElaboratedCore(build()).internals.maxima.depth == 4
     assert row_numerators.MAXIMA == 16
     with pytest.raises(AttributeError, match="NOBODY"):
-        built_with(build, "hdl.parts.row_numerators", NOBODY=1)
+        build_patched(build, row_numerators, NOBODY=1)
 
 
 def test_stated_limits_of_the_exponential_hold_its_table_and_not_a_wrong_one():

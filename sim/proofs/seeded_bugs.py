@@ -1,6 +1,7 @@
 """Cores with a bug on purpose: what each kind of proof must refute."""
 
 from collections.abc import Callable
+from types import ModuleType
 from unittest import mock
 
 from amaranth.hdl import Fragment, Module, Signal, Value
@@ -15,13 +16,13 @@ class Wrapped(wiring.Component):
     """
 
     def __init__(self, core: wiring.Component):
-        self._core = core
+        self.core = core
         super().__init__(core.signature)
 
     def elaborate(self, platform):
         """Connect all ports straight through, then put the bug in."""
         m = Module()
-        m.submodules.core = core = self._core
+        m.submodules.core = core = self.core
         for name, member in core.signature.members.items():
             outer, inner = getattr(self, name), getattr(core, name)
             if not member.is_port and isinstance(member.signature, stream.Signature) and member.flow is wiring.Out:
@@ -94,9 +95,12 @@ def slow_receiver(divisor: int) -> UARTReceiver:
     return UARTReceiver(divisor + 1)
 
 
-def built_with(build: Callable[[], wiring.Component], module: str, **names) -> wiring.Component:
+def build_patched(build: Callable[[], wiring.Component], module: ModuleType, **names: object) -> wiring.Component:
     """Return a core that is built and elaborated while names of the module that defines it stand
     for something else.
+
+    Raises:
+        AttributeError: The module has no such name.
     """
     with mock.patch.multiple(module, **names):
         core = build()
