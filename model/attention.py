@@ -4,18 +4,18 @@ For each head, with q, k, v of one sequence as (T, D) matrices:
     S = q kᵀ / sqrt(D), −inf where the key comes after the query
     P = softmax(S),  O = P v
 Backward, from dO:
-    dv = Pᵀ dO,  dP = dO vᵀ,  dS = P∘(dP − rowsum(dO∘O)),  dq = dS k / sqrt(D),  dk = dSᵀ q /
-        sqrt(D)
+    dv = Pᵀ dO,  dP = dO vᵀ,  dS = P∘(dP − rowsum(dO∘O))
+    dq = dS k / sqrt(D),  dk = dSᵀ q / sqrt(D)
 Derived in docs/model/attention.md. Three rearrangements make it fast:
 
 - 1/sqrt(D) multiplies q, which is smaller than S.
 - With E = exp(S) and the row sums z, O = (E v)/z. P is never formed: the backward pass divides dO
   by z instead, once, and uses E where the formulas say P.
-- Queries are taken in blocks of rows, and a block sees only the keys up to its own end: the part of
-  S that the mask would erase is, apart from the blocks on the diagonal, not computed.
+- Queries are taken in blocks of R rows, and a block sees only the J keys up to its own end: the
+  part of S that the mask would erase is, apart from the blocks on the diagonal, not computed.
 
-Sizes: B sequences, T tokens, C = H·D channels, H heads in K groups of G that share a key and value
-head.
+Sizes: B sequences, T tokens, N = B·T rows, C = H·D channels, H heads of D channels in K groups of G
+that share a key and value head, M = C + 2·K·D channels of query, key and value together.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class _Block(NamedTuple):
 
     rows: slice
     keys: slice
-    exponentials: np.ndarray  # (B, K, G, rows, keys)
+    exponentials: np.ndarray  # (B, K, G, R, J)
     mask: np.ndarray | None  # dropout, the same shape
 
 
@@ -86,25 +86,28 @@ class Attention:
         """
         config = self.config
         width, kv_width = config.embed_dim, config.kv_dim
-        projected = self.projections.forward(x, workspace)  # (N, C + 2·K·D)
+        projected = self.projections.forward(x, workspace)  # (N, C) -> (N, M)
         if observe is not None:
             observe(f"{self.name}.query", projected[:, :width])
             observe(f"{self.name}.key", projected[:, width : width + kv_width])
             observe(f"{self.name}.value", projected[:, width + kv_width :])
         self._rotate(projected, batch, backward=False)
         projected[:, :width] *= config.head_dim**-0.5
+        # (N, M) -> (B, K, G, T, D), (B, K, 1, T, D), (B, K, 1, T, D)
         query, key, value = self._split(projected, batch)
         length = query.shape[-2]
         context = workspace.array((self.name, "context"), len(x), width)
-        context_heads = self._queries_by_head(context, batch)
+        context_heads = self._queries_by_head(context, batch)  # (N, C) -> (B, K, G, T, D)
         inverse_sums = workspace.array((self.name, "inverse sums"), *query.shape[:-1])
         weights = np.zeros((*query.shape[:-1], length), x.dtype) if observe is not None else None
         self.blocks: list[_Block] = []
         for start in range(0, length, QUERY_BLOCK):
             rows, keys = slice(start, min(start + QUERY_BLOCK, length)), slice(0, min(start + QUERY_BLOCK, length))
+            # (B, K, G, R, J), (B, K, G, R)
             exponentials, sums = self._exponentials(query, key, rows, keys, workspace)
             np.divide(1, sums, out=inverse_sums[..., rows])
             if weights is not None:
+                # (B, K, G, R, J) * (B, K, G, R, 1) -> (B, K, G, R, J)
                 weights[..., rows, keys] = exponentials * inverse_sums[..., rows, None]
             mask, mixed = None, exponentials
             if generator is not None and config.dropout > 0:
@@ -112,11 +115,13 @@ class Attention:
                     (self.name, "mask", start), exponentials.shape, config.dropout, generator, workspace
                 )
                 mixed = np.multiply(exponentials, mask, out=workspace.array(("dropped", start), *mask.shape))
+            # (B, K, G, R, J) @ (B, K, 1, J, D) -> (B, K, G, R, D)
             np.matmul(mixed, value[..., keys, :], out=context_heads[..., rows, :])
             self.blocks.append(_Block(rows, keys, exponentials, mask))
-        context_heads *= inverse_sums[..., None]
+        context_heads *= inverse_sums[..., None]  # (B, K, G, T) -> (B, K, G, T, 1)
         self.saved = projected, context, inverse_sums
         if observe is not None and weights is not None:
+            # (B, K, G, T, T) -> (B, H, T, T)
             observe(f"{self.name}.weights", weights.reshape(batch, config.num_heads, length, length))
             observe(f"{self.name}.context", context)
         return self.output.forward(context, workspace)
@@ -124,13 +129,17 @@ class Attention:
     def backward(self, d_y: np.ndarray, batch: int, workspace: Workspace) -> np.ndarray:
         """Return dx (N, C) for dy (N, C), and write the gradients of all projections."""
         projected, context, inverse_sums = self.saved
+        # (N, M) -> (B, K, G, T, D), (B, K, 1, T, D), (B, K, 1, T, D)
         query, key, value = self._split(projected, batch)
         d_context = self.output.backward(d_y, workspace)
         # Everything below sees dO / z: see the second rearrangement.
+        # (N, C) -> (B, K, G, T, D), both
         d_output, output = self._queries_by_head(d_context, batch), self._queries_by_head(context, batch)
-        d_output *= inverse_sums[..., None]
-        along = np.vecdot(d_output, output)[..., None]  # rowsum(dO∘O) / z  (B, K, G, T, 1)
+        d_output *= inverse_sums[..., None]  # (B, K, G, T) -> (B, K, G, T, 1)
+        # rowsum(dO∘O) / z: (B, K, G, T, D) -> (B, K, G, T) -> (B, K, G, T, 1)
+        row_sums = np.vecdot(d_output, output)[..., None]
         d_projected = workspace.array("d projected", *projected.shape)
+        # (N, M) -> (B, K, G, T, D), (B, K, 1, T, D), (B, K, 1, T, D)
         d_query, d_key, d_value = self._split(d_projected, batch)
         # the last block sees all keys: it writes, the others add
         for block in reversed(self.blocks):
@@ -138,12 +147,14 @@ class Attention:
             add = block is not self.blocks[-1]
             mixed = exponentials
             d_scores = workspace.array(("d scores", rows.start), *exponentials.shape)
+            # (B, K, G, R, D) @ (B, K, 1, D, J) -> (B, K, G, R, J)
             np.matmul(d_output[..., rows, :], value[..., keys, :].swapaxes(-1, -2), out=d_scores)
             if mask is not None:
                 d_scores *= mask
                 mixed = np.multiply(exponentials, mask, out=workspace.array(("dropped", rows.start), *mask.shape))
-            d_scores -= along[..., rows, :]
+            d_scores -= row_sums[..., rows, :]
             d_scores *= exponentials
+            # (B, K, G, R, J) @ (B, K, 1, J, D) -> (B, K, G, R, D)
             np.matmul(d_scores, key[..., keys, :], out=d_query[..., rows, :])
             self._key_gradient(d_scores, query[..., rows, :], d_key[..., keys, :], add, workspace)
             self._key_gradient(mixed, d_output[..., rows, :], d_value[..., keys, :], add, workspace)
@@ -154,13 +165,14 @@ class Attention:
     def _exponentials(
         self, query: np.ndarray, key: np.ndarray, rows: slice, keys: slice, workspace: Workspace
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return E = exp(S − row constant) (B, K, G, rows, keys), 0 where masked, and row sums."""
+        """Return exp(S − row constant) (B, K, G, R, J), 0 where masked, and its row sums."""
         size = rows.stop - rows.start
         scores = workspace.array((self.name, "scores", rows.start), *query.shape[:-2], size, keys.stop)
-        diagonal = scores[..., rows.start : rows.stop]
+        diagonal = scores[..., rows.start : rows.stop]  # (B, K, G, R, J) -> (B, K, G, R, R)
         later = workspace.later_keys(size)
 
         def compute() -> None:
+            # (B, K, G, R, D) @ (B, K, 1, D, J) -> (B, K, G, R, J)
             np.matmul(query[..., rows, :], key[..., keys, :].swapaxes(-1, -2), out=scores)
             np.add(diagonal, later, out=diagonal)
 
@@ -170,14 +182,15 @@ class Attention:
     def _key_gradient(
         self, weights: np.ndarray, rows: np.ndarray, gradient: np.ndarray, add: bool, workspace: Workspace
     ) -> None:
-        """Write or add Σ over the group of weightsᵀ rows to a dk or dv (B, K, 1, keys, D)."""
-        transposed = weights.swapaxes(-1, -2)
+        """Write or add Σ over the group of weightsᵀ rows to a dk or dv (B, K, 1, J, D)."""
+        transposed = weights.swapaxes(-1, -2)  # (B, K, G, R, J) -> (B, K, G, J, R)
         if rows.shape[2] == 1 and not add:
-            np.matmul(transposed, rows, out=gradient)
+            np.matmul(transposed, rows, out=gradient)  # -> (B, K, 1, J, D)
             return
         product = workspace.array(
             ("key gradient", weights.shape[-1]), *weights.shape[:3], weights.shape[-1], rows.shape[-1]
         )
+        # (B, K, G, J, R) @ (B, K, G, R, D) -> (B, K, G, J, D) -> (B, K, 1, J, D)
         np.matmul(transposed, rows, out=product)
         total = product if rows.shape[2] == 1 else product.sum(axis=2, keepdims=True)
         if add:
@@ -188,6 +201,7 @@ class Attention:
     def _queries_by_head(self, rows: np.ndarray, batch: int) -> np.ndarray:
         """View rows (N, C) as (B, K, G, T, D)."""
         kv_heads, head_dim = self.config.kv_heads, self.config.head_dim
+        # (N, C) -> (B, T, K, G, D) -> (B, K, G, T, D)
         return rows.reshape(batch, len(rows) // batch, kv_heads, -1, head_dim, copy=False).transpose(0, 2, 3, 1, 4)
 
     def _split(self, projected: np.ndarray, batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -195,10 +209,11 @@ class Attention:
         config = self.config
         width, kv_width = config.embed_dim, config.kv_dim
         length = len(projected) // batch
-        by_token = projected.reshape(batch, length, -1, copy=False)
+        by_token = projected.reshape(batch, length, -1, copy=False)  # (N, M) -> (B, T, M)
 
         def heads(start: int, stop: int, group: int) -> np.ndarray:
             part = by_token[..., start:stop]
+            # (B, T, K·group·D) -> (B, T, K, group, D) -> (B, K, group, T, D)
             return part.reshape(batch, length, config.kv_heads, group, config.head_dim, copy=False).transpose(
                 0, 2, 3, 1, 4
             )
@@ -207,10 +222,12 @@ class Attention:
         return query, heads(width, width + kv_width, 1), heads(width + kv_width, width + 2 * kv_width, 1)
 
     def _rotate(self, projected: np.ndarray, batch: int, *, backward: bool) -> None:
-        """Turn queries and keys, which lie side by side, in place."""
+        """Rotate queries and keys, which lie side by side, in place."""
         if self.rotation is None:
             return
         length = len(projected) // batch
         table = self.rotation[:length]
-        turned = projected[:, : self.config.embed_dim + self.config.kv_dim].reshape(batch, length, -1, copy=False)
-        rotate(turned, table.conj() if backward else table)
+        rotated_width = self.config.embed_dim + self.config.kv_dim
+        # (N, M) -> (N, C + K·D) -> (B, T, C + K·D)
+        queries_and_keys = projected[:, :rotated_width].reshape(batch, length, -1, copy=False)
+        rotate(queries_and_keys, table.conj() if backward else table)

@@ -58,12 +58,7 @@ class CheckpointManager:
 
 
 class ModelBuilder:
-    """Builds models."""
-
-    @staticmethod
-    def from_config(config: ModelConfig | Mapping[str, object], seed: int = 0) -> Transformer:
-        """Return a model with random starting weights."""
-        return Transformer(config, seed=seed)
+    """Builds models from checkpoints."""
 
     @staticmethod
     def from_checkpoint(directory: str | Path, name: str = "model") -> Transformer:
@@ -209,4 +204,4 @@ def _read_array(part: object, shape: tuple[int, ...], where: str) -> np.ndarray:
     if found != shape or fortran_order or dtype.hasobject:
         raise InputError(f"{where} has shape {found}, not {shape}; the file does not fit the configuration")
     data = part.read(dtype.itemsize * math.prod(shape))  # type: ignore[attr-defined]
-    return np.frombuffer(data, dtype).reshape(shape).copy()
+    return np.frombuffer(data, dtype).reshape(shape).copy()  # (size,) -> shape

@@ -107,8 +107,8 @@ def windows(tokens: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     count = count_windows(tokens, length)
     if tokens.ndim != 1 or count < 1:
         raise InputError(f"{tokens.size:,} tokens do not fill one window of {length} tokens and its targets")
-    inputs = tokens[: count * length].reshape(count, length)
-    return inputs, tokens[1 : count * length + 1].reshape(count, length)
+    inputs = tokens[: count * length].reshape(count, length)  # (N·T,) -> (N, T)
+    return inputs, tokens[1 : count * length + 1].reshape(count, length)  # (N·T,) -> (N, T)
 
 
 def count_windows(tokens: np.ndarray, length: int) -> int:
@@ -125,9 +125,9 @@ def random_batch(
     """
     generator = np.random.default_rng((seed, step))
     starts = generator.integers(0, len(tokens) - length, size=batch_size)
-    places = starts[:, None] + np.arange(length + 1)
-    batch = tokens[places].astype(np.intp)
-    return batch[:, :-1], batch[:, 1:]
+    places = starts[:, None] + np.arange(length + 1)  # (B, 1) + (T + 1,) -> (B, T + 1)
+    batch = tokens[places].astype(np.intp)  # (n,) -> (B, T + 1)
+    return batch[:, :-1], batch[:, 1:]  # (B, T + 1) -> (B, T)
 
 
 def save_tokens(path: str | Path, tokens: np.ndarray) -> None:

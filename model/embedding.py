@@ -2,6 +2,8 @@
 
 x[b, t] = token_table[tokens[b, t]] + position_table[t]. Backward: the gradient of a token's row is
 the sum over all places where the token stands, that of a position's row the sum over all sequences.
+
+Sizes: B sequences, T tokens, N = B·T rows, C channels, V tokens in the vocabulary.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ ONE_HOT_VOCAB_SIZE = 512
 
 def sinusoidal_positions(length: int, width: int, dtype: np.dtype) -> np.ndarray:
     """Return the table (T, C): sin, cos of t / 10000^(2i/C) in channels 2i, 2i+1 (Vaswani 2017)."""
-    positions, channels = np.arange(length)[:, None], np.arange(width)
+    positions, channels = np.arange(length)[:, None], np.arange(width)  # (T, 1), (C,) -> (T, C)
     angles = positions * 10000.0 ** (-(channels - channels % 2) / width)
     return np.where(channels % 2, np.cos(angles), np.sin(angles)).astype(dtype)
 
@@ -40,33 +42,35 @@ class Embedding:
         self.d_positions = gradients.get("position_embedding")
 
     def forward(self, tokens: np.ndarray, workspace: Workspace) -> np.ndarray:
-        """Return x (B·T, C) for tokens (B, T)."""
+        """Return x (N, C) for tokens (B, T)."""
         batch, length = tokens.shape
         width = self.tokens.shape[1]
         x = workspace.array("embedding", batch, length, width)
-        # indices were checked; "clip" writes without a buffer
+        # (V, C)[(B, T)] -> (B, T, C); indices were checked, "clip" writes without a buffer
         np.take(self.tokens, tokens, axis=0, out=x, mode="clip")
         if self.positions is not None:
-            x += self.positions[:length]
-        return x.reshape(batch * length, width)
+            x += self.positions[:length]  # (B, T, C) + (T, C) -> (B, T, C)
+        return x.reshape(batch * length, width)  # (B, T, C) -> (N, C)
 
     def backward(self, d_x: np.ndarray, tokens: np.ndarray, workspace: Workspace, *, add: bool) -> None:
-        """Write the tables' gradients for dx (B·T, C); `add` keeps what the tied output wrote."""
+        """Write the tables' gradients for dx (N, C); `add` keeps what the tied output wrote."""
         batch, length = tokens.shape
         if self.d_positions is not None:
             self.d_positions[length:] = 0
+            # (N, C) -> (B, T, C) -> (T, C)
             np.sum(d_x.reshape(batch, length, -1), axis=0, out=self.d_positions[:length])
         if not add:
             self.d_tokens[...] = 0
-        places = tokens.reshape(-1)
+        places = tokens.reshape(-1)  # (B, T) -> (N,)
         vocab_size = len(self.d_tokens)
         if vocab_size <= ONE_HOT_VOCAB_SIZE:
             one_hot = workspace.array("one hot", len(places), vocab_size)
             one_hot[...] = 0
             one_hot[np.arange(len(places)), places] = 1
-            self.d_tokens += one_hot.T @ d_x
+            self.d_tokens += one_hot.T @ d_x  # (V, N) @ (N, C) -> (V, C)
         else:
             order = np.argsort(places, kind="stable")
             ordered = places[order]
+            # U different tokens: (N,) -> (U,); (N, C) -> (U, C)
             starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
             self.d_tokens[ordered[starts]] += np.add.reduceat(d_x[order], starts, axis=0)

@@ -1,8 +1,10 @@
 """Feed-forward part: down(f(up(x))), or with SwiGLU down(silu(gate(x))∘up(x)) (Shazeer 2020).
 
-Backward, with h = up(x), a = f(h): da = dy W_down, dh = da∘f'(h). With a gate g: a = f(g)∘h, dg =
-da∘h∘f'(g), dh = da∘f(g). f' comes from the forward pass, so the backward pass of a plain activation
-is one product.
+Backward, with h = up(x), a = f(h): da = dy W_down, dh = da∘f'(h). With a gate g: a = f(g)∘h,
+dg = da∘h∘f'(g), dh = da∘f(g). f' comes from the forward pass, so the backward pass of a plain
+activation is one product.
+
+Sizes: N rows, C channels, F hidden channels.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ class FeedForward:
         self, x: np.ndarray, workspace: Workspace, *, keep: bool = True, observe: Observer | None = None
     ) -> np.ndarray:
         """Return (N, C) for normalised rows x (N, C); `keep` prepares for a backward pass."""
-        hidden = self.up.forward(x, workspace)  # (N, F), or (N, 2F) with a gate
+        hidden = self.up.forward(x, workspace)  # (N, C) -> (N, F), or (N, 2F) with a gate
         num_rows, width = len(x), hidden.shape[1] // (2 if self.gated else 1)
         if observe is not None:
             if self.gated:
@@ -58,21 +60,21 @@ class FeedForward:
         if observe is not None:
             observe(f"{self.name}.activation", activated)
         self.saved = hidden, gate, derivative
-        return self.down.forward(activated, workspace)
+        return self.down.forward(activated, workspace)  # (N, F) -> (N, C)
 
     def backward(self, d_y: np.ndarray, workspace: Workspace) -> np.ndarray:
         """Return dx (N, C) for dy (N, C), and write the gradients of the linear layers."""
         hidden, gate, derivative = self.saved
         if derivative is None:
             raise RuntimeError("backward needs a forward pass with keep=True")
-        d_activated = self.down.backward(d_y, workspace)
+        d_activated = self.down.backward(d_y, workspace)  # (N, C) -> (N, F)
         if gate is None:
             d_activated *= derivative
-            return self.up.backward(d_activated, workspace)
+            return self.up.backward(d_activated, workspace)  # (N, F) -> (N, C)
         width = gate.shape[1]
         d_hidden = workspace.array("d hidden", *hidden.shape)
         for rows in row_blocks(*hidden.shape):
             np.multiply(d_activated[rows], gate[rows], out=d_hidden[rows, width:])
             np.multiply(d_activated[rows], hidden[rows, width:], out=d_hidden[rows, :width])
             d_hidden[rows, :width] *= derivative[rows]
-        return self.up.backward(d_hidden, workspace)
+        return self.up.backward(d_hidden, workspace)  # (N, 2F) -> (N, C)

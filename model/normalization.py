@@ -8,6 +8,8 @@ Backward, with g = dy·scale and r = 1 / sqrt(var(x) + ε):
     dx = r·(g − x̂·mean(g·x̂))                  RMSNorm
     dscale = Σ dy·x̂,  dshift = Σ dy            over all tokens
 Derived in docs/model/normalization.md. Saved from the forward pass: x̂ and r.
+
+Sizes: N rows, one a token, of C channels.
 """
 
 from __future__ import annotations
@@ -45,12 +47,13 @@ class Normalization:
         if not np.isfinite(inverse).all() or not inverse.all():
             # A sum overflowed. Scaling a row changes nothing but the weight of ε, so bring each
             # row's largest value to 1.
-            peak = np.maximum(np.abs(x).max(axis=1), 1)
+            peak = np.maximum(np.abs(x).max(axis=1), 1)  # (N, C) -> (N,)
+            # (N, C) / (N, 1) -> (N, C)
             inverse = self._standardize(x / peak[:, None], normalized, self.epsilon / peak / peak, workspace)
-            normalized *= inverse[:, None]
+            normalized *= inverse[:, None]  # (N,) -> (N, 1)
             inverse /= peak
         else:
-            normalized *= inverse[:, None]
+            normalized *= inverse[:, None]  # (N,) -> (N, 1)
         np.multiply(normalized, self.scale, out=y)
         if self.centred:
             y += self.shift
@@ -63,12 +66,12 @@ class Normalization:
         """Write x − mean(x) (RMSNorm: x) to `centred`; return 1 / sqrt(mean(centred²) + ε) (N,)."""
         width = x.shape[1]
         if self.centred:
-            mean = np.matmul(x, workspace.ones(width))
+            mean = np.matmul(x, workspace.ones(width))  # (N, C) @ (C,) -> (N,)
             mean *= 1 / width
-            np.subtract(x, mean[:, None], out=centred)
+            np.subtract(x, mean[:, None], out=centred)  # (N, C) − (N, 1) -> (N, C)
         else:
             centred[...] = x
-        inverse = np.vecdot(centred, centred)
+        inverse = np.vecdot(centred, centred)  # (N, C) -> (N,)
         inverse *= 1 / width
         inverse += epsilon
         np.sqrt(inverse, out=inverse)
@@ -84,17 +87,17 @@ class Normalization:
         ones = workspace.ones(num_rows)
         product = workspace.array("norm product", num_rows, width)
         np.multiply(d_y, normalized, out=product)
-        np.matmul(ones, product, out=self.d_scale)
+        np.matmul(ones, product, out=self.d_scale)  # (N,) @ (N, C) -> (C,)
         if self.centred:
-            np.matmul(ones, d_y, out=self.d_shift)
+            np.matmul(ones, d_y, out=self.d_shift)  # (N,) @ (N, C) -> (C,)
         d_y *= self.scale  # g
-        along = np.vecdot(d_y, normalized)
-        along *= 1 / width
-        np.multiply(normalized, along[:, None], out=product)
+        mean_product = np.vecdot(d_y, normalized)  # mean(g·x̂): (N, C) -> (N,)
+        mean_product *= 1 / width
+        np.multiply(normalized, mean_product[:, None], out=product)  # (N, C) * (N, 1) -> (N, C)
         if self.centred:
-            mean = np.matmul(d_y, workspace.ones(width))
+            mean = np.matmul(d_y, workspace.ones(width))  # (N, C) @ (C,) -> (N,)
             mean *= 1 / width
-            d_y -= mean[:, None]
+            d_y -= mean[:, None]  # (N,) -> (N, 1)
         d_y -= product
-        d_y *= inverse[:, None]
+        d_y *= inverse[:, None]  # (N,) -> (N, 1)
         return d_y

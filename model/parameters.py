@@ -85,6 +85,7 @@ class Parameters(MutableMapping[str, np.ndarray]):
         offset = 0
         for name, shape in shapes.items():
             self._offsets[name] = offset
+            # (size,) -> shape
             self._arrays[name] = flat[offset : offset + math.prod(shape)].reshape(shape)
             offset += math.prod(shape)
         if flat.shape != (offset,):
@@ -118,15 +119,11 @@ class Parameters(MutableMapping[str, np.ndarray]):
             if self._offsets[name] != end:
                 raise ValueError(f"{name} does not follow its predecessor in the vector")
             end += self._arrays[name].size
-        return self.flat[start:end].reshape(-1, *first.shape[1:])
+        return self.flat[start:end].reshape(-1, *first.shape[1:])  # (size,) -> (Σ rows, …)
 
     def offset(self, name: str) -> int:
         """Return where a parameter begins in the flat vector."""
         return self._offsets[name]
-
-    def name_at(self, index: int) -> str:
-        """Return the name of the parameter that holds an element of the flat vector."""
-        return next(name for name in self._arrays if index < self._offsets[name] + self._arrays[name].size)
 
 
 def initialize(parameters: Parameters, config: ModelConfig, seed: int) -> None:

@@ -100,11 +100,6 @@ class RunDirectory:
         return self.path / "sample.json"
 
     @property
-    def attention_plot(self) -> Path:
-        """Picture of attention weights."""
-        return self.path / "attention.png"
-
-    @property
     def quantized(self) -> Path:
         """Directory of the quantized export."""
         return self.path / "quantized"

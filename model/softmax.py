@@ -4,6 +4,8 @@ softmax(s)ᵢ = exp(sᵢ − m) / Σⱼ exp(sⱼ − m) for any m. The usual m i
 exp from overflowing, but a maximum along a short last axis costs NumPy more than the exponential
 itself. So m = 0 is tried first; the row sums show whether that was in range, and only if it was
 not, the rows are done again with their maximum. The result is the same up to rounding.
+
+Sizes: K scores in a row; N rows of V logits, one for each token of the vocabulary.
 """
 
 from __future__ import annotations
@@ -34,15 +36,14 @@ def exponentials(scores: np.ndarray, workspace: Workspace, restore: Callable[[],
     ones = workspace.ones(scores.shape[-1])
     with np.errstate(over="ignore", under="ignore"):
         np.exp(scores, out=scores)
-        sums = np.matmul(scores, ones)
+        sums = np.matmul(scores, ones)  # (…, K) @ (K,) -> (…)
     if not (sums.min() > SMALLEST_SUM and sums.max() < LARGEST_SUM):
         restore()
-        with np.errstate(
-            over="ignore", under="ignore"
-        ):  # a difference beyond the range is −inf, whose exponential is right
-            scores -= scores.max(axis=-1, keepdims=True)
+        # a difference beyond the range is −inf, whose exponential is right
+        with np.errstate(over="ignore", under="ignore"):
+            scores -= scores.max(axis=-1, keepdims=True)  # (…, K) -> (…, 1)
             np.exp(scores, out=scores)
-        sums = np.matmul(scores, ones)
+        sums = np.matmul(scores, ones)  # (…, K) @ (K,) -> (…)
     return sums
 
 
@@ -74,18 +75,19 @@ def cross_entropy(
 
     def restore() -> None:
         np.copyto(probabilities, logits)
-        shift[:] = logits.max(axis=-1)
+        shift[:] = logits.max(axis=-1)  # (N, V) -> (N,)
 
     np.copyto(probabilities, logits)
     sums = exponentials(probabilities, workspace, restore)
     rows = np.arange(num_rows)
     counted = targets != IGNORED
     num_counted = max(1, int(np.count_nonzero(counted)))
-    # Python's −1 indexes the last token; those rows are zeroed below.
+    # (N, V)[(N,), (N,)] -> (N,); −1 indexes the last token, and those rows are zeroed below.
     losses = np.log(sums.astype(np.float64)) + shift - logits[rows, targets]
     if num_counted < num_rows:
         losses[~counted] = 0
     if d_logits is not None:
+        # (N,) -> (N, 1)
         d_logits *= (weight / (sums * num_counted))[:, None].astype(logits.dtype, copy=False)
         if soft_targets is None:
             d_logits[rows, targets] -= weight / num_counted

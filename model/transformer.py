@@ -4,10 +4,10 @@ For tokens (B, T), with x (B·T, C) the residual stream:
     x = embedding(tokens)
     each block:  x = x + attention(norm(x));  x = x + feed_forward(norm(x))
     logits = norm(x) · output.weightᵀ
-Backward runs the same list from its end: a residual branch y = x + f(norm(x)) passes dx = dy +
-norm'(f'(dy)).
+Backward runs the same list from its end: a residual branch y = x + f(norm(x)) passes
+dx = dy + norm'(f'(dy)).
 
-Sizes: B sequences, T tokens, C embed_dim, V vocab_size, N = B·T rows.
+Sizes: B sequences, T tokens, C embed_dim, H num_heads, V vocab_size, N = B·T rows.
 """
 
 from __future__ import annotations
@@ -200,11 +200,12 @@ class Transformer:
             callback = observe
 
             def watch(name: str, array: np.ndarray) -> None:
+                # (N, channels) -> (B, T, channels); attention weights (B, H, T, T) stay
                 callback(name, array.reshape(batch, length, -1).copy() if array.ndim == 2 else array.copy())
 
         with quiet():
             logits = self._forward(tokens, workspace, None, watch, keep=False)
-        return logits.reshape(batch, length, -1)
+        return logits.reshape(batch, length, -1)  # (N, V) -> (B, T, V)
 
     __call__ = forward
 
@@ -226,7 +227,8 @@ class Transformer:
                 as a whole.
             workspace: Where arrays live, for many calls; None for a new one.
         """
-        tokens, targets = self._check_tokens(tokens), self._check_targets(targets, tokens).reshape(-1)
+        tokens, targets = self._check_tokens(tokens), self._check_targets(targets, tokens)
+        targets = targets.reshape(-1)  # (B, T) -> (N,)
         workspace = (Workspace(self.dtype) if workspace is None else workspace).one_block()
         num_counted = int(np.count_nonzero(targets != IGNORED))
         with quiet():
@@ -246,7 +248,7 @@ class Transformer:
             logits = self._forward(self._check_tokens(tokens), workspace, None, None, keep=False)
             original = logits.copy()
             sums = exponentials(logits, workspace, lambda: np.copyto(logits, original))
-            logits /= sums[:, None]
+            logits /= sums[:, None]  # (N,) -> (N, 1)
         return logits
 
     def loss_and_gradients(
@@ -280,7 +282,8 @@ class Transformer:
         with quiet():
             logits = self._forward(tokens, workspace, generator, transform, keep=True)
             d_logits = workspace.array("d logits", *logits.shape)
-            loss = cross_entropy(logits, targets.reshape(-1), workspace, d_logits, weight, soft_targets)
+            rows = targets.reshape(-1)  # (B, T) -> (N,)
+            loss = cross_entropy(logits, rows, workspace, d_logits, weight, soft_targets)
             self._backward(d_logits, tokens, batch, workspace)
         return loss, self.gradients
 
@@ -312,7 +315,7 @@ class Transformer:
         """Return what the output layer reads (N, C)."""
         observe_tensor = observe if observe is not None else _ignore
         batch = len(tokens)
-        x = self.embedding.forward(tokens, workspace)
+        x = self.embedding.forward(tokens, workspace)  # (B, T) -> (N, C)
         if generator is not None and self.config.dropout > 0:
             x *= dropout_mask("embedding mask", x.shape, self.config.dropout, generator, workspace)
         self.embedding_dropped = generator is not None and self.config.dropout > 0
@@ -326,12 +329,13 @@ class Transformer:
     def _logits(self, normalized: np.ndarray, workspace: Workspace) -> np.ndarray:
         """Return logits (n, V) of rows (n, C)."""
         logits = workspace.array("logits", len(normalized), self.config.vocab_size)
-        return np.matmul(normalized, self.output_weight.T, out=logits)
+        return np.matmul(normalized, self.output_weight.T, out=logits)  # (n, C) @ (C, V) -> (n, V)
 
     def _backward(self, d_logits: np.ndarray, tokens: np.ndarray, batch: int, workspace: Workspace) -> None:
+        # (V, N) @ (N, C) -> (V, C)
         np.matmul(d_logits.T, self.normalized, out=self.d_output_weight)
         d_x = workspace.array("d residual", *self.normalized.shape)
-        np.matmul(d_logits, self.output_weight, out=d_x)
+        np.matmul(d_logits, self.output_weight, out=d_x)  # (N, V) @ (V, C) -> (N, C)
         d_x = self.final_norm.backward(d_x, workspace)
         for block in reversed(self.blocks):
             block.backward(d_x, batch, workspace)

@@ -54,7 +54,7 @@ class Workspace:
             memory = self._memory.get(name)
             if memory is None or memory.size < size or not self.reuse:
                 memory = self._memory[name] = np.empty(size, self.dtype)
-            array = self._arrays[name] = memory[:size].reshape(shape)
+            array = self._arrays[name] = memory[:size].reshape(shape)  # (size,) -> shape
         return array
 
     def ones(self, length: int) -> np.ndarray:

@@ -45,6 +45,7 @@ def to_gpt2(model: Transformer) -> dict[str, np.ndarray]:
             raise InputError(f"GPT-2 has {name} {value!r}; this model has {getattr(config, name)!r}")
     state = {}
     for theirs, ours in _names(config):
+        # query, key, value: 3 × (C, C) -> (3·C, C); Conv1D: (outputs, inputs) -> (inputs, outputs)
         array = np.concatenate([model.parameters[name] for name in ours])
         state[f"{PREFIX}{theirs}"] = np.ascontiguousarray(array.T if _is_linear(theirs) else array)
     state[HEAD] = model.parameters["token_embedding"].copy()
@@ -112,6 +113,7 @@ def from_gpt2(
         wanted = shape[::-1] if is_transposed else shape
         if array.shape != wanted:
             raise InputError(f"{theirs} has shape {array.shape}, not {wanted}")
+        # Conv1D: (inputs, outputs) -> (outputs, inputs); (3·C, C) -> 3 × (C, C)
         parts = np.split(array.T if is_transposed else array, len(ours))
         for name, part in zip(ours, parts, strict=True):
             target[name] = part

@@ -126,6 +126,7 @@ def load_llama2c(path: str | Path) -> Transformer:
             offset += length * config.head_dim // 2
             continue
         target = model.parameters[name]
+        # (size,) -> shape of the parameter
         target[...] = values[offset : offset + target.size].reshape(target.shape)
         offset += target.size
     return model

@@ -66,9 +66,9 @@ def attention_weights(model: Transformer, tokens: Sequence[int] | np.ndarray) ->
 
     def observe(name: str, array: np.ndarray) -> None:
         if name.endswith("attention.weights"):
-            weights.append(array[0])
+            weights.append(array[0])  # (1, H, T, T) -> (H, T, T)
 
-    model.forward(np.asarray(tokens)[None], observe=observe)
+    model.forward(np.asarray(tokens)[None], observe=observe)  # (T,) -> (1, T)
     return weights
 
 
@@ -99,7 +99,7 @@ def plot_embeddings(model: Transformer, tokenizer: Tokenizer, path: str | Path, 
     table = model.parameters["token_embedding"][:most].astype(np.float64)
     centred = table - table.mean(axis=0)
     _, strengths, directions = np.linalg.svd(centred, full_matrices=False)
-    # (tokens, 2), or fewer columns for a model one channel wide
+    # (tokens, C) @ (C, 2) -> (tokens, 2), or fewer columns for a model one channel wide
     places = centred @ directions[:2].T
     places = np.pad(places, ((0, 0), (0, 2 - places.shape[1])))
     share = strengths**2 / max(1e-30, (strengths**2).sum())

@@ -77,7 +77,9 @@ class TrainingMemory:
         memory = np.zeros(length, np.float32) if buffer is None else buffer
         if memory.shape != (length,):
             raise ValueError(f"the buffer has shape {memory.shape}, not ({length},)")
+        # (4·W,) float32 -> (2·W,) float64 -> (W, 2)
         self.messages = memory[: 2 * NUM_MESSAGES * num_workers].view(np.float64).reshape(num_workers, NUM_MESSAGES)
+        # (vectors·n,) -> (vectors, n)
         vectors = memory[2 * NUM_MESSAGES * num_workers :].reshape(-1, size)
         self.parameters = vectors[0]
         self.state = {name: vectors[1 + index] for index, name in enumerate(names)}
@@ -146,7 +148,7 @@ class WorkerStep:
         total = memory.gradients[0, self.part]
         for other in memory.gradients[1:, self.part]:
             total += other
-        memory.messages[self.worker, 1] = float(np.vecdot(total, total))
+        memory.messages[self.worker, 1] = float(np.vecdot(total, total))  # (part,) -> ()
         self.barrier()
         loss = float(memory.messages[:, 0].sum())
         norm = math.sqrt(float(memory.messages[:, 1].sum())) if np.isfinite(memory.messages[:, 1]).all() else math.inf

@@ -1,0 +1,68 @@
+"""Each line of the model that changes a shape says so: `# (B, T, C) -> (N, C)`."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+MODEL = Path(__file__).resolve().parents[2] / "model"
+CALLS = {"reshape", "transpose", "swapaxes", "matmul", "vecdot", "take_along_axis", "stack", "concatenate", "einsum"}
+FILES = sorted({*MODEL.rglob("*.py")} - {*(MODEL / "generation").glob("*.py")})
+
+
+def changes_shape(node: ast.AST) -> bool:
+    """Whether a node is a call that gives another shape, a matrix product, or inserts an axis."""
+    if isinstance(node, ast.Call):
+        return isinstance(node.func, ast.Attribute) and node.func.attr in CALLS
+    if isinstance(node, ast.BinOp):
+        return isinstance(node.op, ast.MatMult)
+    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Tuple):
+        kinds = [index.value if isinstance(index, ast.Constant) else type(index) for index in node.slice.elts]
+        return None in kinds and (ast.Slice in kinds or ... in kinds)
+    return False
+
+
+def without_comment(source: str) -> list[str]:
+    """Return the lines that change a shape, with no shape beside them or above their statement."""
+    lines = source.splitlines()
+    found = []
+    for statement in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.stmt)):
+        if hasattr(statement, "body") or not any(map(changes_shape, ast.walk(statement))):
+            continue
+        first = statement.lineno - 1
+        above = first
+        while above and lines[above - 1].lstrip().startswith("#"):
+            above -= 1
+        comments = [line.partition("#")[2] for line in lines[above : statement.end_lineno]]
+        if not any("->" in comment for comment in comments):
+            found.append(lines[first].strip())
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_what_changes_a_shape_has_a_comment(file: Path) -> None:
+    assert without_comment(file.read_text(encoding="utf-8")) == []
+
+
+def test_the_layers_are_looked_at() -> None:
+    assert {"attention.py", "linear.py", "normalization.py", "softmax.py", "transformer.py"} <= {
+        file.name for file in FILES
+    }
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("y = x.reshape(2, -1)", ["y = x.reshape(2, -1)"]),
+        ("y = a @ b", ["y = a @ b"]),
+        ("y = x[:, None]", ["y = x[:, None]"]),
+        ("y = x.reshape(2, -1)  # (N,) -> (2, N/2)", []),
+        ("# (N,) -> (2, N/2)\ny = x.reshape(\n    2, -1\n)", []),
+        ("# a reason\ny = x[:, None]", ["y = x[:, None]"]),
+        ("y = x[..., None]", ["y = x[..., None]"]),
+        ("y = x[:, 1:]", []),
+        ("f: Callable[[str], None]", []),
+    ],
+)
+def test_the_check_sees_what_it_should(source: str, found: list[str]) -> None:
+    assert without_comment(source) == found
