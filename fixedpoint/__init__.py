@@ -6,7 +6,7 @@ Every circuit equals a function of this package bit for bit. Integer inference n
 `fixedpoint.quantization.quantize`.
 """
 
-from .arithmetic import exact_matmul, requantize, residual_add, shift_right_half_up
+from .arithmetic import exact_matmul, requantize, shift_right_half_up
 from .errors import QuantizationError
 from .export.directory import load_export, save_export
 from .files import atomic_directory
@@ -17,6 +17,7 @@ from .operators.embedding import Embedding, EmbeddingTable
 from .operators.exponential import Exponential
 from .operators.layer_norm import LayerNorm
 from .operators.linear import Linear
+from .operators.operator import ResidualAdd
 from .operators.reciprocal import Reciprocal, ReciprocalSquareRoot, ScaledReciprocal
 from .operators.rms_norm import RMSNorm
 from .operators.sampling import Sampler, XorShift32, argmax
@@ -43,6 +44,7 @@ __all__ = [
     "RMSNorm",
     "Reciprocal",
     "ReciprocalSquareRoot",
+    "ResidualAdd",
     "Rounding",
     "Sampler",
     "ScaledReciprocal",
@@ -57,7 +59,6 @@ __all__ = [
     "lock_directory",
     "lock_target",
     "requantize",
-    "residual_add",
     "save_export",
     "shift_right_half_up",
 ]

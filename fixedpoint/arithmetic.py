@@ -1,5 +1,4 @@
-r"""The operations under all integer inference: casting to fewer bits, adding with saturation, and
-the exact matrix product.
+r"""The operations under all integer inference: casts to fewer bits and exact matrix products.
 
 Requantization.  An accumulator with \(f_a\) fraction bits becomes an output with \(f_o\) by a shift
 of \(s = f_a - f_o\): \(y = \mathrm{sat}\left(\lfloor (x + 2^{s-1}) / 2^s \rfloor\right)\), that is
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .qformat import IntegerArray, Overflow, QFormat, as_int64
+from .qformat import IntegerArray, QFormat, as_int64
 
 Integers = NDArray[np.integer[Any]]
 
@@ -69,24 +68,6 @@ def requantize(values: Integers, shift: Integers | int, output: QFormat) -> Inte
         int64 integers of format `output`.
     """
     return np.clip(shift_right_half_up(values, shift), output.minimum_integer, output.maximum_integer)
-
-
-def residual_add(x: Integers, branch: Integers, residual: QFormat) -> IntegerArray:
-    """Add what a branch computed to the residual stream, `y = sat(x + branch)`; both have the
-    format `residual`, so nothing is rounded.
-
-    The sum needs one bit more than `residual` before it saturates. Saturation costs the stream its
-    value for good, a wrapped sum would cost the whole token.
-
-    Args:
-        x: The residual stream (..., C).
-        branch: The output of attention or feed-forward (..., C).
-        residual: The format of both and of the result.
-
-    Returns:
-        int64 (..., C) of format `residual`.
-    """
-    return residual.fit(as_int64(x) + as_int64(branch), Overflow.SATURATE)
 
 
 def exact_matmul(a: Integers, b: Integers, largest_a: int, largest_b: int) -> Integers:

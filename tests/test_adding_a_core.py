@@ -20,7 +20,7 @@ COPIED = ("model", "fixedpoint", "hdl", "sim", "scripts", "tests")
 FILES = ("tests/hdl/catalog", "tests/hdl/parts/test_hdl_payload.py", "tests/hdl/cores/test_hdl_gated_product.py")
 LISTS = ("tests/sim/proofs/test_sim_proof.py", "tests/scripts/test_scripts_base_install.py")
 IN_LISTS = "gated or its_claims or names_are_those"
-SLOW = "(verilator or made_from_an_export)"
+SLOW = "(verilator or made_from)"
 
 
 def blocks() -> dict[str, str]:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..arithmetic import Integers, residual_add
+from ..arithmetic import Integers
 from ..errors import QuantizationError
-from ..qformat import IntegerArray, QFormat
+from ..qformat import IntegerArray, Overflow, QFormat, as_int64
 
 
 class Operator(Protocol):
@@ -68,8 +68,10 @@ class ResidualAdd:
         return same_channels(stream, update)
 
     def compute(self, stream: Integers, update: Integers) -> IntegerArray:
-        """Return the saturated sum."""
-        return residual_add(stream, update, self.output)
+        """Return the saturated sum of tensors (..., C), which needs one bit more before it
+        saturates. A wrapped sum would cost the whole token.
+        """
+        return self.output.fit(as_int64(stream) + as_int64(update), Overflow.SATURATE)
 
 
 def same_channels(expected: int, *others: int) -> int:

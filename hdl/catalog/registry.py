@@ -316,8 +316,8 @@ _ENTRIES = (
         "1 word a cycle either way",
     ),
     CoreEntry("random-numbers", lambda model, layer: XorShift32(), make.random_number_vectors, "1", "1 number a cycle"),
-    CoreEntry("stream-queue", lambda model, layer: StreamQueue(8, QUEUE_DEPTH), make.passing_vectors, "3", "1 a cycle"),
-    CoreEntry("stream-register", lambda model, layer: StreamRegister(8), make.passing_vectors, "1", "1 a cycle"),
+    CoreEntry("stream-queue", lambda model, layer: StreamQueue(8, QUEUE_DEPTH), make.byte_vectors, "3", "1 a cycle"),
+    CoreEntry("stream-register", lambda model, layer: StreamRegister(8), make.byte_vectors, "1", "1 a cycle"),
     CoreEntry(
         "width-converter",
         lambda model, layer: WidthConverter(signed(8), 1, WIDE_LANES),

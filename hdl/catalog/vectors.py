@@ -210,9 +210,10 @@ def attention_tokens(core: wiring.Component, tokens: np.ndarray, starts: np.ndar
 
 
 def byte_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
-    """Return bytes that arrive as they were sent."""
+    """Return bytes that leave as they came."""
     values = np.concatenate([BYTES, generator.integers(0, 256, count)])[:count]
-    return Vectors({"i": values}, {"o": values}, core.cycles(count))
+    cycles = core.cycles(count) if hasattr(core, "cycles") else count - 1 + core.latency
+    return Vectors({"i": values}, {"o": values}, cycles)
 
 
 def requantize_limits(core: wiring.Component) -> np.ndarray:
@@ -367,12 +368,6 @@ def places_of(starts: np.ndarray, context_length: int) -> list[int]:
         fresh = not places or start or places[-1] == context_length - 1
         places.append(0 if fresh else places[-1] + 1)
     return places
-
-
-def passing_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
-    """Return bytes that leave a register or a queue as they came."""
-    values = np.concatenate([BYTES, generator.integers(0, 256, count)])[:count]
-    return Vectors({"i": values}, {"o": values}, count - 1 + core.latency)
 
 
 def width_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:

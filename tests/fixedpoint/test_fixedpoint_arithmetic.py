@@ -7,7 +7,7 @@ from apytypes import APyFixedArray, OverflowMode, QuantizationMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fixedpoint import QFormat, exact_matmul, requantize, residual_add, shift_right_half_up
+from fixedpoint import QFormat, ResidualAdd, exact_matmul, requantize, shift_right_half_up
 from fixedpoint.arithmetic import FLOAT32_EXACT, FLOAT64_EXACT
 
 HALF = Fraction(1, 2)
@@ -99,14 +99,14 @@ def test_requantize_equals_apytypes_on_all_16_bit_accumulators(shift):
 
 def test_residual_add_of_all_pairs_of_bytes():
     codes = np.arange(-128, 128)
-    sums = residual_add(codes[:, None], codes[None, :], QFormat(8, 3))
+    sums = ResidualAdd(QFormat(8, 3)).compute(codes[:, None], codes[None, :])
     assert sums.dtype == np.int64
     assert sums.tolist() == [[max(-128, min(127, a + b)) for b in range(-128, 128)] for a in range(-128, 128)]
 
 
 def test_residual_add_does_not_wrap_narrow_types():
     rails = np.array([-32768, 32767], dtype=np.int16)
-    assert residual_add(rails, rails, QFormat(16, 10)).tolist() == [-32768, 32767]
+    assert ResidualAdd(QFormat(16, 10)).compute(rails, rails).tolist() == [-32768, 32767]
 
 
 def python_matmul(a, b):

@@ -10,7 +10,7 @@ from norm_equations import intermediates
 from test_fixedpoint_attention import python_attention, python_linear
 from test_fixedpoint_embedding import python_embedding
 
-from fixedpoint import QFormat, QuantizationError, Sampler, residual_add
+from fixedpoint import QFormat, QuantizationError, ResidualAdd, Sampler
 from fixedpoint.fast.transformer import prepared
 
 
@@ -83,7 +83,7 @@ def test_a_full_context_takes_no_token():
         lambda model, x: model.blocks[0].attention.softmax.compute(np.array([0.5])),
         lambda model, x: model.blocks[0].attention.softmax.exponential.compute(np.array([0.5])),
         lambda model, x: model.blocks[0].attention.reciprocal.compute(np.array([1.5])),
-        lambda model, x: residual_add(np.array([0.5]), np.array([1]), model.residual),
+        lambda model, x: ResidualAdd(model.residual).compute(np.array([0.5]), np.array([1])),
         lambda model, x: Sampler(model.logits.output, 1.0).numerators(np.array([0.5])),
     ],
 )
