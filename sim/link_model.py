@@ -36,12 +36,13 @@ class LinkModel:
     def exchange(self, received: bytes) -> bytes:
         """Return what the board sends when it receives these bytes."""
         return b"".join(
-            encode_frame(packet[: HEADER.size] + self._respond(*HEADER.unpack_from(packet), packet[HEADER.size :]))
+            encode_frame(packet[: HEADER.size] + self._respond(packet[: HEADER.size], packet[HEADER.size :]))
             for packet in self._decoder.feed(received)
             if len(packet) > HEADER.size
         )
 
-    def _respond(self, number: int, sequence: int, message: bytes) -> bytes:
+    def _respond(self, header: bytes, message: bytes) -> bytes:
+        number, sequence = HEADER.unpack(header)
         ours = number == self._number
         if ours and sequence == self._sequence:
             return self._answer

@@ -369,8 +369,8 @@ def check_netlist(plan: NetlistPlan, directory: Path, tick: Callable[[], None] |
         plan.inputs_sha256,
     )
     directory.mkdir(parents=True, exist_ok=True)
-    with atomic_write(directory / f"{name}.json") as file:
-        json.dump(dataclasses.asdict(result), file, indent=2)
+    with atomic_write(directory / f"{name}.json") as output:
+        json.dump(dataclasses.asdict(result), output, indent=2)
     return result
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any, NoReturn
 
 from amaranth.hdl import Shape
 from amaranth.lib import wiring
@@ -27,7 +28,16 @@ class BenchFailure(AssertionError):
         got: What came.
     """
 
-    def __init__(self, kind: str, bench: str, message: str, port=None, index=None, expected=None, got=None):
+    def __init__(
+        self,
+        kind: str,
+        bench: str,
+        message: str,
+        port: str | None = None,
+        index: int | None = None,
+        expected: Any = None,
+        got: Any = None,
+    ):
         super().__init__(f"{bench}: {message}")
         self.kind, self.bench, self.port, self.index, self.expected, self.got = kind, bench, port, index, expected, got
 
@@ -59,7 +69,7 @@ class StreamBench:
     idle_cycles: int = 64
     watchdog_cycles: int = 10_000
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Refuse a bench that does not fit its circuit or could not fail."""
         inputs, outputs = stream_ports(self.component)
         for kind, shapes, words in (("inputs", inputs, self.inputs), ("outputs", outputs, self.outputs)):
@@ -147,7 +157,7 @@ def judge(bench: StreamBench, record: Record, stalls: Stalls, simulator: str) ->
         f"{port} gave {len(record.received[port])} of {len(bench.outputs[port])}" for port in bench.outputs
     )
 
-    def fail(kind: str, message: str, **details):
+    def fail(kind: str, message: str, **details: Any) -> NoReturn:
         raise BenchFailure(kind, bench.name, f"{message}; {counts} {where}", **details)
 
     received = [*record.received_before.items(), *record.received.items()]

@@ -11,6 +11,7 @@ import os
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import cocotb
 from cocotb.clock import Clock
@@ -35,7 +36,7 @@ def _write(records: list[Record]) -> None:
 
 
 @cocotb.test()
-async def run_plan(dut):
+async def run_plan(dut: Any) -> None:
     """Exchange words with the circuit until every run is done."""
     job = json.loads(Path(os.environ[PLAN_VARIABLE]).read_text())
     inputs, outputs, edge = dut.inputs, dut.outputs, RisingEdge(dut.clk)

@@ -43,7 +43,7 @@ class Wired(wiring.Component):
         hidden = outputs | set(wires)
         super().__init__({name: member for name, member in members.items() if name not in hidden})
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
         m.submodules.core = self.core

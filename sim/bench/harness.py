@@ -4,7 +4,7 @@ clock edge.
 
 from collections.abc import Mapping
 
-from amaranth.hdl import Cat, Module, ResetInserter, Shape, Signal, Value
+from amaranth.hdl import Cat, Module, ResetInserter, Shape, ShapeLike, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -14,13 +14,14 @@ from hdl.parts.payload import payload_shape
 from .streams import Port
 
 
-def stream_ports(component: wiring.Component) -> tuple[dict[str, object], dict[str, object]]:
+def stream_ports(component: wiring.Component) -> tuple[dict[str, ShapeLike], dict[str, ShapeLike]]:
     """Return the payload shapes of a component's stream inputs and outputs.
 
     Raises:
         CircuitError: A port is a stream that a bench cannot drive.
     """
-    inputs, outputs = {}, {}
+    inputs: dict[str, ShapeLike] = {}
+    outputs: dict[str, ShapeLike] = {}
     for name, member in component.signature.members.items():
         if member.is_signature and not member.dimensions:
             signature = getattr(component, name).signature
@@ -68,7 +69,7 @@ class Harness(wiring.Component):
             offset += width
         super().__init__({"inputs": In(input_bits), "outputs": Out(offset)})
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
         reset = Signal()

@@ -4,6 +4,7 @@ lays them out.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from amaranth.hdl import Const, Shape, ShapeCastable, ShapeLike
@@ -14,7 +15,7 @@ from hdl import CircuitError
 WORD_BITS = 32
 
 
-def pack(shape: ShapeLike, value) -> int:
+def pack(shape: ShapeLike, value: Any) -> int:
     """Return the raw word of one payload.
 
     Args:
@@ -34,7 +35,7 @@ def pack(shape: ShapeLike, value) -> int:
     return word
 
 
-def unpack(shape: ShapeLike, word: int):
+def unpack(shape: ShapeLike, word: int) -> Any:
     """Return the payload of a raw word: an integer, a dictionary for a struct, a list for an array;
     the inverse of `pack`.
     """
@@ -46,7 +47,7 @@ def unpack(shape: ShapeLike, word: int):
     return Const(word, plain).value
 
 
-def _to_python(value):
+def _to_python(value: Any) -> Any:
     if isinstance(value, data.Const):
         layout = value.shape()
         if isinstance(layout, data.ArrayLayout):
@@ -55,7 +56,7 @@ def _to_python(value):
     return value
 
 
-def pack_all(shape: ShapeLike, values) -> list[int]:
+def pack_all(shape: ShapeLike, values: Any) -> list[int]:
     """Return the raw words of many payloads, much faster than `pack` on each.
 
     Args:
@@ -74,7 +75,7 @@ def pack_all(shape: ShapeLike, values) -> list[int]:
     return [int.from_bytes(memory[size * index : size * (index + 1)], "little") for index in range(len(words))]
 
 
-def pack_words(shape: ShapeLike, values) -> np.ndarray:
+def pack_words(shape: ShapeLike, values: Any) -> np.ndarray:
     """Return the same as `pack_all` in pieces of 32 bits, for millions of payloads.
 
     Args, Raises: As for `pack_all`.
@@ -116,7 +117,7 @@ class _Leaf:
             yield self.offset + start, ((self.values >> start) & mask).astype(np.uint64)
 
 
-def _leaves(shape: ShapeLike, values, offset: int) -> Iterator[_Leaf]:
+def _leaves(shape: ShapeLike, values: Any, offset: int) -> Iterator[_Leaf]:
     if isinstance(shape, data.StructLayout):
         names = [name for name, _ in shape]
         if not isinstance(values, Mapping) or set(values) != set(names):

@@ -36,7 +36,7 @@ class Stalls:
     reset_after: int = 0
     silence: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Refuse what would never end."""
         if not (0 <= self.source < 1 and 0 <= self.sink < 1):
             raise CircuitError(

@@ -6,7 +6,12 @@ small, since a product of wide numbers is what solvers do worst, while the expre
 every width.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
+
+from amaranth.hdl import Value
+from amaranth.lib import data, wiring
 
 import fixedpoint
 import hdl.parts.requantize
@@ -18,7 +23,10 @@ from hdl.parts.reciprocal import Reciprocal, ReciprocalSquareRoot
 from hdl.parts.requantize import Requantize
 from hdl.parts.row_statistics import RowStatistics
 
-from .claims import (
+from .cores import tiny_norm, tiny_rms_norm, tiny_softmax
+from .functional import (
+    Condition,
+    Relation,
     RequantizeDefinition,
     Transaction,
     exponential_bound,
@@ -26,7 +34,6 @@ from .claims import (
     requantize_definition,
     root_bound,
 )
-from .cores import tiny_norm, tiny_rms_norm, tiny_softmax
 from .proof import Proof
 from .seeded_bugs import build_patched
 from .sums import DenominatorsAreExact, PairsOfProducts, StatisticsNeverOverflow, SumsAreExact, TreesNeverOverflow
@@ -40,7 +47,7 @@ def arithmetic_proofs() -> list[Proof]:
     return [*tables_and_casts(), *products(), *sums()]
 
 
-def with_wrong_entry(function, index: int = 1):
+def with_wrong_entry(function: Any, index: int = 1) -> Any:
     """Return a function whose table has one entry too small by a little less than half."""
     table = function.table.copy()
     table[index] -= (function.table.max() >> 1) - 1
@@ -49,18 +56,18 @@ def with_wrong_entry(function, index: int = 1):
     return wrong
 
 
-def positive(argument):
+def positive(argument: Value) -> Value:
     """Say that an argument is not zero."""
     return argument != 0
 
 
-def within_shifts(payload):
+def within_shifts(payload: data.View) -> Value:
     """Say that a shift is one of those that the core is made for."""
     *_, lowest, highest = REQUANTIZE
     return (payload.shift[0] >= lowest) & (payload.shift[0] <= highest)
 
 
-def wrap(value, number_format: QFormat):
+def wrap(value: Value, number_format: QFormat) -> Value:
     """Return the low bits of a number, what a cast without saturation would give."""
     return value[: number_format.bits].as_signed()
 
@@ -88,6 +95,12 @@ def tables_and_casts() -> list[Proof]:
             positive,
         ),
     )
+
+    def transaction(
+        build: Callable[[Any], wiring.Component], function: object, bound: Relation, allowed: Condition | None
+    ) -> Transaction:
+        return Transaction(build(function), bound, allowed)
+
     definition = partial(RequantizeDefinition, 32, 31, QFormat(8, 0))
     return [
         Proof(
@@ -117,15 +130,11 @@ def tables_and_casts() -> list[Proof]:
             Proof(
                 name,
                 "stays within its stated error bound for every argument",
-                lambda build=build, function=function, bound=bound, allowed=allowed: Transaction(
-                    build(function), bound, allowed
-                ),
+                partial(transaction, build, function, bound, allowed),
                 "bmc",
                 9,
                 "has one wrong table entry",
-                lambda build=build, function=function, bound=bound, allowed=allowed: Transaction(
-                    build(with_wrong_entry(function)), bound, allowed
-                ),
+                partial(transaction, build, with_wrong_entry(function), bound, allowed),
                 gates=False,
             )
             for name, build, function, bound, allowed in bounded
@@ -177,7 +186,7 @@ def products() -> list[Proof]:
     ]
 
 
-def changed(kind: type, parameters, **values):
+def changed(kind: type, parameters: Any, **values: object) -> Any:
     """Return parameters as another class, with cached properties set."""
     result = kind(**{name: getattr(parameters, name) for name in parameters.__dataclass_fields__})
     result.__dict__.update(values)

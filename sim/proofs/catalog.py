@@ -7,10 +7,12 @@ Nearly all of it is proven by induction, for all time. What is not says so by it
 bounded to the first cycles after reset.
 """
 
+from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 
-from amaranth.hdl import Assert, Module
+from amaranth.hdl import Assert, Module, ShapeLike
+from amaranth.lib import wiring
 from amaranth.lib.fifo import SyncFIFO, SyncFIFOBuffered
 
 import hdl.cores.engine
@@ -24,13 +26,13 @@ from hdl.cores.uart import UART
 from hdl.parts.stream_parts import PromisedQueue
 
 from .arithmetic import arithmetic_proofs
-from .claims import Finishes, FinishesAfterReset, Loopback, ReachesEndOfRow
-from .conservation import Conservation, WholeSums, no_invariants
-from .cores import FEW_MAXIMA, TINY_CORES, tiny_attention, tiny_engine, tiny_norm, tiny_softmax
+from .conservation import Conservation, Invariants, WholeSums, no_invariants
+from .cores import FEW_MAXIMA, TINY_CORES, TinyCore, tiny_attention, tiny_engine, tiny_norm, tiny_softmax
 from .invariants import engine as engine_invariants
 from .invariants import uart as uart_invariants
+from .liveness import Finishes, FinishesAfterReset, Loopback, ReachesEndOfRow
 from .proof import Proof
-from .seeded_bugs import Blocking, Losing, Silent, Withdrawing, build_patched, slow_receiver
+from .seeded_bugs import Blocking, Build, Losing, Silent, Withdrawing, build_patched, slow_receiver
 from .stream_rules import Environment
 
 # cycles that the rules of streams need: an offer, its refusal, and the cycle after
@@ -51,7 +53,7 @@ def pipelines() -> dict[str, int]:
 
 def all_proofs() -> tuple[Proof, ...]:
     """Return every proof."""
-    return (*rules(), *conservation(), *overruns(), *finishing(), *reaching(), *serial_port(), *arithmetic_proofs())
+    return (*rules(), *conservation(), *overruns(), *liveness(), *reachability(), *serial_port(), *arithmetic_proofs())
 
 
 def rules() -> list[Proof]:
@@ -61,7 +63,7 @@ def rules() -> list[Proof]:
         build = TINY_CORES[name].build if name in TINY_CORES else entry.example
         top = partial(_rules, entry.example)
         faulty = partial(_withdrawing, build)
-        if name == "engine":  # what it offers stays because of what it promised many cycles before
+        if name == "engine":  # its results have a place because of credits spent many cycles before
             top = partial(_engine_rules, tiny_engine, engine_invariants)
             faulty = partial(_engine_rules, lambda: Withdrawing(tiny_engine()), no_invariants)
         if name == "attention":
@@ -82,17 +84,17 @@ def rules() -> list[Proof]:
     return proofs
 
 
-def _rules(build) -> Environment:
+def _rules(build: Build) -> Environment:
     return Environment(build())
 
 
-def _withdrawing(build) -> Environment:
+def _withdrawing(build: Build) -> Environment:
     environment = Environment(Withdrawing(build()))
     environment.asserts_payload = False  # the bug is in the handshake
     return environment
 
 
-def _engine_rules(build, invariants) -> WholeSums:
+def _engine_rules(build: Build, invariants: Invariants) -> WholeSums:
     return WholeSums(build(), invariants)
 
 
@@ -113,7 +115,7 @@ def conservation() -> list[Proof]:
     ]
 
 
-def _conservation(core, change) -> Conservation:
+def _conservation(core: TinyCore, change: Callable[[Build], wiring.Component]) -> Conservation:
     return core.environment(change(core.build), core.invariants, core.row_lengths)
 
 
@@ -169,7 +171,7 @@ def overruns() -> list[Proof]:
     ]
 
 
-def _two_places_fewer(shape, depth: int) -> PromisedQueue:
+def _two_places_fewer(shape: ShapeLike, depth: int) -> PromisedQueue:
     return PromisedQueue(shape, depth - 2)
 
 
@@ -182,7 +184,7 @@ def _maxima_find_room(environment: Conservation, m: Module) -> list[Assert]:
     return [Assert(~fifo.w_en | fifo.w_rdy, "maxima: never overrun")]
 
 
-def finishing() -> list[Proof]:
+def liveness() -> list[Proof]:
     """Every core can always finish a row."""
     stages = [
         Proof(
@@ -192,7 +194,7 @@ def finishing() -> list[Proof]:
             "prove",
             bound + 2,
             "never offers anything",
-            partial(_pipeline_finishes, lambda build=CORES[name].example: Silent(build()), bound),
+            partial(_silent_never_finishes, CORES[name].example, bound),
         )
         for name, bound in pipelines().items()
     ]
@@ -204,7 +206,7 @@ def finishing() -> list[Proof]:
             "prove",
             core.bound + 2,
             "offers nothing more after two refusals in a row",
-            lambda core=core: _blocking(core),
+            partial(_blocking, core),
             bug_depth=max(48, 2 * core.bound + 8),
         )
         for name, core in TINY_CORES.items()
@@ -221,37 +223,45 @@ def finishing() -> list[Proof]:
     return [*stages, *queues, attention]
 
 
-def _pipeline_finishes(build, bound) -> Finishes:
+def _pipeline_finishes(build: Build, bound: int) -> Finishes:
     environment = Finishes(build(), bound)
     environment.ends_rows = False
     return environment
 
 
-def _finishes(core) -> Conservation:
+def _silent_never_finishes(build: Build, bound: int) -> Finishes:
+    return _pipeline_finishes(lambda: Silent(build()), bound)
+
+
+def _finishes(core: TinyCore) -> Conservation:
     environment = core.environment(core.build(), core.invariants, core.row_lengths, core.bound)
     environment.asserts_rules = False
     return environment
 
 
-def _blocking(core) -> Conservation:
+def _blocking(core: TinyCore) -> Conservation:
     environment = core.environment(Blocking(core.build()), no_invariants, core.row_lengths, core.bound)
     environment.asserts_rules = False
     return environment
 
 
-def reaching() -> list[Proof]:
+def reachability() -> list[Proof]:
     """The end of rows can be reached: what is assumed leaves the cores something to do."""
     return [
         Proof(
             name,
             "can give two rows",
-            lambda core=core: ReachesEndOfRow(core.build(), 2, core.row_lengths),
+            partial(_reaches_two_rows, core),
             "cover",
             64,
         )
         for name, core in TINY_CORES.items()
         if name != "engine"
     ]
+
+
+def _reaches_two_rows(core: TinyCore) -> ReachesEndOfRow:
+    return ReachesEndOfRow(core.build(), 2, core.row_lengths)
 
 
 def serial_port() -> list[Proof]:

@@ -6,6 +6,7 @@ asserts them, together with what follows from them; another, that rows end, assu
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from amaranth.hdl import Assert, Assume, Const, Module, Mux, Signal, Value
 from amaranth.lib import wiring
@@ -13,8 +14,8 @@ from amaranth.lib.fifo import SyncFIFO
 
 from hdl.parts.stream_parts import StreamRegister
 
-from .claims import finishes
 from .internals import FIFO, ElaboratedCore, register_slots
+from .liveness import finishes
 from .stream_rules import Environment
 
 CONSERVED = "accepted - delivered = stored"
@@ -35,7 +36,7 @@ class Conservation(Environment):
     def __init__(
         self,
         core: wiring.Component,
-        invariants: "Callable[[Conservation, Module], list[Assert]]",
+        invariants: "Invariants",
         row_lengths: Mapping[str, tuple[int, int]] | None = None,
         bound: int | None = None,
     ):
@@ -95,6 +96,10 @@ class WholeSums(Conservation):
         with m.If(~self.between):
             m.d.comb += [Assume(command.operation == self.operation), Assume(command.tap == self.tap)]
         super().claims(m)
+
+
+# From a core's environment and the module around the core to what holds in every state.
+Invariants = Callable[[Any, Module], list[Assert]]
 
 
 def no_invariants(environment: Conservation, m: Module) -> list[Assert]:

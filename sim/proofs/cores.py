@@ -6,12 +6,11 @@ The solver's work grows with widths and lengths, while the control that the clai
 same for all of them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from amaranth.hdl import Assert, Module, signed, unsigned
-from amaranth.lib import wiring
+from amaranth.hdl import signed, unsigned
 
 import fixedpoint
 import hdl.parts.row_numerators
@@ -29,8 +28,8 @@ from hdl.decoder.attention import Attention
 from hdl.parts.stream_parts import StreamQueue, StreamRegister, WidthConverter
 
 from . import invariants, row_invariants
-from .conservation import Conservation, WholeSums
-from .seeded_bugs import build_patched
+from .conservation import Conservation, Invariants, WholeSums
+from .seeded_bugs import Build, build_patched
 
 FEW_MAXIMA = 4  # so that rows of one score fill the FIFO of maxima
 
@@ -70,7 +69,7 @@ def tiny_attention() -> Attention:
     return Attention(example_model(shape).blocks[0].attention)
 
 
-def few_maxima(build: Callable[[], wiring.Component]) -> Callable[[], wiring.Component]:
+def few_maxima(build: Build) -> Build:
     """Return a builder of a core whose FIFO of maxima holds `FEW_MAXIMA`."""
     return lambda: build_patched(build, hdl.parts.row_numerators, MAXIMA=FEW_MAXIMA)
 
@@ -88,8 +87,8 @@ class TinyCore:
         environment: `Conservation`, or a subclass that assumes more.
     """
 
-    build: Callable[[], wiring.Component]
-    invariants: Callable[[Conservation, Module], list[Assert]]
+    build: Build
+    invariants: Invariants
     bound: int
     row_lengths: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     environment: type[Conservation] = Conservation

@@ -4,7 +4,7 @@ memories hold.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from amaranth.hdl import Const, Elaboratable, Fragment, Mux, Value
 from amaranth.lib import data
@@ -17,7 +17,7 @@ from hdl.parts.stream_parts import PromisedQueue, StreamQueue, StreamRegister
 
 from .seeded_bugs import Wrapped
 
-FIFO = SyncFIFO | SyncFIFOBuffered | PromisedQueue
+FIFO: TypeAlias = SyncFIFO | SyncFIFOBuffered | PromisedQueue
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any, TypeAlias
 from unittest import mock
 
 from amaranth.hdl import Fragment, Module, Signal, Value
 from amaranth.lib import stream, wiring
 
 from hdl.cores.uart import UARTReceiver
+
+Build: TypeAlias = Callable[[], wiring.Component]
 
 
 class Wrapped(wiring.Component):
@@ -19,7 +22,7 @@ class Wrapped(wiring.Component):
         self.core = core
         super().__init__(core.signature)
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Connect all ports straight through, then put the bug in."""
         m = Module()
         m.submodules.core = core = self.core
@@ -27,27 +30,27 @@ class Wrapped(wiring.Component):
             outer, inner = getattr(self, name), getattr(core, name)
             if not member.is_port and isinstance(member.signature, stream.Signature) and member.flow is wiring.Out:
                 m.d.comb += [outer.valid.eq(inner.valid), outer.payload.eq(inner.payload), inner.ready.eq(outer.ready)]
-                self._spoil(m, name, outer, inner)
+                self._change_output(m, name, outer, inner)
             elif not member.is_port:
                 m.d.comb += [inner.valid.eq(outer.valid), inner.payload.eq(outer.payload), outer.ready.eq(inner.ready)]
-                self._starve(m, name, outer, inner)
+                self._change_input(m, name, outer, inner)
             elif member.flow is wiring.In:
                 m.d.comb += Value.cast(inner).eq(Value.cast(outer))
             else:
                 m.d.comb += Value.cast(outer).eq(Value.cast(inner))
         return m
 
-    def _spoil(self, m: Module, name: str, outer, inner) -> None:
+    def _change_output(self, m: Module, name: str, outer: Any, inner: Any) -> None:
         """Put the bug into an output."""
 
-    def _starve(self, m: Module, name: str, outer, inner) -> None:
+    def _change_input(self, m: Module, name: str, outer: Any, inner: Any) -> None:
         """Put the bug into an input."""
 
 
 class Withdrawing(Wrapped):
     """Takes an offer back for a cycle after it was refused."""
 
-    def _spoil(self, m, name, outer, inner):
+    def _change_output(self, m: Module, name: str, outer: Any, inner: Any) -> None:
         refused = Signal(name=f"{name}_refused")
         m.d.sync += refused.eq(outer.valid & ~outer.ready)
         m.d.comb += outer.valid.eq(inner.valid & ~refused)
@@ -57,7 +60,7 @@ class Withdrawing(Wrapped):
 class Blocking(Wrapped):
     """Stops offering anything once it was refused in two cycles one after the other."""
 
-    def _spoil(self, m, name, outer, inner):
+    def _change_output(self, m: Module, name: str, outer: Any, inner: Any) -> None:
         refused, stuck = Signal(name=f"{name}_refused"), Signal(name=f"{name}_stuck")
         m.d.sync += [refused.eq(outer.valid & ~outer.ready), stuck.eq(stuck | (refused & outer.valid & ~outer.ready))]
         m.d.comb += [outer.valid.eq(inner.valid & ~stuck), inner.ready.eq(outer.ready & ~stuck)]
@@ -66,7 +69,7 @@ class Blocking(Wrapped):
 class Repeating(Wrapped):
     """Gives the first result of all twice."""
 
-    def _spoil(self, m, name, outer, inner):
+    def _change_output(self, m: Module, name: str, outer: Any, inner: Any) -> None:
         repeated = Signal(name=f"{name}_repeated")
         with m.If(outer.valid & outer.ready):
             m.d.sync += repeated.eq(1)
@@ -76,7 +79,7 @@ class Repeating(Wrapped):
 class Losing(Wrapped):
     """Takes the first payload of each input and forgets it."""
 
-    def _starve(self, m, name, outer, inner):
+    def _change_input(self, m: Module, name: str, outer: Any, inner: Any) -> None:
         begun = Signal(name=f"{name}_begun")
         with m.If(outer.valid & outer.ready):
             m.d.sync += begun.eq(1)
@@ -86,7 +89,7 @@ class Losing(Wrapped):
 class Silent(Wrapped):
     """Offers nothing, ever."""
 
-    def _spoil(self, m, name, outer, inner):
+    def _change_output(self, m: Module, name: str, outer: Any, inner: Any) -> None:
         m.d.comb += [outer.valid.eq(0), inner.ready.eq(1)]
 
 
@@ -95,7 +98,7 @@ def slow_receiver(divisor: int) -> UARTReceiver:
     return UARTReceiver(divisor + 1)
 
 
-def build_patched(build: Callable[[], wiring.Component], module: ModuleType, **names: object) -> wiring.Component:
+def build_patched(build: Build, module: ModuleType, **names: Any) -> wiring.Component:
     """Return a core that is built and elaborated while names of the module that defines it stand
     for something else.
 
@@ -106,7 +109,7 @@ def build_patched(build: Callable[[], wiring.Component], module: ModuleType, **n
         core = build()
     elaborate = core.elaborate
 
-    def changed(platform) -> Fragment:
+    def changed(platform: object) -> Fragment:
         with mock.patch.multiple(module, **names):
             return Fragment.get(elaborate(platform), platform)
 

@@ -6,6 +6,7 @@ so a core that waited for it would never finish a row, which is another claim.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from amaranth.asserts import AnySeq
 from amaranth.hdl import Assert, Assume, Elaboratable, Format, Module, Mux, Signal, Value
@@ -14,7 +15,7 @@ from amaranth.lib import data, stream, wiring
 from .internals import ElaboratedCore
 
 
-def has_last(payload) -> bool:
+def has_last(payload: Any) -> bool:
     """Say whether a payload has a field `last`, which marks the end of a row."""
     return isinstance(payload, data.View) and "last" in dict(payload.shape())
 
@@ -53,7 +54,7 @@ class Environment(Elaboratable):
         self.index: dict[str, Signal] = {}
         self.wires: dict[str, str] = {}  # plain inputs that are joined to plain outputs
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build the circuit around the core."""
         m = Module()
         m.submodules.core = self.elaborated = ElaboratedCore(self.core)
@@ -86,7 +87,7 @@ class Environment(Elaboratable):
     def claims(self, m: Module) -> None:
         """Add further assumptions and assertions; the rules alone by default."""
 
-    def _drive(self, m: Module, name: str, port) -> None:
+    def _drive(self, m: Module, name: str, port: Any) -> None:
         """Feed an input as it likes, within the rules."""
         payload = Value.cast(port.payload)
         before = self._remember(m, name, port)
@@ -96,7 +97,7 @@ class Environment(Elaboratable):
         if name in self.row_lengths:
             self._frame(m, name, port, *self.row_lengths[name])
 
-    def _watch(self, m: Module, name: str, port) -> None:
+    def _watch(self, m: Module, name: str, port: Any) -> None:
         """Take an output when it likes, and assert the rules."""
         m.d.comb += port.ready.eq(AnySeq(1))
         if not self.asserts_rules:
@@ -108,7 +109,7 @@ class Environment(Elaboratable):
                 same = Value.cast(port.payload) == before["payload"]
                 m.d.comb += Assert(same, Format("{} changed what it had offered", name))
 
-    def _remember(self, m: Module, name: str, port) -> dict[str, Signal]:
+    def _remember(self, m: Module, name: str, port: Any) -> dict[str, Signal]:
         """Return whether the last cycle ended with an offer that was not taken, and what was
         offered.
         """
@@ -116,7 +117,7 @@ class Environment(Elaboratable):
         m.d.sync += [waiting.eq(port.valid & ~port.ready), payload.eq(Value.cast(port.payload))]
         return {"waiting": waiting, "payload": payload}
 
-    def _frame(self, m: Module, name: str, port, shortest: int, longest: int) -> None:
+    def _frame(self, m: Module, name: str, port: Any, shortest: int, longest: int) -> None:
         """Put `last` where rows of the allowed lengths have it."""
         index = self.index[name] = Signal(range(longest + 1), name=f"{name}_index")
         with m.If(self.taken[name]):

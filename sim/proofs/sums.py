@@ -15,9 +15,9 @@ from hdl.parts.dot_product import AdderTree, Delay
 from hdl.parts.multiplier import Multiplier, pair_operand, pair_products, pair_spacing
 from hdl.parts.row_statistics import RowStatistics
 
-from .claims import undisturbed
 from .conservation import WholeSums, no_invariants
 from .internals import ElaboratedCore
+from .liveness import undisturbed
 from .stream_rules import Environment
 
 SPARE_BITS = 4  # of a sum that is compared, beyond what the circuit has
@@ -31,7 +31,7 @@ class PairsOfProducts(Elaboratable):
     def __init__(self, bits: int, weight_bits: int, split: Callable = pair_products):
         self.bits, self.weight_bits, self.split = bits, weight_bits, split
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build both beside each other."""
         m = Module()
         x = AnyConst(signed(self.bits))
@@ -52,7 +52,7 @@ class TreesNeverOverflow(Elaboratable):
     def __init__(self, counts: range, bits: int, lost: int = 0):
         self.counts, self.bits, self.lost = counts, bits, lost
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build trees of all the counts."""
         m = Module()
         summands = Signal(data.ArrayLayout(signed(self.bits), max(self.counts)))
@@ -162,7 +162,7 @@ class StatisticsNeverOverflow(Elaboratable):
         self.core = statistics
         self.parameters = statistics.parameters
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build the circuit beside its equation."""
         m = Module()
         core = self.core

@@ -8,9 +8,10 @@ simulators' says.
 import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 from amaranth.back import rtlil
@@ -149,7 +150,9 @@ class NativeBench:
             record = json.loads(result.read_text(encoding="utf-8"))
         return self._judge(record, inputs, outputs, stalls, expected_cycles)
 
-    def _words(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]):
+    def _words(
+        self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
+    ) -> Iterator[tuple[Port, np.ndarray]]:
         for ports, words in ((self.sources, inputs), (self.sinks, outputs)):
             if {port.name for port in ports} != set(words):
                 raise CircuitError(
@@ -157,12 +160,19 @@ class NativeBench:
                 )
             yield from ((port, words[port.name]) for port in ports)
 
-    def _judge(self, record: dict, inputs, outputs, stalls: Stalls, expected_cycles: int | None) -> NativeResult:
+    def _judge(
+        self,
+        record: dict,
+        inputs: Mapping[str, np.ndarray],
+        outputs: Mapping[str, np.ndarray],
+        stalls: Stalls,
+        expected_cycles: int | None,
+    ) -> NativeResult:
         """Raise `BenchFailure` unless the run did what was expected."""
         counts = ", ".join(f"{port} gave {given} of {len(outputs[port])}" for port, given in record["received"].items())
         where = f"{counts} (native bench, {stalls}, {record['total_cycles']} cycles)"
 
-        def fail(kind: str, message: str, **details):
+        def fail(kind: str, message: str, **details: Any) -> NoReturn:
             raise BenchFailure(kind, self.name, f"{message}; {where}", **details)
 
         stopped = record["stopped"]

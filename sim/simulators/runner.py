@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from amaranth.back import rtlil
 from amaranth.hdl import Elaboratable
@@ -138,9 +139,9 @@ def simulate_each(
 def _run_amaranth(harness: Harness, settings: dict, stalls: Sequence[Stalls]) -> list[Record]:
     """Run a plan in Amaranth's own simulator, until a run is not done."""
     records: list[Record] = []
-    exchange, started = None, 0.0
+    exchange, started = Exchange(settings, asdict(stalls[0])), 0.0
 
-    async def run(context):
+    async def run(context: Any) -> None:
         nonlocal exchange, started
         for one in stalls:
             exchange, started = Exchange(settings, asdict(one)), time.perf_counter()
@@ -203,7 +204,7 @@ def build(harness: Elaboratable, simulator: str, build_directory: Path) -> Path:
     def make(directory: Path, log: Path) -> list[Path]:
         source = directory / "top.v"
         # the same for both simulators
-        verilog_key = f"verilog-{hash_texts(circuit, tool_version('yosys'))}"
+        verilog_key = f"verilog-{hash_texts(circuit, tool_version('yosys') or '')}"
         text = (kept_build(build_directory, verilog_key, make_verilog) / "top.v").read_text(encoding="utf-8")
         if simulator == "icarus":
             # Icarus sets initial values before `always @*` starts to wait for a change, so a block

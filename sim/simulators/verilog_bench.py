@@ -11,9 +11,10 @@ import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from hdl import ToolError
 from hdl.tools.toolchain import require_tool, run_program, run_tool, tool_version
@@ -40,6 +41,8 @@ VERILATOR_OPTIONS = (
 )
 # These programs run for milliseconds, so what counts is how long they take to compile.
 MAKE_OPTIONS = ("-s", "OPT_FAST=-O0", "OPT_SLOW=-O0", "OPT_GLOBAL=-O0")
+
+Tick: TypeAlias = Callable[[], None] | None
 
 
 def choose_simulator() -> str:
@@ -73,7 +76,7 @@ class VerilogBench:
     simulator: str
     program: Path
 
-    def run(self, directory: Path, arguments: Sequence[str] = (), tick: Callable[[], None] | None = None) -> list[str]:
+    def run(self, directory: Path, arguments: Sequence[str] = (), tick: Tick = None) -> list[str]:
         """Run the bench and return what it printed: once under Icarus, once for each of `FILLS`
         under Verilator.
 
@@ -104,8 +107,8 @@ def compiled_bench(
     simulator: str | None = None,
     *,
     options: Sequence[str] = (),
-    tick: Callable[[], None] | None = None,
-):
+    tick: Tick = None,
+) -> Iterator[VerilogBench]:
     """Compile a test bench, and yield it as a `VerilogBench` that lasts as long as the context.
 
     Args:
@@ -143,15 +146,15 @@ def compiled_bench(
         yield VerilogBench(simulator, work / PROGRAM)
 
 
-def _verilate(work: Path, top: str, sources: Sequence[str], options: Sequence[str], tick) -> None:
+def _verilate(work: Path, top: str, sources: Sequence[str], options: Sequence[str], tick: Tick) -> None:
     run_tool("verilator", (*VERILATOR_OPTIONS, "--top-module", top, *options, *sources), work, tick)
 
 
-def _make(work: Path, tick, *arguments: str) -> None:
+def _make(work: Path, tick: Tick, *arguments: str) -> None:
     run_tool("make", ("-f", "Vbench.mk", *MAKE_OPTIONS, *arguments), work, tick)
 
 
-def _runtime(tick) -> Path | None:
+def _runtime(tick: Tick) -> Path | None:
     """Return the directory of what is the same for every bench and takes most of the time:
     Verilator's library, compiled, and its headers, precompiled.
 

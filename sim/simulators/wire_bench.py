@@ -47,7 +47,7 @@ class WireBoard:
         """Return the board."""
         return self
 
-    def __exit__(self, *failure) -> None:
+    def __exit__(self, *failure: object) -> None:
         """End the simulation."""
         self._process.communicate()
 

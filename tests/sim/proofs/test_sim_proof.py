@@ -23,11 +23,12 @@ from hdl.tools.toolchain import ToolFailure, find_tool, run_tool
 from sim.proofs import invariants
 from sim.proofs.arithmetic import with_wrong_entry
 from sim.proofs.catalog import all_proofs, pipelines
-from sim.proofs.claims import Finishes, RequantizeDefinition, exponential_limits
 from sim.proofs.conservation import Conservation
 from sim.proofs.cores import TINY_CORES, few_maxima
+from sim.proofs.functional import RequantizeDefinition, exponential_limits
 from sim.proofs.internals import ElaboratedCore
 from sim.proofs.invariants import stream_register
+from sim.proofs.liveness import Finishes
 from sim.proofs.proof import TIME_LIMIT, Proof, Unsettled, script, settle
 from sim.proofs.seeded_bugs import Blocking, Losing, Repeating, Withdrawing, build_patched
 from sim.proofs.stream_rules import Environment

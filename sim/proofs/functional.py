@@ -1,147 +1,25 @@
-"""What is claimed about cores beyond the rules of streams: that rows finish, that arithmetic is
-what it says, that nothing overflows.
+"""Claims that a circuit computes what its specification says: each result is its argument's, within
+the stated error bound.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from typing import Any
 
 from amaranth.asserts import AnyConst
-from amaranth.hdl import (
-    Array,
-    Assert,
-    Assume,
-    Const,
-    Cover,
-    Elaboratable,
-    Module,
-    Mux,
-    ResetSignal,
-    Signal,
-    Value,
-    signed,
-    unsigned,
-)
+from amaranth.hdl import Array, Assert, Assume, Const, Elaboratable, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import wiring
 
 import fixedpoint
 from hdl.parts.arithmetic import saturate, shift_right_half_up_by
 
-from .stream_rules import Environment, has_last
+from .stream_rules import Environment
 
 LONG = 64  # bits of a sum that cannot overflow in any proof here
 
-
-class Finishes(Environment):
-    """With inputs always offered and results always taken, every output gives the end of a row at
-    least once in `bound` cycles, from whatever state.
-
-    Outputs without a `last` field must give a payload.
-    """
-
-    asserts_rules = False
-
-    def __init__(self, core: wiring.Component, bound: int):
-        super().__init__(core)
-        self.bound = bound
-
-    def claims(self, m: Module) -> None:
-        """Claim it of every output."""
-        finishes(self, m, self.bound)
-
-
-class FinishesAfterReset(Finishes):
-    """The same for the cycles after one reset, undisturbed."""
-
-    def claims(self, m: Module) -> None:
-        """Assume the quiet."""
-        super().claims(m)
-        undisturbed(self, m)
-
-
-def undisturbed(environment: Environment, m: Module) -> None:
-    """Assume that nobody stalls and that no other reset comes: where only numbers are in question
-    the solver has less to choose.
-    """
-    core = environment.core
-    m.d.comb += [Assume(~ResetSignal())]
-    m.d.comb += [Assume(getattr(core, name).valid) for name in environment.streams(wiring.In)]
-    m.d.comb += [Assume(getattr(core, name).ready) for name in environment.streams(wiring.Out)]
-
-
-def finishes(environment: Environment, m: Module, bound: int) -> None:
-    """Count the cycles without the end of a row, or a transfer of `finishing`, while nobody stalls,
-    and assert that they are at most `bound`.
-    """
-    core = environment.core
-    inputs, outputs = environment.streams(wiring.In), environment.streams(wiring.Out)
-    flowing = Signal()
-    m.d.comb += flowing.eq(
-        all_of(getattr(core, name).valid for name in inputs) & all_of(getattr(core, name).ready for name in outputs)
-    )
-    for name in environment.finishing or outputs:
-        payload, end = getattr(core, name).payload, environment.taken[name]
-        if has_last(payload) and environment.ends_rows and not environment.finishing:
-            end = end & payload.last
-        cycles = Signal(range(bound + 2), name=f"{name}_cycles")
-        with m.If(~flowing | end):
-            m.d.sync += cycles.eq(0)
-        with m.Elif(cycles <= bound):
-            m.d.sync += cycles.eq(cycles + 1)
-        m.d.comb += Assert(cycles <= bound)
-
-
-def all_of(values) -> Value:
-    """Return the conjunction of one-bit values."""
-    result = Const(1, 1)
-    for value in values:
-        result = result & value
-    return result
-
-
-class Loopback(Environment):
-    """The first byte that a UART sends to itself arrives as it was, within `bound` cycles, while
-    bytes are taken as they come.
-    """
-
-    asserts_rules = False
-
-    def __init__(self, core: wiring.Component, bound: int):
-        super().__init__(core)
-        self.wires = {"rx": "tx"}
-        self.bound = bound
-
-    def claims(self, m: Module) -> None:
-        """Remember the byte, and wait for it."""
-        core, sent = self.core, Signal(8)
-        cycles = Signal(range(self.bound + 2))
-        with m.If(self.taken["i"] & (self.counts["i"] == 0)):
-            m.d.sync += sent.eq(core.i.payload)
-        with m.If((self.counts["i"] != 0) & (self.counts["o"] == 0) & (cycles <= self.bound)):
-            m.d.sync += cycles.eq(cycles + 1)
-        first = self.taken["o"] & (self.counts["o"] == 0)
-        m.d.comb += [
-            Assume(core.o.ready),
-            Assert(~first | (core.o.payload == sent)),
-            Assert(cycles <= self.bound),
-            Assert(~core.framing_error & ~core.overrun),
-        ]
-
-
-class ReachesEndOfRow(Environment):
-    """Some rows can end at `o`: what the other claims assume leaves the core something to do."""
-
-    asserts_rules = False
-
-    def __init__(self, core: wiring.Component, rows: int, row_lengths: Mapping[str, tuple[int, int]] | None = None):
-        super().__init__(core, row_lengths)
-        self.rows = rows
-
-    def claims(self, m: Module) -> None:
-        """Count the ends."""
-        ends = Signal(range(self.rows + 1))
-        payload = self.core.o.payload
-        with m.If(self.taken["o"] & (payload.last if has_last(payload) else 1) & (ends != self.rows)):
-            m.d.sync += ends.eq(ends + 1)
-        m.d.comb += Cover(ends == self.rows)
+# From the module, an argument and its result to whether they belong together; from an argument to
+# whether it may come.
+Relation = Callable[[Module, Any, Any], Value]
+Condition = Callable[[Any], Value]
 
 
 class Transaction(Environment):
@@ -157,8 +35,8 @@ class Transaction(Environment):
     def __init__(
         self,
         core: wiring.Component,
-        relation: Callable[[Module, Value, Value], Value],
-        allowed: Callable[..., Value] | None = None,
+        relation: Relation,
+        allowed: Condition | None = None,
     ):
         super().__init__(core)
         self.relation = relation
@@ -179,7 +57,7 @@ class Transaction(Environment):
             m.d.comb += Assert(related)
 
 
-def exponential_bound(parameters: fixedpoint.Exponential, width: int) -> Callable[[Module, Value, Value], Value]:
+def exponential_bound(parameters: fixedpoint.Exponential, width: int) -> Relation:
     """Return the relation that the stated error bound of `fixedpoint.Exponential` allows, exact
     numbers from rational intervals.
     """
@@ -202,7 +80,7 @@ def exponential_limits(parameters: fixedpoint.Exponential, distance: int) -> tup
     return max(0, -int(-(exact - bound) // 1)), int((exact + bound) // 1)
 
 
-def reciprocal_bound(parameters: fixedpoint.Reciprocal) -> Callable[[Module, Value, Value], Value]:
+def reciprocal_bound(parameters: fixedpoint.Reciprocal) -> Relation:
     """Return the relation
     `|x · mantissa · 2**-exponent − 1| <= 2**-(index_bits + 1) + 2**-mantissa_bits`, in whole
     numbers.
@@ -210,7 +88,7 @@ def reciprocal_bound(parameters: fixedpoint.Reciprocal) -> Callable[[Module, Val
     # in units of 2**-mantissa_bits
     slack = (1 << (parameters.mantissa_bits - parameters.index_bits - 1)) + 1
 
-    def relation(m: Module, argument: Value, result) -> Value:
+    def relation(m: Module, argument: Any, result: Any) -> Value:
         one = Signal(unsigned(LONG))
         product = Signal(unsigned(LONG))
         m.d.comb += [one.eq(Const(1, 1) << result.exponent), product.eq(argument * result.mantissa)]
@@ -221,7 +99,7 @@ def reciprocal_bound(parameters: fixedpoint.Reciprocal) -> Callable[[Module, Val
     return relation
 
 
-def root_bound(parameters: fixedpoint.ReciprocalSquareRoot) -> Callable[[Module, Value, Value], Value]:
+def root_bound(parameters: fixedpoint.ReciprocalSquareRoot) -> Relation:
     """Return the relation
     `|sqrt(x) · mantissa · 2**-exponent − 1| <= 2**-index_bits + 2**-mantissa_bits`, squared and in
     whole numbers.
@@ -229,7 +107,7 @@ def root_bound(parameters: fixedpoint.ReciprocalSquareRoot) -> Callable[[Module,
     unit = 1 << parameters.mantissa_bits
     slack = (1 << (parameters.mantissa_bits - parameters.index_bits)) + 1
 
-    def relation(m: Module, argument: Value, result) -> Value:
+    def relation(m: Module, argument: Any, result: Any) -> Value:
         one, square = Signal(unsigned(LONG)), Signal(unsigned(LONG))
         m.d.comb += [
             one.eq(Const(1, 1) << (result.exponent << 1)),
@@ -241,12 +119,12 @@ def root_bound(parameters: fixedpoint.ReciprocalSquareRoot) -> Callable[[Module,
     return relation
 
 
-def requantize_definition(target: fixedpoint.QFormat) -> Callable[[Module, Value, Value], Value]:
+def requantize_definition(target: fixedpoint.QFormat) -> Relation:
     """Return the relation of a `Requantize` core of one lane: half up, then saturate, by comparison
     with the range's ends.
     """
 
-    def relation(m: Module, argument: Value, result) -> Value:
+    def relation(m: Module, argument: Any, result: Any) -> Value:
         value, places = argument.value[0], Signal(range(32))
         rounded = Signal(signed(len(value) + 16))
         # With 8 fraction bits more than the number has, every shift goes to the right and has a
@@ -268,11 +146,18 @@ class RequantizeDefinition(Elaboratable):
     For every number of `bits` bits and every shift up to `largest_shift`.
     """
 
-    def __init__(self, bits: int, largest_shift: int, output: fixedpoint.QFormat, *, cast=None):
+    def __init__(
+        self,
+        bits: int,
+        largest_shift: int,
+        output: fixedpoint.QFormat,
+        *,
+        cast: Callable[[Value, Value], Value] = shift_right_half_up_by,
+    ):
         self.bits, self.largest_shift, self.output = bits, largest_shift, output
-        self.cast = cast or shift_right_half_up_by
+        self.cast = cast
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build both beside each other."""
         m = Module()
         number = AnyConst(signed(self.bits))
