@@ -15,7 +15,7 @@ PROJECT = Path(__file__).resolve().parent
 PACKAGES = ("model", "fixedpoint", "hdl", "sim", "scripts")
 
 
-def find_stranger() -> str | None:
+def find_shadowing() -> str | None:
     """Return a message about the first package whose name something else has taken, or None."""
     for name in PACKAGES:
         if name in sys.modules:
@@ -32,20 +32,20 @@ def find_stranger() -> str | None:
     return None
 
 
-def refuse_stranger() -> None:
+def refuse_shadowing() -> None:
     """End the program with one line when a package's name is taken.
 
     Raises:
         SystemExit: It is.
     """
-    message = find_stranger()
+    message = find_shadowing()
     if message is not None:
         sys.exit(f"error: {message}")
 
 
 def main() -> int:
     """Run the `positron` command and return its exit status."""
-    refuse_stranger()
+    refuse_shadowing()
     from scripts.cli import main as run_command_line
 
     return run_command_line()

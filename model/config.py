@@ -167,7 +167,7 @@ class ModelConfig(_Config):
             )
         elif self.position == "rotary" and self.head_dim % 2:
             problems.append(
-                f"rotary positions turn pairs of channels: embed_dim / num_heads must be even, not {self.head_dim}"
+                f"rotary positions rotate pairs of channels: embed_dim / num_heads must be even, not {self.head_dim}"
             )
         if self.num_heads % self.kv_heads:
             problems.append(f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.kv_heads}")
@@ -205,8 +205,7 @@ class TrainingConfig(_Config):
         batch_size: Sequences a step, all micro-batches and worker processes together.
         num_steps: Optimizer steps; None for what `num_epochs` says, or 5,000 where that is None
             too.
-        num_epochs: Passes over the training tokens, in place of `num_steps`; whoever gives both is
-            refused.
+        num_epochs: Passes over the training tokens, in place of `num_steps`; both is an error.
         seq_len: Tokens a sequence; None for the model's max_seq_len.
         seed: Of batches and dropout.
         optimizer: `adamw`, `adam`, `rmsprop` or `sgd`.

@@ -1,4 +1,4 @@
-"""Reading and writing files so that a reader never meets half of one."""
+"""Reading and writing files; a reader never sees a partly written one."""
 
 from __future__ import annotations
 

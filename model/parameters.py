@@ -2,8 +2,8 @@
 
 One vector lets the optimizer, gradient clipping and worker processes treat the whole model as one
 array. Its order puts the matrices first, then the vectors (biases, scales, shifts): weight decay
-reaches exactly the first part. Query, key and value weights lie side by side, so that one product
-with the stacked matrix makes all three.
+applies to the first part only. Query, key and value weights are adjacent, so that one product with
+the stacked matrix gives all three.
 """
 
 from __future__ import annotations

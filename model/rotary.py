@@ -1,9 +1,8 @@
 """Rotary positions (Su et al. 2021): rotate queries and keys by angles that grow with position.
 
 Channels 2i and 2i+1 of a head are one complex number, multiplied at position t by
-exp(j·t·base^(−2i/D)). The product of a turned query and a turned key then depends on their distance
-alone. A rotation's transpose is the rotation back, so the backward pass multiplies by the complex
-conjugate.
+exp(j·t·base^(−2i/D)). The product of a rotated query and key then depends on their distance alone.
+A rotation's transpose is its inverse, so the backward pass multiplies by the complex conjugate.
 
 Sizes: B sequences, T tokens, J heads (of queries and keys together) of D channels.
 """

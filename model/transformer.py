@@ -271,8 +271,8 @@ class Transformer:
             weight: Factor on the gradients (not on the loss), for a batch that is part of a larger
                 one.
             transform: Called as `transform(name, array)` with the tensors that `forward` shows to
-                `observe`, (N, channels) each. What it writes into them is what the model goes on
-                with; gradients pass as if it had not been there. Attention weights are only shown.
+                `observe`, (N, channels) each. The model continues with what it writes into
+                them; gradients pass as if it were the identity. Attention weights are only shown.
             soft_targets: Probabilities (N, V) that the gradients lead to instead of the targets;
                 overwritten. None for the targets.
         """

@@ -1,4 +1,4 @@
-"""Arrays that are used again at every training step instead of being allocated anew.
+"""Arrays that are reused at every training step instead of being allocated again.
 
 Fresh memory costs more than arithmetic here: the system hands out zeroed pages one fault at a time,
 and they are cold in the cache. A layer asks for an array by name; the first request allocates it,

@@ -18,9 +18,9 @@ def _start() -> None:
         from scripts import process
 
         process.prepare()
-    from positron_start import refuse_stranger
+    from positron_start import refuse_shadowing
 
-    refuse_stranger()
+    refuse_shadowing()
 
 
 _start()

@@ -197,7 +197,7 @@ def execute(command: ModuleType, arguments: argparse.Namespace) -> int:
         return EXIT_FAILURE
     except KeyboardInterrupt:
         process.after_command()
-        advice = getattr(command, "how_to_go_on", lambda _: "nothing was left half written; run the command again")
+        advice = getattr(command, "how_to_resume", lambda _: "nothing was left half written; run the command again")
         print(f"\nstopped: {advice(arguments)}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except OSError as error:

@@ -20,7 +20,7 @@ from types import FrameType
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 STANDARD_ERROR = 2
 WRITE_ANYTHING = "positron.write-anything"
-NOTHING_BEGUN = b"\nstopped: nothing was begun; run the command again\n"
+NOTHING_STARTED = b"\nstopped: nothing was started; run the command again\n"
 
 
 def prepare() -> None:
@@ -65,7 +65,7 @@ def _bytes_or_escape(error: UnicodeError) -> tuple[str | bytes, int]:
 
 def _say_and_leave(number: int, frame: FrameType | None) -> None:
     # past all buffers, whose locks the interrupted code may hold
-    os.write(STANDARD_ERROR, NOTHING_BEGUN)
+    os.write(STANDARD_ERROR, NOTHING_STARTED)
     os._exit(EXIT_INTERRUPTED)
 
 

@@ -1,7 +1,7 @@
 """Redo only what changed: skip a step whose inputs, code and results are those of the last time.
 
-What a step was made from is written to `stages.json` in the run directory after the step has ended,
-so a step that was interrupted is done again.
+A step's fingerprint is written to `stages.json` in the run directory when it starts, those of its
+results when it has finished, so a step that was interrupted is done again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from scripts.output import write_json
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the road from text to bitstream.
+    """One step from text to bitstream.
 
     Attributes:
         command: The subcommand of `positron`.
@@ -46,13 +46,13 @@ class Stage:
 
 
 class StageRecords:
-    """What the steps of one run directory were made from, in `stages.json`."""
+    """Fingerprints and results of the steps of one run directory, in `stages.json`."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "stages.json"
 
     def is_up_to_date(self, stage: Stage) -> bool:
-        """Whether the step's result is there, unchanged, and made from what there is now."""
+        """Whether the step's results exist, unchanged, and were made from the present inputs."""
         record = self._read().get(stage.command, {})
         return (
             "outputs" in record
@@ -62,7 +62,7 @@ class StageRecords:
         )
 
     def was_started(self, stage: Stage) -> bool:
-        """Whether the step was begun from what there is now and did not end."""
+        """Whether the step was started from the present inputs and did not finish."""
         record = self._read().get(stage.command, {})
         return "outputs" not in record and record.get("fingerprint") == stage.fingerprint()
 
@@ -71,7 +71,7 @@ class StageRecords:
         self._write(stage.command, {"fingerprint": stage.fingerprint()})
 
     def mark_done(self, stage: Stage) -> None:
-        """Remember the results of a step that was started and has ended well."""
+        """Record the results of a step that has finished."""
         record = self._read().get(stage.command, {})
         self._write(stage.command, {"fingerprint": record.get("fingerprint"), "outputs": digests(stage.outputs)})
 

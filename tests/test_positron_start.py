@@ -58,5 +58,5 @@ def test_a_directory_that_is_no_package_is_not_in_the_way(tmp_path: Path) -> Non
     assert start(MODULE, tmp_path).returncode == 0
 
 
-def test_our_own_packages_are_not_strangers() -> None:
-    assert positron_start.find_stranger() is None
+def test_our_own_packages_are_not_shadowed() -> None:
+    assert positron_start.find_shadowing() is None

@@ -102,7 +102,7 @@ class _Exporter:
         return self._linear(f"{name}.output", graph.add("Reshape", context, self._integers([0, 0, config.embed_dim])))
 
     def _rotate(self, x: str, heads: int) -> str:
-        """Turn pairs of channels of x (batch, heads, length, D)."""
+        """Rotate pairs of channels of x (batch, heads, length, D)."""
         graph, config = self.graph, self.config
         table = rotation_table(config.max_seq_len, config.head_dim, config.rotary_base, np.dtype(np.float32))
         cosine = self._first_rows(graph.constant("cosines", np.ascontiguousarray(table.real)))
@@ -110,12 +110,12 @@ class _Exporter:
         pairs = graph.add("Reshape", x, self._integers([0, heads, -1, config.head_dim // 2, 2]))
         real = graph.add("Gather", pairs, graph.constant("zero", np.array(0)), axis=-1)
         imaginary = graph.add("Gather", pairs, graph.constant("one", np.array(1)), axis=-1)
-        turned = (
+        rotated = (
             graph.add("Sub", graph.add("Mul", real, cosine), graph.add("Mul", imaginary, sine)),
             graph.add("Add", graph.add("Mul", real, sine), graph.add("Mul", imaginary, cosine)),
         )
         last = self._integers([-1])
-        joined = graph.add("Concat", *(graph.add("Unsqueeze", part, last) for part in turned), axis=-1)
+        joined = graph.add("Concat", *(graph.add("Unsqueeze", part, last) for part in rotated), axis=-1)
         return graph.add("Reshape", joined, self._integers([0, heads, -1, config.head_dim]))
 
     def _feed_forward(self, name: str, x: str) -> str:

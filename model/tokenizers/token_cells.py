@@ -62,9 +62,8 @@ class TokenCells:
 
         Returns:
             For each neighbour before, where the pairs (neighbour, new) begin; for each neighbour
-                after, where the pairs (new, neighbour) begin; in
-            ascending order. Where two of the new tokens met, the place is in both: once as (new,
-                first) and then as (new, new).
+                after, where the pairs (new, neighbour) begin; in ascending order. Where two of the
+                new tokens are adjacent, the place is in both: as (new, first) and as (new, new).
         """
         first, second = pair
         cells, lengths = self._cells, self._lengths

@@ -42,8 +42,7 @@ class Tokenizer(ABC):
 
         Args:
             texts: The text or the texts.
-            progress: Show a bar on a terminal while this takes its time, as learning byte pairs
-                does.
+            progress: Show a bar on a terminal while learning byte pairs.
         """
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Why training diverged: the first tensor that is not finite, and what helps."""
+"""Why training diverged: the first tensor that is not finite, and remedies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training further what another run has trained."""
+"""Training the model of another run further."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def fine_tune_model(
     """
     settings, old, new = training_config(config), RunDirectory(source), RunDirectory(directory)
     if old.path.resolve() == new.path.resolve():
-        raise InputError(f"{new.path} is the run to start from; choose another directory for what comes of it")
+        raise InputError(f"{new.path} is the run to start from; choose another directory for the new run")
     model, tokenizer = old.load_model(), old.load_tokenizer()
     training_tokens = old.load_training_tokens(model.config.vocab_size)
     validation_tokens = old.load_validation_tokens(model.config.vocab_size)

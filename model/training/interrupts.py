@@ -1,4 +1,4 @@
-"""Ctrl-C as a request: the work in hand is finished first."""
+"""Ctrl-C as a request to stop after the current work."""
 
 from __future__ import annotations
 

@@ -12,10 +12,11 @@ LONGEST_DEFAULT_WARMUP = 100
 def learning_rate(config: TrainingConfig, step: int, total_steps: int) -> float:
     """Return the learning rate of a step, counted from 0.
 
-    Linear warm-up, then with p = share of the remaining steps that are done and r =
-    final_learning_rate_ratio: cosine   r + (1 − r)·(1 + cos(π·p))/2
-    linear   r + (1 − r)·(1 − p)
-    constant 1
+    Linear warm-up, then the highest rate times a factor of p, the share of the remaining steps that
+    are done, and r = final_learning_rate_ratio:
+        cosine    r + (1 − r)·(1 + cos(π·p))/2
+        linear    r + (1 − r)·(1 − p)
+        constant  1
     """
     warmup = config.warmup_steps
     if warmup is None:

@@ -29,7 +29,7 @@ class Progress:
         seconds: Training time.
         loss_sum: Of the steps since the last line of the log.
         loss_count: Their number.
-        num_workers: Worker processes; 0 before they were counted.
+        num_workers: Worker processes; 0 before training has started.
         finished: 1 if there is nothing left to resume.
     """
 
@@ -70,7 +70,7 @@ class TrainingState:
     optimizer: Mapping[str, np.ndarray] = field(repr=False)
 
     def save(self, run: RunDirectory) -> None:
-        """Write the state, beside and then renamed."""
+        """Write the state, atomically."""
         arrays = {"parameters": self.parameters, "best_parameters": self.best_parameters}
         arrays |= {f"state_{name}": array for name, array in self.optimizer.items()}
         write_npz(run.training_state, arrays | {"progress": self.progress.to_array()})
@@ -81,7 +81,7 @@ class TrainingState:
 
         Args:
             run: The run.
-            config: How it is to go on; only `FREE_FIELDS` may differ from how it began.
+            config: How to resume it; only `FREE_FIELDS` may differ from its first configuration.
             size: Number of the model's parameters.
 
         Raises:
@@ -117,5 +117,5 @@ def check_same_configuration(run: RunDirectory, config: TrainingConfig) -> None:
     if differences:
         raise InputError(
             f"the run in {run.path} was trained with {'; '.join(differences)}; "
-            "resume it with the same configuration, or train anew"
+            "resume it with the same configuration, or train again"
         )

@@ -3,12 +3,11 @@
 The optimizer updates *latent* parameters. The model computes with rounded copies of them, and some
 of its tensors are rounded on the way; the gradients that arrive at rounded numbers are applied to
 the latent ones as if rounding were the identity: the straight-through estimator (Bengio, Léonard
-and Courville 2013, arXiv:1308.3432). A latent parameter thus gathers small updates until its
-rounded copy moves.
+and Courville 2013, arXiv:1308.3432). A latent parameter thus sums small updates until its rounded
+copy changes.
 
-The gradients lead to the probabilities of a teacher, the float model that training began with
-(Hinton, Vinyals and Dean 2015, arXiv:1503.02531): what the rounded model is to learn is what the
-float one knows already.
+The training targets are the probabilities of a teacher, the float model that training began with
+(Hinton, Vinyals and Dean 2015, arXiv:1503.02531).
 """
 
 from __future__ import annotations

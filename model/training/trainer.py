@@ -66,7 +66,7 @@ class TrainingResult:
 
 
 class Trainer:
-    """Runs the steps, and does at each step what is due there."""
+    """Runs the steps, and logs, evaluates, saves and samples where due."""
 
     def __init__(
         self,
@@ -143,7 +143,7 @@ class Trainer:
             self.straight_through.save(run)
         self._take_parameters(executor)
         self._save_state(executor)
-        self._save_best()  # the last: a directory with a model is not begun anew
+        self._save_best()  # the last: a directory with a model can be resumed
 
     def _run_steps(self, executor: TrainingExecutor) -> bool:
         """Do steps until done, stopped, or no longer improving; return whether the last."""
@@ -230,7 +230,7 @@ class Trainer:
         return every > 0 and self.progress.step % every == 0
 
     def _judge(self, validation_loss: float) -> bool:
-        """Keep the weights if they are the best so far; return whether patience is at its end."""
+        """Keep the weights if they are the best so far; return whether patience has run out."""
         if validation_loss < self.progress.best_loss:
             self.progress.best_loss = validation_loss
             self.progress.evaluations_without_improvement = 0
@@ -299,7 +299,7 @@ class Trainer:
         TrainingState(self.progress, memory.parameters, self.best_parameters, memory.state).save(self.run)
 
     def _load_state(self) -> TrainingState:
-        """Take up the state of a run that stopped, but for what `_fill` gives to the executor."""
+        """Load the state of a run that stopped; `_fill` gives the executor its part."""
         assert self.run is not None
         saved = TrainingState.load(self.run, self.config, self.model.parameters.flat.size)
         self.progress = saved.progress
@@ -307,7 +307,7 @@ class Trainer:
         return saved
 
     def _write_record(self, results: Mapping[str, Any] | None = None) -> None:
-        """Write training.json: what was asked for, and at the end what came out."""
+        """Write training.json: the settings and, at the end, the results."""
         if self.run is None:
             return
         record: dict[str, Any] = {

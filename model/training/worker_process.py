@@ -21,8 +21,8 @@ class Barrier:
     """Returns from a call when every worker has made it.
 
     Args:
-        links: A socket to each other worker. A byte says "here", and the end of the stream that the
-            other is gone.
+        links: A socket to each other worker. A call sends a byte on each and waits for one; an end
+            of stream means that the other worker has ended.
     """
 
     def __init__(self, links: list[socket.socket]) -> None:

@@ -2,9 +2,9 @@
 # (the circuit is built only to ask for its schedule)
 """Compare the attention circuit's speed with this machine's on the same layer.
 
-The circuit's cycles a token follow from its schedule (benches hold it to that, cycle for cycle);
-its clock is what synthesis reached, or --frequency. Beside it stands what NumPy does on this
-machine: the same layer in floating point, and the integer model of it.
+The circuit's cycles a token follow from its schedule (test benches verify them cycle for cycle);
+its clock is the synthesized one, or --frequency. The table compares it with NumPy on this machine:
+the same layer in floating point, and its integer model.
 
 Example:
   positron benchmark circuit runs/demo

@@ -98,16 +98,16 @@ def _pytorch_generation(model: Transformer, batch: int, num_tokens: int) -> Call
     from scripts.benchmarks.pytorch_reference import TorchTransformer
 
     torch.set_num_threads(1 if batch == 1 else THREADS)  # more threads make a single row slower
-    twin = TorchTransformer(model).eval()
+    reference = TorchTransformer(model).eval()
 
     def generate(seed: int) -> object:
         torch.manual_seed(seed)
         with torch.inference_mode():
             tokens = torch.ones((batch, 1), dtype=torch.long)
-            caches = twin.new_caches(batch)
+            caches = reference.new_caches(batch)
             made = [tokens]
             for position in range(num_tokens):
-                logits = twin.step(tokens, position, caches)
+                logits = reference.step(tokens, position, caches)
                 tokens = torch.multinomial(torch.softmax(logits / TEMPERATURE, dim=-1), 1)
                 made.append(tokens)
             return torch.cat(made, dim=1).tolist()

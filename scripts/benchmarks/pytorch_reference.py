@@ -109,7 +109,7 @@ class Block(nn.Module):
 
 
 class TorchTransformer(nn.Module):
-    """The PyTorch twin of a `model.Transformer`, with the same weights.
+    """A `model.Transformer` in PyTorch, with the same weights.
 
     Args:
         model: Where the weights come from.

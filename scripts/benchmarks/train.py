@@ -134,18 +134,18 @@ def _pytorch_steps(model: Transformer, training: TrainingConfig, tokens: np.ndar
     from scripts.benchmarks.pytorch_reference import TorchTransformer
 
     torch.set_num_threads(THREADS)
-    twin = TorchTransformer(model)
+    reference = TorchTransformer(model)
     optimizer = torch.optim.AdamW(
-        twin.decay_groups(training.weight_decay), lr=training.learning_rate, betas=(training.beta1, training.beta2)
+        reference.decay_groups(training.weight_decay), lr=training.learning_rate, betas=(training.beta1, training.beta2)
     )
 
     def run_turn(first: int) -> None:
         for step in range(first, first + TURN):
             inputs, targets = random_batch(tokens, training.batch_size, model.config.max_seq_len, 0, step)
-            loss = twin.loss(torch.from_numpy(inputs.copy()), torch.from_numpy(targets.copy()))
+            loss = reference.loss(torch.from_numpy(inputs.copy()), torch.from_numpy(targets.copy()))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(twin.parameters(), training.gradient_clip)
+            torch.nn.utils.clip_grad_norm_(reference.parameters(), training.gradient_clip)
             optimizer.step()
             loss.item()
 

@@ -2,7 +2,7 @@
 
 A core is compiled by Verilator with sources, sinks and comparison in C++. Every result must equal
 the integer model's. A failure is printed with the command that repeats it. A core that would take
-too long gets as many vectors as the time allows; the table says how many.
+too long gets as many vectors as the time allows; the table shows how many.
 
 Example:
   positron campaign
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
             results.append(campaign(entry, arguments))
             if arguments.json:
                 write_json(arguments.json, {"campaigns": results})
-    finally:  # what was shown before Ctrl-C or a missing tool counts
+    finally:  # also after Ctrl-C or a missing tool
         if results:
             print_results(results)
             if arguments.json:
@@ -118,6 +118,6 @@ def verdict(result: CampaignResult) -> str:
     return "all equal" if result.vectors == result.wanted else f"all equal; time was up, {result.wanted:,} wanted"
 
 
-def how_to_go_on(arguments: argparse.Namespace) -> str:
+def how_to_resume(arguments: argparse.Namespace) -> str:
     """Return what to do after Ctrl-C."""
     return f"compiled cores are kept in {arguments.out}; name the cores that are not in a table above to run only those"

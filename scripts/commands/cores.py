@@ -51,9 +51,9 @@ def run(arguments: argparse.Namespace) -> int:
     return measure_all([find_core(name) for name in arguments.only or CORE_NAMES])
 
 
-def how_to_go_on(arguments: argparse.Namespace) -> str:
+def how_to_resume(arguments: argparse.Namespace) -> str:
     """Return what to say after Ctrl-C."""
-    return "what was measured is in the table, and the same command goes on from there"
+    return "what was measured is in the table; the same command resumes"
 
 
 def measure_all(entries: Sequence[CoreEntry]) -> int:

@@ -1,7 +1,7 @@
 """Run every step on a sample text: train, generate, quantize, simulate, synthesize, report.
 
-A second run redoes only what changed. Ctrl-C at any point leaves nothing broken: run it again to go
-on.
+A second run redoes only what changed. Ctrl-C at any point leaves nothing broken: run it again to
+resume.
 
 Example:
   positron demo
@@ -150,7 +150,7 @@ def do_stages(arguments: argparse.Namespace) -> int:
         if stage.command == "train":
             directory = RunDirectory(arguments.out)
             if not records.was_started(stage):
-                # another training's, which would be gone on with
+                # another training's, which would be resumed
                 directory.training_state.unlink(missing_ok=True)
             words.append("--resume" if directory.can_be_resumed() else "--force")
         print(f"\n{head}\n$ positron {shlex.join(words)}", flush=True)
@@ -158,8 +158,8 @@ def do_stages(arguments: argparse.Namespace) -> int:
         stage_began = time.monotonic()
         status = run_command(words)
         if status:
-            again = "; the same command goes on" if status == cli.EXIT_INTERRUPTED else ""
-            print(f"demo stopped at `{stage.command}`; what is done stays done{again}", file=sys.stderr)
+            again = "; the same command resumes" if status == cli.EXIT_INTERRUPTED else ""
+            print(f"demo stopped at `{stage.command}`; finished steps are kept{again}", file=sys.stderr)
             return status
         records.mark_done(stage)
         print(f"{stage.command}: {format_duration(time.monotonic() - stage_began)}", flush=True)
@@ -192,6 +192,6 @@ def run_command(words: Sequence[str]) -> int:
     return int(command.run(cli.parse(cli.build_parser(words[0], command), words)))
 
 
-def how_to_go_on(arguments: argparse.Namespace) -> str:
+def how_to_resume(arguments: argparse.Namespace) -> str:
     """Return what to say after Ctrl-C."""
-    return "nothing is broken and what is done stays done; the same command goes on"
+    return "nothing is broken and finished steps are kept; the same command resumes"

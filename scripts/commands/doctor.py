@@ -40,7 +40,7 @@ OPTIONAL_PACKAGES = ("pyserial", "cocotb")
 
 @dataclass(frozen=True)
 class Finding:
-    """What is known about one tool or package.
+    """The state of one tool or package.
 
     Attributes:
         name: Its name.
@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
         parts = (f"{command} (lacks {', '.join(names)})" for command, names in lacks.items() if names)
         print(f"These do not: {'; '.join(parts)}.")
     if not ready:
-        print("\nNot ready for `make demo`: install what is missing, as said above.")
+        print("\nNot ready for `make demo`: install what is missing (see the table).")
     elif lacking:
         print(
             f"\nReady for `make demo`; simulation will be slower, on Amaranth's own simulator, without {', '.join(lacking)}."

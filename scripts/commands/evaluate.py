@@ -1,4 +1,4 @@
-"""Compare the float and the integer model on held-out text, or on a text of yours.
+"""Compare the float and the integer model on held-out text or on another text.
 
 Example:
   positron evaluate runs/demo

@@ -1,6 +1,6 @@
 """Write the integer model as a C program that needs nothing but a C compiler.
 
-The directory holds model.h (the model as constants), transformer.c (the arithmetic, whole numbers
+The directory holds model.h (the model as constants), transformer.c (the arithmetic, integers
 only) and a Makefile. The program reads token numbers and writes the same tokens as
 `positron generate --quantized`. With --prompt it is also compiled and run.
 

@@ -1,9 +1,9 @@
 """Write text with a trained model.
 
 The model continues the prompt token by token (a token is a character unless the run was trained
-otherwise). A low temperature repeats what is likely, a high one takes chances; the same seed writes
-the same text. With --quantized the run's integer model writes, and every choice is made in whole
-numbers: the C program and a circuit write the same text.
+otherwise). A low temperature prefers likely tokens, a high one gives more variety; the same seed
+gives the same text. With --quantized the run's integer model generates and samples, in integer
+arithmetic: the C program of `positron export-c` gives the same text.
 
 Example:
   positron generate runs/demo --prompt "One morning" --temperature 0.7

@@ -72,9 +72,9 @@ def run(arguments: argparse.Namespace) -> int:
     return report(work, outcomes, arguments, time.time() - began)
 
 
-def how_to_go_on(arguments: argparse.Namespace) -> str:
+def how_to_resume(arguments: argparse.Namespace) -> str:
     """Return what to say after Ctrl-C."""
-    return "what was checked is kept, and the same command goes on from there"
+    return "what was checked is kept; the same command resumes"
 
 
 def check_all(

@@ -1,10 +1,9 @@
 """Prove claims about the cores with SymbiYosys and z3: streams, termination, errors, overflow.
 
-A claim is settled for all inputs of a small core, by induction for all time and all stalls, or for
-the first cycles after reset: the table says by which method, docs/hardware/proofs.md how far it
-reaches. A refuted one leaves a waveform of its counterexample. With --bugs each proof, unless it is
-that something can be reached, is also run on a circuit with a bug of its kind, which it must
-refute.
+A claim is proven for all inputs of a small core, by induction for all time and all stalls, or for
+the first cycles after reset: the table shows the method, docs/hardware/proofs.md its limits. A
+refuted claim leaves a waveform of its counterexample. With --bugs each proof, covers excepted, is
+also run on a circuit with a seeded bug, which it must refute.
 
 Example:
   positron prove

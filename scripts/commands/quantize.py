@@ -1,4 +1,4 @@
-"""Turn a trained model into integers and say what that cost.
+"""Quantize a trained model to integers and measure the increase of its loss.
 
 Weights become 8-bit (or narrower) integers with a power-of-two scale a row; activations get the
 Q-formats that fit the training text best. The integer model is written to RUN/quantized, for
@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "an activation's format has the least squared error, or covers the maximum, or 99.99 %% of the values",
         ),
         ("scales", "weights have a power of two a row or a tensor"),
-        ("rounding", "each weight makes good the errors of those before it, or goes to the nearest integer"),
+        ("rounding", "each weight compensates the errors of those before it, or is rounded to nearest"),
     ):
         parser.add_argument(
             f"--{name}",
@@ -92,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     action = parser.add_mutually_exclusive_group()
     action.add_argument(
-        "--analyze", action="store_true", help="also find the layer that hurts most, and draw histograms of all tensors"
+        "--analyze", action="store_true", help="also find the costliest layers, and draw histograms of all tensors"
     )
     action.add_argument(
         "--sweep",
@@ -137,7 +137,7 @@ def work(directory: RunDirectory, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def how_to_go_on(arguments: argparse.Namespace) -> str:
+def how_to_resume(arguments: argparse.Namespace) -> str:
     """Say what to do after Ctrl-C."""
     if arguments.sweep:
         return "the same command continues with the points that are missing"

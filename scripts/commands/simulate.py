@@ -1,4 +1,4 @@
-"""Hold the circuits against the golden model, fed with a run's own weights and activations.
+"""Verify the circuits against the golden model, with a run's own weights and activations.
 
 Each circuit is simulated at full speed and with streams that stall at random. Every value that it
 returns must equal the integer model's; the number of values, and at full speed the number of

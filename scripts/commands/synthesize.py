@@ -98,7 +98,7 @@ def build_accelerator(arguments: argparse.Namespace) -> SynthesisReport:
             f"{refusal}; with {parameters.num_heads} heads and a context of {parameters.context_length}, {board.name} has room for "
             f"an embed_dim of {largest} at most"
         ) from None
-    # Beside the report, which stays as it is when the circuit of another model is the same.
+    # Not in the report, which does not change when the circuit of another model is the same.
     made_from = {"manifest_sha256": manifest_sha256, "layer": arguments.layer, "inputs_sha256": report.inputs_sha256}
     write_json(synthesized_file(directory), made_from)
     show(report, before)

@@ -1,10 +1,10 @@
 """Train a transformer on a text file, or on the bundled sample stories.
 
-The last tenth of the text is held out: its loss says how well the model does on text that it has
-not seen. A line is logged every 50 batches. Ctrl-C stops in good order and keeps what was learned;
---resume goes on as the run was begun, and refuses options that contradict it; of all settings only
---minutes may be another. --resume RUN begins a new run with the model that another one has trained;
-with --quantize it learns to live with the integers it will become.
+The last tenth of the text is held out: its loss is measured on text that the model was not trained
+on. A line is logged every 50 batches. Ctrl-C ends training after the running step and saves;
+--resume continues with the settings of the run, and refuses options that contradict them; only
+--minutes may differ. --resume RUN begins a new run with the model of another one; with --quantize
+that is quantization-aware training.
 
 Example:
   positron train --text my_text.txt --out runs/mine
@@ -81,11 +81,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const=True,
         type=Path,
         metavar="RUN",
-        help="without RUN: go on with the interrupted training in --out, whose settings are kept but for --minutes; with RUN: "
+        help="without RUN: continue the interrupted training in --out with its settings but for --minutes; with RUN: "
         "train its model further, in another run directory",
     )
     existing.add_argument(
-        "--force", action="store_true", help="train anew in a run directory that holds a model already"
+        "--force", action="store_true", help="replace the model in a run directory that holds one already"
     )
 
     shape = parser.add_argument_group("the model")
@@ -124,7 +124,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"optimizer steps (default: {DEFAULT_STEPS}, or {FINE_TUNING_STEPS} with --resume RUN)",
     )
     learning.add_argument(
-        "--minutes", type=float, metavar="M", help="stop well after so many minutes; may be another with --resume"
+        "--minutes", type=float, metavar="M", help="stop after so many minutes and save; may differ with --resume"
     )
     learning.add_argument(
         "--batch-size",
@@ -171,7 +171,7 @@ def train(arguments: argparse.Namespace) -> int:
         result = start(directory, arguments)
     if result.interrupted and not result.timed_out:
         print(
-            f"stopped at step {result.step:,} of {result.total_steps:,}; nothing is lost, go on with: "
+            f"stopped at step {result.step:,} of {result.total_steps:,}; nothing is lost, resume with: "
             f"positron train --resume --out {quote(str(directory.path))}",
             file=sys.stderr,
         )
@@ -192,7 +192,7 @@ def start(directory: RunDirectory, arguments: argparse.Namespace) -> TrainingRes
     """
     if directory.model_config.exists() and not arguments.force:
         raise InputError(
-            f"{directory.path} holds a model already: go on with it (--resume), replace it (--force), or choose another --out"
+            f"{directory.path} holds a model already: resume it (--resume), replace it (--force), or choose another --out"
         )
     text, source = load_text(arguments.text)
     training = TrainingConfig(
@@ -211,7 +211,7 @@ def start(directory: RunDirectory, arguments: argparse.Namespace) -> TrainingRes
 
 
 def resume(directory: RunDirectory, arguments: argparse.Namespace) -> TrainingResult:
-    """Go on with an interrupted training.
+    """Resume an interrupted training.
 
     Raises:
         InputError: There is none, its files are damaged, or an option contradicts it.
@@ -292,7 +292,7 @@ def chosen_settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def output_directory(arguments: argparse.Namespace) -> Path:
-    """Return the run directory that training makes or goes on in."""
+    """Return the run directory that training makes or resumes."""
     if arguments.out is not None:
         return Path(arguments.out)
     if isinstance(arguments.resume, Path):
@@ -305,13 +305,13 @@ def default_directory(text: Path | None) -> Path:
     return Path("runs") / ("stories" if text is None else text.stem)
 
 
-def how_to_go_on(arguments: argparse.Namespace) -> str:
+def how_to_resume(arguments: argparse.Namespace) -> str:
     """Return what to say after a second Ctrl-C, or one before the first step."""
     directory = RunDirectory(output_directory(arguments))
     saved, earlier = saved_state(directory), getattr(arguments, "earlier_state", None)
     if saved is None or (saved == earlier and arguments.resume is not True):
         return "nothing was saved yet; run the command again"
-    return f"go on from the last saved step with: positron train --resume --out {quote(str(directory.path))}"
+    return f"resume from the last saved step with: positron train --resume --out {quote(str(directory.path))}"
 
 
 def saved_state(directory: RunDirectory) -> tuple[int, int] | None:

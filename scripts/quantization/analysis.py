@@ -1,4 +1,4 @@
-"""Which layer hurts: `positron quantize --analyze`."""
+"""Which layer costs most: `positron quantize --analyze`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Bits against loss: `positron quantize --sweep`.
 
-One width at a time leaves its setting; all else stays. Every point that was measured is kept in
+One width at a time is varied; all else stays. Every point that was measured is kept in
 RUN/quantization_sweep.json, so the same command after an interruption measures only what is
 missing.
 """

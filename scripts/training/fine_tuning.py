@@ -21,7 +21,7 @@ NARROW_RATE = 5e-4
 
 
 def add_quantization_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what quantization-aware training asks for."""
+    """Add the options of quantization-aware training."""
     group = parser.add_argument_group("quantization-aware training, with --resume RUN")
     group.add_argument(
         "--quantize",
@@ -46,14 +46,14 @@ def check_quantization_arguments(arguments: argparse.Namespace) -> None:
     if arguments.quantize is not None and not isinstance(arguments.resume, Path):
         raise InputError(
             "--quantize begins with a trained model: positron train --resume RUN --quantize BITS (an interrupted run is "
-            "gone on with as it was begun, without --quantize)"
+            "resumed without --quantize)"
         )
     if arguments.activation_bits is not None and arguments.quantize is None:
         raise InputError("--activation-bits is for quantization-aware training: give --quantize BITS too")
 
 
 def fine_tuned_directory(source: Path, arguments: argparse.Namespace) -> Path:
-    """Return the directory beside the source's that says what became of it."""
+    """Return the default directory, beside the source's and named after the method."""
     if arguments.quantize is None:
         return source.with_name(f"{source.name}-tuned")
     name = "ternary" if arguments.quantize == "ternary" else f"{arguments.quantize}bit"
@@ -81,7 +81,7 @@ def fine_tune(directory: RunDirectory, arguments: argparse.Namespace, chosen: di
     recorded = source.load_training_config()
     defaults = {
         "learning_rate": NARROW_RATE if (arguments.activation_bits or 8) < 8 else FINE_TUNING_RATE,
-        "final_learning_rate_ratio": 0.01,  # weights that lie between two integers come to rest
+        "final_learning_rate_ratio": 0.01,  # weights between two integers settle
         "weight_decay": 0.0,
         "seed": recorded.seed + 1,  # other batches
         "num_epochs": None,

@@ -32,10 +32,10 @@ def refuse_contradictions(
     names: Sequence[str],
     source: dict[str, Any] | None,
 ) -> None:
-    """Refuse options that were given and are not what a run was begun with.
+    """Refuse options that differ from the settings that a run was started with.
 
     Args:
-        run: The run that is gone on with.
+        run: The run that is resumed.
         config: Its model's.
         tokenizer: Its tokenizer.
         arguments: Of the command line; None where an option was not given.
@@ -62,7 +62,7 @@ def refuse_contradictions(
             )
     if contradictions:
         raise InputError(
-            f"{run.path} was begun with other settings, which are kept: {'; '.join(contradictions)}; "
+            f"{run.path} was started with other settings, which are kept: {'; '.join(contradictions)}; "
             "leave these options out, or train another run"
         )
 
@@ -73,7 +73,7 @@ def option(name: str) -> str:
 
 
 def _recorded(run: RunDirectory, config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return what each option was, or would have had to be, when the run was begun."""
+    """Return the value of each option that the run was started with."""
     training = run.load_training_config()
     kind: str = "character"
     vocab_size: int | None = None

@@ -19,7 +19,7 @@ VARIANTS = [
 ]
 
 
-def twins(changes, dtype):
+def both(changes, dtype):
     from scripts.benchmarks.pytorch_reference import TorchTransformer
 
     model = Transformer({**SIZES, **changes}, seed=3, dtype=dtype)
@@ -38,13 +38,13 @@ def batch(seed):
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 5e-6)])
 def test_loss_and_gradients(changes, dtype, tolerance):
-    model, twin = twins(changes, dtype)
+    model, reference = both(changes, dtype)
     tokens, targets = batch(0)
     loss, gradients = model.loss_and_gradients(tokens, targets)
-    expected = twin.loss(torch.from_numpy(tokens), torch.from_numpy(targets))
+    expected = reference.loss(torch.from_numpy(tokens), torch.from_numpy(targets))
     expected.backward()
     assert loss == pytest.approx(expected.item(), rel=tolerance)
-    theirs = twin.named_model_tensors(gradients=True)
+    theirs = reference.named_model_tensors(gradients=True)
     assert set(theirs) == set(gradients)
     for name, gradient in gradients.items():
         limit = tolerance * max(1e-2, float(theirs[name].abs().max()))
@@ -55,8 +55,8 @@ def test_loss_and_gradients(changes, dtype, tolerance):
 def test_ten_steps_of_each_optimizer(kind):
     config = TrainingConfig(optimizer=kind, weight_decay=0.05, beta1=0.9, beta2=0.95)
     rate = 1e-2
-    model, twin = twins({}, np.float64)
-    groups = twin.decay_groups(config.weight_decay)
+    model, reference = both({}, np.float64)
+    groups = reference.decay_groups(config.weight_decay)
     theirs = {
         "adamw": lambda: torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95)),
         "adam": lambda: torch.optim.Adam(groups, lr=rate, betas=(0.9, 0.95)),
@@ -70,24 +70,24 @@ def test_ten_steps_of_each_optimizer(kind):
         loss, gradients = model.loss_and_gradients(tokens, targets)
         ours.update(flat, gradients.flat, slice(0, flat.size), step, rate)
         theirs.zero_grad()
-        expected = twin.loss(torch.from_numpy(tokens), torch.from_numpy(targets))
+        expected = reference.loss(torch.from_numpy(tokens), torch.from_numpy(targets))
         expected.backward()
         theirs.step()
         assert loss == pytest.approx(expected.item(), rel=1e-8)
-    for name, tensor in twin.named_model_tensors().items():
+    for name, tensor in reference.named_model_tensors().items():
         np.testing.assert_allclose(model.parameters[name], tensor.detach().numpy(), rtol=1e-6, atol=1e-9, err_msg=name)
 
 
 def test_clipping_equals_pytorch():
     from model.training.optimizers import clip_scale
 
-    model, twin = twins({}, np.float64)
+    model, reference = both({}, np.float64)
     tokens, targets = batch(1)
     _, gradients = model.loss_and_gradients(tokens, targets)
-    twin.loss(torch.from_numpy(tokens), torch.from_numpy(targets)).backward()
-    norm = float(torch.nn.utils.clip_grad_norm_(twin.parameters(), 0.01))
+    reference.loss(torch.from_numpy(tokens), torch.from_numpy(targets)).backward()
+    norm = float(torch.nn.utils.clip_grad_norm_(reference.parameters(), 0.01))
     ours = float(np.linalg.norm(gradients.flat))
     assert ours == pytest.approx(norm, rel=1e-12)
-    clipped = twin.named_model_tensors(gradients=True)["token_embedding"].numpy()
+    clipped = reference.named_model_tensors(gradients=True)["token_embedding"].numpy()
     # PyTorch divides by norm + 1e-6
     np.testing.assert_allclose(gradients["token_embedding"] * clip_scale(ours, 0.01), clipped, rtol=1e-4)

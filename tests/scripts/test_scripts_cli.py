@@ -147,13 +147,13 @@ def test_bug_shows_its_traceback() -> None:
         cli.execute(raising(ValueError("no user's mistake")), argparse.Namespace())
 
 
-def test_interrupt_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+def test_interrupt_says_how_to_resume(capsys: pytest.CaptureFixture[str]) -> None:
     interrupted = raising(KeyboardInterrupt())
     assert cli.execute(interrupted, argparse.Namespace()) == 130
     assert capsys.readouterr().err == "\nstopped: nothing was left half written; run the command again\n"
-    interrupted.how_to_go_on = lambda arguments: f"go on with step {arguments.step}"  # type: ignore[attr-defined]
+    interrupted.how_to_resume = lambda arguments: f"resume from step {arguments.step}"  # type: ignore[attr-defined]
     assert cli.execute(interrupted, argparse.Namespace(step=3)) == 130
-    assert capsys.readouterr().err == "\nstopped: go on with step 3\n"
+    assert capsys.readouterr().err == "\nstopped: resume from step 3\n"
 
 
 def test_exit_status_is_the_commands() -> None:

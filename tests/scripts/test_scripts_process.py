@@ -63,7 +63,7 @@ def test_interrupt_while_a_command_is_imported(command: tuple[str, ...], module:
         process.send_signal(signal.SIGINT)
         rest = [line for line in process.stderr if not line.startswith("import time:")]
     assert process.returncode == 130
-    assert "".join(rest) == "\nstopped: nothing was begun; run the command again\n"
+    assert "".join(rest) == "\nstopped: nothing was started; run the command again\n"
 
 
 AROUND_A_COMMAND = """
@@ -152,7 +152,7 @@ def test_advice_of_interrupted_training_works(
         assert cli.main(words) == 130
     advice = capsys.readouterr().err.strip().splitlines()[-1]
     if saved:
-        assert advice == f"stopped: go on from the last saved step with: positron train --resume --out '{run}'"
+        assert advice == f"stopped: resume from the last saved step with: positron train --resume --out '{run}'"
         assert cli.main(["train", "--resume", "--out", str(run)]) == 0
     else:
         assert advice == "stopped: nothing was saved yet; run the command again"

@@ -125,7 +125,7 @@ def test_interrupt_at_any_step_goes_on_there(commands: StandIns, step: str) -> N
     assert commands.run() == ORDER[ORDER.index(step) :]
 
 
-def test_interrupted_training_is_resumed_and_changed_training_starts_anew(commands: StandIns) -> None:
+def test_interrupted_training_is_resumed_and_changed_training_starts_again(commands: StandIns) -> None:
     commands.fail_at["train"] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         demo.run(commands.arguments())
@@ -158,10 +158,12 @@ def test_until_stops_early(commands: StandIns) -> None:
     assert commands.run() == ORDER[3:]
 
 
-def test_interrupt_reported_by_a_step_says_how_to_go_on(commands: StandIns, capsys: pytest.CaptureFixture[str]) -> None:
+def test_interrupt_reported_by_a_step_says_how_to_resume(
+    commands: StandIns, capsys: pytest.CaptureFixture[str]
+) -> None:
     commands.fail_at["train"] = 130
     assert demo.run(commands.arguments()) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command resumes" in capsys.readouterr().err
 
 
 def test_stages_name_sources_that_exist() -> None:

@@ -95,7 +95,7 @@ def test_other_tokenizers(tokenizer: str, text: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "tokenizer.json").read_text())["kind"] == tokenizer
 
 
-def test_force_trains_anew(text: Path, tmp_path: Path) -> None:
+def test_force_replaces_the_model(text: Path, tmp_path: Path) -> None:
     out = ("--text", text, "--out", tmp_path / "run", "--steps", 2)
     assert train(*out) == 0
     assert train(*out) == 1
@@ -166,7 +166,7 @@ def test_an_option_that_contradicts_the_run_is_refused(
     before = {path.name: path.read_bytes() for path in Path("run").iterdir()}
     assert cli.main(["train", *how.split(), *words.split()]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: run was begun with other settings")
+    assert error.startswith("error: run was started with other settings")
     assert message in error
     assert {path.name: path.read_bytes() for path in Path("run").iterdir()} == before
     assert not Path("run-tuned").exists()

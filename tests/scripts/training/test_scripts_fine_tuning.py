@@ -113,7 +113,7 @@ def test_interrupted_quantization_aware_run_goes_on(
     assert "teacher_weights.npz does not exist" in capsys.readouterr().err
 
 
-def test_training_anew_forgets_the_number_format(tiny_run: Path, tmp_path: Path) -> None:
+def test_training_from_the_start_drops_the_number_format(tiny_run: Path, tmp_path: Path) -> None:
     assert train("--resume", tiny_run, "--quantize", 4, "--steps", 2, "--out", tmp_path / "run") == 0
     run = RunDirectory(tmp_path / "run")
     assert run.number_format.exists()
