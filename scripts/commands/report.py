@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 from model.files import atomic_write
-from scripts.report.data import collect
+from scripts.report.collect import collect
 from scripts.report.page import page
 from scripts.runs import add_run_argument, open_run
 

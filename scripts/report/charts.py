@@ -31,7 +31,7 @@ class Series:
     style: str
 
 
-def line_chart(series: Sequence[Series], x_label: str, y_label: str, width: int = 760, height: int = 320) -> str:
+def line_chart(series: Sequence[Series], x_label: str, y_label: str) -> str:
     """Return a line chart of series over shared axes, with each line's last value beside it.
 
     Raises:
@@ -41,7 +41,7 @@ def line_chart(series: Sequence[Series], x_label: str, y_label: str, width: int 
     drawn = [(one, points) for one, points in finite if points]
     if not drawn:
         raise ValueError("a line chart needs at least one finite point")
-    left, right, top, bottom = 56, 92, 14, 46
+    width, height, left, right, top, bottom = 760, 320, 56, 92, 14, 46
     xs = [x for _, points in drawn for x, _ in points]
     ys = [y for _, points in drawn for _, y in points]
     x_ticks, y_ticks = nice_ticks(min(0.0, *xs), max(xs)), nice_ticks(min(ys), max(ys))
@@ -101,11 +101,11 @@ def line_chart(series: Sequence[Series], x_label: str, y_label: str, width: int 
     )
 
 
-def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Return some `count` ticks, 1, 2 or 5 times a power of ten apart, that enclose [low, high]."""
+def nice_ticks(low: float, high: float) -> list[float]:
+    """Return about five ticks, 1, 2 or 5 times a power of ten apart, that enclose [low, high]."""
     if high <= low:
         low, high = low - 0.5, high + 0.5
-    rough = (high - low) / count
+    rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
@@ -113,20 +113,18 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(index * step, digits) for index in range(first, last + 1)]
 
 
-def heat_map(weights: np.ndarray, labels: Sequence[str], title: str, cell: int = 13) -> str:
+def heat_map(weights: np.ndarray, labels: Sequence[str], title: str) -> str:
     """Return a heat map of one attention head.
 
     Args:
-        weights: Attention weights (T, T) from 0 to 1; row = the token that looks, column = the
-            token looked at.
+        weights: Attention weights (T, T) from 0 to 1; row = query token, column = key token.
         labels: The T tokens.
         title: What stands above.
-        cell: Edge of one cell in the drawing's units.
     """
     size = len(labels)
     if weights.shape != (size, size):
         raise ValueError(f"a heat map of {size} tokens needs weights ({size}, {size}), got {weights.shape}")
-    margin = 20
+    margin, cell = 20, 13  # in the drawing's units, as all lengths here
     edge = size * cell
     picture = base64.b64encode(alpha_png(np.clip(np.sqrt(weights) * 255, 0, 255).astype(np.uint8))).decode()
     parts = [
@@ -173,7 +171,7 @@ def alpha_png(opacity: np.ndarray, colour: tuple[int, int, int] = (214, 96, 28))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw, 9)) + chunk(b"IEND", b"")
 
 
-def bar(fraction: float, style: str = "") -> str:
+def bar(fraction: float) -> str:
     """Return a horizontal bar filled to a fraction of its width."""
     filled = 100 * min(1.0, max(0.0, fraction))
-    return f'<span class="bar {style}"><span style="width:{filled:.1f}%"></span></span>'
+    return f'<span class="bar"><span style="width:{filled:.1f}%"></span></span>'

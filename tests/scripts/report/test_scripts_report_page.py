@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from scripts.report.charts import Series
-from scripts.report.page import Gap, ReportData, fact_list, lead, page, table
+from scripts.report.data import Gap, ReportData
+from scripts.report.html import fact_list, table
+from scripts.report.page import lead, page
 
 HOSTILE = "<script>alert('x')</script>\"&$title"
 VOID = {"meta", "link", "br", "img", "hr", "input"}

@@ -10,8 +10,9 @@ from hdl.tools import synthesis
 from model.files import file_digest, write_json
 from model.run import RunDirectory
 from scripts import cli
-from scripts.report.data import collect
-from scripts.report.page import ReportData, page
+from scripts.report.collect import collect
+from scripts.report.data import ReportData
+from scripts.report.page import page
 from scripts.runs import simulation_file, synthesized_file
 
 BENCH = {"name": "softmax", "compared": 4711, "cycles": 5, "stalls": False, "equal": True}
@@ -69,7 +70,7 @@ def test_after_another_training(run: RunDirectory, capsys: pytest.CaptureFixture
     assert data.model_sha256 != before
     assert set(data.gaps) == {"quantization", "simulation", "synthesis"}
     assert data.gaps["quantization"].reason == (
-        f"What is there belongs to {before[:12]}, and here is now {data.model_sha256[:12]}."
+        f"The results belong to {before[:12]}; the model is now {data.model_sha256[:12]}."
     )
     assert data.gaps["quantization"].commands == (f"quantize {run.path}",)
     assert data.gaps["simulation"].commands == (f"quantize {run.path}", f"simulate {run.path}")
@@ -80,7 +81,7 @@ def test_after_another_training(run: RunDirectory, capsys: pytest.CaptureFixture
     capsys.readouterr()
     assert cli.main(["report", str(run.path)]) == 0
     said = capsys.readouterr().out
-    assert f"left out, synthesis: What is there belongs to {file_digest(run.quantized_manifest)[:12]}" in said
+    assert f"left out, synthesis: The results belong to {file_digest(run.quantized_manifest)[:12]}" in said
     assert f"positron quantize {run.path}, then positron synthesize {run.path}" in said
 
 
@@ -103,7 +104,7 @@ def test_text_of_another_model(run: RunDirectory) -> None:
     data = collect(run)
     assert (shown(data), data.prompt, data.sample_is_of_integers) == (ALL, "The", False)
     run.sample.write_text("written by hand")
-    assert collect(run).gaps["sample"].reason == "What is there does not say which model it belongs to."
+    assert collect(run).gaps["sample"].reason == "The results do not name their model."
 
 
 def test_text_of_the_integer_model(run: RunDirectory) -> None:
@@ -128,7 +129,7 @@ def test_a_bitstream_that_does_not_say_whose_it_is(run: RunDirectory) -> None:
     synthesized_file(run).unlink()
     data = collect(run)
     assert shown(data) == ALL - {"synthesis"}
-    assert data.gaps["synthesis"].reason == "What is there does not say which model it belongs to."
+    assert data.gaps["synthesis"].reason == "The results do not name their model."
 
 
 def test_evaluation_says_which_models_it_is_about(run: RunDirectory) -> None:
