@@ -49,7 +49,8 @@ class UncachedDecoder:
 
     def step(self, tokens: np.ndarray, /) -> np.ndarray:
         """See `Decoder`."""
-        return self.prefill(np.hstack([self._context, tokens[:, None]]))  # (B, t + 1)
+        # (B, t), (B, 1) -> (B, t + 1)
+        return self.prefill(np.hstack([self._context, tokens[:, None]]))
 
 
 def check_decoder(decoder: Any, model: object, batch: int) -> None:

@@ -56,10 +56,11 @@ class Sampling:
         plain = self.temperature > 0 and self.top_k is None and self.top_p is None and self.repetition_penalty == 1
         if not plain or len(logits) == 1:
             return [self.choose(*row) for row in zip(logits, random.tolist(), contexts, strict=True)]
-        scores = logits - logits.max(axis=1, keepdims=True)
+        scores = logits - logits.max(axis=1, keepdims=True)  # (B, V) − (B, 1) -> (B, V)
         if self.temperature != 1:
             scores /= self._divisor
         cumulative = np.cumsum(np.exp(scores, out=scores), axis=1, dtype=np.float64)
+        # (B, V) <= (B, 1) -> (B, V)
         below = cumulative <= (random * cumulative[:, -1])[:, None]
         return np.minimum(np.count_nonzero(below, axis=1), logits.shape[1] - 1).tolist()
 
