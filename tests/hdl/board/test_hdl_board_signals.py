@@ -11,8 +11,10 @@ from amaranth.sim import Simulator
 from serial_wire import send_frame
 
 import hdl.board.boards
+import hdl.board.clocks
 from fixedpoint import QFormat
-from hdl.board.boards import BOARDS, RESET_CYCLES, BoardTop, ClockGenerator, SerialAccelerator
+from hdl.board.boards import BOARDS, BoardTop, SerialAccelerator
+from hdl.board.clocks import RESET_CYCLES, ClockGenerator
 from hdl.parts.payload import FixedPointShape
 
 FREQUENCY = 25e6  # the board's own clock, so that no PLL is needed
@@ -167,7 +169,7 @@ class OnPins(Elaboratable):
 
 
 def test_lights_and_the_button(monkeypatch):
-    monkeypatch.setattr(hdl.board.boards, "RESET_CYCLES", 16)
+    monkeypatch.setattr(hdl.board.clocks, "RESET_CYCLES", 16)
     board = BOARDS["ulx3s-12f"]
     make = lambda identity: BoardTop(Echo(), identity, board, FREQUENCY, 1 / BIT)  # noqa: E731
     top, link = stubbed(monkeypatch, make)

@@ -8,7 +8,8 @@ from amaranth.lib import io, wiring
 from amaranth.lib.wiring import In, Out
 
 from hdl import CircuitError, ToolError
-from hdl.board.boards import BOARDS, ClockGenerator
+from hdl.board.boards import BOARDS
+from hdl.board.clocks import ClockGenerator
 from hdl.cores.uart import UARTReceiver, UARTTransmitter, baud_divisor
 from hdl.tools import synthesis
 from hdl.tools.synthesis import ClockTiming, SynthesisReport, Usage, read_report, synthesize, synthesize_core
