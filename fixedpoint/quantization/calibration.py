@@ -22,7 +22,7 @@ from ..operators.row_norm import MAXIMUM_CHANNELS
 from ..qformat import QFormat
 from ..row_scales import WeightBits, storage_bits
 from ..topology import decoder_steps, linear_inputs, residual_format_tensors, residual_stream
-from .compensation import Moments
+from .error_compensation import Moments
 from .histogram import CANDIDATES, MAXIMUM_FRACTION, Histogram, covering_format
 from .overrides import TABLES, Overrides, ResolvedOverrides
 

@@ -22,7 +22,7 @@ from ..row_scales import least_squares_fractions, storage_bits
 from ..topology import BLOCK, LOGITS, Kind, Step, final_norm_step, in_decoder
 from ..transformer import Block, Norm, QuantizedTransformer
 from .calibration import Calibration, QuantizationSettings, TensorFormat, integer_factor, refuse_unsupported
-from .compensation import compensate
+from .error_compensation import compensate
 from .histogram import signal_to_noise
 
 

@@ -16,7 +16,7 @@ from fixedpoint.operators.reciprocal import Reciprocal, ReciprocalSquareRoot
 from fixedpoint.operators.row_norm import whole_epsilon
 from fixedpoint.operators.sampling import EXPONENTIAL
 from fixedpoint.quantization.calibration import QuantizationSettings, _checked, _choose, _residual_format
-from fixedpoint.quantization.compensation import Feedback, Moments, compensate
+from fixedpoint.quantization.error_compensation import Feedback, Moments, compensate
 from fixedpoint.quantization.histogram import HALF, Histogram, covering_format
 from fixedpoint.quantization.overrides import ResolvedOverrides
 from fixedpoint.row_scales import least_squares_fractions, quantize_rows

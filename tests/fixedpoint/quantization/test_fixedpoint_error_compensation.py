@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fixedpoint import QuantizationError
-from fixedpoint.quantization.compensation import DAMPING, Feedback, Moments, compensate
+from fixedpoint.quantization.error_compensation import DAMPING, Feedback, Moments, compensate
 from fixedpoint.row_scales import least_squares_fractions, quantize_rows, weight_range
 
 UNBOUNDED = np.full(24, np.inf)
