@@ -99,8 +99,8 @@ class PreparedAttention:
         np.matmul(keys, query.swapaxes(-1, -2), out=scores)
         if length > 1:  # later keys are beyond any distance
             scores[..., -length:, :] += _later_keys(length)
-        scores -= scores.min(axis=-2, keepdims=True)
-        np.clip(scores, None, self.last, out=scores)
+        scores -= np.minimum.reduce(scores, axis=-2, keepdims=True)
+        np.minimum(scores, self.last, out=scores)
         numerators = self.numerators.take(whole(scores, buffers))
         weighted = buffers.array("weighted", self.dtype, batch, length, heads, size + 1)
         np.matmul(numerators.swapaxes(-1, -2), values, out=weighted.swapaxes(1, 2))
@@ -109,7 +109,7 @@ class PreparedAttention:
         wide *= self.reciprocals.take(weighted[..., size:].astype(np.int64))
         wide += 0.5
         np.floor(wide, out=wide)
-        np.clip(wide, self.lowest, self.highest, out=wide)
+        wide.clip(self.lowest, self.highest, out=wide)
         context = buffers.array("context", np.float32, batch, length, self.channels)
         np.copyto(context, wide.reshape(context.shape))
         return context

@@ -1,9 +1,8 @@
 """One token of one sequence through a prepared transformer, with few NumPy calls.
 
 A row of 128 numbers costs NumPy less time than the call does, so what limits the speed is the
-number of calls (about a microsecond each). The same operations as in `layers` and
-`attention`, on vectors, with the sums of a norm in Python's own floats, which hold these
-whole numbers exactly as well.
+number of calls (about a microsecond each). The products and norms of `layers` are here on
+vectors, with the sums of a norm in Python's own floats, which hold these integers exactly as well.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import math
 import numpy as np
 
 from .attention import PreparedAttention
-from .layers import Float32, Float64, Floats, PreparedNorm, Product
+from .layers import Buffers, Float32, Float64, Floats, PreparedNorm, Product
 
 
 class TokenProduct:
@@ -81,42 +80,26 @@ class TokenNorm:
 
 
 class TokenAttention:
-    """A `PreparedAttention` for one token; `cache` is that of one sequence (H, context_length,
-    2·d + 1).
+    """A `PreparedAttention` for one token of one sequence.
+
+    Args:
+        attention: Computes the context from the cache.
+        cache: Of a batch of one, (1, H, context_length, 2·d + 1).
+        buffers: Memory for what comes between.
     """
 
-    def __init__(self, attention: PreparedAttention, cache: Floats) -> None:
-        heads, size = attention.heads, attention.head_dim
-        self.numerators, self.reciprocals = attention.numerators, attention.reciprocals
-        self.query_scale, self.dtype = attention.query_scale, attention.dtype
-        self.lowest, self.highest = attention.lowest, attention.highest
-        self.cache, self.keys, self.values = cache, cache[..., :size], cache[..., size:]
+    def __init__(self, attention: PreparedAttention, cache: Floats, buffers: Buffers) -> None:
+        self.attention, self.cache, self.buffers = attention, cache, buffers
         self.projections, self.output = TokenProduct(attention.projections), TokenProduct(attention.output)
-        projected = self.projections.result
-        self.query = projected[: attention.channels].reshape(heads, size, 1)
-        self.known = projected[attention.channels :].reshape(heads, 2 * size + 1)
-        self.weighted: Floats = np.empty((heads, 1, size + 1), self.dtype)
-        self.sums, self.denominators = self.weighted[:, 0, :size], self.weighted[:, 0, size:]
-        self.wide: Float64 = np.empty((heads, size))
-        self.context: Float32 = np.empty(attention.channels, np.float32)
-        self.context_heads = self.context.reshape(heads, size)
+        query, known = np.split(self.projections.result, [attention.channels])
+        self.query = query.reshape(1, attention.heads, 1, attention.head_dim)  # (C,) → (1, H, 1, d)
+        self.known = known.reshape(attention.heads, -1)  # (C + C + H,) → (H, 2·d + 1)
 
     def compute(self, x: Floats, position: int) -> Floats:
-        """Return the output (C,) for the row at `position`, and put its keys and values into the
-        cache.
-        """
+        """Return the output (C,) for the row at `position`, after adding to the cache."""
+        attention = self.attention
         self.projections.compute(x)
-        query = np.multiply(self.query, self.query_scale, dtype=self.dtype)
-        self.cache[:, position] = self.known
-        scores = np.matmul(self.keys[:, : position + 1], query)  # (H, t, 1)
-        np.subtract(scores, np.minimum.reduce(scores, 1, keepdims=True), out=scores)
-        numerators = self.numerators.take(scores.astype(np.int64), mode="clip")
-        np.matmul(numerators.swapaxes(1, 2), self.values[:, : position + 1], out=self.weighted)
-        wide = self.wide
-        np.multiply(self.sums, self.reciprocals.take(self.denominators.astype(np.int64)), out=wide)
-        np.add(wide, 0.5, out=wide)
-        np.floor(wide, out=wide)
-        np.minimum(wide, self.highest, out=wide)
-        np.maximum(wide, self.lowest, out=wide)
-        np.copyto(self.context_heads, wide)
-        return self.output.compute(self.context)
+        query = np.multiply(self.query, attention.query_scale, dtype=attention.dtype)
+        self.cache[0, :, position] = self.known
+        context = attention.attend(query, self.cache[:, :, : position + 1], self.buffers)
+        return self.output.compute(context[0, 0])

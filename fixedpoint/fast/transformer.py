@@ -297,7 +297,7 @@ class _SingleSequence:
 
     def __init__(self, fast: FastTransformer, blocks: list[PreparedBlock], caches: list[Floats]) -> None:
         self.fast = fast
-        self.blocks = [_TokenBlock(block, cache[0]) for block, cache in zip(blocks, caches, strict=True)]
+        self.blocks = [_TokenBlock(block, cache, fast.buffers) for block, cache in zip(blocks, caches, strict=True)]
         self.final_norm, self.logits = TokenNorm(fast.final_norm), TokenProduct(fast.logits)
         self.lowest, self.highest = fast.lowest, fast.highest
 
@@ -319,11 +319,11 @@ class _SingleSequence:
 
 
 class _TokenBlock:
-    def __init__(self, block: PreparedBlock, cache: Floats) -> None:
+    def __init__(self, block: PreparedBlock, cache: Floats, buffers: Buffers) -> None:
         self.attention_norm, self.feed_forward_norm = (
             TokenNorm(block.attention_norm),
             TokenNorm(block.feed_forward_norm),
         )
-        self.attention = TokenAttention(block.attention, cache)
+        self.attention = TokenAttention(block.attention, cache, buffers)
         self.up, self.down = TokenProduct(block.up), TokenProduct(block.down)
         self.activation = block.activation
