@@ -2,6 +2,8 @@
 exist.
 """
 
+import ast
+import importlib
 import os
 import re
 import shlex
@@ -44,6 +46,35 @@ def test_python_in_documents_runs(document: Path, tmp_path: Path) -> None:
         check=False,
     )
     assert result.returncode == 0, f"{document}:\n{result.stderr}"
+
+
+def written_files() -> dict[Path, str]:
+    """Return the files of the project that documents write out: the fences of `python PATH`."""
+    found = {}
+    for document in DOCUMENTS:
+        for match in FENCE.finditer((ROOT / document).read_text(encoding="utf-8")):
+            if re.match(r"python \S", match["language"]):
+                found[Path(match["language"].split()[1])] = match["body"]
+    return found
+
+
+def test_files_in_documents_import_what_exists() -> None:
+    files = written_files()
+    assert files
+    wanted = set()
+    for path, source in files.items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom):
+                package = path.parts[: -node.level] if node.level else ()
+                module = ".".join([*package, *([node.module] if node.module else [])])
+                wanted |= {(module, alias.name) for alias in node.names}
+    here = {".".join(path.with_suffix("").parts) for path in files}
+    for module, name in wanted:
+        if (
+            module.partition(".")[0] in ("model", "fixedpoint", "hdl", "sim")
+            and not {module, f"{module}.{name}"} & here
+        ):
+            assert hasattr(importlib.import_module(module), name), f"a document imports {name} from {module}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=str)
