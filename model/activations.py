@@ -83,8 +83,7 @@ def _gelu(x: np.ndarray, y: np.ndarray, derivative: np.ndarray | None, workspace
 
 
 def _gelu_tanh(x: np.ndarray, y: np.ndarray, derivative: np.ndarray | None, workspace: Workspace) -> None:
-    # Beyond |x| = 8 tanh is ±1 to the last bit, so clipping there changes nothing and keeps x²
-    # finite.
+    # Beyond |x| = 8 tanh is ±1 to the last bit: clipping changes nothing, and x² stays finite.
     clipped = workspace.array("clipped", *x.shape)
     half = workspace.array("half", *x.shape)
     np.clip(x, -8, 8, out=clipped)

@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -196,12 +197,12 @@ def read_npz(
     return arrays
 
 
-def _read_array(part: object, shape: tuple[int, ...], where: str) -> np.ndarray:
+def _read_array(part: IO[bytes], shape: tuple[int, ...], where: str) -> np.ndarray:
     """Read one .npy stream whose header must say `shape`; nothing is allocated for another."""
-    version = np.lib.format.read_magic(part)  # type: ignore[arg-type]
+    version = np.lib.format.read_magic(part)
     reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    found, fortran_order, dtype = reader(part)  # type: ignore[arg-type]
+    found, fortran_order, dtype = reader(part)
     if found != shape or fortran_order or dtype.hasobject:
         raise InputError(f"{where} has shape {found}, not {shape}; the file does not fit the configuration")
-    data = part.read(dtype.itemsize * math.prod(shape))  # type: ignore[attr-defined]
+    data = part.read(dtype.itemsize * math.prod(shape))
     return np.frombuffer(data, dtype).reshape(shape).copy()  # (size,) -> shape

@@ -292,8 +292,8 @@ class TrainingConfig(_Config):
             object.__setattr__(self, "num_steps", DEFAULT_STEPS)
 
 
-# To copy and change: `config = MODEL_CONFIG.copy(); config.update(embed_dim=64)`. What follows from
-# other fields is None, and gives way to them.
+# To copy and change: `config = MODEL_CONFIG.copy(); config.update(embed_dim=64)`. None stands for a
+# value that is derived from other fields.
 MODEL_CONFIG: dict[str, Any] = {**ModelConfig().to_dict(), "ff_dim": None}
 TRAINING_CONFIG: dict[str, Any] = {**TrainingConfig().to_dict(), "num_steps": None}
 

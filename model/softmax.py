@@ -96,4 +96,4 @@ def cross_entropy(
             d_logits -= soft_targets
         if num_counted < num_rows:
             d_logits[~counted] = 0
-    return float(np.maximum(losses.sum() / num_counted, 0))  # rounding may leave a little less
+    return float(np.maximum(losses.sum() / num_counted, 0))  # rounding may give less than 0

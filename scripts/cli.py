@@ -45,8 +45,7 @@ COMMANDS = (
 )
 DISTRIBUTION = "positron-transformer"
 HELP_WIDTH = 79  # of lines that argparse does not fold
-# The exceptions for what a user can do wrong or lacks; everything else is a bug and shows its
-# traceback.
+# Exceptions for user errors and missing tools; any other is a bug and shows its traceback.
 USER_ERRORS = (
     ("model.errors", "InputError"),
     ("fixedpoint.errors", "QuantizationError"),
@@ -191,8 +190,7 @@ def execute(command: ModuleType, arguments: argparse.Namespace) -> int:
         sys.stdout.flush()
         return status
     except BrokenPipeError:
-        # The reader (`| head`) has enough. Python flushes stdout at exit and would complain once
-        # more.
+        # The reader (`| head`) has closed the pipe. Python flushes stdout at exit and would raise.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILURE
     except KeyboardInterrupt:

@@ -84,6 +84,5 @@ def cross_entropy_sum(logits: np.ndarray, targets: np.ndarray) -> float:
     """Return Σ −log softmax(logits)[target] over logits (N, T, V) and targets (N, T)."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     correct = np.take_along_axis(shifted, targets[..., None].astype(np.int64), axis=-1)[..., 0]
-    return float(
-        np.maximum((np.log(np.exp(shifted).sum(axis=-1)) - correct).sum(), 0)
-    )  # rounding may leave a little less
+    # rounding may give a little less than 0
+    return float(np.maximum((np.log(np.exp(shifted).sum(axis=-1)) - correct).sum(), 0))

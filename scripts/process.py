@@ -48,9 +48,7 @@ def after_command() -> None:
     """Let Ctrl-C end the process at once again, if `prepare` has taken it over."""
     if signal.getsignal(signal.SIGINT) is _interrupt:
         signal.signal(signal.SIGINT, _leave)
-        warnings.simplefilter(
-            "ignore"
-        )  # circuits that an exception has left half made are dropped now, and would complain
+        warnings.simplefilter("ignore")  # of circuits that an exception has left unused
 
 
 def _bytes_or_escape(error: UnicodeError) -> tuple[str | bytes, int]:
@@ -64,7 +62,7 @@ def _bytes_or_escape(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def _say_and_leave(number: int, frame: FrameType | None) -> None:
-    # past all buffers, whose locks the interrupted code may hold
+    # bypasses all buffers, whose locks the interrupted code may hold
     os.write(STANDARD_ERROR, NOTHING_STARTED)
     os._exit(EXIT_INTERRUPTED)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hdl.tools.toolchain import INSTALL_EXTRA, TOOLS, find_tool, is_known_bad_yosys, tool_version
 
-# How a package is imported → how it is called where it is installed from.
+# Import name of a package → name of its distribution.
 DISTRIBUTIONS = {"amaranth": "amaranth", "amaranth_boards": "amaranth-boards", "serial": "pyserial"}
 
 
@@ -36,8 +36,7 @@ class Needs:
 
 
 SYNTHESIS_TOOLS = ("yosys", "nextpnr-ecp5", "ecppack")
-# Commands that are not named here do with the base installation. `simulate` has Amaranth's own
-# simulator where no other can run.
+# Other commands need only the base installation. `simulate` falls back to Amaranth's simulator.
 NEEDS = {
     "simulate": Needs(("amaranth",)),
     "synthesize": Needs(("amaranth", "amaranth_boards"), SYNTHESIS_TOOLS),

@@ -68,7 +68,7 @@ def load_named_quantized(directory: RunDirectory) -> tuple[QuantizedTransformer,
     digest = file_digest(directory.quantized_manifest)
     quantized = load_export(directory.quantized)
     record = read_json(quantization_file(directory))
-    # the latter again: it may just be replaced
+    # read again: another process may be replacing it
     made_from = {record.get("manifest_sha256"), export_digest(directory)}
     if record.get("model_sha256") != file_digest(directory.model_weights) or made_from != {digest}:
         raise InputError(f"{directory.quantized} was not made from the model that is there now: {command}")

@@ -45,7 +45,7 @@ class UncachedDecoder:
     def prefill(self, tokens: np.ndarray, /) -> np.ndarray:
         """See `Decoder`."""
         self._context = tokens
-        return self._forward(tokens)[:, -1]  # (B, t, V) → (B, V)
+        return self._forward(tokens)[:, -1]  # (B, t, V) -> (B, V)
 
     def step(self, tokens: np.ndarray, /) -> np.ndarray:
         """See `Decoder`."""

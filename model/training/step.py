@@ -30,8 +30,7 @@ from .optimizers import STATE_NAMES, Optimizer, clip_scale
 from .schedules import learning_rate
 from .straight_through import StraightThrough
 
-# Values that a worker tells the others in each step: its loss, and the square of its share's
-# gradient norm.
+# A worker's values for the others in each step: its loss, and its share's squared gradient norm.
 NUM_MESSAGES = 2
 
 
@@ -152,9 +151,8 @@ class WorkerStep:
         self.barrier()
         loss = float(memory.messages[:, 0].sum())
         norm = math.sqrt(float(memory.messages[:, 1].sum())) if np.isfinite(memory.messages[:, 1]).all() else math.inf
-        if math.isfinite(loss) and math.isfinite(
-            norm
-        ):  # else the parameters stay as they are, for a look at what happened
+        # else the parameters stay unchanged, to explain the divergence
+        if math.isfinite(loss) and math.isfinite(norm):
             rate = learning_rate(config, step, self.total_steps)
             scale = clip_scale(norm, config.gradient_clip)
             self.optimizer.update(memory.parameters, memory.gradients[0], self.part, step, rate, scale)

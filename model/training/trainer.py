@@ -33,7 +33,7 @@ from .workers import TrainingExecutor, open_executor
 
 logger = logging.getLogger(__name__)
 
-# Steps between looks at Ctrl-C and at the clock.
+# Steps between checks of Ctrl-C and the clock.
 STEPS_AT_A_TIME = 10
 
 

@@ -55,7 +55,7 @@ def main(build_straight_through: Callable[[dict[str, Any]], StraightThrough] | N
     """
     line = sys.stdin.readline()
     if not line.endswith("\n"):
-        return  # the parent was stopped before it could say what to do
+        return  # the parent ended before it sent the job
     job = json.loads(line)
     model, training = ModelConfig.from_dict(job["model"]), TrainingConfig.from_dict(job["training"])
     buffer = np.frombuffer(mmap.mmap(job["memory"]["descriptor"], job["memory"]["size"]), np.float32)

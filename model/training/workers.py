@@ -5,8 +5,7 @@ everything between the matrix products is then done twice at a time as well. Eac
 interpreter (`python -P -m model.training.worker_process`) that inherits a file descriptor for the
 shared memory and one end of a socket to every other worker; it takes commands as JSON lines on its
 standard input and answers on its standard output. Nothing has a name in the file system, so nothing
-is left behind when a process is killed, and a process whose partner dies reads the end of a file
-and ends too.
+is left behind when a process is killed; the others then read an end of file and end too.
 """
 
 from __future__ import annotations
@@ -162,7 +161,7 @@ class ProcessExecutor(TrainingExecutor):
         ]
         for ends_of_worker in links:
             for link in ends_of_worker.values():
-                link.close()  # the workers hold them now; an end here would hide a partner's death
+                link.close()  # an open end here would hide from a worker that another has ended
 
     def _start(self, job: dict[str, Any], resources: ExitStack) -> subprocess.Popen[bytes]:
         inherited = [

@@ -114,8 +114,8 @@ def _measure_shape(name: str, seconds: float, activation: str, compare: bool) ->
     }
 
 
-# The threads of BLAS and of PyTorch spin for a while after their last work, and would take a core
-# from whoever comes next.
+# The threads of BLAS and of PyTorch spin for a while after their last work, and would slow down the
+# next measurement.
 SETTLE_SECONDS = 0.1
 PEAK_SIZE = 768
 _LEFT, _RIGHT, _PRODUCT = (np.ones((PEAK_SIZE, PEAK_SIZE), np.float32) for _ in range(3))

@@ -22,7 +22,7 @@ from scripts.output import add_json_argument, format_table, write_json
 from scripts.requirements import NEEDS, Needs
 
 OLDEST_PYTHON = (3, 11)
-# Without these the demonstration runs on Amaranth's own simulator, so nothing stops.
+# Without these, simulation runs on Amaranth's own simulator.
 FOR_VERILATOR = ("verilator", "perl", "make", "c++")
 REQUIRED_TOOLS = ("yosys", "nextpnr-ecp5", "ecppack")
 PACKAGES = {

@@ -29,7 +29,7 @@ from scripts.output import add_json_argument, format_table, write_json
 if TYPE_CHECKING:
     from sim.proofs.proof import Proof, Verdict
 
-# Whether the proof is a cover → what the solver said → the word for it.
+# Whether the proof is a cover → the solver's answer → the verdict.
 OUTCOMES = {
     False: {True: "proven", False: "refuted", None: "unsettled"},
     True: {True: "reached", False: "not reached", None: "unsettled"},

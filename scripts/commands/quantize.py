@@ -165,7 +165,7 @@ def quantize(
     # refuses a model that could overflow, before anything is written
     accumulators = accumulator_table(quantized)
     save_export(quantized, directory.quantized)
-    # What is measured is what was written.
+    # the export is measured as it was written
     held_out = directory.load_validation_tokens(model.config.vocab_size)
     comparison = compare(model, load_export(directory.quantized), held_out)
     weights = weight_table(model, quantized)

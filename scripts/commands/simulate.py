@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sim.bench.bench import SimulationResult, StreamBench
 
 STALL_PROBABILITY = 0.3
-SILENCE = 4000  # cycles that results are not taken for, at first; longer than a token's work takes
+SILENCE = 4000  # cycles without ready at first; longer than a token's work takes
 DEFAULT_VECTORS = 1000
 
 

@@ -55,8 +55,7 @@ from scripts.training.fine_tuning import (
 )
 from scripts.training.resuming import MODEL_OPTIONS, TRAINING_OPTIONS, option, refuse_contradictions
 
-# The demonstration's model: its attention fits on the board, and two cores train it in a minute or
-# two.
+# The demonstration's model: its attention fits the board, and two cores train it in two minutes.
 DEFAULT_MODEL: dict[str, Any] = {"embed_dim": 64, "num_heads": 4, "num_layers": 2, "max_seq_len": 64}
 DEFAULT_TOKENIZER, DEFAULT_VOCAB_SIZE = "character", 1000
 DEFAULT_STEPS = 8000

@@ -8,7 +8,7 @@ from typing import Any
 
 from model import BPETokenizer, InputError, ModelConfig, RunDirectory, Tokenizer, WordTokenizer
 
-# What a run's model and text are. Options of these names may be given again, with the same values.
+# Options that fix a run's model and tokens. They may be repeated, with the same values.
 MODEL_OPTIONS = (
     "num_layers",
     "num_heads",

@@ -16,7 +16,7 @@ def test_same_seed_same_text():
         generate_stories(10_000, seed=1) == generate_stories(10_000, seed=1) == TEXT[: len(generate_stories(10_000, 1))]
     )
     assert generate_stories(10_000, seed=2) != generate_stories(10_000, seed=1)
-    # The text is part of what a seed means: whoever changes the grammar changes this on purpose.
+    # The same seed must give the same text; a change of the grammar must change this digest.
     assert hashlib.sha256(TEXT.encode()).hexdigest().startswith("f011ca798162bac0")
 
 
