@@ -1,8 +1,6 @@
-"""What counts as a number where options are checked: Python's and NumPy's numbers alike, and never
-True or False.
+"""Checks of option values: Python's and NumPy's numbers count as numbers, booleans do not.
 
-`model/checks.py` says the same of the float model's options; what the integers need is written here
-because they run without `model`.
+As in `model/checks.py`; written here again because the integer operators run without `model`.
 """
 
 from __future__ import annotations
@@ -18,9 +16,7 @@ def is_whole(value: object) -> TypeGuard[int]:
 
 
 def is_real(value: object) -> TypeGuard[float]:
-    """Return whether a value is a real number: whole, a float, or one of NumPy's floating-point
-    numbers.
-    """
+    """Return whether a value is a real number: an integer, a float, or one of NumPy's."""
     return is_whole(value) or isinstance(value, float | np.floating)
 
 

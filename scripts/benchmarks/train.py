@@ -22,7 +22,7 @@ from model.training.workers import open_executor
 from model.transformer import Transformer
 from scripts.output import add_json_argument, format_table, write_json
 
-SHAPES: dict[str, tuple[dict[str, int], int]] = {
+SHAPES: dict[str, tuple[dict[str, Any], int]] = {
     "S": ({"num_layers": 2, "num_heads": 4, "embed_dim": 64, "max_seq_len": 64}, 16),
     "M": ({"num_layers": 4, "num_heads": 4, "embed_dim": 128, "max_seq_len": 64}, 12),
     "L": ({"num_layers": 6, "num_heads": 6, "embed_dim": 192, "max_seq_len": 128}, 16),
@@ -73,7 +73,7 @@ def measure(shapes: str = "SML", seconds: float = 15, activation: str = "gelu") 
 
 def _measure_shape(name: str, seconds: float, activation: str, compare: bool) -> dict[str, Any]:
     sizes, batch_size = SHAPES[name]
-    config = ModelConfig(vocab_size=VOCAB_SIZE, activation=activation, **sizes)  # type: ignore[arg-type]
+    config = ModelConfig(vocab_size=VOCAB_SIZE, activation=activation, **sizes)
     training = TrainingConfig(batch_size=batch_size, num_workers=THREADS)
     tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, 200_000).astype(np.uint16)
     model = Transformer(config)

@@ -261,7 +261,7 @@ def test_characters_are_shown_when_they_are_complete():
     raise AssertionError("no seed made an é")
 
 
-def test_a_stray_byte_does_not_tear_the_character_after_it(monkeypatch):
+def test_a_stray_byte_does_not_damage_the_next_character(monkeypatch):
     tokenizer = BPETokenizer(256)
     tokenizer.train("ab")
     tokens, pieces = [0x80, 0xF0, 0x9F, 0x98, 0x80, 0x6F, 0x6B, 0xE6], []

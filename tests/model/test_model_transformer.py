@@ -61,7 +61,7 @@ def test_impossible_configurations_are_named(change, message):
         Transformer({**SIZES, **change})
 
 
-def test_whoever_says_how_long_to_train_is_heard():
+def test_steps_or_epochs_say_how_long_to_train():
     assert TrainingConfig().num_steps == DEFAULT_STEPS
     for changed in ({**TRAINING_CONFIG, "num_epochs": 3}, {"num_epochs": 3}):
         config = TrainingConfig.from_dict(changed)

@@ -123,7 +123,7 @@ AWKWARD = "it's $HOME; ls"
 
 @pytest.mark.parametrize("command", ["generate", "quantize", "report"])
 @pytest.mark.parametrize("make", [missing, directory])
-def test_advice_can_be_pasted_into_a_shell(
+def test_advice_is_quoted_for_a_shell(
     command: str, make: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make(tmp_path / AWKWARD)
@@ -132,7 +132,7 @@ def test_advice_can_be_pasted_into_a_shell(
     assert shlex.split(advice) == ["train", "--out", str(tmp_path / AWKWARD)]
 
 
-def test_advice_to_quantize_can_be_pasted_into_a_shell(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_advice_to_quantize_is_quoted_for_a_shell(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tiny_run.rename(tiny_run.with_name(AWKWARD))
     (run / "quantization.json").unlink()
     assert cli.main(["evaluate", str(run)]) == 1

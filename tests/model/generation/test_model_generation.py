@@ -228,7 +228,7 @@ def forced(tokens):
     return stream
 
 
-def test_a_stray_byte_does_not_tear_the_character_after_it(monkeypatch):
+def test_a_stray_byte_does_not_damage_the_next_character(monkeypatch):
     tokenizer = BPETokenizer(256)
     tokenizer.train("ab")
     model, tokens, pieces = make({"vocab_size": 256}), [0x80, 0xF0, 0x9F, 0x98, 0x80, 0x6F, 0x6B, 0xE6], []

@@ -216,7 +216,7 @@ def test_bpe_encodes_long_and_short_pieces_alike(words, text):
 
 
 @pytest.mark.parametrize("letters", ["ACGT", "a"])
-def test_bpe_visits_a_word_without_a_blank_no_more_often_than_its_length_asks(letters, monkeypatch):
+def test_bpe_time_on_a_word_without_blanks_is_linear(letters, monkeypatch):
     visited = 0
     join = TokenCells.join
 
@@ -332,7 +332,7 @@ class Terminal(io.StringIO):
 
 @pytest.mark.parametrize("terminal", [Terminal, io.StringIO])
 @pytest.mark.parametrize("progress", [False, True])
-def test_bars_are_for_terminals_and_who_asks(progress, terminal, monkeypatch):
+def test_progress_bars_need_a_terminal_and_a_request(progress, terminal, monkeypatch):
     monkeypatch.setattr("sys.stderr", shown := terminal())
     tokenizer = BPETokenizer(300)
     tokenizer.train(TEXT, progress)

@@ -22,7 +22,7 @@ def test_the_first_is_a_request_and_the_second_raises():
     assert asked == ["stop"]
 
 
-def test_what_stood_before_is_put_back():
+def test_the_previous_handler_is_restored():
     before = signal.getsignal(signal.SIGINT)
     with first_interrupt(lambda: None):
         assert signal.getsignal(signal.SIGINT) is not before

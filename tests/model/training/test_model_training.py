@@ -156,7 +156,7 @@ def test_epochs_of_a_custom_configuration_count(tmp_path):
     assert resume(tmp_path)[0].step == result.step
 
 
-def test_runs_of_earlier_versions_wrote_down_steps_and_epochs(tmp_path):
+def test_a_record_of_an_earlier_version_with_steps_and_epochs_is_read(tmp_path):
     train(tmp_path)
     run = RunDirectory(tmp_path)
     record = run.load_training_record()

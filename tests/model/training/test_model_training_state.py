@@ -59,7 +59,7 @@ def test_the_file_is_repeatable(run):
     assert run.training_state.read_bytes() == first
 
 
-def test_a_resumed_run_may_log_and_stop_at_other_times_but_not_learn_otherwise(run):
+def test_a_resumed_run_may_change_logging_and_time_limit_only(run):
     some_state().save(run)
     others = {"log_every": 3, "sample_every": 5, "time_limit": 2.0}
     assert set(others) == set(FREE_FIELDS)

@@ -16,7 +16,7 @@ from scripts.stages import Stage
 ORDER = ["train", "generate", "quantize", "simulate", "synthesize", "report"]
 
 
-class StandIns:
+class FakeCommands:
     """Commands that write what the real ones would, and note that they were called."""
 
     def __init__(self, out: Path) -> None:
@@ -70,15 +70,15 @@ class StandIns:
 
 
 @pytest.fixture
-def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIns:
-    stand_ins = StandIns(tmp_path / "run")
-    monkeypatch.setattr(cli, "import_command", stand_ins.import_command)
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCommands:
+    fakes = FakeCommands(tmp_path / "run")
+    monkeypatch.setattr(cli, "import_command", fakes.import_command)
     # someone may be editing the real sources
     monkeypatch.setattr(stage_records, "PROJECT", tmp_path)
-    return stand_ins
+    return fakes
 
 
-def test_every_step_is_done_in_order_then_none(commands: StandIns, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_step_is_done_in_order_then_none(commands: FakeCommands, capsys: pytest.CaptureFixture[str]) -> None:
     assert commands.run() == ORDER
     first = capsys.readouterr().out
     assert "[1/6]" in first
@@ -88,7 +88,7 @@ def test_every_step_is_done_in_order_then_none(commands: StandIns, capsys: pytes
     assert capsys.readouterr().out.count("up to date") == 6
 
 
-def test_changed_weights_redo_what_depends_on_them(commands: StandIns) -> None:
+def test_changed_weights_redo_what_depends_on_them(commands: FakeCommands) -> None:
     commands.run()
     run = RunDirectory(commands.out)
     run.sample.write_text("damaged")
@@ -101,13 +101,13 @@ def test_changed_weights_redo_what_depends_on_them(commands: StandIns) -> None:
     assert commands.run()[:3] == ["train", "generate", "quantize"]
 
 
-def test_removed_result_is_made_again(commands: StandIns) -> None:
+def test_removed_result_is_made_again(commands: FakeCommands) -> None:
     commands.run()
     RunDirectory(commands.out).report.unlink()
     assert commands.run() == ["report"]
 
 
-def test_failure_stops_and_keeps_what_is_done(commands: StandIns, capsys: pytest.CaptureFixture[str]) -> None:
+def test_failure_stops_and_keeps_what_is_done(commands: FakeCommands, capsys: pytest.CaptureFixture[str]) -> None:
     commands.fail_at["simulate"] = 1
     assert demo.run(commands.arguments()) == 1
     assert commands.calls == ORDER[:4]
@@ -117,7 +117,7 @@ def test_failure_stops_and_keeps_what_is_done(commands: StandIns, capsys: pytest
 
 
 @pytest.mark.parametrize("step", ORDER)
-def test_interrupt_at_any_step_goes_on_there(commands: StandIns, step: str) -> None:
+def test_interrupted_demo_resumes_at_its_step(commands: FakeCommands, step: str) -> None:
     commands.fail_at[step] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         demo.run(commands.arguments())
@@ -125,7 +125,7 @@ def test_interrupt_at_any_step_goes_on_there(commands: StandIns, step: str) -> N
     assert commands.run() == ORDER[ORDER.index(step) :]
 
 
-def test_interrupted_training_is_resumed_and_changed_training_starts_again(commands: StandIns) -> None:
+def test_interrupted_training_is_resumed_and_changed_training_starts_again(commands: FakeCommands) -> None:
     commands.fail_at["train"] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         demo.run(commands.arguments())
@@ -150,7 +150,7 @@ def test_interrupted_training_is_resumed_and_changed_training_starts_again(comma
         assert commands.words["train"].steps == "7"
 
 
-def test_until_stops_early(commands: StandIns) -> None:
+def test_until_stops_early(commands: FakeCommands) -> None:
     arguments = commands.arguments()
     arguments.until = "quantize"
     assert demo.run(arguments) == 0
@@ -159,7 +159,7 @@ def test_until_stops_early(commands: StandIns) -> None:
 
 
 def test_interrupt_reported_by_a_step_says_how_to_resume(
-    commands: StandIns, capsys: pytest.CaptureFixture[str]
+    commands: FakeCommands, capsys: pytest.CaptureFixture[str]
 ) -> None:
     commands.fail_at["train"] = 130
     assert demo.run(commands.arguments()) == 130

@@ -45,7 +45,7 @@ def test_without_a_compiler_the_demonstration_still_runs(without, capsys):
     assert "slower, on Amaranth's own simulator, without c++" in capsys.readouterr().out
 
 
-def test_a_yosys_that_fails_on_these_circuits_is_not_taken_for_usable(monkeypatch, capsys):
+def test_a_yosys_that_is_known_to_fail_is_not_usable(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "tool_version", lambda name: "0.70.0.0.post1300")
     assert cli.main(["doctor"]) == 1
     assert "bad version" in capsys.readouterr().out

@@ -80,7 +80,7 @@ def test_every_matrix_and_norm_of_a_run_has_a_core(tiny_run_original):
         CORES["requantize"].for_model(quantized, 1, "logits")
 
 
-def test_a_directory_of_somebody_else_is_not_replaced(tmp_path, capsys):
+def test_a_directory_of_other_files_is_not_replaced(tmp_path, capsys):
     project, file = tmp_path / "project", tmp_path / "file"
     project.mkdir()
     (project / "top.v").write_text("mine")

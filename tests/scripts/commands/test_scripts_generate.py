@@ -28,7 +28,7 @@ def test_same_seed_same_text(tiny_run: Path, capsys: pytest.CaptureFixture[str])
     assert generate(capsys, *options, 2) != first
 
 
-def test_temperature_zero_has_no_use_for_a_seed(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_temperature_zero_ignores_the_seed(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = (tiny_run, "--prompt", "The", "--length", 30, "--temperature", 0, "--seed")
     assert generate(capsys, *options, 1) == generate(capsys, *options, 2)
 
@@ -47,7 +47,7 @@ def test_trained_model_spells_its_text(tiny_run: Path, capsys: pytest.CaptureFix
     assert "the " in out
 
 
-def test_integers_write_too(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_quantized_model_generates(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = (tiny_run, "--quantized", "--prompt", "The cat ", "--length", 60, "--temperature", 0.3, "--seed")
     out = generate(capsys, *options, 1)
     quantized, tokenizer = load_export(tiny_run / "quantized"), load_tokenizer(tiny_run / "tokenizer.json")
@@ -61,7 +61,7 @@ def test_integers_write_too(tiny_run: Path, capsys: pytest.CaptureFixture[str]) 
     ("options", "message"),
     [(["--top-k", 3], "--top-k and --top-p"), (["--top-p", 0.5], "--top-p"), (["--seed", -1], "seed")],
 )
-def test_what_integers_lack(
+def test_options_of_the_float_model_are_refused_with_quantized(
     options: list[object], message: str, tiny_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["generate", str(tiny_run), "--quantized", *map(str, options)]) == 1

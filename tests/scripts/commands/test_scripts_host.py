@@ -75,7 +75,7 @@ def ports(monkeypatch, tiny_run):
     return opened
 
 
-def test_a_board_on_a_bad_wire_is_exercised_and_what_the_wire_did_is_counted(ports, tiny_run, tmp_path, capsys):
+def test_a_board_with_transmission_errors_is_exercised_and_they_are_counted(ports, tiny_run, tmp_path, capsys):
     figures = tmp_path / "figures.json"
     assert cli.main(["host", str(tiny_run), "--port", "wire", "--vectors", "60", "--json", str(figures)]) == 0
     printed = capsys.readouterr().out
@@ -126,7 +126,7 @@ def test_synthesis_makes_the_bitstream_for_the_baud_rate_and_writes_it_down(tiny
     assert "--baud belongs to a board's serial port" in capsys.readouterr().err
 
 
-def test_a_report_from_before_baud_rates_were_written_down_is_read(tiny_run):
+def test_a_report_without_a_baud_rate_is_read(tiny_run):
     write_report(tiny_run / "synthesis", None)
     file = tiny_run / "synthesis" / REPORT_FILE
     figures = json.loads(file.read_text(encoding="utf-8"))

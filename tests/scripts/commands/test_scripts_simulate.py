@@ -56,7 +56,7 @@ def test_a_difference_fails_the_command_and_the_rest_still_runs(
     assert len(figures["benches"]) == 8
 
 
-def test_fallback_simulator_is_said(
+def test_the_fallback_simulator_is_printed(
     tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(command, "default_simulator", lambda: ("amaranth", "there is no compiler here"))

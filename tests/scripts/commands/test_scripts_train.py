@@ -103,7 +103,7 @@ def test_force_replaces_the_model(text: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "training.json").read_text())["training"]["seed"] == 9
 
 
-def test_time_limit_ends_well(text: Path, tmp_path: Path) -> None:
+def test_time_limit_stops_and_saves(text: Path, tmp_path: Path) -> None:
     assert train("--text", text, "--out", tmp_path / "run", "--steps", 1_000_000, "--minutes", 0.02) == 0
     record = json.loads((tmp_path / "run" / "training.json").read_text())
     assert 0 < record["results"]["step"] < 1_000_000

@@ -114,7 +114,7 @@ def test_text_of_the_integer_model(run: RunDirectory) -> None:
     assert "sample" in collect(run).gaps
 
 
-def test_training_that_did_not_end_or_made_other_weights(run: RunDirectory) -> None:
+def test_unfinished_training_and_other_weights(run: RunDirectory) -> None:
     record = json.loads(run.training.read_text())
     write_json(run.training, record | {"results": {}})
     data = collect(run)
@@ -125,7 +125,7 @@ def test_training_that_did_not_end_or_made_other_weights(run: RunDirectory) -> N
     assert collect(run).gaps["training"].commands == (f"train --force --out {run.path}",)
 
 
-def test_a_bitstream_that_does_not_say_whose_it_is(run: RunDirectory) -> None:
+def test_a_bitstream_without_the_digest_of_its_model(run: RunDirectory) -> None:
     synthesized_file(run).unlink()
     data = collect(run)
     assert shown(data) == ALL - {"synthesis"}

@@ -149,7 +149,7 @@ def test_text_of_a_run_is_escaped(field: str) -> None:
     assert "alert('x')" in "".join(result.text)
 
 
-def test_commands_on_the_page_can_be_pasted_into_a_shell() -> None:
+def test_commands_on_the_page_are_quoted_for_a_shell() -> None:
     commands = re.findall("<code>(positron .*?)</code>", page(data(name="it's $HOME; ls", simulation=None)))
     assert len(commands) >= 2
     for command in commands:

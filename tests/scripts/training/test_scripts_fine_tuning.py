@@ -87,7 +87,7 @@ def test_fine_tuning_in_floats(tiny_run: Path, capsys: pytest.CaptureFixture[str
     assert "holds a model already" in capsys.readouterr().err
 
 
-def test_interrupted_quantization_aware_run_goes_on(
+def test_interrupted_quantization_aware_run_is_resumed(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ("--resume", tiny_run, "--quantize", "ternary", "--steps", 25)
