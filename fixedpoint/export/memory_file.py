@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..packing import pack_rows
+
 
 def memory_file(tensor: np.ndarray, bits: int) -> str:
     """Return a tensor's `$readmemh` text: a row (matrix) or element (vector) a line, element 0 in
@@ -15,9 +17,5 @@ def memory_file(tensor: np.ndarray, bits: int) -> str:
             digits.
     """
     rows = tensor.reshape(len(tensor), -1).astype(np.int64)
-    # (R, K, bits), the least significant bit first
-    planes = (rows[..., None] >> np.arange(bits)) & 1
-    packed = np.packbits(planes.reshape(len(rows), -1).astype(np.uint8), axis=1, bitorder="little")
     digits = -(-bits * rows.shape[1] // 4)
-    # A hexadecimal number begins with its most significant byte; half a byte may be padding.
-    return "".join(f"{row.tobytes().hex()[-digits:]}\n" for row in packed[:, ::-1])
+    return "".join(f"{word:0{digits}x}\n" for word in pack_rows(rows, bits))

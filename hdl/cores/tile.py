@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fixedpoint.packing import pack_rows
+
 from ..errors import CircuitError
 from ..parts.parameter_checks import check_whole
 
@@ -79,11 +81,7 @@ class Tile:
 
     def words(self, matrix: np.ndarray, weight_bits: int) -> list[int]:
         """Return `elements` as memory words, lane 0 in the least significant bits."""
-        element_bits = weight_bits << self.pairs
-        return [
-            sum(element << (lane * element_bits) for lane, element in enumerate(word))
-            for word in self.elements(matrix, weight_bits).tolist()
-        ]
+        return pack_rows(self.elements(matrix, weight_bits), weight_bits << self.pairs)
 
 
 def choose_tile(rows: int, columns: int, lanes: int, *, pairs: bool = False) -> Tile:

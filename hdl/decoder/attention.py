@@ -18,6 +18,7 @@ so that a cached value row, weighted by its head's exponential, is added in one 
 
 from collections.abc import Iterable
 
+import numpy as np
 from amaranth.hdl import Array, Assert, Cat, Format, Module, Signal, signed, unsigned
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.fifo import SyncFIFOBuffered
@@ -25,6 +26,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 import fixedpoint
+from fixedpoint.packing import pack_rows
 
 from ..cores.softmax import SoftmaxNumerators
 from ..errors import CircuitError
@@ -155,12 +157,7 @@ class Attention(wiring.Component):
         """Return the weight memory: key, value, query and output rows, element 0 in the least
         significant bits.
         """
-        bits = self.parameters.query.weight_bits
-        words = []
-        for layer in self._layers:
-            for row in layer.weight.tolist():
-                words.append(sum((weight & ((1 << bits) - 1)) << (place * bits) for place, weight in enumerate(row)))
-        return words
+        return pack_rows(np.concatenate([layer.weight for layer in self._layers]), self.parameters.query.weight_bits)
 
     def elaborate(self, platform):
         """Build the circuit."""
