@@ -26,38 +26,35 @@ from .bench.stalls import Stalls
 from .simulators.native_bench import NativeBench
 
 CHUNK = 20_000  # vectors; the smallest unit of time limits and of repetition
-# Longer than a token of a large core takes.
-SILENCE = 10_000
-# Probabilities (source, sink) of a pause, and cycles in which sinks are silent at first: full
-# speed, light on both sides, heavy on either or both, silent with pauses and without. Odd and even
-# seeds get all of them.
+SINK_DELAY = 10_000  # longer than a token of a large core takes
+# Probabilities (source, sink) of a pause, and the sinks' delay after reset. Their number is
+# odd, so that odd and even seeds get all of them.
 STALLS = (
     (0.0, 0.0, 0),
-    (0.3, 0.3, SILENCE),
+    (0.3, 0.3, SINK_DELAY),
     (0.6, 0.1, 0),
     (0.1, 0.6, 0),
-    (0.0, 0.0, SILENCE),
+    (0.0, 0.0, SINK_DELAY),
     (0.5, 0.5, 0),
     (0.1, 0.1, 0),
 )
-LONGEST_START = 12  # bits: the reset in the middle comes within so many powers of two cycles
+RESET_BITS = 12  # the reset in the middle comes within 2**12 cycles
 
 
 @dataclass(frozen=True)
 class CampaignResult:
-    """What a campaign has shown.
+    """The result of a campaign.
 
     Attributes:
         core: The core's name.
         seed: Of the first chunk.
         vectors: Rows, tokens or values given, all results of which were compared.
-        wanted: How many there were to be; more than `vectors` where time was up or a chunk failed.
+        wanted: Vectors asked for; more than `vectors` if time was up or a chunk failed.
         results: Words compared on the outputs.
         cycles: Clock cycles simulated.
         seconds: Wall time, building left out.
-        failure: What was wrong; empty where all were equal.
-        failed_seed, failed_vectors: The campaign in which the failure comes back; None where there
-            is none.
+        failure: The difference; empty if all were equal.
+        failed_seed, failed_vectors: The campaign that repeats the failure; None if there is none.
     """
 
     core: str
@@ -73,14 +70,14 @@ class CampaignResult:
 
 
 def stalls_of(entry: CoreEntry, seed: int) -> Stalls:
-    """Return how the streams stall in the chunk of a seed, and when the core is reset in its
-    middle.
-    """
-    source, sink, silence = STALLS[seed % len(STALLS)]
+    """Return the stalls of a chunk by its seed, with a reset in the middle."""
+    source, sink, sink_delay = STALLS[seed % len(STALLS)]
     generator = np.random.default_rng((seed, len(STALLS)))
-    reset_after = int(generator.integers(1, 1 << int(generator.integers(1, LONGEST_START + 1))))
+    reset_after = int(generator.integers(1, 1 << int(generator.integers(1, RESET_BITS + 1))))
     # What leaves by a wire does not wait: a receiver whose sink pauses would lose bytes.
-    return Stalls(seed, source, 0.0, reset_after) if entry.wires else Stalls(seed, source, sink, reset_after, silence)
+    return (
+        Stalls(seed, source, 0.0, reset_after) if entry.wires else Stalls(seed, source, sink, reset_after, sink_delay)
+    )
 
 
 def build_bench(entry: CoreEntry, core: wiring.Component, build_directory: str | Path) -> NativeBench:

@@ -1,6 +1,4 @@
-"""A board on the far end of a wire, in Python: the same bytes as `hdl.board.link.HostLink` gives,
-thousands of times as fast as a simulator.
-"""
+"""A behavioural model of a board's serial link, thousands of times as fast as a simulator."""
 
 from collections.abc import Callable
 
@@ -12,8 +10,8 @@ from hdl.board.session import HEADER, REFUSED
 
 
 class LinkModel:
-    """The specification of `HostLink`, for a wire on which a frame never begins before the one in
-    front of it was answered.
+    """The specification of `hdl.board.link.HostLink`: the same bytes, if every frame is answered
+    before the next one begins.
 
     Args:
         identity: The accelerator's.
@@ -27,7 +25,7 @@ class LinkModel:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything but what the accelerator itself remembers."""
+        """Forget all but the accelerator's own state."""
         self._decoder = FrameDecoder(HEADER.size + 1 + self.identity.embed_dim)
         self._number: int | None = None
         self._sequence = 0

@@ -50,7 +50,7 @@ from .verilog_export import bench_files, module_name, run_testbench
 CELLS_DIRECTORY = Path(memory_check.__file__).with_name("cells")
 NETLIST_FILE, FIGURES_FILE, CELLS_FILE = "netlist.v", "netlist.json", "cells.v"
 STALL_PERCENT = 25
-# What is done with a netlist, a part of what a kept result is for.
+# What decides about a netlist: a kept result counts only for the same text.
 SOURCES = [
     Path(file).read_text(encoding="utf-8")
     for file in (
@@ -108,8 +108,7 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class NetlistPlan:
-    """A core that is to be synthesized for a family and simulated: all that decides what comes out,
-    the tools aside.
+    """A core to be synthesized for a family and simulated: what decides the result but the tools.
 
     Attributes:
         core: The core's name.
@@ -164,7 +163,7 @@ class Netlist:
 
 @dataclass(frozen=True)
 class NetlistResult:
-    """A netlist that has given the golden results.
+    """The result of a netlist that equals the golden model.
 
     Attributes:
         core, family: Names.
@@ -210,9 +209,7 @@ def find_family(name: str) -> Family:
 
 
 def cell_models(family: Family) -> str:
-    """Return the models of a family's cells as one Verilog text: Yosys's, and ours in place of its
-    black boxes.
-    """
+    """Return the models of a family's cells as Verilog: Yosys's, and ours for its black boxes."""
     library = yosys_share() / family.library
     text = re.sub(
         r'^`include "(\S+_sim\.vh)"$',
@@ -267,8 +264,8 @@ def make_netlist(plan: NetlistPlan, tick: Callable[[], None] | None = None) -> N
 
     Raises:
         ToolError: Yosys failed.
-        CircuitError: A memory that was to be block RAM became logic, or a block RAM is used in a
-            way that silicon does not bear.
+        CircuitError: A memory that was to be block RAM became logic, or a block RAM is used as
+            silicon does not allow.
     """
     family, module = plan.family, plan.core.replace("-", "_")
     with tempfile.TemporaryDirectory() as made:
@@ -329,8 +326,7 @@ def simulate_netlist(
 
 
 def check_netlist(plan: NetlistPlan, directory: Path, tick: Callable[[], None] | None = None) -> NetlistResult:
-    """Synthesize and simulate what was planned, and return what was shown; what was shown before is
-    not shown again.
+    """Synthesize and simulate a plan; a result kept from the same plan is returned at once.
 
     Args:
         plan: The plan.

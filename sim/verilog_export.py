@@ -1,6 +1,4 @@
-"""Writing a core with its interface and test bench for other people's projects, and running such a
-bench.
-"""
+"""Writing a core with its interface and test bench for other projects; running such a bench."""
 
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -28,9 +26,7 @@ def module_name(entry: CoreEntry) -> str:
 def bench_files(
     entry: CoreEntry, module: str, core: wiring.Component, ports: Sequence[VerilogPort], words: CoreWords
 ) -> dict[str, str]:
-    """Return the files of the Verilog test bench of a core called `module`, name → text: the bench
-    itself and the words of each stream.
-    """
+    """Return a core's Verilog test bench and the words of each stream: file name → text."""
     streams = {**words.inputs, **words.outputs}
     files = {f"{port.name}.mem": memory_text(streams[port.name], port.width) for port in stream_ports(core)}
     counts = {name: len(values) for name, values in streams.items()}
@@ -76,8 +72,7 @@ def export_core(
 
 
 def refuse_to_lose(directory: Path, names: Collection[str]) -> None:
-    """Refuse a directory that holds anything but files of these names, and a path that is no
-    directory.
+    """Refuse a path that is no directory, and a directory that holds files of other names.
 
     Raises:
         InputError: It is one.

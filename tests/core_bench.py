@@ -41,7 +41,7 @@ def run_with_stalls(bench, build_directory):
     """
     full_speed = run(bench, build_directory)
     stalls = [Stalls(seed, *levels) for seed, levels in enumerate(STALLS)]
-    silent = Stalls(len(STALLS), silence=full_speed.total_cycles)
+    silent = Stalls(len(STALLS), sink_delay=full_speed.total_cycles)
     simulate_each(bench, [*stalls[1:], silent], "amaranth", build_directory=build_directory)
 
 
@@ -68,7 +68,7 @@ def run_compiled(bench, build_directory):
         memory = b"".join(int(word).to_bytes(size, "little") for word in words)
         columns[port.name] = np.frombuffer(memory, dtype="<u4").reshape(len(words), -1)
     inputs, outputs = ({name: columns[name] for name in words} for words in (bench.inputs, bench.outputs))
-    for stalls in (Stalls(), Stalls(1, 0.2, 0.2, reset_after=5000), Stalls(2, silence=5000)):
+    for stalls in (Stalls(), Stalls(1, 0.2, 0.2, reset_after=5000), Stalls(2, sink_delay=5000)):
         result = compiled.run(inputs, outputs, stalls, expected_cycles=bench.expected_cycles)
         assert result.results == sum(map(len, bench.outputs.values()))
 

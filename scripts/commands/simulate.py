@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sim.bench.bench import SimulationResult, StreamBench
 
 STALL_PROBABILITY = 0.3
-SILENCE = 4000  # cycles without ready at first; longer than a token's work takes
+SINK_DELAY = 4000  # cycles without ready at first; longer than a token's work takes
 DEFAULT_VECTORS = 1000
 
 
@@ -160,7 +160,7 @@ def simulate_all(benches: Sequence[StreamBench], simulator: str, seed: int, buil
                     seed=seed,
                     source_stall=stall,
                     sink_stall=stall,
-                    silence=SILENCE if stall else 0,
+                    sink_delay=SINK_DELAY if stall else 0,
                 )
                 verdicts.append(passed(result, time.monotonic() - began))
             except BenchFailure as failure:

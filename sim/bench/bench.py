@@ -1,4 +1,4 @@
-"""What is simulated, what must come out, and the verdict: the same for every simulator."""
+"""Stimuli, expected results and their comparison: the same for every simulator."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -44,7 +44,7 @@ class BenchFailure(AssertionError):
 
 @dataclass(frozen=True, eq=False)
 class StreamBench:
-    """A circuit, what its streams are fed with, and what they must give.
+    """A circuit with the stimuli of its inputs and the results expected of its outputs.
 
     Attributes:
         name: For people and for file names.
@@ -95,7 +95,7 @@ class StreamBench:
 
 @dataclass(frozen=True)
 class SimulationResult:
-    """What a bench that passed has shown.
+    """The result of a bench that passed.
 
     Attributes:
         name: The bench.
@@ -104,12 +104,12 @@ class SimulationResult:
         cycles: Clock edges from the one at which the first input was taken to the one at which the
             last output was.
         total_cycles: All clock edges simulated.
-        seed: Seed of the stalls and of the rubbish between transfers.
+        seed: Seed of the stalls and of the random data between transfers.
         source_stall: Probability that a source pauses for a cycle.
         sink_stall: Probability that a sink pauses.
-        reset_after: Cycles after which the circuit was reset and all began again; 0: it was not.
+        reset_after: Cycles after which the circuit was reset and the run began again; 0: no reset.
             Results from before are compared too, but not counted in `transfers` and `cycles`.
-        silence: Cycles after a reset in which no sink took a word.
+        sink_delay: Cycles after a reset in which no sink took a word.
         seconds: Wall time, building included, of all runs that were asked for together.
         simulation_seconds: Wall time of the simulation itself.
     """
@@ -123,15 +123,13 @@ class SimulationResult:
     source_stall: float
     sink_stall: float
     reset_after: int
-    silence: int
+    sink_delay: int
     seconds: float
     simulation_seconds: float
 
 
 def plan(bench: StreamBench, harness: Harness) -> dict:
-    """Return everything that `sim.bench.streams.Exchange` needs beside the stalls, as plain
-    data.
-    """
+    """Return what `sim.bench.streams.Exchange` needs beside the stalls, as plain data."""
     return {
         "sources": [asdict(port) for port in harness.sources],
         "sinks": [asdict(port) for port in harness.sinks],
@@ -148,7 +146,7 @@ def judge(bench: StreamBench, record: Record, stalls: Stalls, simulator: str) ->
     Args:
         bench: The bench.
         record: What happened.
-        stalls: How the run was disturbed.
+        stalls: The run's stalls and resets.
         simulator: The simulator's name, for the message.
     """
     _, shapes = stream_ports(bench.component)

@@ -22,14 +22,12 @@ from .payload import pack_all
 
 
 class Wired(wiring.Component):
-    """A core whose plain ports lead to each other, so that only streams and constant inputs are
-    left.
-
-    Plain outputs that lead nowhere are left out.
+    """A core whose plain outputs are connected to plain inputs, so that only streams and constant
+    inputs are left; other plain outputs are left out.
 
     Attributes:
         core: The core inside.
-        parameters: The core's, where it has any.
+        wires: Plain input → plain output.
     """
 
     def __init__(self, core: wiring.Component, wires: Mapping[str, str]):
@@ -58,9 +56,7 @@ class Wired(wiring.Component):
 
 
 def wired(entry: CoreEntry, core: wiring.Component) -> wiring.Component:
-    """Return a component that an entry built with the entry's wires; the component itself where it
-    has only streams.
-    """
+    """Return an entry's component with its wires; the component itself if it has only streams."""
     plain = any(not member.is_signature for member in core.signature.members.values())
     return Wired(core, entry.wires) if plain else core
 

@@ -1,6 +1,4 @@
-"""A circuit's streams gathered into two words, so that a simulator needs one read and one write per
-clock edge.
-"""
+"""All streams of a circuit in two words: a simulator reads one and writes one per clock edge."""
 
 from collections.abc import Mapping
 

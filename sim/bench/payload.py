@@ -1,6 +1,4 @@
-"""Payloads as raw words: the flat bits of a stream's payload as one unsigned integer, as Amaranth
-lays them out.
-"""
+"""Payloads as raw words: a payload's bits, laid out as Amaranth does, as an unsigned integer."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -36,9 +34,7 @@ def pack(shape: ShapeLike, value: Any) -> int:
 
 
 def unpack(shape: ShapeLike, word: int) -> Any:
-    """Return the payload of a raw word: an integer, a dictionary for a struct, a list for an array;
-    the inverse of `pack`.
-    """
+    """Return the payload of a raw word, in the form that `pack` takes."""
     plain = Shape.cast(shape)
     if not 0 <= word < 1 << plain.width:
         raise CircuitError(f"a raw word of {shape!r} has {plain.width} bits; {word} has not")
@@ -100,18 +96,14 @@ def pack_words(shape: ShapeLike, values: Any) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class _Leaf:
-    """A field of a payload that is one number: its shape, its lowest bit, and its values, int64 or
-    Python's integers.
-    """
+    """A number in a payload: shape, lowest bit, and values, int64 or Python's integers."""
 
     shape: Shape
     offset: int
     values: np.ndarray
 
     def pieces(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the values in pieces of up to 32 bits as uint64, each with its lowest bit in the
-        payload.
-        """
+        """Yield the values in pieces of up to 32 bits as uint64, each with its lowest bit."""
         for start in range(0, self.shape.width, WORD_BITS):
             mask = (1 << min(WORD_BITS, self.shape.width - start)) - 1
             yield self.offset + start, ((self.values >> start) & mask).astype(np.uint64)

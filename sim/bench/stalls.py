@@ -1,4 +1,4 @@
-"""How a run disturbs a circuit: one definition for every simulator."""
+"""Stalls and resets of a run: one definition for every simulator."""
 
 from dataclasses import dataclass
 
@@ -9,35 +9,34 @@ SEED_BITS = 32
 
 @dataclass(frozen=True)
 class Stalls:
-    """How a run disturbs a circuit.
+    """How sources and sinks pause, and when the circuit is reset.
 
     Most pauses last a cycle; one in some thousand is long, up to thousands of cycles, as
-    `sim.bench.streams.long_pause` says. A pause of that kind, and a silence, do not count as a
+    `sim.bench.streams.long_pause` says. A long pause and the sinks' delay do not count as a
     deadlock.
 
-    With a reset in the middle, the run begins as any other, and what the circuit gives counts.
+    With a reset in the middle, the run begins as any other, and what the circuit gives is compared.
     After `reset_after` cycles, or when all is done if that is earlier, the reset is high at one
-    clock edge, at which nothing moves; then everything is offered and expected again, from the
-    first word on.
+    clock edge, without a transfer; then everything is offered and expected again, from the first
+    word on.
 
     Attributes:
-        seed: Of everything below, and of the rubbish between transfers.
+        seed: Of everything below, and of the random data between transfers.
         source: Probability, each cycle, that a source pauses; 0 is full speed.
         sink: Probability that a sink pauses.
         reset_after: Cycles after which the circuit is reset and all begins again; 0: no reset.
-        silence: Cycles after every reset in which no sink takes a word, so that all that can wait
-            in the circuit does. The second sink is silent for twice so long, the third for three
-            times, and so on.
+        sink_delay: Cycles after every reset in which the first sink takes no word, so that all
+            queues fill up. The second sink waits twice as long, the third three times, and so on.
     """
 
     seed: int = 0
     source: float = 0.0
     sink: float = 0.0
     reset_after: int = 0
-    silence: int = 0
+    sink_delay: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what would never end."""
+        """Refuse a run that never ends."""
         if not (0 <= self.source < 1 and 0 <= self.sink < 1):
             raise CircuitError(
                 f"a stall is a probability from 0 to below 1, not {self.source} (source), {self.sink} (sink)"
@@ -46,16 +45,16 @@ class Stalls:
             raise CircuitError(
                 f"a seed has 32 bits and a reset comes after 0 or more cycles, not {self.seed}, {self.reset_after}"
             )
-        if self.silence < 0:
-            raise CircuitError(f"a silence lasts 0 or more cycles, not {self.silence}")
+        if self.sink_delay < 0:
+            raise CircuitError(f"the sinks' delay is 0 or more cycles, not {self.sink_delay}")
 
     def __str__(self) -> str:
         """Everything that repeats the run, for a message."""
         reset = f", reset after {self.reset_after}" if self.reset_after else ""
-        silence = f", silence {self.silence}" if self.silence else ""
-        return f"seed {self.seed}, source stall {self.source:g}, sink stall {self.sink:g}{reset}{silence}"
+        sink_delay = f", sink delay {self.sink_delay}" if self.sink_delay else ""
+        return f"seed {self.seed}, source stall {self.source:g}, sink stall {self.sink:g}{reset}{sink_delay}"
 
     @property
     def at_full_speed(self) -> bool:
         """Whether nothing pauses."""
-        return self.source == 0 and self.sink == 0 and self.silence == 0
+        return self.source == 0 and self.sink == 0 and self.sink_delay == 0

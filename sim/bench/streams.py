@@ -1,5 +1,4 @@
-"""Both ends of streams, clock edge by clock edge: drivers, monitors and watchdog, the same for
-every simulator.
+"""Drivers, monitors and watchdog of streams, clock edge by clock edge, for every simulator.
 
 This runs inside the simulator, so it imports nothing heavy and works on plain integers: all the
 circuit's outputs arrive as one word, all its inputs leave as another (`sim.bench.harness` makes the
@@ -11,8 +10,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 RESET_CYCLES = 2
-# One pause in so many is long. Pauses of a cycle alone would never let a circuit wait for longer
-# than its own work takes.
+# One pause in 1024 is long: pauses of a cycle alone never last as long as the circuit's own work.
 PAUSES_A_LONG_ONE = 1024
 LONGEST_PAUSE_BITS = 12
 
@@ -38,15 +36,13 @@ class Port:
 
 
 def long_pause(random: Random) -> int:
-    """Return the cycles of a long pause: below 2**LONGEST_PAUSE_BITS, each number of bits as likely
-    as any other.
-    """
+    """Return the cycles of a long pause; each bit length up to the limit is equally likely."""
     bits = random.randrange(LONGEST_PAUSE_BITS)
     return 1 << bits | random.getrandbits(bits)
 
 
 class SourceDriver:
-    """Offers words on an input port of the circuit; holds each until it is taken, with rubbish
+    """Offers words on an input port of the circuit; holds each until it is taken, with random data
     between.
 
     Attributes:
@@ -65,9 +61,9 @@ class SourceDriver:
         self._ready_bit = 1 << port.flag_in
         self._valid_bit = 1 << port.flag_out
         self._valid = False
-        self._contribution = self._rubbish()
+        self._contribution = self._random_data()
 
-    def _rubbish(self) -> int:
+    def _random_data(self) -> int:
         return self._random.getrandbits(self.port.width) << self.port.offset if self.port.width else 0
 
     @property
@@ -87,7 +83,7 @@ class SourceDriver:
         if self._valid:
             self._contribution = self._words[self.sent] << self.port.offset | self._valid_bit
         else:
-            self._contribution = self._rubbish()
+            self._contribution = self._random_data()
         return transfer
 
     def _pauses(self) -> bool:
@@ -102,10 +98,10 @@ class SourceDriver:
         return drawn < self._stall
 
     def restart(self) -> None:
-        """Withdraw what is offered and begin again with the first word."""
+        """Withdraw the offer and begin again with the first word."""
         self.sent = self.pause = 0
         self._valid = False
-        self._contribution = self._rubbish()
+        self._contribution = self._random_data()
 
     def inputs(self) -> int:
         """Return this port's bits of the word to write."""
@@ -113,22 +109,22 @@ class SourceDriver:
 
 
 class SinkDriver:
-    """Says when an output port's words are taken.
+    """Decides when an output port's words are taken.
 
     A stall lasts one cycle, or until the circuit has shown `valid`: a circuit whose `valid` waits
-    for `ready` would wait for ever. Now and then it is a long one.
+    for `ready` would deadlock. Now and then a stall is a long one.
 
     Attributes:
         port: The port.
         ready: Whether a word is taken at the next clock edge.
-        pause: Cycles that are left of the silence after a reset, or of a long pause.
+        pause: Cycles that are left of the delay after a reset, or of a long pause.
     """
 
-    def __init__(self, port: Port, stall: float, seed: str, silence: int = 0):
+    def __init__(self, port: Port, stall: float, seed: str, sink_delay: int = 0):
         self.port = port
         self.ready = False
-        self.pause = silence
-        self._silence = silence
+        self.pause = sink_delay
+        self._silence = sink_delay
         self._stall = stall
         self._random = Random(seed)
         self._valid_bit = 1 << port.flag_in
@@ -155,7 +151,7 @@ class SinkDriver:
             self._until_valid = self._random.random() < 0.5
 
     def restart(self) -> None:
-        """Forget that a pause lasts until valid; begin with the silence."""
+        """Begin with the delay after a reset; a pause until valid ends."""
         self._until_valid = False
         self.pause = self._silence
 
@@ -165,9 +161,7 @@ class SinkDriver:
 
 
 class Monitor:
-    """Collects the words that an output port gives, and sees that what is offered stays until it is
-    taken.
-    """
+    """Collects an output port's words and checks that an offer is held until it is taken."""
 
     def __init__(self, port: Port):
         self.port = port
@@ -198,14 +192,15 @@ class Monitor:
         return True
 
     def restart(self) -> list[int]:
-        """Forget what was given and what was offered; return the former."""
+        """Forget the words given and the offer; return the former."""
         words, self.words, self._waiting = self.words, [], None
         return words
 
 
 class ProtocolViolation(Exception):
-    """An output was taken back before its transfer; arguments: port, index, offered word, word
-    (None: no valid) a cycle later.
+    """An offer was withdrawn or changed before its transfer.
+
+    Arguments: port, index, word offered, word a cycle later (None: no valid).
     """
 
 
@@ -247,9 +242,7 @@ class Exchange:
     """
 
     def __init__(self, plan: dict, stalls: dict):
-        """Make both ends of all streams; `plan` is what `sim.bench.bench.plan` returns, `stalls`
-        the fields of a `sim.bench.stalls.Stalls`.
-        """
+        """Take the results of `sim.bench.bench.plan` and `asdict` of `sim.bench.stalls.Stalls`."""
         seed, reset_after = stalls["seed"], stalls["reset_after"]
         self._sources = [
             SourceDriver(Port(**port), plan["inputs"][port["name"]], stalls["source"], f"{seed} source {port['name']}")
@@ -257,7 +250,7 @@ class Exchange:
         ]
         self._sinks = [
             (
-                SinkDriver(Port(**port), stalls["sink"], f"{seed} sink {port['name']}", place * stalls["silence"]),
+                SinkDriver(Port(**port), stalls["sink"], f"{seed} sink {port['name']}", place * stalls["sink_delay"]),
                 Monitor(Port(**port)),
             )
             for place, port in enumerate(plan["sinks"], start=1)
@@ -273,7 +266,7 @@ class Exchange:
         self._begin(RESET_CYCLES)
 
     def _begin(self, reset_cycles: int) -> None:
-        """Begin with a reset, with everything still to be taken and given."""
+        """Begin with a reset; all words are again to be taken and given."""
         self._reset_left = reset_cycles
         self._missing = sum(self._expected)
         self._unsent = self._num_inputs
@@ -283,7 +276,7 @@ class Exchange:
         self.stopped = ""
 
     def _restart(self) -> None:
-        """Reset in the middle."""
+        """Reset all, in the middle of the run."""
         self._reset_at = None
         for source in self._sources:
             source.restart()
@@ -293,9 +286,7 @@ class Exchange:
         self._begin(1)
 
     def start(self) -> int:
-        """Return the word to write before the first clock edge: reset, and rubbish on the
-        payloads.
-        """
+        """Return the word to write before the first clock edge: reset and random payloads."""
         return 1 | self._inputs()
 
     def _inputs(self) -> int:
@@ -321,7 +312,7 @@ class Exchange:
             self._reset_left -= 1
             if self._reset_left:
                 return self.start()
-            for source in self._sources:  # the reset's last edge: nothing has been offered yet
+            for source in self._sources:  # the last edge of the reset: nothing was offered yet
                 source.edge(outputs)
         else:
             if undefined and self._is_undefined(outputs, undefined):
@@ -366,7 +357,7 @@ class Exchange:
             self._quiet = 0
             return True
         if any(source.pause for source in self._sources) or any(sink.pause for sink, _ in self._sinks):
-            return True  # nothing need move
+            return True  # no transfer is due
         self._quiet += 1
         if not self._missing and not self._unsent:
             if self._quiet >= self._idle_cycles:

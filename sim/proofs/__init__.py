@@ -1,1 +1,1 @@
-"""Claims about circuits and the circuits with bugs that each must refute."""
+"""Claims about circuits, proven for all inputs, and the seeded bugs that each must refute."""

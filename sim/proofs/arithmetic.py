@@ -73,9 +73,7 @@ def wrap(value: Value, number_format: QFormat) -> Value:
 
 
 def tables_and_casts() -> list[Proof]:
-    """Requantize equals its definition; table functions stay within their stated bounds for every
-    argument.
-    """
+    """Requantize equals its definition; tables stay within their bounds for every argument."""
     exponential = fixedpoint.Exponential(4, 3, 5)
     reciprocal, root = fixedpoint.Reciprocal(4, 8), fixedpoint.ReciprocalSquareRoot(5, 8)
     bounded = (
@@ -161,7 +159,7 @@ class NarrowVariance(fixedpoint.RMSNorm):
 
 
 class Understated(fixedpoint.Exponential):
-    """An exponential that says of its results that they are half as large as they are."""
+    """An exponential whose stated maximum is half of what it reaches."""
 
     @property
     def maximum(self) -> int:
@@ -194,7 +192,7 @@ def changed(kind: type, parameters: Any, **values: object) -> Any:
 
 
 def understated_softmax() -> fixedpoint.Softmax:
-    """Return a softmax that thinks its exponentials smaller than they are."""
+    """Return a softmax whose exponentials have a maximum that is too small."""
     softmax = tiny_softmax()
     exponential = changed(Understated, softmax.exponential, table=softmax.exponential.table)
     return fixedpoint.Softmax(softmax.score, softmax.length, exponential, softmax.reciprocal, softmax.probability)

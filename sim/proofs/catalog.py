@@ -44,9 +44,7 @@ LOOPBACK_CYCLES = 50  # a byte's 9.5 bits of 4 cycles, and the pipeline
 
 
 def pipelines() -> dict[str, int]:
-    """Return the cores without queues, each with its latency and one cycle: within so many it gives
-    a payload, from whatever state.
-    """
+    """Return the cores without queues and the bound on their results from any state, in cycles."""
     others = {*TINY_CORES, "attention", "uart"}
     return {name: entry.example().latency + 1 for name, entry in CORES.items() if name not in others}
 
@@ -99,7 +97,7 @@ def _engine_rules(build: Build, invariants: Invariants) -> WholeSums:
 
 
 def conservation() -> list[Proof]:
-    """Nothing is lost or made up, counters stay within their ranges, queues within their depths."""
+    """Accepted − delivered = stored; counters and queues stay within their ranges."""
     return [
         Proof(
             name,
@@ -120,9 +118,7 @@ def _conservation(core: TinyCore, change: Callable[[Build], wiring.Component]) -
 
 
 def overruns() -> list[Proof]:
-    """What has no handshake always finds room: an engine's results, a norm's roots, a softmax's
-    maxima.
-    """
+    """Writes without a handshake find room: an engine's results, a norm's roots, row maxima."""
     engine, norm, numerators = (TINY_CORES[name] for name in ("engine", "layer-norm", "softmax-numerators"))
     fifos = SimpleNamespace(SyncFIFOBuffered=lambda *, width, depth: SyncFIFOBuffered(width=width, depth=depth - 2))
     return [
@@ -246,7 +242,7 @@ def _blocking(core: TinyCore) -> Conservation:
 
 
 def reachability() -> list[Proof]:
-    """The end of rows can be reached: what is assumed leaves the cores something to do."""
+    """The end of rows can be reached: the assumptions leave the cores something to do."""
     return [
         Proof(
             name,

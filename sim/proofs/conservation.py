@@ -56,9 +56,7 @@ class Conservation(Environment):
             finishes(self, m, self.bound)
 
     def transfers(self, m: Module, name: str, *, rows: bool = False) -> Signal:
-        """Return the number of payloads, or of ends of rows, that a stream has transferred, modulo
-        `2**COUNTER_BITS`.
-        """
+        """Return the payloads, or ends of rows, transferred so far, modulo `2**COUNTER_BITS`."""
         count = Signal(self.COUNTER_BITS, name=f"{name}_passed_{'rows' if rows else 'payloads'}")
         end = getattr(self.core, name).payload.last if rows else Const(1, 1)
         m.d.sync += count.eq(count + (self.taken[name] & end))

@@ -2,8 +2,8 @@
 # (a core may be built only to ask for its latency)
 """Cores as small as they can be with every part they have: what most proofs are about.
 
-The solver's work grows with widths and lengths, while the control that the claims are about is the
-same for all of them.
+The solver's work grows with widths and lengths, while the control logic that the claims are about
+is the same for all of them.
 """
 
 from collections.abc import Mapping
@@ -58,7 +58,7 @@ def tiny_rms_norm(channels: int = 2, bits: int = 4) -> fixedpoint.RMSNorm:
 
 
 def tiny_linear() -> fixedpoint.Linear:
-    """Return a matrix of 3 rows and 3 columns, which a tile divides neither way."""
+    """Return a matrix of 3 rows and 3 columns, not divided evenly by a tile."""
     weight = np.array([[7.0, 7.0, 7.0], [-8.0, -8.0, -8.0], [1.0, 0.0, -1.0]])
     return fixedpoint.Linear.from_float(weight, np.array([5.0, -5.0, 0.0]), 4, QFormat(3, 0), QFormat(3, -3))
 

@@ -1,6 +1,4 @@
-"""Claims that a circuit computes what its specification says: each result is its argument's, within
-the stated error bound.
-"""
+"""Claims that a circuit computes what its specification says, within its error bounds."""
 
 from collections.abc import Callable
 from typing import Any
@@ -43,7 +41,7 @@ class Transaction(Environment):
         self.allowed = allowed
 
     def claims(self, m: Module) -> None:
-        """Remember the chosen argument, and look at its result."""
+        """Store the chosen argument and check its result."""
         number = AnyConst(3)
         argument = Signal.like(self.core.i.payload, name="argument")
         if self.allowed is not None:
@@ -58,9 +56,7 @@ class Transaction(Environment):
 
 
 def exponential_bound(parameters: fixedpoint.Exponential, width: int) -> Relation:
-    """Return the relation that the stated error bound of `fixedpoint.Exponential` allows, exact
-    numbers from rational intervals.
-    """
+    """Return the relation of `fixedpoint.Exponential`'s error bound, from rational intervals."""
     limits = [exponential_limits(parameters, distance) for distance in range(1 << width)]
 
     def relation(m: Module, distance: Value, result: Value) -> Value:
@@ -82,8 +78,7 @@ def exponential_limits(parameters: fixedpoint.Exponential, distance: int) -> tup
 
 def reciprocal_bound(parameters: fixedpoint.Reciprocal) -> Relation:
     """Return the relation
-    `|x · mantissa · 2**-exponent − 1| <= 2**-(index_bits + 1) + 2**-mantissa_bits`, in whole
-    numbers.
+    `|x · mantissa · 2**-exponent − 1| <= 2**-(index_bits + 1) + 2**-mantissa_bits`, in integers.
     """
     # in units of 2**-mantissa_bits
     slack = (1 << (parameters.mantissa_bits - parameters.index_bits - 1)) + 1
@@ -101,8 +96,8 @@ def reciprocal_bound(parameters: fixedpoint.Reciprocal) -> Relation:
 
 def root_bound(parameters: fixedpoint.ReciprocalSquareRoot) -> Relation:
     """Return the relation
-    `|sqrt(x) · mantissa · 2**-exponent − 1| <= 2**-index_bits + 2**-mantissa_bits`, squared and in
-    whole numbers.
+    `|sqrt(x) · mantissa · 2**-exponent − 1| <= 2**-index_bits + 2**-mantissa_bits`, squared, in
+    integers.
     """
     unit = 1 << parameters.mantissa_bits
     slack = (1 << (parameters.mantissa_bits - parameters.index_bits)) + 1
@@ -120,9 +115,7 @@ def root_bound(parameters: fixedpoint.ReciprocalSquareRoot) -> Relation:
 
 
 def requantize_definition(target: fixedpoint.QFormat) -> Relation:
-    """Return the relation of a `Requantize` core of one lane: half up, then saturate, by comparison
-    with the range's ends.
-    """
+    """Return the relation of a one-lane `Requantize`: half up, saturated by comparison."""
 
     def relation(m: Module, argument: Any, result: Any) -> Value:
         value, places = argument.value[0], Signal(range(32))

@@ -1,6 +1,4 @@
-"""What invariants say something about: the internals that a core declares, and what its queues and
-memories hold.
-"""
+"""The internals that a core declares, and the contents of its queues and memories."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -69,9 +67,7 @@ class ElaboratedCore(Elaboratable):
         raise LookupError(f"the {type(part).__name__} is no part of the elaborated {type(self.core).__name__}")
 
     def fifo_state(self, fifo: FIFO) -> Internals:
-        """Return a FIFO's `inner_level`, `produce` and `consume`: of its memory, without a register
-        behind that.
-        """
+        """Return `inner_level`, `produce` and `consume` of a FIFO's memory."""
         return fifo.internals if isinstance(fifo, PromisedQueue) else fifo_state(self.fragment(fifo))
 
     def fifo_slots(self, fifo: SyncFIFOBuffered, shape: data.Layout | None = None) -> list[Slot]:

@@ -1,6 +1,4 @@
-"""Invariants of stream parts, engine, matrix-vector product, argmax, cache and UART; those of the
-cores that rows pass through are in `row_invariants`.
-"""
+"""Invariants of stream parts, engine, matrix-vector product, argmax, cache and UART."""
 
 from collections.abc import Sequence
 
@@ -30,9 +28,7 @@ def stream_register(environment: Conservation, m: Module) -> list[Assert]:
 
 
 def _in_order(environment: Conservation, m: Module, slots: Sequence[Slot]) -> list[Assert]:
-    """What leaves is what entered, in order: any one payload that enters is watched, with the
-    number of those before it, until it leaves.
-    """
+    """Track any one payload from entering to leaving: what leaves is what entered, in order."""
     stored, count = count_full(slots), environment.accepted_minus_delivered(m, "i", "o")
     i, o = environment.core.i, environment.core.o
     watched, before, payload = Signal(), Signal(range(len(slots) + 1)), Signal.like(Value.cast(i.payload))

@@ -10,7 +10,7 @@ from .stream_rules import Environment, has_last
 
 class Finishes(Environment):
     """With inputs always offered and results always taken, every output gives the end of a row at
-    least once in `bound` cycles, from whatever state.
+    least once in `bound` cycles, from any state.
 
     Outputs without a `last` field must give a payload.
     """
@@ -27,18 +27,16 @@ class Finishes(Environment):
 
 
 class FinishesAfterReset(Finishes):
-    """The same for the cycles after one reset, undisturbed."""
+    """The same for the cycles after one reset, without stalls."""
 
     def claims(self, m: Module) -> None:
-        """Assume the quiet."""
+        """Assume no stalls as well."""
         super().claims(m)
-        undisturbed(self, m)
+        assume_no_stalls(self, m)
 
 
-def undisturbed(environment: Environment, m: Module) -> None:
-    """Assume that nobody stalls and that no other reset comes: where only numbers are in question
-    the solver has less to choose.
-    """
+def assume_no_stalls(environment: Environment, m: Module) -> None:
+    """Assume no stall and no further reset, so that the solver has less to choose."""
     core = environment.core
     m.d.comb += [Assume(~ResetSignal())]
     m.d.comb += [Assume(getattr(core, name).valid) for name in environment.streams(wiring.In)]
@@ -46,9 +44,7 @@ def undisturbed(environment: Environment, m: Module) -> None:
 
 
 def finishes(environment: Environment, m: Module, bound: int) -> None:
-    """Count the cycles without the end of a row, or a transfer of `finishing`, while nobody stalls,
-    and assert that they are at most `bound`.
-    """
+    """Count cycles without the end of a row, or a transfer of `finishing`, while nothing stalls."""
     core = environment.core
     inputs, outputs = environment.streams(wiring.In), environment.streams(wiring.Out)
     flowing = Signal()
@@ -76,9 +72,7 @@ def all_of(values: Iterable[Value]) -> Value:
 
 
 class Loopback(Environment):
-    """The first byte that a UART sends to itself arrives as it was, within `bound` cycles, while
-    bytes are taken as they come.
-    """
+    """The first byte that a UART sends to itself arrives unchanged within `bound` cycles."""
 
     asserts_rules = False
 
@@ -88,7 +82,7 @@ class Loopback(Environment):
         self.bound = bound
 
     def claims(self, m: Module) -> None:
-        """Remember the byte, and wait for it."""
+        """Store the byte and wait for it."""
         core, sent = self.core, Signal(8)
         cycles = Signal(range(self.bound + 2))
         with m.If(self.taken["i"] & (self.counts["i"] == 0)):

@@ -41,7 +41,7 @@ VERDICTS = {"PASS": True, "FAIL": False, "UNKNOWN": None}
 
 @dataclass(frozen=True)
 class Proof:
-    """A claim about a circuit, and how to settle it.
+    """A claim about a circuit, and how to prove it.
 
     Attributes:
         core: Name of the core.
@@ -52,14 +52,13 @@ class Proof:
         internal: The assertions inside the core are claims too. Without them fewer facts about the
             core's state are needed for induction.
         bug: What the faulty circuit does wrong, in words.
-        faulty: Makes the same with a bug in it: the proof must fail. None for `cover`, where
+        faulty: Makes the same with a seeded bug: the proof must fail. None for `cover`, where
             reaching the goal is itself the check.
-        gates: The solver gets gates and flip-flops, and what no claim depends on is gone: tens of
+        gates: The solver gets gates and flip-flops, without those that no claim depends on: tens of
             times faster for control. Else words and memories, which is faster for wide arithmetic
-            that no claim speaks of. Bugs are looked for among gates.
+            that no claim speaks of. Bugs are always looked for among gates.
         bug_depth: Cycles within which the faulty circuit must show its bug.
-        free_memories: Memories begin with whatever the solver likes, not with what they are made
-            with.
+        free_memories: Memories begin with arbitrary contents, not with their initial ones.
     """
 
     core: str
@@ -78,7 +77,7 @@ class Proof:
         if self.mode not in MODES:
             raise ValueError(f"a proof's mode is one of {', '.join(MODES)}, not {self.mode!r}")
         if isinstance(self.depth, bool) or not isinstance(self.depth, int) or self.depth < 1:
-            raise ValueError(f"a proof's depth must be a whole number of at least 1, not {self.depth!r}")
+            raise ValueError(f"a proof's depth must be an integer of at least 1, not {self.depth!r}")
         if (self.faulty is None) != (self.mode == "cover") or bool(self.bug) != (self.faulty is not None):
             raise ValueError(
                 f"the proof of {self.core!r} needs a faulty circuit and words for its bug, unless it is a cover"
@@ -164,17 +163,15 @@ def settle(proof: Proof, directory: Path, *, faulty: bool = False, tick: Callabl
 
 
 def script(proof: Proof, faulty: bool = False) -> str:
-    """Return the SymbiYosys script of a proof; a bug is looked for from reset on, since induction
-    would only say that it settled nothing.
-    """
-    hunted = faulty and proof.mode == "prove"
+    """Return the SymbiYosys script of a proof; a seeded bug is looked for from reset on."""
+    bounded = faulty and proof.mode == "prove"
     return f"""[options]
-mode {"bmc" if hunted else proof.mode}
-depth {max(proof.depth, proof.bug_depth) if hunted else proof.depth}
+mode {"bmc" if bounded else proof.mode}
+depth {max(proof.depth, proof.bug_depth) if bounded else proof.depth}
 timeout {TIME_LIMIT}
 
 [engines]
-{GATES if proof.gates or hunted else WORDS}
+{GATES if proof.gates or bounded else WORDS}
 
 [script]
 read_rtlil top.il

@@ -1,6 +1,4 @@
-"""Invariants of the cores that rows pass through: softmax, its numerators, the sampler and the
-norms.
-"""
+"""Invariants of the cores that rows pass: softmax, its numerators, sampler and norms."""
 
 from collections.abc import Sequence
 
@@ -15,7 +13,7 @@ from .invariants import ROW_COUNTERS
 
 
 def row_norm(environment: Conservation, m: Module) -> list[Assert]:
-    """Words in the queue, and rows on their way to a root, are those that have entered."""
+    """Words in the queue and rows without a root are those accepted and not delivered."""
     core, internals = environment.elaborated.core, environment.elaborated.internals
     words, depth, tags, lead = core.words, internals.depth, internals.tags, internals.lead
     place, index, level, due = internals.place, internals.index, internals.level, internals.due
@@ -73,9 +71,7 @@ def row_norm(environment: Conservation, m: Module) -> list[Assert]:
 
 
 def _run(slots: Sequence[Slot], start: Value) -> tuple[Value, list[Value]]:
-    """Return how many payloads stand behind the last end of a row in slots, `start` of them before
-    these; and the numbers on the way.
-    """
+    """Return the payloads after the last end of a row in slots, `start` before them, and steps."""
     runs, run = [], start
     for slot in slots:
         longer = Signal(range(64))
@@ -87,9 +83,7 @@ def _run(slots: Sequence[Slot], start: Value) -> tuple[Value, list[Value]]:
 def _numerators(
     environment: Conservation, m: Module, core: RowNumerators, before: Sequence[Slot]
 ) -> tuple[list[Assert], Value, Value]:
-    """Return the claims about a part, its numerators inside, and its denominators; `before` is what
-    left it and has not left the core.
-    """
+    """Return a part's claims, numerators and denominators; `before` are the slots behind it."""
     elaborated, internals = environment.elaborated, core.internals
     index, maxima, tags = internals.index, internals.maxima, internals.tags
     scores = elaborated.queue_slots(internals.row)

@@ -14,16 +14,14 @@ Build: TypeAlias = Callable[[], wiring.Component]
 
 
 class Wrapped(wiring.Component):
-    """A core inside another one with the same ports, through which a subclass leads the streams
-    with a bug.
-    """
+    """A core inside another one with the same ports; a subclass puts a bug into the streams."""
 
     def __init__(self, core: wiring.Component):
         self.core = core
         super().__init__(core.signature)
 
     def elaborate(self, platform: object) -> Module:
-        """Connect all ports straight through, then put the bug in."""
+        """Connect all ports, then put the bug in."""
         m = Module()
         m.submodules.core = core = self.core
         for name, member in core.signature.members.items():
@@ -48,7 +46,7 @@ class Wrapped(wiring.Component):
 
 
 class Withdrawing(Wrapped):
-    """Takes an offer back for a cycle after it was refused."""
+    """Withdraws an offer for a cycle after it was refused."""
 
     def _change_output(self, m: Module, name: str, outer: Any, inner: Any) -> None:
         refused = Signal(name=f"{name}_refused")
@@ -58,7 +56,7 @@ class Withdrawing(Wrapped):
 
 
 class Blocking(Wrapped):
-    """Stops offering anything once it was refused in two cycles one after the other."""
+    """Offers nothing more once it was refused in two cycles in a row."""
 
     def _change_output(self, m: Module, name: str, outer: Any, inner: Any) -> None:
         refused, stuck = Signal(name=f"{name}_refused"), Signal(name=f"{name}_stuck")
@@ -77,7 +75,7 @@ class Repeating(Wrapped):
 
 
 class Losing(Wrapped):
-    """Takes the first payload of each input and forgets it."""
+    """Accepts the first payload of each input and drops it."""
 
     def _change_input(self, m: Module, name: str, outer: Any, inner: Any) -> None:
         begun = Signal(name=f"{name}_begun")
@@ -94,13 +92,12 @@ class Silent(Wrapped):
 
 
 def slow_receiver(divisor: int) -> UARTReceiver:
-    """Return a receiver that takes a bit for a cycle longer than it is."""
+    """Return a receiver that counts a cycle too many for each bit."""
     return UARTReceiver(divisor + 1)
 
 
 def build_patched(build: Build, module: ModuleType, **names: Any) -> wiring.Component:
-    """Return a core that is built and elaborated while names of the module that defines it stand
-    for something else.
+    """Return a core that is built and elaborated with other values for names of its module.
 
     Raises:
         AttributeError: The module has no such name.

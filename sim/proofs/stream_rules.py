@@ -88,7 +88,7 @@ class Environment(Elaboratable):
         """Add further assumptions and assertions; the rules alone by default."""
 
     def _drive(self, m: Module, name: str, port: Any) -> None:
-        """Feed an input as it likes, within the rules."""
+        """Feed an input with anything that the rules allow."""
         payload = Value.cast(port.payload)
         before = self._remember(m, name, port)
         m.d.comb += [port.valid.eq(AnySeq(1)), payload.eq(AnySeq(len(payload)))]
@@ -98,21 +98,19 @@ class Environment(Elaboratable):
             self._frame(m, name, port, *self.row_lengths[name])
 
     def _watch(self, m: Module, name: str, port: Any) -> None:
-        """Take an output when it likes, and assert the rules."""
+        """Take an output at any time, and assert the rules."""
         m.d.comb += port.ready.eq(AnySeq(1))
         if not self.asserts_rules:
             return
         before = self._remember(m, name, port)
         with m.If(before["waiting"]):
-            m.d.comb += Assert(port.valid, Format("{} took back what it had offered", name))
+            m.d.comb += Assert(port.valid, Format("{} withdrew its offer", name))
             if self.asserts_payload:
                 same = Value.cast(port.payload) == before["payload"]
-                m.d.comb += Assert(same, Format("{} changed what it had offered", name))
+                m.d.comb += Assert(same, Format("{} changed its offer", name))
 
     def _remember(self, m: Module, name: str, port: Any) -> dict[str, Signal]:
-        """Return whether the last cycle ended with an offer that was not taken, and what was
-        offered.
-        """
+        """Return whether the last cycle had an offer that was not taken, and its payload."""
         waiting, payload = Signal(name=f"{name}_waiting"), Signal(len(Value.cast(port.payload)), name=f"{name}_offered")
         m.d.sync += [waiting.eq(port.valid & ~port.ready), payload.eq(Value.cast(port.payload))]
         return {"waiting": waiting, "payload": payload}

@@ -1,6 +1,4 @@
-"""Claims that sums are exact: each against the same sum in more bits than it can need, for all
-numbers that there are.
-"""
+"""Claims that sums are exact: each is compared with the same sum in more bits, for all numbers."""
 
 from collections.abc import Callable
 
@@ -17,16 +15,14 @@ from hdl.parts.row_statistics import RowStatistics
 
 from .conservation import WholeSums, no_invariants
 from .internals import ElaboratedCore
-from .liveness import undisturbed
+from .liveness import assume_no_stalls
 from .stream_rules import Environment
 
 SPARE_BITS = 4  # of a sum that is compared, beyond what the circuit has
 
 
 class PairsOfProducts(Elaboratable):
-    """Two products from one multiplication equal the products themselves, for all operands of the
-    given widths.
-    """
+    """Two products from one multiplication equal both products, for all operands."""
 
     def __init__(self, bits: int, weight_bits: int, split: Callable = pair_products):
         self.bits, self.weight_bits, self.split = bits, weight_bits, split
@@ -45,9 +41,7 @@ class PairsOfProducts(Elaboratable):
 
 
 class TreesNeverOverflow(Elaboratable):
-    """The sums of adder trees equal sums of more bits, for all summands; `lost` bits of them are
-    cut off, which none can spare.
-    """
+    """The sums of adder trees equal sums of more bits; a bug cuts off `lost` bits."""
 
     def __init__(self, counts: range, bits: int, lost: int = 0):
         self.counts, self.bits, self.lost = counts, bits, lost
@@ -85,7 +79,7 @@ class SumsAreExact(WholeSums):
     def claims(self, m: Module) -> None:
         """Add up what the commands ask for, and compare."""
         super().claims(m)
-        undisturbed(self, m)
+        assume_no_stalls(self, m)
         core, command, taken = self.core, self.core.i.payload, self.taken["i"]
         bits, half = core.element_bits, core.element_bits // 2
         word = word_at(self.elaborated.fragment(self.core.internals.words), command.address)
@@ -119,9 +113,7 @@ class SumsAreExact(WholeSums):
                 m.d.comb += Assert(~given | (result == exact), "a result is the sum of its products")
 
     def _group(self, products: list[Value], group: int) -> Value:
-        """Return the sum of a group's products at the command's tap, 0 where the tap has no such
-        group.
-        """
+        """Return the sum of a group's products at the command's tap; 0 if it has no such group."""
         sums = []
         for columns in self.core.columns:
             mine = products[group * columns : (group + 1) * columns]
@@ -133,15 +125,13 @@ class SumsAreExact(WholeSums):
 
 
 class DenominatorsAreExact(Environment):
-    """A row's denominator is the sum of its numerators, and positive; the row is one of the first
-    two, of the solver's choice.
-    """
+    """A row's denominator is the sum of its numerators and positive, in the first two rows."""
 
     asserts_rules = False
 
     def claims(self, m: Module) -> None:
         """Add up the numerators given."""
-        undisturbed(self, m)
+        assume_no_stalls(self, m)
         payload, result = self.core.o.payload, self.core.o_denominator.payload
         number, ended = AnyConst(1), Signal(8)
         exact = Signal(unsigned(len(result) + SPARE_BITS))
@@ -154,8 +144,8 @@ class DenominatorsAreExact(Environment):
 
 
 class StatisticsNeverOverflow(Elaboratable):
-    """The sums of a row equal sums of more bits, for all elements: S and v = C·Q − S² + epsilon for
-    LayerNorm, v = C·Q + epsilon for RMSNorm.
+    """The sums of a row are exact: S and v = C·Q − S² + epsilon for LayerNorm, v = C·Q + epsilon
+    for RMSNorm.
     """
 
     def __init__(self, statistics: RowStatistics):

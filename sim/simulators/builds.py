@@ -18,15 +18,15 @@ NEWER_SECONDS = 3600  # longer than any Verilator run before make starts
 
 
 def hash_texts(*texts: str) -> str:
-    """Return a short name for everything that decides what is built."""
+    """Return a hash of everything that decides about a build."""
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:20]
 
 
 def kept_build(build_directory: Path, name: str, make: Callable[[Path, Path], Iterable[Path]]) -> Path:
     """Return the directory of a build, made unless it has been before.
 
-    A build is made aside and takes its name when it is whole, so that an interrupted one is never
-    taken for it. Of several processes that want the same one, one makes it.
+    A build is made in a scratch directory and renamed when it is complete, so that an interrupted
+    one is never used. Of several processes that want the same one, one makes it.
 
     Args:
         build_directory: Where builds are kept.
@@ -42,7 +42,7 @@ def kept_build(build_directory: Path, name: str, make: Callable[[Path, Path], It
         _locked(build_directory / f"{name}.lock"),
         tempfile.TemporaryDirectory(prefix="building-", dir=build_directory) as made,
     ):
-        if directory.exists():  # somebody else has just built it
+        if directory.exists():  # another process has just built it
             return directory
         log.unlink(missing_ok=True)
         products = make(Path(made), log)
@@ -82,7 +82,7 @@ def refuse_spaces(build_directory: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Let one process after the other do what is inside; a process that dies lets go."""
+    """Let one process at a time in; the lock of a process that dies is released."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -103,11 +103,10 @@ def _python_path() -> list[Path | str]:
 
 
 def take_objects(library: Path, objects: Path) -> None:
-    """Put Verilator's own compiled library, the same for every circuit, where make finds it up to
-    date.
+    """Copy Verilator's compiled library, the same for every circuit, to where make looks for it.
 
-    The makefile counts as a prerequisite of the library and is yet to be written: the objects must
-    be newer still.
+    The library's rule depends on the makefile, which is yet to be written: the objects must be
+    newer than that.
     """
     later = time.time() + NEWER_SECONDS
     for file in library.glob("*.o"):

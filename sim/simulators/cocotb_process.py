@@ -1,8 +1,8 @@
 """The process that builds and runs a cocotb simulation; `sim.simulators.runner` starts it, in a
 process group of its own.
 
-cocotb's runner changes its environment, exits on errors and leaves its children alone when it is
-interrupted. Here that hurts nobody: the parent ends the whole group.
+cocotb's runner changes its environment, exits on errors and leaves its children running when it is
+interrupted. In a process of its own that is harmless: the parent ends the whole group.
 """
 
 import json

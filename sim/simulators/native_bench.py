@@ -1,8 +1,7 @@
 """Benches without Python in the loop: a circuit compiled by Verilator together with sources, sinks
 and monitor in C++ (`native/harness.cpp`).
 
-Some twenty times faster than cocotb, for many vectors; what a failure says is what the other
-simulators' says.
+Some twenty times faster than cocotb, for many vectors; failures read like the other simulators'.
 """
 
 import json
@@ -123,7 +122,7 @@ class NativeBench:
         """
         stalls = stalls or Stalls()
         if not sum(map(len, outputs.values())):
-            raise CircuitError(f"{self.name} is to give no result, so this bench cannot fail")
+            raise CircuitError(f"{self.name} gives no result, so this bench cannot fail")
         with tempfile.TemporaryDirectory(prefix="positron-bench-") as made:
             directory = Path(made)
             with (directory / "vectors").open("wb") as file:
@@ -135,7 +134,7 @@ class NativeBench:
                     file.write(np.uint64(len(words)).tobytes())
                     file.write(np.ascontiguousarray(words, dtype=np.uint32).tobytes())
             thresholds = [int(probability * PROBABILITY_ONE) for probability in (stalls.source, stalls.sink)]
-            numbers = [stalls.seed, *thresholds, stalls.reset_after, stalls.silence, IDLE_CYCLES, WATCHDOG_CYCLES]
+            numbers = [stalls.seed, *thresholds, stalls.reset_after, stalls.sink_delay, IDLE_CYCLES, WATCHDOG_CYCLES]
             log = directory / "log"
             status = run_logged(
                 [str(self.executable), "vectors", "result", *map(str, numbers)], log, tool_environment(), directory

@@ -1,4 +1,4 @@
-"""Child processes that end with us."""
+"""Child processes that end with this one."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ def tail(log: Path, lines: int = TAIL_LINES) -> str:
 
 
 def end_group(process: subprocess.Popen) -> None:
-    """End a process and all it has started: politely, then not."""
+    """End a process and all its children: SIGTERM, then SIGKILL."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
@@ -36,7 +36,7 @@ def end_group(process: subprocess.Popen) -> None:
 def run_logged(command: Sequence[str], log: Path, environment: Mapping[str, str], directory: Path) -> int:
     """Run a command in a process group of its own, its output in a file; return its exit status.
 
-    Whatever interrupts us, Ctrl-C included, ends the whole group first.
+    An exception, Ctrl-C included, ends the whole group first.
 
     Raises:
         ToolError: The command cannot be started.

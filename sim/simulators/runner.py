@@ -33,8 +33,7 @@ VERILATOR_ARGUMENTS = ("-Wno-fatal", "-Wno-WIDTH", "--assert", "--x-initial", "u
 PUBLIC_PORTS = "`verilator_config\n" + "".join(
     f'public_flat_rw -module "top" -var "{port}"\n' for port in ("clk", "rst", "inputs", "outputs")
 )
-# Processes stay processes, and assertions stay in them; it is Amaranth's own way to Verilog, with
-# the Yosys that pip has installed.
+# As Amaranth's own conversion, with the Yosys from pip: processes keep their assertions.
 YOSYS_SCRIPT = "read_rtlil top.il; proc -nomux -norom; memory_collect; write_verilog -norename top.v"
 # How a failed assertion looks in a log, after its message: Verilator's words, then Icarus's.
 ASSERTION = re.compile(r"^(.*?)(?:\[\d+\] %Error: .*Assertion failed|FATAL: \S+top\.v:\d+:)", re.MULTILINE)
@@ -54,7 +53,7 @@ def simulate(
     source_stall: float = 0.0,
     sink_stall: float = 0.0,
     reset_after: int = 0,
-    silence: int = 0,
+    sink_delay: int = 0,
 ) -> SimulationResult:
     """Run a bench.
 
@@ -63,19 +62,19 @@ def simulate(
         simulator: 'verilator', 'icarus' or 'amaranth'; None takes the best that this machine has.
         build_directory: Where builds and logs are kept; a circuit that was built there before is
             not built again.
-        seed: Of the stalls and of the rubbish between transfers.
+        seed: Of the stalls and of the random data between transfers.
         source_stall: Probability, each cycle, that a source pauses; 0 is full speed.
         sink_stall: Probability, each cycle, that a sink pauses.
         reset_after: Cycles after which the circuit is reset and all begins again, as
             `sim.bench.stalls.Stalls` says; 0: no reset.
-        silence: Cycles after a reset in which no sink takes a word, likewise.
+        sink_delay: Cycles after a reset in which no sink takes a word, likewise.
 
     Raises:
         BenchFailure: The circuit did not do what the bench expects.
         ToolError: The simulator is missing or failed.
         CircuitError: The settings or the circuit are impossible.
     """
-    stalls = Stalls(int(seed), float(source_stall), float(sink_stall), int(reset_after), int(silence))
+    stalls = Stalls(int(seed), float(source_stall), float(sink_stall), int(reset_after), int(sink_delay))
     return simulate_each(bench, [stalls], simulator, build_directory=build_directory)[0]
 
 
@@ -90,7 +89,7 @@ def simulate_each(
 
     Args:
         bench: What to run.
-        stalls: How each run is disturbed.
+        stalls: Stalls and resets of each run.
         simulator: As for `simulate`.
         build_directory: As for `simulate`.
 
@@ -106,7 +105,7 @@ def simulate_each(
     if simulator == "verilator":
         refuse_spaces(build_directory)
     if not stalls:
-        raise CircuitError(f"bench {bench.name} is to run not even once, so it cannot fail")
+        raise CircuitError(f"bench {bench.name} needs at least one run, or it cannot fail")
     started = time.perf_counter()
     harness = bench.harness()
     settings = plan(bench, harness)
@@ -128,7 +127,7 @@ def simulate_each(
             source_stall=one.source,
             sink_stall=one.sink,
             reset_after=one.reset_after,
-            silence=one.silence,
+            sink_delay=one.sink_delay,
             seconds=seconds,
             simulation_seconds=record.seconds,
         )

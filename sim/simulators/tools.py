@@ -15,14 +15,12 @@ NEEDED_TOOLS = {
 
 
 def missing_tools(names: Iterable[str]) -> list[str]:
-    """Return those tools that are not installed, as words for a message: each with what to
-    install.
-    """
+    """Return the missing ones of tools, each with what to install, as words for a message."""
     return [f"{name} (install it: {TOOLS[name].install})" for name in names if find_tool(name) is None]
 
 
 def missing_for(simulator: str) -> list[str]:
-    """Return what a simulator lacks on this machine, as words for a message; empty when it can run.
+    """Return what a simulator lacks on this machine, as words for a message; empty if it can run.
 
     Raises:
         ToolError: There is no such simulator.
@@ -37,9 +35,7 @@ def missing_for(simulator: str) -> list[str]:
 
 
 def default_simulator() -> tuple[str, str]:
-    """Return the simulator to use when none is named, and a sentence that says why it is not
-    Verilator (empty when it is).
-    """
+    """Return the simulator to use by default, and why it is not Verilator (empty when it is)."""
     missing = missing_for("verilator")
     if not missing:
         return "verilator", ""

@@ -1,6 +1,4 @@
-"""A board's whole circuit compiled by Verilator, at the other end of a serial wire in C++
-(`native/wire.cpp`): millions of cycles a second.
-"""
+"""A board's circuit in Verilator, on a serial wire driven by C++ (`native/wire.cpp`)."""
 
 import struct
 import subprocess
@@ -27,7 +25,7 @@ class WireBoard:
         circuit: With ports `rx` and `tx` in its signature, such as
             `hdl.board.boards.SerialAccelerator`.
         divisor: Its clock cycles of a bit.
-        quiet_cycles: The circuit has no more to say when it has been silent for so long.
+        quiet_cycles: The answer is complete when the circuit has sent nothing for so many cycles.
         build_directory: Where compiled simulations are kept.
 
     Raises:

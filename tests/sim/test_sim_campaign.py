@@ -104,13 +104,13 @@ def test_what_was_shown_before_ctrl_c_counts(monkeypatch, capsys):
 
 def test_seeds_bring_all_kinds_of_stalls():
     chosen = [stalls_of(ENTRY, seed) for seed in range(40)]
-    assert {(stalls.source, stalls.sink, stalls.silence) for stalls in chosen} == set(STALLS)
+    assert {(stalls.source, stalls.sink, stalls.sink_delay) for stalls in chosen} == set(STALLS)
     assert chosen == [stalls_of(ENTRY, seed) for seed in range(40)]
     resets = [stalls.reset_after for stalls in chosen]
     assert min(resets) < 10
     assert max(resets) > 1000
     receiver = [stalls_of(CORES["uart"], seed) for seed in range(10)]  # cannot wait
-    assert all(stalls.sink == stalls.silence == 0 for stalls in receiver)
+    assert all(stalls.sink == stalls.sink_delay == 0 for stalls in receiver)
 
 
 @pytest.mark.parametrize("name", CORES)

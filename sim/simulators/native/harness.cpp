@@ -3,12 +3,12 @@
 // The circuit is `sim.bench.harness.Harness`: all its streams in one word of inputs and one of outputs; ports.h, written beside it, says where.
 // What sources, sinks and monitor do is what those of `sim.bench.streams` do, with random numbers of their own.
 //
-//   top VECTORS RESULT SEED SOURCE_STALL SINK_STALL RESET_AFTER SILENCE IDLE_CYCLES WATCHDOG_CYCLES
+//   top VECTORS RESULT SEED SOURCE_STALL SINK_STALL RESET_AFTER SINK_DELAY IDLE_CYCLES WATCHDOG_CYCLES
 //
 // VECTORS: for each source, then for each sink, in the order of ports.h: a count (64 bits), then its payloads, 32-bit words, lowest first.
 // SOURCE_STALL, SINK_STALL: probability of a pause in each cycle, times 2**32.
 // RESET_AFTER: not 0: that many cycles are run (and compared) first; then the circuit is reset for a cycle, and all begins again.
-// SILENCE: cycles after every reset in which the first sink takes nothing; the second is silent for twice so long, and so on.
+// SINK_DELAY: cycles after every reset in which the first sink takes nothing; the second waits for twice as long, and so on.
 // Exit status: 0 as expected, 1 not (see RESULT), 2 a file that cannot be read or written.
 
 #include <cinttypes>
@@ -127,11 +127,11 @@ struct Vectors {
     }
 };
 
-// Offers payloads; holds each until it is taken, with rubbish between.
+// Offers payloads; holds each until it is taken, with random data between.
 class Source {
   public:
     Source(const Port &port, const Vectors &vectors, std::uint64_t stall, std::uint64_t seed)
-        : port(port), vectors(vectors), stall(stall), random(seed), rubbish(port.words()) {}
+        : port(port), vectors(vectors), stall(stall), random(seed), random_data(port.words()) {}
 
     void restart() { sent = 0, valid = false, left = 0; }
     bool exhausted() const { return sent == vectors.count; }
@@ -157,10 +157,10 @@ class Source {
             if (valid) {
                 insert(inputs, port, &vectors.words[sent * port.words()]);
             } else {
-                for (Word &word : rubbish) {
+                for (Word &word : random_data) {
                     word = random.next();
                 }
-                insert(inputs, port, rubbish.data());
+                insert(inputs, port, random_data.data());
             }
         }
         set_bit(inputs, port.flag_out, valid);
@@ -174,7 +174,7 @@ class Source {
     const Vectors &vectors;
     const std::uint64_t stall;
     Random random;
-    Bits rubbish;
+    Bits random_data;
     bool valid = false;
 };
 
@@ -182,11 +182,11 @@ class Source {
 // Now and then it is a long one.
 class Sink {
   public:
-    Sink(const Port &port, const Vectors &vectors, std::uint64_t stall, std::uint64_t silence, std::uint64_t seed)
-        : port(port), got(port.words()), offered(port.words()), vectors(vectors), stall(stall), silence(silence),
+    Sink(const Port &port, const Vectors &vectors, std::uint64_t stall, std::uint64_t sink_delay, std::uint64_t seed)
+        : port(port), got(port.words()), offered(port.words()), vectors(vectors), stall(stall), sink_delay(sink_delay),
           random(seed) {}
 
-    void restart() { received = 0, waiting = until_valid = false, left = silence; }
+    void restart() { received = 0, waiting = until_valid = false, left = sink_delay; }
     bool complete() const { return received == vectors.count; }
 
     // Return what is wrong at this clock edge, or nothing.
@@ -233,12 +233,12 @@ class Sink {
 
     const Port &port;
     std::uint64_t received = 0;
-    std::uint64_t left = 0; // cycles of the silence after a reset, or of a long pause
+    std::uint64_t left = 0; // cycles of the delay after a reset, or of a long pause
     Bits got, offered;
 
   private:
     const Vectors &vectors;
-    const std::uint64_t stall, silence;
+    const std::uint64_t stall, sink_delay;
     Random random;
     bool ready = false, valid = false, waiting = false, until_valid = false;
 };
@@ -246,7 +246,7 @@ class Sink {
 class Bench {
   public:
     Bench(VerilatedContext &context, const std::vector<Vectors> &vectors, std::uint64_t seed, std::uint64_t source_stall,
-          std::uint64_t sink_stall, std::uint64_t silence, std::uint64_t idle_cycles, std::uint64_t watchdog_cycles)
+          std::uint64_t sink_stall, std::uint64_t sink_delay, std::uint64_t idle_cycles, std::uint64_t watchdog_cycles)
         : top(std::make_unique<Vtop>(&context)), inputs((sizeof top->inputs + sizeof(Word) - 1) / sizeof(Word)),
           outputs((sizeof top->outputs + sizeof(Word) - 1) / sizeof(Word)), idle_cycles(idle_cycles),
           watchdog_cycles(watchdog_cycles) {
@@ -257,7 +257,7 @@ class Bench {
         }
         for (const Port &port : SINKS) {
             const std::uint64_t place = number - SOURCES.size() + 1;
-            sinks.emplace_back(port, vectors[number], sink_stall, place * silence, seed * vectors.size() + number);
+            sinks.emplace_back(port, vectors[number], sink_stall, place * sink_delay, seed * vectors.size() + number);
             ++number;
         }
         top->clk = 0;
@@ -420,7 +420,7 @@ int main(int count, char **arguments) {
     for (int place = 0; place < 7; ++place) {
         numbers[place] = std::strtoull(arguments[3 + place], nullptr, 10);
     }
-    const auto [seed, source_stall, sink_stall, reset_after, silence, idle_cycles, watchdog_cycles] = numbers;
+    const auto [seed, source_stall, sink_stall, reset_after, sink_delay, idle_cycles, watchdog_cycles] = numbers;
 
     std::FILE *file = std::fopen(arguments[1], "rb");
     if (!file) {
@@ -438,7 +438,7 @@ int main(int count, char **arguments) {
     VerilatedContext context;
     context.randReset(2); // what has no initial value begins at random
     context.randSeed(static_cast<int>(seed % 0x7FFFFFFF) + 1);
-    Bench bench(context, vectors, seed, source_stall, sink_stall, silence, idle_cycles, watchdog_cycles);
+    Bench bench(context, vectors, seed, source_stall, sink_stall, sink_delay, idle_cycles, watchdog_cycles);
     bench.reset(FIRST_RESET_CYCLES);
     if (reset_after != 0) {
         bench.run(reset_after);

@@ -26,7 +26,7 @@ from hdl.board.frames import FrameDecoder, encode_frame
 from hdl.board.link import ANSWER, LARGEST_EMBED_DIM, UNKNOWN, Host, HostLink, Identity, Kind
 from hdl.board.session import ATTEMPTS, HEADER, REFUSED, Requester
 from hdl.cores.uart import UARTReceiver, UARTTransmitter
-from sim.link_campaign import KINDS, DisturbedPort, exercise_disturbed
+from sim.link_campaign import FAULTS, FaultyPort, run_link_campaign
 from sim.simulators.wire_bench import WireBoard
 
 DIVISOR = 4
@@ -51,8 +51,8 @@ def port():
 
 
 def quiet(board):
-    """A wire that disturbs nothing."""
-    return DisturbedPort(board, 0, 0)
+    """A wire without faults."""
+    return FaultyPort(board, 0, 0)
 
 
 def ask(board, number, sequence, message):
@@ -166,10 +166,10 @@ def test_messages_that_are_none_are_answered_and_reach_no_accelerator(make_board
 def test_stray_bytes_change_nothing(make_board):
     board = make_board()
     host = Host(quiet(board))
-    rubbish = [b"I", b"T", b"R", b"TIR" * 20, b"\x7e", b"\x7d", b"\x7e" * 9, b"\x7e\x05\x00I", b""]
-    assert board.exchange(rubbish[3]) == b""
+    random_bytes = [b"I", b"T", b"R", b"TIR" * 20, b"\x7e", b"\x7d", b"\x7e" * 9, b"\x7e\x05\x00I", b""]
+    assert board.exchange(random_bytes[3]) == b""
     host.connect(IDENTITY)
-    for index, (stray, vector) in enumerate(zip(rubbish, vectors(len(rubbish)), strict=True)):
+    for index, (stray, vector) in enumerate(zip(random_bytes, vectors(len(random_bytes)), strict=True)):
         position = index % IDENTITY.context_length
         assert host.send(vector, index == 0).tolist() == expected(vector, position).tolist()
         assert board.exchange(stray) == b""
@@ -271,17 +271,17 @@ def test_the_circuit_and_its_model_send_the_same_bytes():
             circuit.reset()
             model.reset()
 
-    figures = exercise_disturbed(Both(), IDENTITY, expected_stream, 25, seed=3, batch=10)
-    assert figures["disturbed"] >= 25
+    figures = run_link_campaign(Both(), IDENTITY, expected_stream, 25, seed=3, batch=10)
+    assert figures["faults"] >= 25
     assert figures["recovered_sequences"] > 0
     assert sum(map(len, sent)) > 500
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_hundreds_of_disturbed_frames_give_no_wrong_result_and_lose_none(seed):
-    figures = exercise_disturbed(ModelBoard(), IDENTITY, expected_stream, 600, seed=seed)
-    assert sum(figures[kind] for kind in KINDS) == figures["disturbed"] >= 600
-    assert min(figures[kind] for kind in KINDS) > 10
+def test_hundreds_of_faulty_frames_give_no_wrong_result_and_lose_none(seed):
+    figures = run_link_campaign(ModelBoard(), IDENTITY, expected_stream, 600, seed=seed)
+    assert sum(figures[kind] for kind in FAULTS) == figures["faults"] >= 600
+    assert min(figures[kind] for kind in FAULTS) > 10
     assert figures["tokens"] > 200
     assert figures["repeated_requests"] > 100
     assert figures["recovered_sequences"] > 10
@@ -464,30 +464,30 @@ def test_tokens_before_their_time_are_refused():
         host.send(vectors(1)[0])
 
 
-def disturb_wires(count, seed, builds):
+def run_on_wires(count, seed, builds):
     """Disturb frames on the wires of the compiled circuit."""
     circuit = SerialAccelerator(Counting(), IDENTITY, DIVISOR * 1e6, 1e6)
     with WireBoard("host link", circuit, DIVISOR, ANSWER_CYCLES, builds) as board:
-        return exercise_disturbed(board, IDENTITY, expected_stream, count, seed=seed)
+        return run_link_campaign(board, IDENTITY, expected_stream, count, seed=seed)
 
 
 @pytest.mark.slow
-def test_hundreds_of_disturbed_frames_on_the_wires_of_the_circuit(simulation_builds):
-    figures = disturb_wires(400, 5, simulation_builds)
-    assert figures["disturbed"] >= 400
+def test_hundreds_of_faulty_frames_on_the_wires_of_the_circuit(simulation_builds):
+    figures = run_on_wires(400, 5, simulation_builds)
+    assert figures["faults"] >= 400
     assert figures["tokens"] > 150
     assert figures["recovered_sequences"] > 5
 
 
 @pytest.mark.campaign
-def test_a_hundred_thousand_disturbed_frames_on_the_wires_of_the_circuit(simulation_builds, capsys):
-    figures = disturb_wires(100_000, 1, simulation_builds)
+def test_a_hundred_thousand_faulty_frames_on_the_wires_of_the_circuit(simulation_builds, capsys):
+    figures = run_on_wires(100_000, 1, simulation_builds)
     with capsys.disabled():
         print(f"\nhost link, circuit: {figures}")
 
 
 @pytest.mark.campaign
-def test_a_hundred_thousand_disturbed_frames_on_the_model(capsys):
-    figures = exercise_disturbed(ModelBoard(), IDENTITY, expected_stream, 100_000, seed=2)
+def test_a_hundred_thousand_faulty_frames_on_the_model(capsys):
+    figures = run_link_campaign(ModelBoard(), IDENTITY, expected_stream, 100_000, seed=2)
     with capsys.disabled():
         print(f"\nhost link, model: {figures}")

@@ -27,7 +27,7 @@ RESET_PAIRS, CYCLES_OF_RESETS = (3, 15), 4000
 
 
 def stalls_of(entry, cycles):
-    """Return how a core's runs are disturbed: all levels, then resets at random moments of a run of
+    """Return the stalls of a core's runs: all levels, then resets at random moments of a run of
     so many cycles.
 
     At last a reset when all waits that can, because the sinks have been silent for so long as a
@@ -43,7 +43,7 @@ def stalls_of(entry, cycles):
         Stalls(seed, source, 0.0 if entry.wires else sink, reset_after)
         for seed, ((source, sink), reset_after) in enumerate(zip(levels, resets, strict=True))
     ]
-    return stalls if entry.wires else [*stalls, Stalls(len(stalls), reset_after=cycles, silence=cycles)]
+    return stalls if entry.wires else [*stalls, Stalls(len(stalls), reset_after=cycles, sink_delay=cycles)]
 
 
 def simulate_all(entry, bench, simulator, builds):

@@ -130,9 +130,7 @@ def requests(port, restart, state):
 
 
 def test_random_numbers_are_the_generators(tmp_path):
-    """Three sequences, begun one after the other, and rubbish in the state of requests that do not
-    restart.
-    """
+    """Three sequences in a row; requests that do not restart have random states."""
     core = XorShift32()
     restart, state, numbers = [], [], []
     for sequence in range(3):

@@ -12,7 +12,7 @@ from hdl.tools.synthesis import REPORT_FILE, ClockTiming, SynthesisReport, Usage
 from scripts import cli
 from scripts.commands import host
 from scripts.runs import load_quantized, open_run
-from sim.link_campaign import DisturbedPort
+from sim.link_campaign import FaultyPort
 from sim.link_model import LinkModel
 
 BITSTREAM = b"bits"
@@ -69,7 +69,7 @@ def ports(monkeypatch, tiny_run):
     @contextmanager
     def open_port(name, baud):
         opened.append((name, baud))
-        yield DisturbedPort(GoldenBoard(load_quantized(open_run(tiny_run)).blocks[0].attention), 0.3, seed=1)
+        yield FaultyPort(GoldenBoard(load_quantized(open_run(tiny_run)).blocks[0].attention), 0.3, seed=1)
 
     monkeypatch.setattr(host, "open_port", open_port)
     return opened

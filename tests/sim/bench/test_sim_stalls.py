@@ -7,7 +7,7 @@ from sim.bench.stalls import Stalls
 
 
 @pytest.mark.parametrize("settings", [{"source": 1.0}, {"sink": -0.1}, {"source": float("nan")}], ids=str)
-def test_probabilities_that_end_never_are_refused(settings):
+def test_stalls_that_never_end_are_refused(settings):
     with pytest.raises(CircuitError, match="a stall is a probability from 0 to below 1"):
         Stalls(**settings)
 
@@ -18,15 +18,15 @@ def test_seeds_and_moments_out_of_range_are_refused(settings):
         Stalls(**settings)
 
 
-def test_a_message_says_all_that_repeats_a_run():
+def test_the_text_of_stalls_repeats_the_run():
     assert str(Stalls(7, 0.25, 0.5)) == "seed 7, source stall 0.25, sink stall 0.5"
     assert str(Stalls(7, reset_after=30)) == "seed 7, source stall 0, sink stall 0, reset after 30"
-    assert str(Stalls(7, silence=9)) == "seed 7, source stall 0, sink stall 0, silence 9"
+    assert str(Stalls(7, sink_delay=9)) == "seed 7, source stall 0, sink stall 0, sink delay 9"
     assert Stalls(**asdict(Stalls(3, 0.1, 0.2, 9, 5))) == Stalls(3, 0.1, 0.2, 9, 5)
     assert Stalls(3).at_full_speed
-    assert not any(stalls.at_full_speed for stalls in (Stalls(3, 0.1), Stalls(3, sink=0.1), Stalls(3, silence=1)))
+    assert not any(stalls.at_full_speed for stalls in (Stalls(3, 0.1), Stalls(3, sink=0.1), Stalls(3, sink_delay=1)))
 
 
-def test_a_silence_of_fewer_than_no_cycles_is_refused():
-    with pytest.raises(CircuitError, match="a silence lasts 0 or more cycles, not -1"):
-        Stalls(silence=-1)
+def test_a_negative_sink_delay_is_refused():
+    with pytest.raises(CircuitError, match="the sinks' delay is 0 or more cycles, not -1"):
+        Stalls(sink_delay=-1)

@@ -44,9 +44,9 @@ def test_source_without_stalls_offers_at_once_and_keeps_it():
     assert not driver.edge(1)
 
 
-def test_source_stalls_as_often_as_asked_with_rubbish_between():
+def test_source_stalls_as_often_as_asked_with_random_data_between():
     driver = SourceDriver(SOURCE, [7] * 4000, 0.25, "seed")
-    rubbish = Counter()
+    random_data = Counter()
     cycles = 0
     while not driver.exhausted:
         driver.edge(1)
@@ -55,10 +55,10 @@ def test_source_stalls_as_often_as_asked_with_rubbish_between():
         if valid:
             assert payload == 7
         else:
-            rubbish[payload] += 1
+            random_data[payload] += 1
     # 4000 transfers and, before each, 1/3 of a pause on average.
     assert 4000 * 1.25 < cycles < 4000 * 1.42
-    assert len(rubbish) > 200
+    assert len(random_data) > 200
 
 
 def test_sink_without_stalls_is_always_ready():
@@ -252,8 +252,8 @@ def test_after_a_reset_in_the_middle_all_begins_again(reset_after, stall):
         assert record.total_cycles == RESET_CYCLES + min(reset_after, 21 + 5) + 1 + 21 + 5
 
 
-def test_sinks_are_silent_after_every_reset_one_longer_than_the_other_and_no_deadlock_is_seen():
-    silence, second = 300, Port("p", 1, flag_out=3, flag_in=3, offset=11)
+def test_sinks_wait_after_every_reset_each_longer_than_the_last_without_a_deadlock():
+    sink_delay, second = 300, Port("p", 1, flag_out=3, flag_in=3, offset=11)
     plan = {
         "sources": [],
         "sinks": [vars(SINK), vars(second)],
@@ -262,7 +262,7 @@ def test_sinks_are_silent_after_every_reset_one_longer_than_the_other_and_no_dea
         "idle_cycles": 5,
         "watchdog_cycles": 20,
     }
-    exchange = Exchange(plan, asdict(Stalls(reset_after=100, silence=silence)))
+    exchange = Exchange(plan, asdict(Stalls(reset_after=100, sink_delay=sink_delay)))
     taken, inputs, reset_at = [], exchange.start(), 0
     for now in range(1 << 12):
         if inputs & 1:
@@ -277,7 +277,7 @@ def test_sinks_are_silent_after_every_reset_one_longer_than_the_other_and_no_dea
         if exchange.stopped:
             break
     assert exchange.stopped == "done"
-    assert taken == [("o", silence + 1), ("p", 2 * silence + 1)]
+    assert taken == [("o", sink_delay + 1), ("p", 2 * sink_delay + 1)]
 
 
 def test_what_survives_a_reset_is_a_surplus():

@@ -16,7 +16,7 @@ from sim.simulators.native_bench import NEEDED_TOOLS, NativeBench
 OFFSET = 3
 COUNT = 200
 LEVELS = (Stalls(1), Stalls(2, 0.3), Stalls(3, 0, 0.3), Stalls(4, 0.4, 0.4), Stalls(5, 0.1, 0.6, reset_after=70))
-SILENT = Stalls(6, reset_after=70, silence=20_000)  # for longer than the watchdog waits
+SILENT = Stalls(6, reset_after=70, sink_delay=20_000)  # for longer than the watchdog waits
 
 pytestmark = pytest.mark.skipif(
     any(find_tool(tool) is None for tool in NEEDED_TOOLS), reason="Verilator or a compiler is missing"
@@ -48,8 +48,8 @@ def test_a_right_circuit_passes(bench, stalls):
 def test_silent_sinks_are_no_deadlock(bench):
     result = bench.run(*words(), SILENT, expected_cycles=COUNT)
     assert result.results == COUNT
-    assert SILENT.silence < result.cycles < SILENT.silence + COUNT
-    assert result.total_cycles > SILENT.reset_after + SILENT.silence + COUNT
+    assert SILENT.sink_delay < result.cycles < SILENT.sink_delay + COUNT
+    assert result.total_cycles > SILENT.reset_after + SILENT.sink_delay + COUNT
 
 
 @pytest.mark.parametrize("stalls", [Stalls(8, source=0.2), Stalls(8, sink=0.2)], ids=str)
@@ -122,7 +122,7 @@ def test_bad_settings_are_refused(bench, tmp_path, monkeypatch):
         bench.run(outputs, outputs)
     with pytest.raises(CircuitError, match="i has 13 bits; its payloads come in 2 words"):
         bench.run({"i": np.zeros((4, 2), dtype=np.uint32)}, outputs)
-    with pytest.raises(CircuitError, match="is to give no result, so this bench cannot fail"):
+    with pytest.raises(CircuitError, match="gives no result, so this bench cannot fail"):
         bench.run(inputs, {"o": outputs["o"][:0]})
     with pytest.raises(ToolError, match="a space in its name"):
         NativeBench.build("doubler", Harness(Doubler(), {"offset": OFFSET}), tmp_path / "a b")

@@ -181,7 +181,7 @@ def test_the_first_run_that_fails_is_named(run, build_directory):
 
 
 def test_no_runs_are_refused(build_directory):
-    with pytest.raises(CircuitError, match="doubler is to run not even once, so it cannot fail"):
+    with pytest.raises(CircuitError, match="doubler needs at least one run, or it cannot fail"):
         simulate_each(make_bench(), [], "amaranth", build_directory=build_directory)
 
 
