@@ -190,8 +190,9 @@ class Attention:
         product = workspace.array(
             ("key gradient", weights.shape[-1]), *weights.shape[:3], weights.shape[-1], rows.shape[-1]
         )
-        # (B, K, G, J, R) @ (B, K, G, R, D) -> (B, K, G, J, D) -> (B, K, 1, J, D)
+        # (B, K, G, J, R) @ (B, K, G, R, D) -> (B, K, G, J, D)
         np.matmul(transposed, rows, out=product)
+        # (B, K, G, J, D) -> (B, K, 1, J, D)
         total = product if rows.shape[2] == 1 else product.sum(axis=2, keepdims=True)
         if add:
             gradient += total

@@ -35,19 +35,19 @@ def prepare() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=WRITE_ANYTHING)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _say_and_leave)
+        signal.signal(signal.SIGINT, _exit_with_message)
 
 
 def during_command() -> None:
     """Let Ctrl-C raise KeyboardInterrupt, if `prepare` has taken it over."""
-    if signal.getsignal(signal.SIGINT) is _say_and_leave:
+    if signal.getsignal(signal.SIGINT) is _exit_with_message:
         signal.signal(signal.SIGINT, _interrupt)
 
 
 def after_command() -> None:
     """Let Ctrl-C end the process at once again, if `prepare` has taken it over."""
     if signal.getsignal(signal.SIGINT) is _interrupt:
-        signal.signal(signal.SIGINT, _leave)
+        signal.signal(signal.SIGINT, _exit)
         warnings.simplefilter("ignore")  # of circuits that an exception has left unused
 
 
@@ -61,7 +61,7 @@ def _bytes_or_escape(error: UnicodeError) -> tuple[str | bytes, int]:
     return codecs.backslashreplace_errors(error)
 
 
-def _say_and_leave(number: int, frame: FrameType | None) -> None:
+def _exit_with_message(number: int, frame: FrameType | None) -> None:
     # bypasses all buffers, whose locks the interrupted code may hold
     os.write(STANDARD_ERROR, NOTHING_STARTED)
     os._exit(EXIT_INTERRUPTED)
@@ -71,5 +71,5 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
+def _exit(number: int, frame: FrameType | None) -> None:
     os._exit(EXIT_INTERRUPTED)

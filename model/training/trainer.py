@@ -204,7 +204,7 @@ class Trainer:
             self._log(last, validation_loss)
         if self._due(self.config.sample_every):
             self._take_parameters(executor)
-            self._say(generate_text(self.model, self.tokenizer, "", 100, seed=step))
+            self._print(generate_text(self.model, self.tokenizer, "", 100, seed=step))
         if evaluate:
             self._save_state(executor)
         return stop
@@ -258,12 +258,12 @@ class Trainer:
         self.last_line, self.last_line_step = now, progress.step
         progress.loss_sum, progress.loss_count = 0.0, 0
         held_out = "" if validation_loss is None else f"   held out {validation_loss:z.4f}"
-        self._say(
+        self._print(
             f"step {row.step:>{len(str(self.total_steps))}}/{self.total_steps}   loss {row.training_loss:z.4f}{held_out}   "
             f"rate {row.learning_rate:.2e}   {row.tokens_per_second:,.0f} tokens/s"
         )
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         if self.show:
             tqdm.write(line, file=sys.stdout)
         else:

@@ -34,17 +34,17 @@ def collect(directory: RunDirectory) -> ReportData:
     """
     model_sha256 = file_digest(directory.model_weights)
     model, tokenizer = directory.load_model(), directory.load_tokenizer()
-    found = Found(directory, model_sha256)
-    quantization = found.quantization()
-    simulation, synthesis = found.simulation(), found.synthesis()
-    training = found.training()
-    sample, record = found.sample()
+    results = RunResults(directory, model_sha256)
+    quantization = results.quantization()
+    simulation, synthesis = results.simulation(), results.synthesis()
+    training = results.training()
+    sample, record = results.sample()
     tokens = tokenizer.encode(sample)[: min(ATTENTION_TOKENS, model.config.max_seq_len)]
     return ReportData(
         name=path_text(directory.path),
         model={**model.config.to_dict(), "parameters": model.get_num_parameters()},
         model_sha256=model_sha256,
-        manifest_sha256=found.manifest_sha256,
+        manifest_sha256=results.manifest_sha256,
         training=training_facts(training or {}),
         loss_curves=loss_curves(read_log(directory.log_csv)) if training else (),
         prompt=str(record.get("prompt", "")),
@@ -55,12 +55,12 @@ def collect(directory: RunDirectory) -> ReportData:
         quantization=quantization,
         simulation=simulation,
         synthesis=synthesis,
-        gaps=found.gaps,
+        gaps=results.gaps,
         versions=versions(),
     )
 
 
-class Found:
+class RunResults:
     """The figures in a run directory that belong to its present model, and why others are missing.
 
     Attributes:
