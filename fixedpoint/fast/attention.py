@@ -78,9 +78,11 @@ class PreparedAttention:
         """Return queries (B, H, T, d), scaled for `numerators`, and keys, values and ones (B, H, T,
         2·d + 1) of rows x (B·T, C).
         """
+        # (B·T, C) -> (B·T, 3·C + H)
         projected = self.projections.compute(x, buffers, "projected").astype(self.dtype, copy=False)
         projected[:, : self.channels] *= self.query_scale
-        by_token = projected.reshape(batch, len(x) // batch, -1)
+        by_token = projected.reshape(batch, len(x) // batch, -1)  # (B, T, 3·C + H)
+        # (B, T, C) -> (B, T, H, d) and (B, T, 2·C + H) -> (B, T, H, 2·d + 1)
         query = by_token[..., : self.channels].reshape(batch, -1, self.heads, self.head_dim, copy=False)
         rest = by_token[..., self.channels :].reshape(batch, -1, self.heads, 2 * self.head_dim + 1, copy=False)
         return query.swapaxes(1, 2), rest.swapaxes(1, 2)
@@ -96,13 +98,14 @@ class PreparedAttention:
         keys, values = known[..., : self.head_dim], known[..., self.head_dim :]
         batch, heads, length, size = query.shape
         scores = buffers.array("scores", self.dtype, batch, heads, keys.shape[-2], length)
-        np.matmul(keys, query.swapaxes(-1, -2), out=scores)
+        np.matmul(keys, query.swapaxes(-1, -2), out=scores)  # (B, H, Tk, Tq)
         if length > 1:  # later keys are beyond any distance
             scores[..., -length:, :] += _later_keys(length)
         scores -= np.minimum.reduce(scores, axis=-2, keepdims=True)
         np.minimum(scores, self.last, out=scores)
         numerators = self.numerators.take(whole(scores, buffers))
         weighted = buffers.array("weighted", self.dtype, batch, length, heads, size + 1)
+        # (B, H, Tq, Tk) @ (B, H, Tk, d + 1) -> (B, H, Tq, d + 1), stored as (B, Tq, H, d + 1)
         np.matmul(numerators.swapaxes(-1, -2), values, out=weighted.swapaxes(1, 2))
         wide = buffers.array("wide context", np.float64, batch, length, heads, size)
         np.copyto(wide, weighted[..., :size])
@@ -111,7 +114,7 @@ class PreparedAttention:
         np.floor(wide, out=wide)
         wide.clip(self.lowest, self.highest, out=wide)
         context = buffers.array("context", np.float32, batch, length, self.channels)
-        np.copyto(context, wide.reshape(context.shape))
+        np.copyto(context, wide.reshape(context.shape))  # (B, Tq, H, d) -> (B, Tq, C)
         return context
 
 

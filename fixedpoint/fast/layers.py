@@ -1,17 +1,16 @@
-r"""The operators of the specification, prepared for speed: whole numbers carried in floats,
-exactly.
+r"""The operators of the specification, prepared for speed: exact integers stored in floats.
 
 A float holds every integer of magnitude up to \(2^{24}\) (float32) or \(2^{53}\) (float64), and
 such an integer times a power of two. Sums and products whose exact results stay within that bound
-are not rounded at all, in whatever order they are made. Each class here derives the bound of its
-own intermediate results from the actual weights when it is prepared and takes the narrowest float
-that it proves sufficient. Shifts then become factors of \(2^{-s}\), which fold into weights:
+are not rounded at all, in any order. Each class here derives the bound of its own intermediate
+results from the actual weights when it is prepared, and takes the narrowest float that suffices.
+Shifts then become factors of \(2^{-s}\), which fold into weights:
 
 \[ \left\lfloor \frac{\sum_k W_{rk} x_k + b_r + 2^{s_r - 1}}{2^{s_r}} \right\rfloor
    = \left\lfloor \sum_k (W_{rk} 2^{-s_r})\, x_k + (b_r 2^{-s_r} + \tfrac12) \right\rfloor \]
 
-so that a requantized product is a BLAS product, an addition, a floor and a clip. What the results
-must equal is in `linear`, `layer_norm`, `rms_norm` and `attention`.
+so that a requantized product is a BLAS product, an addition, a floor and a clip. The results equal
+those of `fixedpoint/operators`.
 """
 
 from __future__ import annotations
@@ -36,9 +35,7 @@ Float64 = NDArray[np.float64]
 
 
 class Buffers:
-    """Memory that is used again by every call: fresh memory costs more than the arithmetic on
-    it.
-    """
+    """Memory that every call reuses: fresh memory costs more than the arithmetic on it."""
 
     def __init__(self) -> None:
         self._arrays: dict[tuple[str, np.dtype], np.ndarray] = {}
@@ -78,8 +75,8 @@ class Product:
         offset: `bias · 2**-shift + 1/2 + origin`, (R,); without the half where the shift rounds
             nothing.
         lowest, highest: Ends of the output's range, plus `origin`.
-        bound: What no intermediate result exceeds in magnitude, in units of the last place.
-        saturates: Whether the clip has anything to do for some input.
+        bound: Largest magnitude of an intermediate result, in units of the last place.
+        saturates: Whether some input needs the clip.
 
     Args:
         layers: Layers of one input format, whose outputs have one width.
@@ -98,8 +95,8 @@ class Product:
         idle = reach < half  # a row that always rounds to 0
         weight, bias, shift = np.where(idle[:, None], 0, weight), np.where(idle, 0, bias), np.where(idle, 0, shift)
         half = np.where(idle, 0, half)
-        # The origin is whole in units of 2**-shift; for shifts to the left it makes those of 1 the
-        # last place.
+        # The origin is an integer in units of 2**-shift; for shifts to the left, the last place
+        # is 1, the unit of the origin.
         units = [
             (int(most) << -int(s)) + abs(origin) if s < 0 and origin else int(most) + (abs(origin) << max(int(s), 0))
             for most, s in zip(reach + half, shift, strict=True)
@@ -137,8 +134,8 @@ class PreparedNorm:
     r"""LayerNorm or RMSNorm, on rows of float32 integers.
 
     The normalized element is one multiplication and one addition in float64,
-    `floor(x · (C r) + (1/2 − S r))` with `r = mantissa · 2**-exponent`, and `r` itself is one look
-    into a table: a float64's exponent and leading mantissa bits are its index. Where float64 does
+    `floor(x · (C r) + (1/2 − S r))` with `r = mantissa · 2**-exponent`, and `r` itself is one
+    table lookup: a float64's exponent and leading mantissa bits are its index. Where float64 does
     not suffice (more than some 2,000 channels of 16 bits), the specification's operator runs
     instead.
 
@@ -147,7 +144,7 @@ class PreparedNorm:
 
     Attributes:
         exact: Whether float64 suffices.
-        saturates: Whether the clip of the normalized elements has anything to do.
+        saturates: Whether some input needs the clip of the normalized elements.
     """
 
     def __init__(self, norm: LayerNorm | RMSNorm) -> None:
@@ -161,7 +158,7 @@ class PreparedNorm:
         self.mantissa_shift = 53 - root.index_bits
         self.first_index = 1023 << (root.index_bits - 1)
         self.table = root_table(root) * 2.0**normalized.fraction
-        # The largest quotient times the reciprocal's error: mostly the 16 bits are never left.
+        # The largest quotient times the reciprocal's error: it usually fits 16 bits.
         largest = (self.channels - self.centred) ** 0.5 * (1 + 2.0**-root.index_bits + 2.0**-root.mantissa_bits)
         self.saturates = largest * 2.0**normalized.fraction + 1 >= normalized.maximum_integer
         self.lowest, self.highest = float(normalized.minimum_integer), float(normalized.maximum_integer)
@@ -228,7 +225,7 @@ class PreparedNorm:
 
 @lru_cache(maxsize=8)
 def root_table(root: ReciprocalSquareRoot) -> Float64:
-    """Return `mantissa · 2**-exponent` for all float64 whole numbers from 1 to 2**53, by exponent
+    """Return `mantissa · 2**-exponent` for all integers from 1 to 2**53 in float64, by exponent
     and leading `index_bits − 1` mantissa bits.
     """
     bits = root.index_bits - 1
@@ -262,8 +259,8 @@ def exponential_table(exponential: Exponential, dtype: np.typing.DTypeLike) -> t
 
 
 def whole(values: Floats, buffers: Buffers) -> NDArray[np.int64]:
-    """Return floats of magnitude below 2**31 truncated to integers; through int32, which is three
-    times as fast as directly.
+    """Return floats below 2**31 in magnitude truncated to integers, through int32: three times as
+    fast as directly.
     """
     narrow = buffers.array("narrow", np.int32, *values.shape)
     wide: NDArray[np.int64] = buffers.array("index", np.int64, *values.shape)

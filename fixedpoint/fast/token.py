@@ -2,7 +2,7 @@
 
 A row of 128 numbers costs NumPy less time than the call does, so what limits the speed is the
 number of calls (about a microsecond each). The products and norms of `layers` are here on
-vectors, with the sums of a norm in Python's own floats, which hold these integers exactly as well.
+vectors, with the sums of a norm in Python's floats, which hold these integers exactly as well.
 """
 
 from __future__ import annotations
@@ -24,9 +24,7 @@ class TokenProduct:
         self.result: Floats = np.empty_like(product.offset)
 
     def accumulate(self, x: Floats) -> Floats:
-        """Return `x · weight + offset`, neither rounded nor clipped; the next call overwrites
-        it.
-        """
+        """Return `x · weight + offset` (R,), not rounded; the next call overwrites it."""
         result = self.result
         np.matmul(x, self.weight, out=result)
         np.add(result, self.offset, out=result)
@@ -92,8 +90,9 @@ class TokenAttention:
         self.attention, self.cache, self.buffers = attention, cache, buffers
         self.projections, self.output = TokenProduct(attention.projections), TokenProduct(attention.output)
         query, known = np.split(self.projections.result, [attention.channels])
-        self.query = query.reshape(1, attention.heads, 1, attention.head_dim)  # (C,) → (1, H, 1, d)
-        self.known = known.reshape(attention.heads, -1)  # (C + C + H,) → (H, 2·d + 1)
+        # (C,) -> (1, H, 1, d)
+        self.query = query.reshape(1, attention.heads, 1, attention.head_dim)
+        self.known = known.reshape(attention.heads, -1)  # (C + C + H,) -> (H, 2·d + 1)
 
     def compute(self, x: Floats, position: int) -> Floats:
         """Return the output (C,) for the row at `position`, after adding to the cache."""

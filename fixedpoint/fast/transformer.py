@@ -2,7 +2,7 @@
 
 The specification's operators are written to be read; these run the same integers at the speed of
 BLAS, for whole sequences (`FastTransformer.forward`) and one token at a time (`FastDecoder`).
-How, and why nothing is rounded on the way: docs/fixedpoint/fast.md.
+How, and why nothing is rounded: docs/fixedpoint/fast.md.
 
 Sizes: B sequences, T tokens, C channels, V vocabulary.
 """
@@ -25,7 +25,7 @@ from .attention import PreparedAttention
 from .layers import Buffers, Float64, Floats, PreparedNorm, Product, whole
 from .token import TokenAttention, TokenNorm, TokenProduct
 
-# tokens that run through the network together: their activations stay in the cache
+# tokens that are computed together: their activations fit the processor's cache
 BLOCK_ROWS = 512
 
 
@@ -76,7 +76,7 @@ class PreparedBlock:
             end = position + query.shape[-2]
             cache[:, :, position:end] = known
             known = cache[:, :, :end]
-        context = self.attention.attend(query, known, buffers)
+        context = self.attention.attend(query, known, buffers)  # (B, T, C)
         self._add(x, self.attention.output.compute(context.reshape(x.shape), buffers, "update"))
         hidden = self.up.accumulate(self.feed_forward_norm.compute(x, buffers), buffers, "hidden")
         # not negative: truncation is the floor
@@ -117,7 +117,7 @@ class SpecifiedBlock:
         """
         empty = self.block.attention.core.empty_cache(batch)
         known = cache[0] if cache is not None and position else empty
-        rows = x.reshape(batch, -1, x.shape[-1]).astype(np.int64)
+        rows = x.reshape(batch, -1, x.shape[-1]).astype(np.int64)  # (B·T, C) -> (B, T, C)
         result, (longer,) = run_operations(self.block.operations, INPUT, rows, (known,))
         if cache is not None:
             cache[0] = longer
@@ -210,10 +210,10 @@ class FastTransformer:
         """Return the residual stream (B·T, C) of tokens (B, T) that stand at `position` and
         after.
         """
-        x = self.tokens[tokens]
+        x = self.tokens[tokens]  # (B, T) -> (B, T, C)
         x += self.positions[position : position + tokens.shape[1]]
         np.clip(x, self.lowest, self.highest, out=x)
-        return x.astype(np.float32).reshape(tokens.size, -1)
+        return x.astype(np.float32).reshape(tokens.size, -1)  # (B·T, C)
 
     def head(self, x: Floats) -> Floats:
         """Return the logits (N, V) of rows x (N, C); the next call overwrites them."""
@@ -263,14 +263,14 @@ class FastDecoder:
 
     def prefill(self, tokens: ArrayLike) -> Floats:
         """Start again with tokens (B, t), 1 <= t <= context_length, and return the logits (B, V)
-        after the last one, whole numbers in floats.
+        after the last one, integers in floats.
         """
         self.length = 0
         return self._extend(np.asarray(tokens))
 
     def step(self, tokens: Sequence[int] | Integers) -> Floats:
-        """Append one token to each sequence, (B,), and return the logits (B, V) after it; the next
-        call overwrites them.
+        """Append one token to each sequence, (B,), and return the logits (B, V) after it, which the
+        next call overwrites.
 
         Raises:
             ValueError: The cache is full.
@@ -289,7 +289,7 @@ class FastDecoder:
         for block, cache in zip(self.fast.blocks, self.caches, strict=True):
             block.forward(x, batch, self.fast.buffers, cache, self.length)
         self.length += count
-        return self.fast.head(x.reshape(batch, count, -1)[:, -1])
+        return self.fast.head(x.reshape(batch, count, -1)[:, -1])  # (B·t, C) -> (B, C) -> (B, V)
 
 
 class _SingleSequence:

@@ -4,12 +4,12 @@ The weights are rearranged once, so that each token costs few NumPy calls (their
 arithmetic, limits a small model):
 - A norm's scale and shift are folded into the linear layer that follows: W(x̂·s + b₀) + b =
   (W·diag(s)) x̂ + (W b₀ + b). So is the factor sqrt(C) that turns x / sqrt(Σx² + C·ε) into x̂.
-- LayerNorm subtracts the mean of the residual stream. Everything that is ever added to the stream
-  (embeddings, output and down projections) is linear, so the mean is taken out of those weights
-  instead, and no mean is left to subtract.
+- LayerNorm subtracts the mean of the residual stream. Everything that is added to the stream
+  (embeddings, output and down projections) is linear, so the mean is removed from those weights
+  instead.
 - 1/sqrt(D) is folded into the query projection.
-- Softmax is tried without subtracting the maximum in all layers, and one look at all row sums at
-  the end tells whether that was right.
+- Softmax first runs without subtracting the maximum in all layers; one check of all row sums at the
+  end tells whether the token must be computed again with it.
 Results agree with `Transformer.forward` up to rounding.
 
 Sizes: B sequences, t of at most T tokens in the cache, C channels, H heads of D channels in K

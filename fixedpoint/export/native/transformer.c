@@ -1,17 +1,20 @@
 /*
- * A decoder-only transformer in whole numbers: tokens in, tokens out, no floating point anywhere.
+ * A decoder-only transformer in integer arithmetic: tokens in, tokens out, no floating point.
  *
- * This is the second implementation of the arithmetic that Positron's Python defines and its circuits repeat. It was written from the
- * equations, not translated, and all three give the same numbers, bit for bit. The model is compiled in: model.h holds it as constants.
+ * This is the second implementation of the arithmetic that Positron's Python defines and its
+ * circuits implement. It was written from the equations, not translated, and all three give the
+ * same numbers, bit for bit. The model is compiled in: model.h holds it as constants.
  *
  *   cc -O3 -o transformer transformer.c
  *   echo "18 47 56" | ./transformer --tokens 20 --temperature 0.8 --seed 1
  *
  * Input: prompts, one a line, as token numbers. Output: a line of new tokens for each.
  *
- * A quantity is an integer i and a fraction f, and stands for i * 2^-f (Q-format). Multiplying adds the fractions; only casting to fewer bits
- * rounds, and every cast is the same: divide by a power of two, half rounds up, saturate (`requantize`). Activations are at most 16 bits wide,
- * weights at most 8. No sum can overflow: the exporter derived its width from the model and refused a model that could.
+ * A quantity is an integer i and a fraction f, and stands for i * 2^-f (Q-format). Multiplying adds
+ * the fractions; only casting to fewer bits rounds, and every cast is the same: divide by a power
+ * of two, half rounds up, saturate (`requantize`). Activations have at most 16 bits, weights at
+ * most 8. No sum can overflow: the exporter derived its width from the model and refuses a model
+ * that could.
  */
 
 #include <stdint.h>
@@ -20,7 +23,10 @@
 #include <string.h>
 #include <time.h>
 
-/* C11 leaves the right shift of a negative number to the compiler; every one in use copies the sign, which divides rounding down. */
+/*
+ * C11 leaves the right shift of a negative number to the compiler; those in use copy the sign,
+ * which divides rounding down.
+ */
 _Static_assert((-3 >> 1) == -2, "this program needs arithmetic right shifts");
 
 /* ---- What model.h is made of ---- */
@@ -89,7 +95,10 @@ typedef struct {
     int16_t *y;
 } operation;
 
-/* Sizes, `residual`, the tables and the layers; `tensors`; the operations from the embedding to the norm before the logits in their order. */
+/*
+ * Sizes, `residual`, the tables and the layers; `tensors`; the operations from the embedding to the
+ * norm before the logits in their order.
+ */
 #include "model.h"
 
 enum {
@@ -100,11 +109,14 @@ enum {
 
 /* ---- Rounding ---- */
 
-/* value / 2^shift, half rounding up; a negative shift multiplies. Needs |value| < 2^62 before and after. */
+/*
+ * value / 2^shift, half rounding up; a negative shift multiplies. Needs |value| < 2^62 before and
+ * after.
+ */
 static inline int64_t shift_right(int64_t value, int shift)
 {
     if (shift <= 0)
-        return value * ((int64_t)1 << -shift); /* shifting a negative number to the left is undefined, multiplying is not */
+        return value * ((int64_t)1 << -shift); /* shifting a negative number to the left is undefined */
     if (shift > 63)
         shift = 63; /* leaves 0, as any longer shift */
     return (value + ((int64_t)1 << (shift - 1))) >> shift;
@@ -138,13 +150,19 @@ static int floor_log2(int64_t x)
     return position;
 }
 
-/* The bits of x from position `top` down, `count` of them behind the leading one's; zeros follow a short x. */
+/*
+ * The bits of x from position `top` down, `count` of them behind the leading one's; zeros follow a
+ * short x.
+ */
 static int64_t leading_bits(int64_t x, int top, int count)
 {
     return top >= count ? x >> (top - count) : x << (count - top);
 }
 
-/* 1 / x for x = m * 2^e, 1 <= m < 2: the bits of m behind its one are the index, the entry is 1 / m at the middle of its interval. */
+/*
+ * 1 / x for x = m * 2^e, 1 <= m < 2: the bits of m behind its one are the index, the entry is 1 / m
+ * at the middle of its interval.
+ */
 static scaled reciprocal(const reciprocal_table *table, int64_t x)
 {
     const int e = floor_log2(x);
@@ -152,7 +170,10 @@ static scaled reciprocal(const reciprocal_table *table, int64_t x)
     return (scaled){table->entries[index], e + table->mantissa_bits};
 }
 
-/* 1 / sqrt(x) for x = m * 2^e, 1 <= m < 4 and e even, so that e / 2 is whole. The first quarter of the codes does not occur. */
+/*
+ * 1 / sqrt(x) for x = m * 2^e, 1 <= m < 4 and e even, so that e / 2 is whole. The first quarter of
+ * the codes does not occur.
+ */
 static scaled reciprocal_square_root(const reciprocal_table *table, int64_t x)
 {
     const int e = floor_log2(x) & ~1;
@@ -160,7 +181,10 @@ static scaled reciprocal_square_root(const reciprocal_table *table, int64_t x)
     return (scaled){table->entries[index], e / 2 + table->mantissa_bits};
 }
 
-/* 2^-t for t >= 0 with `fraction` fraction bits, in units of 1 / (2^output_bits - 1): t's fraction indexes a table, its whole part shifts. */
+/*
+ * 2^-t for t >= 0 with `fraction` fraction bits, in units of 1 / (2^output_bits - 1): t's fraction
+ * indexes a table, its integer part shifts.
+ */
 static inline int64_t exponential(const exponential_table *table, int64_t t, int fraction)
 {
     const int zero_from = table->output_bits + 1; /* 2^-t is less than half a unit */
@@ -173,7 +197,10 @@ static inline int64_t exponential(const exponential_table *table, int64_t t, int
 
 /* ---- Layers ---- */
 
-/* Output `row` of y = requantize(W x + b). The compiler turns the loop into vector instructions: 16 products each, or more. */
+/*
+ * Output `row` of y = requantize(W x + b). The compiler turns the loop into vector instructions: 16
+ * products each, or more.
+ */
 static inline int64_t linear_row(const linear *layer, int row, const int16_t *x)
 {
     const int8_t *weight = layer->weight + (size_t)row * (size_t)layer->columns;
@@ -191,7 +218,10 @@ static void apply_linear(const void *parameters, const int16_t *const x[], int16
         y[row] = (int16_t)linear_row(layer, row, x[0]);
 }
 
-/* LayerNorm without dividing: with S and Q the sums of x and x^2, (x - mean) / deviation = (C x - S) / sqrt(C Q - S^2). RMSNorm has S = 0. */
+/*
+ * LayerNorm without dividing: with S and Q the sums of x and x^2, (x - mean) / deviation = (C x -
+ * S) / sqrt(C Q - S^2). RMSNorm has S = 0.
+ */
 static void apply_norm(const void *parameters, const int16_t *const inputs[], int16_t *y, int position)
 {
     const norm *layer = parameters;
@@ -215,12 +245,16 @@ static void apply_norm(const void *parameters, const int16_t *const inputs[], in
     }
 }
 
-/* Keys token by token, values channel by channel: scores and weighted sums are both dot products then. */
+/*
+ * Keys token by token, values channel by channel: scores and weighted sums are both dot products
+ * then.
+ */
 static int16_t key_cache[LAYERS][CONTEXT][CHANNELS], value_cache[LAYERS][CHANNELS][PADDED];
 
 /*
- * Causal attention of one token to itself and those before it. log2(e) / sqrt(head size) is part of the query's weights, so a score s is a
- * base-2 logarithm: its weight is 2^(s - max s), and the sum of the weighted values is divided by the sum of the weights at the end.
+ * Causal attention of one token to itself and those before it. log2(e) / sqrt(head size) is part of
+ * the query's weights, so a score s is a base-2 logarithm: its weight is 2^(s - max s), and the sum
+ * of the weighted values is divided by the sum of the weights at the end.
  */
 static void apply_attention(const void *parameters, const int16_t *const x[], int16_t *context, int position)
 {
@@ -229,7 +263,7 @@ static void apply_attention(const void *parameters, const int16_t *const x[], in
     const attention *layer = parameters;
     const int16_t *query = x[0], *value = x[2];
     const int index = layer->index;
-    const int length = (position / VECTOR + 1) * VECTOR; /* whole vectors of positions; the weights beyond `position` are 0 */
+    const int length = (position / VECTOR + 1) * VECTOR; /* weights beyond `position` are 0 */
     const int score_fraction = layer->query.fraction + layer->key.fraction;
     const int shift = layer->value.fraction - layer->output.fraction;
     memcpy(key_cache[index][position], x[1], sizeof key_cache[index][position]);
@@ -302,7 +336,10 @@ static void fail(const char *message, const char *detail)
     exit(1);
 }
 
-/* log2(e) / temperature as a multiplier of 16 bits and a shift, from logits to exponents of `sampling_exponential`; 0: take the maximum. */
+/*
+ * log2(e) / temperature as a multiplier of 16 bits and a shift, from logits to exponents of
+ * `sampling_exponential`; 0: take the maximum.
+ */
 typedef struct {
     int64_t multiplier;
     int shift;
@@ -316,7 +353,7 @@ static sampler make_sampler(uint64_t temperature)
     if (temperature == 0)
         return (sampler){0, 0};
     const uint64_t log2_e = UINT64_C(12690079782337); /* round(log2(e) * 2^43) */
-    uint64_t quotient = log2_e * UNITS / temperature;  /* log2(e) / T with 43 fraction bits; 33 bits long or more */
+    uint64_t quotient = log2_e * UNITS / temperature; /* log2(e) / T, 43 fraction bits; 33 bits or more */
     int shorten = 0;
     while (quotient >> shorten >= UINT64_C(1) << 16)
         shorten++;
@@ -356,7 +393,10 @@ static uint32_t next_random(uint32_t *state)
     return *state;
 }
 
-/* The lowest index of the maximum, or a token drawn with probability 2^-((max - logit) * log2(e) / T) / sum. */
+/*
+ * The lowest index of the maximum, or a token drawn with probability 2^-((max - logit) * log2(e) /
+ * T) / sum.
+ */
 static int choose(const sampler *how, const int64_t *values, uint32_t *random)
 {
     static uint64_t cumulative[VOCABULARY];
@@ -397,14 +437,20 @@ static void append(sequence *text, int token)
     text->tokens[text->length++] = token;
 }
 
-/* The first of `length` tokens that the next one depends on. Where it is full, a new context begins with its newer half. */
+/*
+ * The first of `length` tokens that the next one depends on. When the context is full, a new one
+ * begins with its newer half.
+ */
 static size_t context_start(size_t length)
 {
     const size_t half = CONTEXT > 1 ? CONTEXT / 2 : 1, steps = CONTEXT - half + 1;
     return length <= CONTEXT ? 0 : length - half - (length - CONTEXT - 1) % steps;
 }
 
-/* Lengthen a sequence by `count` tokens and print them. Positions count from the context's first token, so moving it fills the caches anew. */
+/*
+ * Lengthen a sequence by `count` tokens and print them. Positions count from the context's first
+ * token, so a new context fills the caches anew.
+ */
 static void generate(sequence *text, size_t count, const sampler *how, uint32_t random)
 {
     static int64_t values[VOCABULARY];
