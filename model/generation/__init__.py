@@ -1,3 +1,1 @@
-"""Text from a model: the incremental decoder with its cache, the choice of a token, the loop over
-both.
-"""
+"""Text from a model: the decoder with its cache, the choice of a token, the loop over both."""

@@ -50,9 +50,7 @@ class Sampling:
         return min(max(float(self.temperature), COLDEST), HOTTEST)
 
     def choose_rows(self, logits: np.ndarray, random: np.ndarray, contexts: Sequence[Sequence[int]]) -> list[int]:
-        """Return a token for each row of logits (B, V): what `choose` returns for it, all at once
-        where that is possible.
-        """
+        """Return a token for each row of logits (B, V), as `choose` does, at once if possible."""
         plain = self.temperature > 0 and self.top_k is None and self.top_p is None and self.repetition_penalty == 1
         if not plain or len(logits) == 1:
             return [self.choose(*row) for row in zip(logits, random.tolist(), contexts, strict=True)]

@@ -1,9 +1,8 @@
-"""The tokenizer of karpathy/llama2.c: byte-pair encoding by score, as SentencePiece's, with bytes
-for the characters that the vocabulary lacks.
+"""The tokenizer of karpathy/llama2.c: byte-pair encoding by score, as SentencePiece's.
 
 Its file (`tokenizer.bin`): int32 length of the longest piece in bytes; then for each token float32
-score, int32 length, UTF-8. Tokens 1 and 2 begin and end a text, tokens 3 to 258 are the bytes 0 to
-255, spelled `<0x00>` to `<0xFF>`. All little-endian.
+score, int32 length, UTF-8. Tokens 1 and 2 begin and end a text; tokens 3 to 258 are the bytes 0 to
+255, spelled `<0x00>` to `<0xFF>`, for characters that the vocabulary lacks. All little-endian.
 """
 
 from __future__ import annotations
@@ -32,8 +31,7 @@ CACHE_SIZE = 1 << 18
 
 
 class Llama2cTokenizer(Tokenizer):
-    """Joins neighbouring tokens whose joined spelling is a token: of all such pairs the one with
-    the highest score, the leftmost of equals, again and again.
+    """Joins adjacent tokens whose joined spelling is a token: best score first, then leftmost.
 
     A text begins with token 1, and a space stands before it; decoding drops both.
 

@@ -1,6 +1,4 @@
-"""llama2.c's tokenizer against the plain algorithm, which looks through all tokens for each merge,
-and its files.
-"""
+"""llama2.c's tokenizer, compared with the plain algorithm that tries all merges, and its files."""
 
 import functools
 import itertools
@@ -24,9 +22,7 @@ STRANGE = "naïve café — 東京 👩‍🔬 e\u0301 \x00\t\r\n  a  b\u2028 do
 
 
 def vocabulary(*pieces):
-    """Return pieces and scores: the special tokens, the bytes, the space, and these, the first the
-    best.
-    """
+    """Return pieces and scores: special tokens, bytes, the space, and these, the best first."""
     start = ["<unk>", "\n<s>\n", "\n</s>\n", *BYTE_PIECES]
     pieces = [piece for piece in dict.fromkeys((" ", *pieces)) if piece not in start]
     return start + pieces, [0.0] * len(start) + [-float(rank) for rank in range(len(pieces))]
@@ -178,9 +174,7 @@ def test_files_of_both_kinds(tmp_path):
 
 
 def test_a_text_is_one_whatever_its_length(monkeypatch):
-    """No other token begins in the middle of a long text, as one would if its parts were encoded
-    one by one.
-    """
+    """Tokens of a long text are those of the whole, not of parts encoded one by one."""
     monkeypatch.setattr("model.data.PART_LENGTH", 10)
     tokenizer = small()
     tokens = encode_texts(tokenizer, ["ab\nab\n" * 10, "c"])
