@@ -124,7 +124,7 @@ class SinkDriver:
         self.port = port
         self.ready = False
         self.pause = sink_delay
-        self._silence = sink_delay
+        self._delay = sink_delay
         self._stall = stall
         self._random = Random(seed)
         self._valid_bit = 1 << port.flag_in
@@ -153,7 +153,7 @@ class SinkDriver:
     def restart(self) -> None:
         """Begin with the delay after a reset; a pause until valid ends."""
         self._until_valid = False
-        self.pause = self._silence
+        self.pause = self._delay
 
     def inputs(self) -> int:
         """Return this port's bits of the word to write."""

@@ -64,16 +64,6 @@ class Blocking(Wrapped):
         m.d.comb += [outer.valid.eq(inner.valid & ~stuck), inner.ready.eq(outer.ready & ~stuck)]
 
 
-class Repeating(Wrapped):
-    """Gives the first result of all twice."""
-
-    def _change_output(self, m: Module, name: str, outer: Any, inner: Any) -> None:
-        repeated = Signal(name=f"{name}_repeated")
-        with m.If(outer.valid & outer.ready):
-            m.d.sync += repeated.eq(1)
-        m.d.comb += inner.ready.eq(outer.ready & repeated)
-
-
 class Losing(Wrapped):
     """Accepts the first payload of each input and drops it."""
 

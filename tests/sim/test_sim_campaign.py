@@ -79,7 +79,7 @@ def test_the_command_counts_and_tells_right_from_wrong(builds, tmp_path, capsys,
 
 
 @needs_verilator
-def test_a_campaign_that_takes_too_long_says_how_far_it_came(builds):
+def test_a_campaign_out_of_time_reports_its_progress(builds):
     bench = build_bench(ENTRY, ENTRY.example(), builds)
     result = run_campaign(ENTRY, bench, 1000, seed=0, seconds=0.0, chunk=100)
     assert (result.vectors, result.wanted, result.results, result.failure) == (100, 1000, 100, "")
@@ -88,7 +88,7 @@ def test_a_campaign_that_takes_too_long_says_how_far_it_came(builds):
     assert (whole.vectors, whole.results, command.verdict(whole)) == (250, 250, "all equal")
 
 
-def test_what_was_shown_before_ctrl_c_counts(monkeypatch, capsys):
+def test_results_before_ctrl_c_are_printed(monkeypatch, capsys):
     def interrupted(entry, arguments):
         if entry.name == "softmax":
             raise KeyboardInterrupt

@@ -13,7 +13,7 @@ def test_stalls_that_never_end_are_refused(settings):
 
 
 @pytest.mark.parametrize("settings", [{"seed": 1 << 32}, {"seed": -1}, {"reset_after": -1}], ids=str)
-def test_seeds_and_moments_out_of_range_are_refused(settings):
+def test_seeds_and_reset_times_out_of_range_are_refused(settings):
     with pytest.raises(CircuitError, match="a seed has 32 bits and a reset comes after 0 or more cycles"):
         Stalls(**settings)
 

@@ -119,7 +119,7 @@ def test_monitor_collects_transfers_only():
 
 
 @pytest.mark.parametrize("later, seen", [(0, None), (2 | 8 << 2, 8)])
-def test_monitor_sees_what_does_not_stay(later, seen):
+def test_monitor_finds_withdrawn_and_changed_offers(later, seen):
     monitor = Monitor(SINK)
     monitor.edge(2 | 9 << 2, False)
     with pytest.raises(ProtocolViolation) as violation:
@@ -127,7 +127,7 @@ def test_monitor_sees_what_does_not_stay(later, seen):
     assert violation.value.args == ("o", 0, 9, seen)
 
 
-def test_what_a_reset_takes_back_breaks_no_rule():
+def test_a_reset_may_withdraw_an_offer():
     monitor = Monitor(SINK)
     monitor.edge(2 | 3 << 2, True)
     monitor.edge(2 | 9 << 2, False)
@@ -163,7 +163,7 @@ def wire(inputs):
     return ready | valid << 1 | payload << 2
 
 
-def test_wire_gives_what_it_takes_in_no_time():
+def test_a_wire_has_no_latency():
     record = run(make_exchange([3, 4, 5], 3), wire)
     assert record.stopped == "done"
     assert record.received == {"o": [3, 4, 5]}

@@ -30,7 +30,7 @@ from sim.proofs.internals import ElaboratedCore
 from sim.proofs.invariants import stream_register
 from sim.proofs.liveness import Finishes
 from sim.proofs.proof import TIME_LIMIT, Proof, Unsettled, script, settle
-from sim.proofs.seeded_bugs import Blocking, Losing, Repeating, Withdrawing, build_patched
+from sim.proofs.seeded_bugs import Blocking, Losing, Withdrawing, Wrapped, build_patched
 from sim.proofs.stream_rules import Environment
 from sim.proofs.sums import PairsOfProducts, TreesNeverOverflow
 
@@ -54,6 +54,16 @@ class Counter(Elaboratable):
                 m.d.sync += count.eq(0)
         m.d.comb += [Assert(count < self.limit), Cover(count == self.limit - 1)]
         return m
+
+
+class Repeating(Wrapped):
+    """Gives the first result of all twice."""
+
+    def _change_output(self, m, name, outer, inner):
+        repeated = Signal(name=f"{name}_repeated")
+        with m.If(outer.valid & outer.ready):
+            m.d.sync += repeated.eq(1)
+        m.d.comb += inner.ready.eq(outer.ready & repeated)
 
 
 KINDS = {
@@ -305,7 +315,7 @@ def test_a_changed_name_is_in_force_for_one_core_only():
         build_patched(build, row_numerators, NOBODY=1)
 
 
-def test_stated_limits_of_the_exponential_hold_its_table_and_not_a_wrong_one():
+def test_stated_limits_of_the_exponential_contain_its_table_and_not_a_wrong_one():
     parameters = fixedpoint.Exponential(4, 3, 5)
     wrong = with_wrong_entry(parameters)
     assert Exponential(wrong, 7).parameters.table[1] != parameters.table[1]

@@ -16,7 +16,7 @@ from sim.simulators.native_bench import NEEDED_TOOLS, NativeBench
 OFFSET = 3
 COUNT = 200
 LEVELS = (Stalls(1), Stalls(2, 0.3), Stalls(3, 0, 0.3), Stalls(4, 0.4, 0.4), Stalls(5, 0.1, 0.6, reset_after=70))
-SILENT = Stalls(6, reset_after=70, sink_delay=20_000)  # for longer than the watchdog waits
+WAITING = Stalls(6, reset_after=70, sink_delay=20_000)  # for longer than the watchdog waits
 
 pytestmark = pytest.mark.skipif(
     any(find_tool(tool) is None for tool in NEEDED_TOOLS), reason="Verilator or a compiler is missing"
@@ -45,11 +45,11 @@ def test_a_right_circuit_passes(bench, stalls):
     assert result.total_cycles > result.cycles + stalls.reset_after
 
 
-def test_silent_sinks_are_no_deadlock(bench):
-    result = bench.run(*words(), SILENT, expected_cycles=COUNT)
+def test_sinks_that_wait_after_reset_are_no_deadlock(bench):
+    result = bench.run(*words(), WAITING, expected_cycles=COUNT)
     assert result.results == COUNT
-    assert SILENT.sink_delay < result.cycles < SILENT.sink_delay + COUNT
-    assert result.total_cycles > SILENT.reset_after + SILENT.sink_delay + COUNT
+    assert WAITING.sink_delay < result.cycles < WAITING.sink_delay + COUNT
+    assert result.total_cycles > WAITING.reset_after + WAITING.sink_delay + COUNT
 
 
 @pytest.mark.parametrize("stalls", [Stalls(8, source=0.2), Stalls(8, sink=0.2)], ids=str)
