@@ -23,10 +23,11 @@ from .dropout import dropout_mask
 from .embedding import Embedding, sinusoidal_positions
 from .errors import InputError
 from .feed_forward import FeedForward
+from .loss import IGNORED, cross_entropy
 from .normalization import Normalization
 from .parameters import Parameters, initialize, multiply_accumulate_counts, parameter_counts, parameter_shapes
 from .rotary import rotation_table
-from .softmax import IGNORED, cross_entropy, exponentials
+from .softmax import exponentials
 from .workspace import Workspace, row_blocks
 
 # A loss without gradients computes so many logits at a time, 4 MiB: many rows for BLAS, few for the

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from model.config import ModelConfig, TrainingConfig
-from model.softmax import cross_entropy
+from model.loss import cross_entropy
 from model.training.evaluation import evaluate_loss
 from model.training.workers import LocalExecutor
 from model.transformer import Transformer
