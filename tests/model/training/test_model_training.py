@@ -260,7 +260,7 @@ def test_schedules():
 
 KILLED = """
 import sys
-from tests.test_model_training import SETTINGS, TEXT, setup
+from tests.model.training.test_model_training import SETTINGS, TEXT, setup
 from model.training.train import resume_model, train_model
 if __name__ == "__main__":
     directory, workers = sys.argv[1], int(sys.argv[2])
