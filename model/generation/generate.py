@@ -10,7 +10,7 @@ from ..checks import is_whole
 from ..errors import InputError
 from ..tokenizers.tokenizer import Tokenizer
 from ..transformer import Transformer
-from .decoder import CachedDecoder
+from .cached_decoder import CachedDecoder
 from .loop import UncachedDecoder, check_decoder, continue_prompts, continue_text, stream
 from .sampling import Sampling
 

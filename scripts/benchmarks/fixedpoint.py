@@ -27,7 +27,7 @@ from fixedpoint.quantization.quantize import quantize_transformer
 from fixedpoint.transformer import QuantizedTransformer
 from model.data import windows
 from model.generation import generate as float_generation
-from model.generation.decoder import CachedDecoder
+from model.generation.cached_decoder import CachedDecoder
 from model.generation.sampling import Sampling
 from model.transformer import Transformer
 from scripts.benchmarks.generate import CONFIG, TEMPERATURE

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from model.config import ModelConfig
-from model.generation.decoder import CachedDecoder
+from model.generation.cached_decoder import CachedDecoder
 from model.generation.generate import generate_batch
 from model.generation.sampling import Sampling
 from model.transformer import Transformer

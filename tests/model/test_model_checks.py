@@ -15,7 +15,7 @@ from model.config import ModelConfig, TrainingConfig
 from model.errors import InputError
 from model.generation.generate import generate, generate_batch
 from model.generation.sampling import Sampling
-from model.softmax import cross_entropy
+from model.loss import cross_entropy
 from model.tokenizers.bpe import BPETokenizer
 from model.tokenizers.word import WordTokenizer
 from model.transformer import Transformer

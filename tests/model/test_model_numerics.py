@@ -7,9 +7,10 @@ import pytest
 
 from model.activations import POINTWISE, activate, activation_function
 from model.config import ModelConfig
+from model.loss import cross_entropy
 from model.normalization import Normalization
 from model.parameters import Parameters
-from model.softmax import cross_entropy, exponentials
+from model.softmax import exponentials
 from model.transformer import Transformer
 from model.workspace import Workspace
 

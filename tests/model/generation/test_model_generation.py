@@ -5,7 +5,7 @@ import pytest
 
 from model.errors import InputError
 from model.generation import generate as generation
-from model.generation.decoder import CachedDecoder
+from model.generation.cached_decoder import CachedDecoder
 from model.generation.generate import generate, generate_batch, generate_text
 from model.generation.loop import context_start, stream
 from model.generation.sampling import Sampling

@@ -13,7 +13,7 @@ import pytest
 
 from model.config import ModelConfig, TrainingConfig
 from model.data import save_tokens
-from model.softmax import cross_entropy
+from model.loss import cross_entropy
 from model.training.evaluation import evaluate_loss
 from model.training.workers import ProcessExecutor, available_workers, open_executor
 from model.transformer import Transformer
