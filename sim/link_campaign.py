@@ -114,7 +114,7 @@ class FaultyPort:
         draw = self._random
         kind = draw.choices(tuple(FAULTS), tuple(FAULTS.values()))[0]
         place = draw.randrange(len(frame))
-        if kind == "late" and direction == 0:  # a host does not overtake itself
+        if kind == "late" and direction == 0:  # a host waits for each answer
             kind = "flip"
         self.injected[kind] += 1
         random_bytes = bytes(draw.choice((draw.randrange(256), FLAG, ESCAPE)) for _ in range(draw.randrange(1, 9)))

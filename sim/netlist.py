@@ -1,5 +1,4 @@
-"""Cores simulated again after synthesis: the netlist of a family's cells, with the cells' models,
-must give the golden results.
+"""Simulation of cores after synthesis: the netlist of a family's cells must equal the golden model.
 
 Yosys ships models of all iCE40 cells and of ECP5's logic. ECP5's hard multiplier and block RAM are
 black boxes to it; their models are in `hdl/tools/cells`. The test bench is the one that

@@ -14,8 +14,7 @@ from .stream_rules import Environment
 
 LONG = 64  # bits of a sum that cannot overflow in any proof here
 
-# From the module, an argument and its result to whether they belong together; from an argument to
-# whether it may come.
+# Relation: (module, argument, result) → the result is right. Condition: argument → it is allowed.
 Relation = Callable[[Module, Any, Any], Value]
 Condition = Callable[[Any], Value]
 

@@ -1,4 +1,4 @@
-"""Simulators built from circuits, kept and found again: what all kinds of them share."""
+"""The cache of compiled simulators, shared by all kinds of them."""
 
 import contextlib
 import fcntl
@@ -55,8 +55,7 @@ def kept_build(build_directory: Path, name: str, make: Callable[[Path, Path], It
 
 
 def cache_directory() -> Path:
-    """Return the user's directory for what can be made again at any time:
-    `$XDG_CACHE_HOME/positron`, else `~/.cache/positron`.
+    """Return the user's cache directory, `$XDG_CACHE_HOME/positron` or else `~/.cache/positron`.
 
     Raises:
         OSError: The user has no home.
@@ -74,7 +73,7 @@ def refuse_spaces(build_directory: Path) -> None:
     """Refuse a directory in which make cannot build.
 
     Raises:
-        ToolError: Its name, or that of Python's environment, has a space.
+        ToolError: Its path, or that of Python's environment, has a space.
     """
     if any(character.isspace() for character in f"{build_directory}{sys.prefix}"):
         raise ToolError(f"make cannot build in a directory with a space in its name: {build_directory}, {sys.prefix}")
@@ -98,7 +97,7 @@ def simulator_environment() -> dict[str, str]:
 
 
 def _python_path() -> list[Path | str]:
-    """Return where the simulator's Python finds `sim`, then what we see ourselves."""
+    """Return the simulator's Python path: `sim`'s parent directory, then this process's path."""
     return [Path(__file__).resolve().parents[2], *(entry for entry in sys.path if entry)]
 
 

@@ -52,7 +52,7 @@ OPTIONS = (
 PROBABILITY_ONE = 1 << 32
 IDLE_CYCLES = 64
 WATCHDOG_CYCLES = 10_000
-# What the C++ says of a stream that breaks the rules → how the message goes on.
+# The C++'s verdict on a stream that breaks the rules → the rest of the message.
 BROKEN_RULES = {"withdrawn": "then valid fell", "protocol": "then the payload became {got}"}
 
 

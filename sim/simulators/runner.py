@@ -35,12 +35,12 @@ PUBLIC_PORTS = "`verilator_config\n" + "".join(
 )
 # As Amaranth's own conversion, with the Yosys from pip: processes keep their assertions.
 YOSYS_SCRIPT = "read_rtlil top.il; proc -nomux -norom; memory_collect; write_verilog -norename top.v"
-# How a failed assertion looks in a log, after its message: Verilator's words, then Icarus's.
+# A failed assertion in a log, after its message: Verilator's form, then Icarus's.
 ASSERTION = re.compile(r"^(.*?)(?:\[\d+\] %Error: .*Assertion failed|FATAL: \S+top\.v:\d+:)", re.MULTILINE)
 IMMEDIATE_ASSERTION = re.compile(r"^(\s*assert \(.*\));$", re.MULTILINE)
 # how Yosys writes a signal without bits in an assertion's message; Verilator refuses it
 EMPTY_VALUE = "{0{1'b0}}"
-CLOCK_PERIOD = 10e-9  # seconds; of no consequence
+CLOCK_PERIOD = 10e-9  # seconds; any would do
 EXECUTABLES = {"verilator": "top", "icarus": "sim.vvp"}
 
 
@@ -191,7 +191,7 @@ def build(harness: Elaboratable, simulator: str, build_directory: Path) -> Path:
         ToolError: The build failed.
     """
     options = list(VERILATOR_ARGUMENTS) if simulator == "verilator" else []
-    # RTLIL is what Verilog is made from, and is there a second earlier.
+    # RTLIL rather than the Verilog made from it: that takes a second longer.
     circuit = rtlil.convert(harness, name="top", emit_src=False)
     tools = [version("cocotb"), *(f"{tool} {tool_version(tool)}" for tool in NEEDED_TOOLS[simulator])]
     library = build_directory / f"verilator-library-{hash_texts(*options, *tools)}"
