@@ -63,13 +63,21 @@ def test_vectors_are_the_models_own(run, layer: int) -> None:
     np.testing.assert_array_equal(seen.input_of("attention_norm"), made[residual].reshape(-1, channels)[:20])
 
 
-def test_a_run_simulates_its_first_block(run) -> None:
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("attention", "blocks.0.attention_norm"),
+        ("layer-norm", "embedding"),
+        ("matrix-vector", "blocks.0.feed_forward_norm"),
+    ],
+)
+def test_a_run_simulates_its_first_block(run, name: str, tensor: str) -> None:
     quantized, tokens = run
-    bench = bench_of(run, "attention")
+    bench = bench_of(run, name)
     seen = Activations(quantized, tokens, 20, np.random.default_rng(1), 0)
     shape = bench.component.i.payload.shape()
     fed = [unpack(shape, word)["data"] for word in bench.inputs["i"]]
-    assert fed == seen.rows("blocks.0.attention_norm").reshape(-1).tolist()
+    assert fed == seen.rows(tensor).reshape(-1).tolist()
 
 
 @pytest.mark.parametrize("count", [1, 16, 17, 50])
