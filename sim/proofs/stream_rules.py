@@ -1,8 +1,8 @@
 """The rules of streams as assumptions about a core's inputs and assertions about its outputs.
 
 The rules (Amaranth's, docs/stdlib/stream): once valid, a stream stays valid and its payload stays
-the same until the transfer. That valid does not wait for ready needs no clause: ready is free here,
-so a core that waited for it would never finish a row, which is another claim.
+the same until the transfer. That valid does not wait for ready is not proven: simulation finds it,
+with stalls that last until valid was seen.
 """
 
 from collections.abc import Mapping
