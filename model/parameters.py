@@ -129,8 +129,8 @@ class Parameters(MutableMapping[str, np.ndarray]):
 def initialize(parameters: Parameters, config: ModelConfig, seed: int) -> None:
     """Fill parameters with random starting values.
 
-    Matrices are normal with standard deviation 0.02, as in GPT-2, or 1/sqrt(inputs) where that is
-    larger, so that narrow models also start with activations of order one. The projections that
+    Matrices are normal with standard deviation 0.02, as in GPT-2. Those of linear layers have
+    0.5/sqrt(inputs) where that is larger, for the activations of narrow models. Projections that
     write into the residual stream are divided by sqrt(2 · num_layers): the stream's variance then
     does not grow with depth (Radford et al. 2019). Biases and shifts start at 0, scales at 1.
     """

@@ -1,7 +1,6 @@
 """Schedules as data: which unit works on what, in which order, and how long that takes.
 
-One `Schedule` drives the sequencer of a circuit, predicts its cycle count, and draws its timeline,
-so the three cannot disagree.
+A circuit's sequencer is generated from its `Schedule`, which also predicts the cycle count.
 """
 
 from collections.abc import Iterator
