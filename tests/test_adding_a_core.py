@@ -144,3 +144,17 @@ def test_a_wrong_line_is_found(copy, mistake):
         path.write_text(text, encoding="utf-8")
     assert result.returncode == 1
     assert "1 failed" in result.stdout and message in result.stdout
+
+
+@pytest.mark.slow
+def test_a_proof_finds_a_core_that_waits_for_ready(copy):
+    name, right, wrong, _, _ = MISTAKES["waits for ready"]
+    path = copy / name
+    text = path.read_text(encoding="utf-8")
+    try:
+        path.write_text(text.replace(right, wrong), encoding="utf-8")
+        result = run(copy, "scripts.cli", "prove", NAME, "--out", "build/proofs")
+    finally:
+        path.write_text(text, encoding="utf-8")
+    assert result.returncode == 1
+    assert "1 of 2 claims hold" in result.stdout

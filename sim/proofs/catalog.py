@@ -32,7 +32,7 @@ from .invariants import engine as engine_invariants
 from .invariants import uart as uart_invariants
 from .liveness import Finishes, FinishesAfterReset, Loopback, ReachesEndOfRow
 from .proof import Proof
-from .seeded_bugs import Blocking, Build, Losing, Silent, Withdrawing, build_patched, slow_receiver
+from .seeded_bugs import Blocking, Build, Losing, Silent, Waiting, Withdrawing, build_patched, slow_receiver
 from .stream_rules import Environment
 
 # cycles that the rules of streams need: an offer, its refusal, and the cycle after
@@ -185,12 +185,12 @@ def liveness() -> list[Proof]:
     stages = [
         Proof(
             name,
-            f"gives a result within {bound} cycles without stalls, from any state",
+            f"offers a result within {bound} cycles of inputs without stalls, ready or not, from any state",
             partial(_pipeline_finishes, CORES[name].example, bound),
             "prove",
             bound + 2,
-            "never offers anything",
-            partial(_silent_never_finishes, CORES[name].example, bound),
+            "offers a result only while it can be taken",
+            partial(_waiting_pipeline, CORES[name].example, bound),
         )
         for name, bound in pipelines().items()
     ]
@@ -225,8 +225,8 @@ def _pipeline_finishes(build: Build, bound: int) -> Finishes:
     return environment
 
 
-def _silent_never_finishes(build: Build, bound: int) -> Finishes:
-    return _pipeline_finishes(lambda: Silent(build()), bound)
+def _waiting_pipeline(build: Build, bound: int) -> Finishes:
+    return _pipeline_finishes(lambda: Waiting(build()), bound)
 
 
 def _finishes(core: TinyCore) -> Conservation:

@@ -44,16 +44,21 @@ def assume_no_stalls(environment: Environment, m: Module) -> None:
 
 
 def finishes(environment: Environment, m: Module, bound: int) -> None:
-    """Count cycles without the end of a row, or a transfer of `finishing`, while nothing stalls."""
+    """Count cycles without the end of a row, or a transfer of `finishing`, while nothing stalls.
+
+    Where `ends_rows` is false, count cycles without an offer while no input stalls: `valid` must
+    not wait for `ready`.
+    """
     core = environment.core
     inputs, outputs = environment.streams(wiring.In), environment.streams(wiring.Out)
     flowing = Signal()
-    m.d.comb += flowing.eq(
-        all_of(getattr(core, name).valid for name in inputs) & all_of(getattr(core, name).ready for name in outputs)
-    )
+    taking = [getattr(core, name).ready for name in outputs if environment.ends_rows]
+    m.d.comb += flowing.eq(all_of([getattr(core, name).valid for name in inputs] + taking))
     for name in environment.finishing or outputs:
         payload, end = getattr(core, name).payload, environment.taken[name]
-        if has_last(payload) and environment.ends_rows and not environment.finishing:
+        if not environment.ends_rows:
+            end = getattr(core, name).valid
+        elif has_last(payload) and not environment.finishing:
             end = end & payload.last
         cycles = Signal(range(bound + 2), name=f"{name}_cycles")
         with m.If(~flowing | end):

@@ -74,6 +74,13 @@ class Losing(Wrapped):
         m.d.comb += inner.valid.eq(outer.valid & begun)
 
 
+class Waiting(Wrapped):
+    """Offers a payload only while it can be taken."""
+
+    def _change_output(self, m: Module, name: str, outer: Any, inner: Any) -> None:
+        m.d.comb += outer.valid.eq(inner.valid & outer.ready)
+
+
 class Silent(Wrapped):
     """Offers nothing, ever."""
 

@@ -1,8 +1,8 @@
 """The rules of streams as assumptions about a core's inputs and assertions about its outputs.
 
 The rules (Amaranth's, docs/stdlib/stream): once valid, a stream stays valid and its payload stays
-the same until the transfer. That valid does not wait for ready is not proven: simulation finds it,
-with stalls that last until valid was seen.
+the same until the transfer. That valid does not wait for ready is a claim of its own, proven of
+pipelines; simulation finds it everywhere, with stalls that last until valid was seen.
 """
 
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ class Environment(Elaboratable):
     asserts_rules = True
     asserts_payload = True
     # Outputs with `last` finish with it; where it passes unchanged and an input may leave it out,
-    # any payload will do.
+    # any payload will do, and an offer is enough.
     ends_rows = True
     # Streams that must not rest, where they are not the outputs.
     finishing: tuple[str, ...] = ()
