@@ -1,7 +1,4 @@
-"""The loss: cross-entropy with its gradient.
-
-Sizes: N rows of V logits, one for each token of the vocabulary.
-"""
+"""Cross-entropy and its gradient: N rows of V logits, one for each token of the vocabulary."""
 
 from __future__ import annotations
 

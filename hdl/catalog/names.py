@@ -7,8 +7,7 @@ from pathlib import Path
 
 # The cores of `hdl.catalog.registry`, in its order, read from its text because importing it needs
 # Amaranth.
-_REGISTRY = Path(__file__).with_name("registry.py").read_text(encoding="utf-8")
-CORE_NAMES = tuple(re.findall(r'CoreEntry\(\s*"([^"]+)"', _REGISTRY))
+CORE_NAMES = tuple(re.findall(r'CoreEntry\(\s*"([^"]+)"', Path(__file__).with_name("registry.py").read_text("utf-8")))
 # Those that are verified with a trained model's weights and activations; "layer-norm" is rms-norm
 # where the model has that.
 RUN_CORES = ("matrix-vector", "softmax", "layer-norm", "attention")

@@ -243,9 +243,8 @@ def requantize_vectors(core: wiring.Component, generator: np.random.Generator, c
         elements = columns.T.reshape(-1)  # a copy: word by word
         elements[: len(limits)] = limits[: len(elements)]
         columns[:] = elements.reshape(columns.T.shape).T
-    return Vectors(
-        {"i": {"value": values, "shift": shifts}}, {"o": requantize(values, shifts, core.target)}, core.cycles(count)
-    )
+    results = requantize(values, shifts, core.target)
+    return Vectors({"i": {"value": values, "shift": shifts}}, {"o": results}, count - 1 + core.latency)
 
 
 def element_vectors(*fields: str) -> Maker:
@@ -375,4 +374,5 @@ def width_vectors(core: wiring.Component, generator: np.random.Generator, count:
     wide = max(core.i_lanes, core.o_lanes)
     rows = [row[: len(row) // wide * wide] for row in random_rows(ELEMENT, wide, 4 * wide, generator, count)]
     inputs, outputs = row_columns("data", rows, core.i_lanes), row_columns("data", rows, core.o_lanes)
-    return Vectors({"i": inputs}, {"o": outputs}, core.cycles(sum(map(len, rows)) // min(core.i_lanes, core.o_lanes)))
+    words = sum(map(len, rows)) // min(core.i_lanes, core.o_lanes)
+    return Vectors({"i": inputs}, {"o": outputs}, words - 1 + core.latency)

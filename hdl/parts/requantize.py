@@ -135,12 +135,6 @@ class Requantize(wiring.Component):
             }
         )
 
-    def cycles(self, transfers: int) -> int:
-        """Return the clock edges from the first transfer taken to the last result given, without
-        stalls.
-        """
-        return transfers - 1 + self.latency
-
     def elaborate(self, platform):
         """Build the circuit."""
         m = Module()

@@ -235,12 +235,6 @@ class WidthConverter(wiring.Component):
             }
         )
 
-    def cycles(self, words: int) -> int:
-        """Return the cycles from the first word taken to the last one given, for so many words of
-        the narrower side, without stalls.
-        """
-        return words - 1 + self.latency
-
     def elaborate(self, platform):
         """Build the circuit."""
         m = Module()

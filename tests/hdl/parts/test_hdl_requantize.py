@@ -23,7 +23,7 @@ def words(core, values, shifts):
 
 def requantize_bench(core, values, shifts, **settings):
     inputs, outputs = words(core, values, shifts)
-    return bench("requantize", core, inputs, {"o": outputs}, expected_cycles=core.cycles(len(inputs)), **settings)
+    return bench("requantize", core, inputs, {"o": outputs}, expected_cycles=len(inputs) - 1 + core.latency, **settings)
 
 
 def every(bits, lowest, highest):
