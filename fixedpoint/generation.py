@@ -94,8 +94,9 @@ class _TableSampler:
     def choose(self, logits: Floats, random: RandomArray) -> IntegerArray:
         """Return the token of each row of logits (B, V) for random numbers (B,)."""
         distance = logits.max(axis=-1, keepdims=True) - logits
-        cumulative = self.numerators.take(distance.astype(np.int64)).cumsum(axis=-1)
+        cumulative = self.numerators.take(distance.astype(np.int64)).cumsum(axis=-1)  # (B, V)
         threshold = (random.astype(np.uint64) * cumulative[:, -1].astype(np.uint64)) >> np.uint64(32)
+        # (B, V) <= (B, 1), summed over V -> (B,)
         return (cumulative <= threshold.astype(np.int64)[:, None]).sum(axis=-1, dtype=np.int64)
 
 

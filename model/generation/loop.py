@@ -80,13 +80,14 @@ def stream(decoder: Decoder, choose: Choose, sequences: list[list[int]], context
     position, start = min(map(len, sequences)), -1
     while True:
         first = context_start(position, context_length)
+        # tokens (B,), or (B, t) at the beginning of a context -> logits (B, V)
         if first == start:
             logits = decoder.step(np.array([sequence[position - 1] for sequence in sequences]))
         else:
             logits = decoder.prefill(np.array([sequence[first:position] for sequence in sequences]))
             start = first
         growing = [index for index, sequence in enumerate(sequences) if len(sequence) == position]
-        rows = logits if len(growing) == len(sequences) else logits[growing]
+        rows = logits if len(growing) == len(sequences) else logits[growing]  # (B', V)
         chosen = choose(rows, growing, [sequences[index][first:] for index in growing])
         for index, token in zip(growing, chosen, strict=True):
             sequences[index].append(token)
