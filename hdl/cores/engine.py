@@ -17,9 +17,11 @@ import reprlib
 from collections.abc import Collection, Sequence
 
 from amaranth.hdl import Assert, Cat, Format, Module, Mux, Signal, signed
-from amaranth.lib import data, enum, memory, stream, wiring
+from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
-from amaranth.utils import ceil_log2
+
+from fixedpoint import QuantizationError
+from fixedpoint.operators.dot_product_engine import DotProductEngine, Operation
 
 from ..errors import CircuitError
 from ..parts.copies import Copies
@@ -36,15 +38,6 @@ ELEMENT_BITS = 8  # of weights, keys and values; two 4-bit weights
 LANES_PER_COPY = 16  # of a control bit that all lanes look at
 # from a command to its operands: memory, the memory's register, the operands' register
 FETCH_MOVES = 3
-
-
-class Operation(enum.Enum, shape=2):
-    """What a command does with the word at its address."""
-
-    DOT = 0  # one weight or key element a lane
-    PAIRS = 1  # two weights a lane, each half as wide
-    ACCUMULATE = 2  # one value element a lane, summed lane by lane
-    WRITE = 3  # the activations become the word
 
 
 class Engine(wiring.Component):
@@ -102,11 +95,16 @@ class Engine(wiring.Component):
         operations: Collection[Operation] = tuple(Operation),
         init: Sequence[int] = (),
     ):
-        for name, value in (("lanes", lanes), ("depth", depth), ("terms", terms)):
-            check_whole(name, value)
         for name, value in (("columns", columns), ("operations", operations), ("init", init)):
             if not isinstance(value, Collection) or isinstance(value, str):
                 raise CircuitError(f"{name} must be a collection, not {value!r}")
+        numbers = {"lanes": lanes, "depth": depth, "terms": terms}
+        for name, value in {**numbers, "activation_bits": activation_bits, "element_bits": element_bits}.items():
+            check_whole(name, value)
+        try:
+            self.parameters = DotProductEngine(lanes, tuple(columns), terms, activation_bits, element_bits)
+        except QuantizationError as error:
+            raise CircuitError(str(error)) from None
         self.lanes, self.columns, self.depth, self.terms = lanes, tuple(columns), depth, terms
         self.activation_bits, self.element_bits = activation_bits, element_bits
         self.operations = frozenset(operations)
@@ -121,24 +119,20 @@ class Engine(wiring.Component):
                 f"activation_bits {activation_bits} with {'pairs of ' if self.pairs else ''}{element_bits} element_bits "
                 f"need operands of {max(b_bits, activation_bits)} bits; a multiplier takes {OPERAND_BITS}"
             )
-        self.growth = ceil_log2(terms)
-        self.product_bits = activation_bits + element_bits
-        self.lane_sum_bits = self.product_bits + self.growth
         self._products = LaneProducts(lanes, activation_bits, b_bits)
+        product_bits, pair_sum_bits = self.parameters.product_bits, self.parameters.pair_sum_bits
         dot = bool(self.operations & {Operation.DOT, Operation.PAIRS})
-        self._trees = (
-            self._make_trees(self.product_bits if Operation.DOT in self.operations else self.spacing) if dot else []
-        )
+        wide = Operation.DOT in self.operations
+        self._trees = self._make_trees(product_bits if wide else self.spacing) if dot else []
         self._upper_trees = self._make_trees(self.spacing) if self.pairs else []
         self.tree_latency = sum(level[0].latency for level in self._trees)
-        widest = max(
-            [self.lane_sum_bits, *(self._sum_bits(levels) for levels in (self._trees, self._upper_trees) if levels)]
-        )
+        sum_bits = self.parameters.group_sum_bits if wide else pair_sum_bits
+        widest = max(self.parameters.lane_sum_bits, sum_bits if dot else 0)
         if widest > WIDEST_INPUT:
             raise CircuitError(
                 f"terms of {terms} words need sums of {widest} bits; at most {WIDEST_INPUT} can be requantized"
             )
-        self.groups = lanes // self.columns[0]
+        self.groups = self.parameters.groups
 
         members = {
             "operation": Operation,
@@ -150,12 +144,12 @@ class Engine(wiring.Component):
         }
         ports = {"i": In(stream.Signature(data.StructLayout(members)))}
         if dot:
-            results = {"lower": data.ArrayLayout(signed(self._sum_bits(self._trees)), self.groups)}
+            results = {"lower": data.ArrayLayout(signed(sum_bits), self.groups)}
             if self.pairs:
-                results["upper"] = data.ArrayLayout(signed(self._sum_bits(self._upper_trees)), self.groups)
+                results["upper"] = data.ArrayLayout(signed(pair_sum_bits), self.groups)
             ports["o"] = Out(stream.Signature(data.StructLayout(results)))
         if Operation.ACCUMULATE in self.operations:
-            ports["o_lanes"] = Out(stream.Signature(data.ArrayLayout(signed(self.lane_sum_bits), lanes)))
+            ports["o_lanes"] = Out(stream.Signature(data.ArrayLayout(signed(self.parameters.lane_sum_bits), lanes)))
         super().__init__(ports)
 
     def _check(self):
@@ -164,23 +158,12 @@ class Engine(wiring.Component):
             raise CircuitError(
                 f"operations must be some of Operation and more than WRITE, not {sorted(map(str, self.operations))}"
             )
-        for name, bits in (("activation_bits", self.activation_bits), ("element_bits", self.element_bits)):
-            check_whole(name, bits)
         if Operation.PAIRS in self.operations and self.element_bits % 2:
             raise CircuitError(f"element_bits must be even for pairs of weights, not {self.element_bits}")
         if Operation.WRITE in self.operations and self.activation_bits < self.element_bits:
             raise CircuitError(
                 f"activations of {self.activation_bits} bits cannot be written as elements of {self.element_bits} bits"
             )
-        if not self.columns:
-            raise CircuitError("columns must name at least one tap")
-        for smaller, larger in zip(self.columns, (*self.columns[1:], self.lanes), strict=True):
-            if isinstance(smaller, bool) or not isinstance(smaller, int) or smaller < 1 or larger % smaller:
-                raise CircuitError(
-                    f"each of columns must divide the next, and the last the {self.lanes} lanes; {smaller!r} does not divide {larger}"
-                )
-        if len(set(self.columns)) != len(self.columns):
-            raise CircuitError(f"columns must differ, not {self.columns}")
         if len(self.init) > self.depth or any(
             not isinstance(word, int) or not 0 <= word < 1 << self.lanes * self.element_bits for word in self.init
         ):
@@ -194,9 +177,6 @@ class Engine(wiring.Component):
             levels.append([AdderTree(columns // width, bits) for _ in range(self.lanes // columns)])
             bits, width = bits + levels[-1][0].latency, columns
         return levels
-
-    def _sum_bits(self, levels: list[list[AdderTree]]) -> int:
-        return len(levels[-1][0].o) + self.growth
 
     @property
     def dot_moves(self) -> int:
@@ -301,7 +281,7 @@ class Engine(wiring.Component):
             m.d.sync += operands[lane].eq(self._either(in_pairs[lane], pair, elements[lane]))
 
         # Split: the whole product, or the lower and the upper one of a pair.
-        lower_bits = self.product_bits if self.whole else self.spacing
+        lower_bits = self.parameters.product_bits if self.whole else self.spacing
         lower = data_register(data.ArrayLayout(signed(lower_bits), lanes))
         upper = data_register(data.ArrayLayout(signed(self.spacing), lanes))
         in_pairs = self._copies(m, "multiplied", tags.taps[FETCH_MOVES + products.latency - 1].pairs)

@@ -82,11 +82,3 @@ class Tile:
     def words(self, matrix: np.ndarray, weight_bits: int) -> list[int]:
         """Return `elements` as memory words, lane 0 in the least significant bits."""
         return pack_rows(self.elements(matrix, weight_bits), weight_bits << self.pairs)
-
-
-def choose_tile(rows: int, columns: int, lanes: int, *, pairs: bool = False) -> Tile:
-    """Return the tile that takes the fewest words for a matrix; of equals the one with the fewest
-    results a word.
-    """
-    tiles = [Tile(lanes, width, pairs) for width in range(lanes, 0, -1) if lanes % width == 0]
-    return min(tiles, key=lambda tile: tile.num_words(rows, columns))

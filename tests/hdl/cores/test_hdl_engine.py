@@ -11,9 +11,11 @@ from verilog_benches import EVERY_VERILOG_SIMULATOR
 
 import hdl.cores.engine
 from fixedpoint import QFormat
+from fixedpoint.operators.dot_product_engine import Commands, Operation
 from hdl import CircuitError
-from hdl.catalog.engine_vectors import command_columns, dot_sums, engine_vectors, stored_elements
-from hdl.cores.engine import FETCH_MOVES, Engine, Operation
+from hdl.catalog.engine_vectors import command_columns, engine_vectors, result_columns
+from hdl.catalog.vectors import Vectors
+from hdl.cores.engine import FETCH_MOVES, Engine
 from hdl.cores.tile import Tile
 from sim.bench.bench import BenchFailure, StreamBench
 from sim.bench.payload import pack_all
@@ -29,6 +31,14 @@ def engine_bench(core, vectors, **settings):
         for ports in (vectors.inputs, vectors.outputs)
     ]
     return StreamBench("engine", core, *words, watchdog_cycles=1000, **settings)
+
+
+def vectors_of(core, commands):
+    """Return the vectors of commands (operation, tap, first, last, address, activations)."""
+    *fields, activations = zip(*commands, strict=True)
+    commands = Commands(*map(np.array, fields), np.array(activations))
+    results = core.parameters.compute(core.parameters.unpack(core.init, core.depth), commands)
+    return Vectors({"i": command_columns(commands)}, result_columns(core, results))
 
 
 def random_bench(core, count=40, seed=0, **settings):
@@ -76,11 +86,9 @@ def test_the_largest_sums_do_not_overflow(mode, bits, tmp_path):
     word = sum((1 << (bits - 1)) << place for place in range(0, 64, bits))
     core = Engine(8, (8,), 1, 4, operations=(mode,), init=[word])
     commands = [(mode, 0, term == 0, term == 3, 0, np.full(8, -128)) for term in range(4)]
-    sums = dot_sums(core, mode is PAIRS, 0, np.full((4, 8), -128), stored_elements(core)[[0] * 4])
-    assert sums[0][0] == 8 * 4 << (7 + bits - 1)
-    outputs = {half: np.array([sums[place]]).T for place, half in enumerate(("lower", "upper")[: 1 + core.pairs])}
-    vectors = {"i": pack_all(core.i.payload.shape(), command_columns(core, commands))}
-    run(StreamBench("engine", core, vectors, {"o": pack_all(core.o.payload.shape(), outputs)}), tmp_path)
+    vectors = vectors_of(core, commands)
+    assert vectors.outputs["o"]["lower"][0] == [8 * 4 << (7 + bits - 1)]
+    run(engine_bench(core, vectors), tmp_path)
 
 
 @needs_compiler
@@ -100,38 +108,23 @@ def test_every_product_of_8_bits_and_a_word_of_8(mode, simulation_builds):
 
 
 def one_word_sums(core, mode, count, seed=0):
-    """`count` commands, each a sum of its own, with rows of non-zero activations, as a bench."""
-    generator = np.random.default_rng(seed)
-    commands, dots = [], []
-    stored = stored_elements(core)
-    for index in range(count):
-        row = generator.integers(1, 128, core.lanes)
-        commands.append((mode, 0, 1, 1, index % core.depth, row))
-        dots.append(dot_sums(core, mode is PAIRS, 0, row[None], stored[[index % core.depth]]))
-    outputs = {
-        half: np.array([dot[place] for dot in dots]).T
-        for place, half in enumerate(("lower", "upper")[: 1 + core.pairs])
-    }
-    vectors = {"i": pack_all(core.i.payload.shape(), command_columns(core, commands))}
-    return vectors, {"o": pack_all(core.o.payload.shape(), outputs)}
+    """`count` commands, each a sum of its own, with rows of non-zero activations."""
+    rows = np.random.default_rng(seed).integers(1, 128, (count, core.lanes))
+    return vectors_of(core, [(mode, 0, 1, 1, index % core.depth, row) for index, row in enumerate(rows)])
 
 
 @pytest.mark.parametrize("mode", [DOT, PAIRS])
 @pytest.mark.parametrize(("lanes", "columns"), [(8, (8,)), (4, (1, 4)), (6, (3,))])
 def test_cycles_are_as_predicted(mode, lanes, columns, tmp_path):
     core = Engine(lanes, columns, 4, 2, operations=(mode,), init=[0x12345678] * 4)
-    inputs, outputs = one_word_sums(core, mode, 100)
-    run(StreamBench("engine", core, inputs, outputs, expected_cycles=core.cycles(100)), tmp_path)
+    run(engine_bench(core, one_word_sums(core, mode, 100), expected_cycles=core.cycles(100)), tmp_path)
 
 
 def test_lane_sums_come_after_their_latency(tmp_path):
     core = Engine(4, (4,), 6, 6, operations=(ACCUMULATE,), init=[0x01020304 + index for index in range(6)])
     rows = np.arange(24).reshape(6, 4)
     commands = [(ACCUMULATE, 0, term == 0, term == 5, term, rows[term]) for term in range(6)]
-    sums = (rows * stored_elements(core)).sum(axis=0)
-    inputs = {"i": pack_all(core.i.payload.shape(), command_columns(core, commands))}
-    outputs = {"o_lanes": pack_all(core.o_lanes.payload.shape(), sums[:, None])}
-    run(StreamBench("engine", core, inputs, outputs, expected_cycles=5 + core.lanes_latency), tmp_path)
+    run(engine_bench(core, vectors_of(core, commands), expected_cycles=5 + core.lanes_latency), tmp_path)
 
 
 class Busy(wiring.Component):
@@ -204,8 +197,7 @@ def test_every_multiplier_works_in_every_cycle(mode, products):
 def test_commands_wait_for_room(tmp_path):
     """A sink that takes nothing for long stops the commands, and no result is lost."""
     core = Engine(4, (4,), 4, 1, operations=(DOT,), init=[0x01020304, 0x7F80FF00, 3, 4])
-    inputs, outputs = one_word_sums(core, DOT, 120)
-    run(StreamBench("engine", core, inputs, outputs, watchdog_cycles=400), tmp_path, 0.0, 0.95, 3)
+    run(engine_bench(core, one_word_sums(core, DOT, 120)), tmp_path, 0.0, 0.95, 3)
 
 
 @pytest.mark.parametrize("taken", [1, 17, 40])
@@ -243,9 +235,8 @@ def test_an_uncorrected_upper_product_is_found(tmp_path, monkeypatch):
 
 def test_an_operation_that_was_left_out_is_refused(tmp_path):
     core = Engine(4, (4,), 2, 1, operations=(DOT,), init=[1, 2])
-    inputs = {"i": pack_all(core.i.payload.shape(), command_columns(core, [(PAIRS, 0, 1, 1, 0, [1] * 4)]))}
     with pytest.raises(BenchFailure, match="made without PAIRS"):
-        run(StreamBench("engine", core, inputs, {"o": [0]}), tmp_path)
+        run(engine_bench(core, vectors_of(core, [(PAIRS, 0, 1, 1, 0, [1] * 4)])), tmp_path)
 
 
 @pytest.mark.parametrize(
