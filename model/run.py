@@ -163,18 +163,32 @@ class RunDirectory:
         """Return the tokenizer.
 
         Raises:
-            InputError: The file is missing or damaged.
+            InputError: The file is missing or damaged, or holds another vocabulary than the run's.
         """
         self._check_exists()
-        return load_tokenizer(self.tokenizer)
+        tokenizer = load_tokenizer(self.tokenizer)
+        recorded = read_json(self.training).get("vocabulary_sha256") if self.training.exists() else None
+        if recorded not in (None, tokenizer.fingerprint()):
+            raise InputError(
+                f"{self.tokenizer} holds another vocabulary than the one this run's model was trained with"
+            )
+        return tokenizer
 
     def load_training_tokens(self, vocab_size: int | None = None) -> np.ndarray:
         """Return the tokens trained on, memory-mapped."""
-        return load_tokens(self.train_tokens, vocab_size)
+        return self._load_tokens(self.train_tokens, vocab_size)
 
     def load_validation_tokens(self, vocab_size: int | None = None) -> np.ndarray:
         """Return the held-out tokens, memory-mapped."""
-        return load_tokens(self.validation_tokens, vocab_size)
+        return self._load_tokens(self.validation_tokens, vocab_size)
+
+    def _load_tokens(self, path: Path, vocab_size: int | None) -> np.ndarray:
+        if not path.exists() and self.training.exists() and "imported" in self.load_training_record():
+            command = f"positron quantize {quote(str(self.path))}"
+            raise InputError(
+                f"{self.path} was imported without a text: {command} --text FILE, or --calibrate-on-samples N"
+            )
+        return load_tokens(path, vocab_size)
 
     def load_training_record(self) -> dict[str, Any]:
         """Return training.json."""

@@ -25,13 +25,13 @@ from scripts.process import EXIT_INTERRUPTED
 
 COMMANDS = (
     "train",
+    "import",
     "generate",
     "quantize",
     "evaluate",
     "simulate",
     "synthesize",
-    "export-c",
-    "export-onnx",
+    "export",
     "export-verilog",
     "report",
     "demo",
@@ -113,7 +113,8 @@ def import_command(name: str) -> ModuleType:
 def _place(name: str) -> tuple[str, str]:
     """Return folder and module of a subcommand."""
     command, _, benchmark = name.partition(" ")
-    return ("benchmarks", benchmark) if benchmark else ("commands", command.replace("-", "_"))
+    module = "import_model" if command == "import" else command.replace("-", "_")  # a keyword
+    return ("benchmarks", benchmark) if benchmark else ("commands", module)
 
 
 def build_parser(name: str | None, command: ModuleType | None) -> argparse.ArgumentParser:

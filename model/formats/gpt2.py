@@ -8,6 +8,7 @@ matrix. The output layer is the token embedding, unless `lm_head.weight` says ot
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -50,6 +51,25 @@ def to_gpt2(model: Transformer) -> dict[str, np.ndarray]:
         state[f"{PREFIX}{theirs}"] = np.ascontiguousarray(array.T if _is_linear(theirs) else array)
     state[HEAD] = model.parameters["token_embedding"].copy()
     return state
+
+
+def gpt2_config(model: Transformer) -> dict[str, Any]:
+    """Return Hugging Face's `config.json` of a model that `to_gpt2` accepts."""
+    config = model.config
+    return {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": config.norm_epsilon,
+        "n_embd": config.embed_dim,
+        "n_head": config.num_heads,
+        "n_inner": config.hidden_dim,
+        "n_layer": config.num_layers,
+        "n_positions": config.max_seq_len,
+        "vocab_size": config.vocab_size,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
 
 
 def from_gpt2(

@@ -42,7 +42,7 @@ LAYER_ARRAYS = (
 
 
 def save_llama2c(model: Transformer, path: str | Path) -> None:
-    """Write a model as a llama2.c file.
+    """Write a model as a llama2.c file, in a directory that is made if it is missing.
 
     Raises:
         InputError: The model has a part that llama2.c lacks.
@@ -70,6 +70,7 @@ def save_llama2c(model: Transformer, path: str | Path) -> None:
         config.max_seq_len,
     )
     rotation = rotation_table(config.max_seq_len, config.head_dim, config.rotary_base, np.dtype(np.float32))
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path, "wb") as file:
         file.write(HEADER.pack(*sizes))
         for name in _order(config):

@@ -61,7 +61,7 @@ class BPETokenizer(Tokenizer):
         for text in as_texts(texts):
             for part in self._split(text):
                 if part not in self._special:
-                    pieces.extend(PIECE.findall(part))
+                    pieces.extend(self._pieces(part))
         num_merges = self.wanted_vocab_size - 256 - len(self.special_tokens)
         self._set(learn_merges(count_words(pieces), num_merges, progress))
         self._trained = True
@@ -100,7 +100,7 @@ class BPETokenizer(Tokenizer):
         Each different piece is encoded once; the text is then put together without any more Python
         per piece.
         """
-        pieces = PIECE.findall(text)
+        pieces = self._pieces(text)
         known = {piece: self._cache.get(piece) or self._encode_piece(piece) for piece in set(pieces)}
         return itertools.chain.from_iterable(map(known.__getitem__, pieces))
 
@@ -110,11 +110,15 @@ class BPETokenizer(Tokenizer):
 
     def token_label(self, token: int) -> str:
         """Return a token as printable text."""
-        text = self._bytes[token].decode("utf-8", "backslashreplace")
+        text = self.token_bytes(token).decode("utf-8", "backslashreplace")
         return text.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥")
 
     def _split(self, text: str) -> list[str]:
         return [text] if self._special_pattern is None else self._special_pattern.split(text)
+
+    def _pieces(self, text: str) -> list[str]:
+        """Cut a text into the pieces within which pairs are merged."""
+        return PIECE.findall(text)
 
     def _encode_piece(self, piece: str) -> list[int]:
         """Merge the piece's bytes, the earliest learned pair first."""

@@ -314,6 +314,7 @@ class Trainer:
             "training": self.config.to_dict(),
             "model": self.model.config.to_dict(),
             "source": self.source,
+            "vocabulary_sha256": self.tokenizer.fingerprint(),
             "total_steps": self.total_steps,
             "training_tokens": len(self.training_tokens),
             "validation_tokens": len(self.validation_tokens),

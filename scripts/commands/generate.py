@@ -3,7 +3,7 @@
 The model continues the prompt token by token (a token is a character unless the run was trained
 otherwise). A low temperature prefers likely tokens, a high one gives more variety; the same seed
 gives the same text. With --quantized the run's integer model generates and samples, in integer
-arithmetic: the C program of `positron export-c` gives the same text.
+arithmetic: the C program of `positron export` gives the same text.
 
 Example:
   positron generate runs/demo --prompt "One morning" --temperature 0.7

@@ -40,6 +40,7 @@ from scripts.quantization.options import (
     weight_bits,
 )
 from scripts.quantization.sweep import sweep
+from scripts.run_text import add_text_arguments, chosen_text
 from scripts.runs import add_run_argument, export_digest, file_digest, open_run, quantization_file
 
 
@@ -99,6 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="measure the loss over all widths and draw it; RUN/quantized stays as it is",
     )
+    add_text_arguments(parser)
     add_json_argument(parser)
 
 
@@ -123,6 +125,9 @@ def work(directory: RunDirectory, arguments: argparse.Namespace) -> int:
     # Before loading: a model that changes meanwhile does not fit it.
     model_sha256 = file_digest(directory.model_weights)
     model = directory.load_model()
+    given = chosen_text(model, directory.load_tokenizer(), arguments)
+    if given is not None:
+        given.store(directory)
     text = directory.load_training_tokens(model.config.vocab_size)
     tokens = calibration_windows(text, model.config.max_seq_len, arguments.calibration_windows)
     if arguments.sweep:

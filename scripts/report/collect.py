@@ -46,7 +46,7 @@ def collect(directory: RunDirectory) -> ReportData:
         model_sha256=model_sha256,
         manifest_sha256=results.manifest_sha256,
         training=training_facts(training or {}),
-        loss_curves=loss_curves(read_log(directory.log_csv)) if training else (),
+        loss_curves=loss_curves(read_log(directory.log_csv)) if "results" in (training or {}) else (),
         prompt=str(record.get("prompt", "")),
         sample=sample,
         sample_is_of_integers="manifest_sha256" in record,
@@ -77,6 +77,8 @@ class RunResults:
         """Return training.json."""
         record = read_optional(self.directory.training)
         results = (record or {}).get("results") or {}
+        if record is not None and "imported" in record:
+            return {"source": record.get("source") or {}, "imported": record["imported"]}
         if record is not None and not results:
             self.gaps["training"] = Gap(
                 "This training has not finished.", (f"train --resume --out {quoted(self.directory)}",)
@@ -176,7 +178,9 @@ def read_optional(path: Path) -> dict[str, Any] | None:
 def training_facts(record: dict[str, Any]) -> dict[str, Any]:
     """Return what the page says about the training."""
     source, settings, results = (record.get(part, {}) for part in ("source", "training", "results"))
+    imported = record.get("imported")
     return {
+        "imported": imported and f"{imported['name']} ({imported['kind']})",
         "text": source.get("name"),
         "characters": source.get("characters"),
         "seed": settings.get("seed"),

@@ -126,6 +126,7 @@ def training(data: ReportData) -> str:
     if data.loss_curves:
         parts.append(f"<figure>{line_chart(data.loss_curves, 'training steps', 'loss, nats a token')}</figure>")
     facts = {
+        "imported from": data.training.get("imported"),
         "text": data.training.get("text"),
         "characters": data.training.get("characters"),
         "vocabulary": data.model["vocab_size"],

@@ -157,7 +157,7 @@ def test_character_that_the_model_does_not_know(tiny_run: Path) -> None:
     assert_refused(positron("generate", tiny_run, "--prompt", "The €"), "€")
 
 
-@pytest.mark.parametrize("words", [("generate",), ("generate", "--quantized"), ("export-c",)])
+@pytest.mark.parametrize("words", [("generate",), ("generate", "--quantized"), ("export", "--format", "c")])
 def test_prompt_that_is_not_utf_8(words: tuple[str, ...], tiny_run: Path) -> None:
     # the byte 0xff, for a process
     result = positron(words[0], tiny_run, *words[1:], "--prompt", "ab\udcff")

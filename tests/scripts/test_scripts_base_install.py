@@ -118,8 +118,8 @@ def test_training_to_report_works_and_doctor_says_so(tmp_path: Path) -> None:
         ["generate", run, "--length", "5"],
         ["quantize", run],
         ["evaluate", run],
-        ["export-c", run],
-        ["export-onnx", run],
+        ["export", run, "--format", "c"],
+        ["export", run, "--format", "onnx"],
         ["report", run],
     ]
     result = without_extras(

@@ -1,4 +1,4 @@
-"""`export-c` and `export-onnx`: what they write is the run's integer model."""
+"""`export`: what it writes is the run's model."""
 
 import os
 import shutil
@@ -30,7 +30,18 @@ def expected_text(run: Path, prompt: str, length: int, temperature: float, seed:
 def test_the_c_program_writes_the_integer_models_text(
     tiny_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["export-c", str(tiny_run), "--out", str(tmp_path / "c"), "--prompt", "The cat", "--length", "40"]
+    words = [
+        "export",
+        "--format",
+        "c",
+        str(tiny_run),
+        "--out",
+        str(tmp_path / "c"),
+        "--prompt",
+        "The cat",
+        "--length",
+        "40",
+    ]
     assert cli.main([*words, "--temperature", "0.7", "--seed", "5"]) == 0
     shown = capfd.readouterr()
     assert shown.out == expected_text(tiny_run, "The cat", 40, 0.7, 5)
@@ -42,7 +53,7 @@ def test_the_c_program_writes_the_integer_models_text(
 @pytest.mark.skipif(not shutil.which("make"), reason="no make")
 def test_the_line_that_is_shown_works(tiny_run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     tiny_run = tiny_run.rename(tiny_run.with_name("it's a run; ls"))
-    assert cli.main(["export-c", str(tiny_run)]) == 0
+    assert cli.main(["export", "--format", "c", str(tiny_run)]) == 0
     shown = capfd.readouterr().out
     assert (tiny_run / "c" / "model.h").read_bytes() == (tiny_run / "quantized" / "model.h").read_bytes()
     line = shown.rpartition("compile and run: ")[2]
@@ -65,15 +76,15 @@ def test_what_the_program_returns_is_decoded_as_generated_text_is(
     tokenizer.train("ab")
     monkeypatch.setattr(NativeTransformer, "build", lambda *arguments: Program())
     monkeypatch.setattr(RunDirectory, "load_tokenizer", lambda self: tokenizer)
-    assert cli.main(["export-c", str(tiny_run), "--prompt", "a"]) == 0
+    assert cli.main(["export", "--format", "c", str(tiny_run), "--prompt", "a"]) == 0
     assert capsys.readouterr().out == "a\ufffd😀ok\n"
 
 
 def test_the_graph_is_written(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["export-onnx", str(tiny_run)]) == 0
+    assert cli.main(["export", "--format", "onnx", str(tiny_run)]) == 0
     assert f"graph: {tiny_run / 'quantized.onnx'}" in capsys.readouterr().out
     path = tmp_path / "new" / "model.onnx"
-    assert cli.main(["export-onnx", str(tiny_run), "--out", str(path)]) == 0
+    assert cli.main(["export", "--format", "onnx", str(tiny_run), "--out", str(path)]) == 0
     assert path.read_bytes() == (tiny_run / "quantized.onnx").read_bytes()
     onnxruntime = pytest.importorskip("onnxruntime")
     quantized = load_export(tiny_run / "quantized")
@@ -83,10 +94,10 @@ def test_the_graph_is_written(tiny_run: Path, tmp_path: Path, capsys: pytest.Cap
     np.testing.assert_array_equal(session.run(None, {"tokens": tokens})[0], expected)
 
 
-@pytest.mark.parametrize("command", ["export-c", "export-onnx"])
-def test_a_run_that_is_not_quantized_is_named(tiny_run: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("form", ["c", "onnx"])
+def test_a_run_that_is_not_quantized_is_named(tiny_run: Path, form: str, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(tiny_run / "quantized")
-    assert cli.main([command, str(tiny_run)]) == 1
+    assert cli.main(["export", str(tiny_run), "--format", form]) == 1
     assert "is not quantized yet: positron quantize" in capsys.readouterr().err
 
 
@@ -105,7 +116,7 @@ def test_a_run_that_is_not_quantized_is_named(tiny_run: Path, command: str, caps
 def test_what_the_program_cannot_do_is_one_line(
     tiny_run: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["export-c", str(tiny_run), *words]) == 1
+    assert cli.main(["export", "--format", "c", str(tiny_run), *words]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1].startswith("error: ")
     assert message in lines[-1]
@@ -116,6 +127,6 @@ def test_no_compiler_is_one_line(
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CC", raising=False)
-    assert cli.main(["export-c", str(tiny_run)]) == 0  # writing needs none
-    assert cli.main(["export-c", str(tiny_run), "--prompt", "The"]) == 1
+    assert cli.main(["export", "--format", "c", str(tiny_run)]) == 0  # writing needs none
+    assert cli.main(["export", "--format", "c", str(tiny_run), "--prompt", "The"]) == 1
     assert "error: there is no C compiler" in capsys.readouterr().err
