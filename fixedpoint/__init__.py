@@ -18,8 +18,10 @@ from .operators.exponential import Exponential
 from .operators.layer_norm import LayerNorm
 from .operators.linear import Linear
 from .operators.operator import ResidualAdd
+from .operators.product import Product
 from .operators.reciprocal import Reciprocal, ReciprocalSquareRoot, ScaledReciprocal
 from .operators.rms_norm import RMSNorm
+from .operators.rotation import Rotation, RotationTable
 from .operators.sampling import Sampler, XorShift32, argmax
 from .operators.softmax import Softmax
 from .qformat import Overflow, QFormat, Rounding
@@ -38,6 +40,7 @@ __all__ = [
     "LayerNorm",
     "Linear",
     "Overflow",
+    "Product",
     "QFormat",
     "QuantizationError",
     "QuantizedTransformer",
@@ -45,6 +48,8 @@ __all__ = [
     "Reciprocal",
     "ReciprocalSquareRoot",
     "ResidualAdd",
+    "Rotation",
+    "RotationTable",
     "Rounding",
     "Sampler",
     "ScaledReciprocal",

@@ -20,6 +20,8 @@ class Kind(Enum):
     LINEAR = "linear"
     ATTENTION = "attention"
     ACTIVATION = "activation"
+    ROTATION = "rotation"
+    PRODUCT = "product"
     RESIDUAL_ADD = "residual add"
 
 
@@ -41,20 +43,46 @@ class Step:
 TOKENS = "tokens"
 INPUT = "input"  # of a block: the residual stream before it
 
-BLOCK = (
-    Step("attention_norm", Kind.NORM, (INPUT,)),
-    Step("attention.query", Kind.LINEAR, ("attention_norm",)),
-    Step("attention.key", Kind.LINEAR, ("attention_norm",)),
-    Step("attention.value", Kind.LINEAR, ("attention_norm",)),
-    Step("attention.context", Kind.ATTENTION, ("attention.query", "attention.key", "attention.value")),
-    Step("attention.output", Kind.LINEAR, ("attention.context",)),
-    Step("attention_residual", Kind.RESIDUAL_ADD, (INPUT, "attention.output")),
-    Step("feed_forward_norm", Kind.NORM, ("attention_residual",)),
-    Step("feed_forward.up", Kind.LINEAR, ("feed_forward_norm",)),
-    Step("feed_forward.activation", Kind.ACTIVATION, ("feed_forward.up",)),
-    Step("feed_forward.down", Kind.LINEAR, ("feed_forward.activation",)),
-    Step("feed_forward_residual", Kind.RESIDUAL_ADD, ("attention_residual", "feed_forward.down")),
-)
+
+def block_steps(*, rotary: bool = False, gated: bool = False) -> tuple[Step, ...]:
+    """Return the operations of a block.
+
+    Args:
+        rotary: Queries and keys are turned by their position's angles.
+        gated: The feed-forward part multiplies the activation of a gate by `up` (SwiGLU).
+    """
+    query, key = "attention.query", "attention.key"
+    rotated_query, rotated_key = ("attention.rotated_query", "attention.rotated_key") if rotary else (query, key)
+    rotations = (Step(rotated_query, Kind.ROTATION, (query,)), Step(rotated_key, Kind.ROTATION, (key,)))
+    up, gate, gate_activation = "feed_forward.up", "feed_forward.gate", "feed_forward.gate_activation"
+    activated = "feed_forward.activation"
+    plain = (
+        Step(up, Kind.LINEAR, ("feed_forward_norm",)),
+        Step(activated, Kind.ACTIVATION, (up,)),
+    )
+    with_gate = (
+        Step(gate, Kind.LINEAR, ("feed_forward_norm",)),
+        Step(up, Kind.LINEAR, ("feed_forward_norm",)),
+        Step(gate_activation, Kind.ACTIVATION, (gate,)),
+        Step(activated, Kind.PRODUCT, (gate_activation, up)),
+    )
+    return (
+        Step("attention_norm", Kind.NORM, (INPUT,)),
+        Step(query, Kind.LINEAR, ("attention_norm",)),
+        Step(key, Kind.LINEAR, ("attention_norm",)),
+        Step("attention.value", Kind.LINEAR, ("attention_norm",)),
+        *(rotations if rotary else ()),
+        Step("attention.context", Kind.ATTENTION, (rotated_query, rotated_key, "attention.value")),
+        Step("attention.output", Kind.LINEAR, ("attention.context",)),
+        Step("attention_residual", Kind.RESIDUAL_ADD, (INPUT, "attention.output")),
+        Step("feed_forward_norm", Kind.NORM, ("attention_residual",)),
+        *(with_gate if gated else plain),
+        Step("feed_forward.down", Kind.LINEAR, (activated,)),
+        Step("feed_forward_residual", Kind.RESIDUAL_ADD, ("attention_residual", "feed_forward.down")),
+    )
+
+
+BLOCK = block_steps()
 
 
 def block_prefix(index: int) -> str:
@@ -83,11 +111,11 @@ def final_norm_step(entering: str) -> Step:
     return Step("final_norm", Kind.NORM, (entering,))
 
 
-def decoder_steps(num_layers: int) -> tuple[Step, ...]:
-    """Return all steps of a decoder, from the tokens to the logits."""
+def decoder_steps(num_layers: int, block: tuple[Step, ...] = BLOCK) -> tuple[Step, ...]:
+    """Return all steps of a decoder of equal blocks, from the tokens to the logits."""
     steps = [EMBEDDING]
     for index in range(num_layers):
-        steps += in_decoder(BLOCK, index, steps[-1].name)
+        steps += in_decoder(block, index, steps[-1].name)
     return (*steps, final_norm_step(steps[-1].name), LOGITS)
 
 
@@ -108,3 +136,13 @@ def residual_format_tensors(steps: Iterable[Step]) -> frozenset[str]:
 def linear_inputs(steps: Iterable[Step]) -> dict[str, str]:
     """Return the tensor that each linear layer reads, by the layer's name."""
     return {step.name: step.inputs[0] for step in steps if step.kind is Kind.LINEAR}
+
+
+def product_operands(steps: Iterable[Step]) -> frozenset[str]:
+    """Return the tensors that only rotations and products of tensors read.
+
+    They are as wide as the residual stream, so that what follows rounds the result and not they.
+    """
+    steps = tuple(steps)
+    exact = (Kind.ROTATION, Kind.PRODUCT)
+    return frozenset(name for step in steps if step.kind in exact for name in step.inputs)

@@ -19,9 +19,11 @@ from .operators.embedding import Embedding
 from .operators.layer_norm import LayerNorm
 from .operators.linear import Linear
 from .operators.operator import Operator, ResidualAdd
+from .operators.product import Product
 from .operators.rms_norm import RMSNorm
+from .operators.rotation import Rotation, RotationTable
 from .qformat import IntegerArray, QFormat, as_int64
-from .topology import BLOCK, EMBEDDING, LOGITS, TOKENS, Step, final_norm_step, in_decoder
+from .topology import EMBEDDING, LOGITS, TOKENS, Step, block_steps, final_norm_step, in_decoder
 
 Norm = LayerNorm | RMSNorm
 Observer = Callable[[str, IntegerArray], None]
@@ -80,7 +82,7 @@ def run_operations(
     tensors, caches, longer = {source: values}, iter(cache), []
     for index, (step, operator) in enumerate(pairs):
         inputs = [tensors.pop(name) if last_use[name] == index else tensors[name] for name in step.inputs]
-        if isinstance(operator, Embedding):
+        if isinstance(operator, Embedding | Rotation):
             result = operator.compute(inputs[0], cache[0].length)
         elif isinstance(operator, CausalAttention):
             query, key, value = inputs
@@ -95,8 +97,8 @@ def run_operations(
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """One pre-norm decoder block: `x += attention(norm(x))`,
-    `x += down(activation(up(norm(x))))`.
+    """One pre-norm decoder block: `x += attention(norm(x))`, `x += down(a)` with
+    `a = activation(up(norm(x)))`, or with a gate `a = activation(gate(norm(x))) · up(norm(x))`.
     """
 
     attention_norm: Norm
@@ -105,19 +107,32 @@ class Block:
     up: Linear
     activation: TableActivation
     down: Linear
+    gate: Linear | None = None
+    product: Product | None = None
+
+    def __post_init__(self) -> None:
+        if (self.gate is None) != (self.product is None):
+            raise QuantizationError("a gate and the product with it come together")
 
     @classmethod
     def from_operators(cls, operators: Mapping[str, Any]) -> Block:
-        """Return the block of operators that are given by their steps' names in `BLOCK`."""
+        """Return the block of operators that are given by their steps' names in `block_steps`."""
         query, key, value, output = (operators[f"attention.{name}"] for name in ("query", "key", "value", "output"))
-        core = operators["attention.context"]
+        core, gate = operators["attention.context"], operators.get("feed_forward.gate")
+        rotations = None
+        if "attention.rotated_query" in operators:
+            rotations = operators["attention.rotated_query"], operators["attention.rotated_key"]
         return cls(
             attention_norm=operators["attention_norm"],
-            attention=Attention(query, key, value, output, core.num_heads, core.context_length, core.reciprocal),
+            attention=Attention(
+                query, key, value, output, core.num_heads, core.context_length, core.reciprocal, rotations
+            ),
             feed_forward_norm=operators["feed_forward_norm"],
             up=operators["feed_forward.up"],
-            activation=operators["feed_forward.activation"],
+            activation=operators["feed_forward.activation" if gate is None else "feed_forward.gate_activation"],
             down=operators["feed_forward.down"],
+            gate=gate,
+            product=None if gate is None else operators["feed_forward.activation"],
         )
 
     @cached_property
@@ -125,22 +140,31 @@ class Block:
         """What the block computes, in order; the first tensor read is `INPUT`, the last one made
         the block's output.
         """
+        attention = self.attention
         add = ResidualAdd(self.attention_norm.input)
         operators: dict[str, Operator] = {
             "attention_norm": self.attention_norm,
-            "attention.query": self.attention.query,
-            "attention.key": self.attention.key,
-            "attention.value": self.attention.value,
-            "attention.context": self.attention.core,
-            "attention.output": self.attention.output,
+            "attention.query": attention.query,
+            "attention.key": attention.key,
+            "attention.value": attention.value,
+            "attention.context": attention.core,
+            "attention.output": attention.output,
             "attention_residual": add,
             "feed_forward_norm": self.feed_forward_norm,
             "feed_forward.up": self.up,
-            "feed_forward.activation": self.activation,
             "feed_forward.down": self.down,
             "feed_forward_residual": add,
         }
-        return tuple((step, operators[step.name]) for step in BLOCK)
+        if attention.rotations is not None:
+            operators["attention.rotated_query"], operators["attention.rotated_key"] = attention.rotations
+        if self.gate is None or self.product is None:
+            operators["feed_forward.activation"] = self.activation
+        else:
+            operators["feed_forward.gate"] = self.gate
+            operators["feed_forward.gate_activation"] = self.activation
+            operators["feed_forward.activation"] = self.product
+        steps = block_steps(rotary=attention.rotations is not None, gated=self.gate is not None)
+        return tuple((step, operators[step.name]) for step in steps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,19 +195,30 @@ class QuantizedTransformer:
         self._check_joints()
         attention = self.blocks[0].attention
         for index, block in enumerate(self.blocks):
-            sizes = (block.attention.num_heads, block.attention.context_length)
-            if sizes != (attention.num_heads, attention.context_length):
-                raise QuantizationError(
-                    f"block {index} has (heads, context) {sizes}, block 0 {(attention.num_heads, attention.context_length)}"
-                )
-        if len(self.embedding.position.weight) < self.context_length:
-            raise QuantizationError(
-                f"{len(self.embedding.position.weight)} positions are embedded, but the context has {self.context_length}"
+            sizes, expected = (
+                (one.num_heads, one.core.num_kv_heads, one.context_length) for one in (block.attention, attention)
             )
+            if sizes != expected:
+                raise QuantizationError(
+                    f"block {index} has (heads, key and value heads, context) {sizes}, block 0 {expected}"
+                )
+            self._check_positions(block)
         if len(self.embedding.token.weight) != self.vocab_size:
             raise QuantizationError(
                 f"{len(self.embedding.token.weight)} tokens are embedded, but there are logits for {self.vocab_size}"
             )
+
+    def _check_positions(self, block: Block) -> None:
+        """Refuse a block that knows other positions than the first, or too few."""
+        first, rotations = self.rotation, block.attention.rotations or ()
+        if bool(rotations) != (first is not None):
+            raise QuantizationError("all blocks have rotary positions or none")
+        if first is not None and not all(one.table is first or one.table.equals(first) for one in rotations):
+            raise QuantizationError("all blocks must have the same rotation table")
+        tables = [] if self.embedding.position is None else [len(self.embedding.position.weight)]
+        for positions in [*tables, *([] if first is None else [first.context_length])]:
+            if positions < self.context_length:
+                raise QuantizationError(f"there are {positions} positions, but the context has {self.context_length}")
 
     def _check_joints(self) -> None:
         """Refuse an operation that expects other formats than those of the tensors that it
@@ -226,6 +261,12 @@ class QuantizedTransformer:
     def context_length(self) -> int:
         """The longest sequence."""
         return self.blocks[0].attention.context_length
+
+    @property
+    def rotation(self) -> RotationTable | None:
+        """The table of rotary positions; None where there are none."""
+        rotations = self.blocks[0].attention.rotations
+        return None if rotations is None else rotations[0].table
 
     @property
     def vocab_size(self) -> int:

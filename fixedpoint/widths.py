@@ -31,7 +31,9 @@ from .operators.embedding import Embedding
 from .operators.layer_norm import LayerNorm
 from .operators.linear import MAXIMUM_ACCUMULATOR_BITS, Linear
 from .operators.operator import Operator, ResidualAdd
+from .operators.product import Product
 from .operators.rms_norm import RMSNorm
+from .operators.rotation import Rotation
 from .operators.sampling import EXPONENTIAL, MULTIPLIER_BITS
 from .qformat import IntegerArray, bits_for
 from .topology import TOKENS
@@ -201,7 +203,15 @@ def _attention_widths(
 ) -> Iterator[AccumulatorWidth]:
     name = name.removesuffix(".context")
     by_head = (attention.num_heads, attention.head_dim)
-    products = _corners(query, key)
+    group = attention.num_heads // attention.num_kv_heads
+
+    def of_queries(ends: IntegerArray) -> IntegerArray:
+        """The keys' ranges beside the queries that read them: (K·d,) or () -> (H·d,)."""
+        by_kv_head = np.broadcast_to(ends, attention.kv_channels).reshape(-1, attention.head_dim)
+        return np.repeat(by_kv_head, group, axis=0).reshape(-1)
+
+    low, high = (np.broadcast_to(ends, attention.channels) for ends in query)
+    products = _corners((low, high), (of_queries(key[0]), of_queries(key[1])))
     low, high = (ends.reshape(by_head) for ends in products)
     partial = max(int(np.maximum(high, 0).sum(axis=1).max()), int(np.maximum(-low, 0).sum(axis=1).max()))
     yield AccumulatorWidth(
@@ -226,6 +236,22 @@ def _attention_widths(
 
 
 @operator_widths.register
+def _rotation_widths(rotation: Rotation, name: str, x: Interval) -> Iterator[AccumulatorWidth]:
+    lowest, highest = int(x[0].min()), int(x[1].max())
+    largest = max(-lowest, highest)
+    # Both products of a sum reach their bound only where both channels of a pair do.
+    factors = np.abs(rotation.table.cosine) + np.abs(rotation.table.sine)
+    reached = largest * int(factors.max())
+    yield AccumulatorWidth(f"{name}.sum", -reached, reached, reached, rotation.sum_bits, exact=False)
+
+
+@operator_widths.register
+def _product_widths(product: Product, name: str, first: Interval, second: Interval) -> Iterator[AccumulatorWidth]:
+    low, high = _corners(first, second)
+    yield _width(f"{name}.product", int(low.min()), int(high.max()), product.product_bits, exact=False)
+
+
+@operator_widths.register
 def _residual_widths(add: ResidualAdd, name: str, stream: Interval, update: Interval) -> Iterator[AccumulatorWidth]:
     residual, (low, high) = add.output, update  # the stream may hold whatever its format does
     lowest, highest = residual.minimum_integer + int(low.min()), residual.maximum_integer + int(high.max())
@@ -234,7 +260,9 @@ def _residual_widths(add: ResidualAdd, name: str, stream: Interval, update: Inte
 
 def _embedding_width(embedding: Embedding, context_length: int) -> AccumulatorWidth:
     tokens = embedding.token.compute(np.arange(len(embedding.token.weight)), embedding.output)
-    positions = embedding.position.compute(np.arange(context_length), embedding.output)
+    positions = np.zeros_like(tokens[:1])
+    if embedding.position is not None:
+        positions = embedding.position.compute(np.arange(context_length), embedding.output)
     lowest = int((tokens.min(axis=0) + positions.min(axis=0)).min())
     highest = int((tokens.max(axis=0) + positions.max(axis=0)).max())
     partial = max(abs(lowest), abs(highest), int(np.abs(tokens).max()), int(np.abs(positions).max()))

@@ -92,6 +92,9 @@ class Attention:
             observe(f"{self.name}.key", projected[:, width : width + kv_width])
             observe(f"{self.name}.value", projected[:, width + kv_width :])
         self._rotate(projected, batch, backward=False)
+        if observe is not None and self.rotation is not None:
+            observe(f"{self.name}.rotated_query", projected[:, :width])
+            observe(f"{self.name}.rotated_key", projected[:, width : width + kv_width])
         projected[:, :width] *= config.head_dim**-0.5
         # (N, M) -> (B, K, G, T, D), (B, K, 1, T, D), (B, K, 1, T, D)
         query, key, value = self._split(projected, batch)

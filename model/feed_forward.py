@@ -52,6 +52,8 @@ class FeedForward:
         if self.gated:
             gate = workspace.array((self.name, "gate"), num_rows, width)  # f(g)
             activate(self.activation, hidden[:, :width], gate, derivative, workspace)
+            if observe is not None:
+                observe(f"{self.name}.gate_activation", gate)
             activated = workspace.array((self.name, "activated"), num_rows, width)
             np.multiply(gate, hidden[:, width:], out=activated)
         else:

@@ -134,16 +134,21 @@ class Decoder:
         """Return the result of the next token; its key and value join those of the tokens
         before.
         """
-        query = self.linear(f"{name}.query", x)
-        keys.append(self.linear(f"{name}.key", x))
+        query, key = self.linear(f"{name}.query", x), self.linear(f"{name}.key", x)
+        if self.manifest["rotary"]:
+            query = self.rotated(f"{name}.rotated_query", query, len(keys))
+            key = self.rotated(f"{name}.rotated_key", key, len(keys))
+        keys.append(key)
         values.append(self.linear(f"{name}.value", x))
         (context,), (value_format,) = self.formats(f"{name}.output", "input"), self.formats(f"{name}.value", "output")
         layer = self.layers[f"{name}.context"]
         size = len(query) // layer["num_heads"]
         merged = []
-        for first in range(0, len(query), size):
-            head = slice(first, first + size)
-            scores = [dot(query[head], key[head]) for key in keys]
+        for head in range(layer["num_heads"]):
+            first = head * layer["num_kv_heads"] // layer["num_heads"] * size
+            shared = slice(first, first + size)
+            own = query[head * size : (head + 1) * size]
+            scores = [dot(own, key[shared]) for key in keys]
             weights = [exponential(max(scores) - score, **layer["exponential"]) for score in scores]
             mantissa, exponent = reciprocal(sum(weights), **layer["reciprocal"])
             for channel in range(first, first + size):
@@ -151,6 +156,21 @@ class Decoder:
                 shift = exponent + value_format.fraction - context.fraction
                 merged.append(cast(total * mantissa, shift, context))
         return self.linear(f"{name}.output", merged)
+
+    def rotated(self, name, x, position):
+        source, target = self.formats(name, "input", "output")
+        cosine, sine = (self.tensors[f"rotation.{part}"][position] for part in ("cosine", "sine"))
+        shift, result = source.fraction + 14 - target.fraction, []
+        for first in range(0, len(x), 2):
+            c, s = (part[first // 2 % len(cosine)] for part in (cosine, sine))
+            a, b = x[first], x[first + 1]
+            result += [cast(a * c - b * s, shift, target), cast(a * s + b * c, shift, target)]
+        return result
+
+    def product(self, name, a, b):
+        first, second, target = self.formats(name, "first", "second", "output")
+        shift = first.fraction + second.fraction - target.fraction
+        return [cast(x * y, shift, target) for x, y in zip(a, b, strict=True)]
 
     def activation(self, name, x):
         lowest = self.formats(name, "input")[0].lowest
@@ -168,13 +188,20 @@ class Decoder:
         caches.
         """
         position = len(caches[0][0])
-        x = self.add(self.row("embedding.token", token), self.row("embedding.position", position))
+        x = self.row("embedding.token", token)
+        places = [0] * len(x) if self.manifest["rotary"] else self.row("embedding.position", position)
+        x = self.add(x, places)
         for index, (keys, values) in enumerate(caches):
             block = f"blocks.{index}"
             normed = self.norm(f"{block}.attention_norm", x)
             x = self.add(x, self.attention(f"{block}.attention", normed, keys, values))
-            hidden = self.linear(f"{block}.feed_forward.up", self.norm(f"{block}.feed_forward_norm", x))
-            activated = self.activation(f"{block}.feed_forward.activation", hidden)
+            normed, part = self.norm(f"{block}.feed_forward_norm", x), f"{block}.feed_forward"
+            hidden = self.linear(f"{part}.up", normed)
+            if self.manifest["gated"]:
+                gate = self.activation(f"{part}.gate_activation", self.linear(f"{part}.gate", normed))
+                activated = self.product(f"{part}.activation", gate, hidden)
+            else:
+                activated = self.activation(f"{part}.activation", hidden)
             x = self.add(x, self.linear(f"{block}.feed_forward.down", activated))
         return self.linear("logits", self.norm("final_norm", x))
 

@@ -21,8 +21,10 @@ from ..operators.exponential import Exponential
 from ..operators.layer_norm import LayerNorm
 from ..operators.linear import Linear
 from ..operators.operator import Operator, ResidualAdd
+from ..operators.product import Product
 from ..operators.reciprocal import Reciprocal, ReciprocalSquareRoot
 from ..operators.rms_norm import RMSNorm
+from ..operators.rotation import Rotation
 from ..operators.sampling import EXPONENTIAL
 from ..qformat import QFormat
 from ..topology import EMBEDDING, LOGITS
@@ -60,6 +62,7 @@ class Header:
         sizes = {
             "LAYERS": len(quantized.blocks),
             "HEADS": quantized.blocks[0].attention.num_heads,
+            "KV_HEADS": quantized.blocks[0].attention.core.num_kv_heads,
             "CHANNELS": quantized.final_norm.channels,
             "WIDEST": max(operation.channels for operation in quantized.operations),
             "CONTEXT": quantized.context_length,
@@ -70,13 +73,17 @@ class Header:
         self.parts.append(
             "/* A quantized transformer, written by Positron. Included by transformer.c, which declares the types. */"
         )
+        kinds = {type(operation.operator) for operation in body}
+        for kind, name in ((Rotation, "rotation"), (Product, "product")):
+            if kind in kinds:  # the compiler would warn of a function without a caller
+                self.parts += [f"#define USES_{name.upper()}", f"static function apply_{name};"]
         self.parts.append(f"enum {{ {', '.join(f'{name} = {value}' for name, value in sizes.items())} }};")
         self.parts.append(f"static const format residual = {_format(quantized.residual)};")
         self.parts.append("static int16_t tensors[TENSORS][WIDEST];")
         self.exponential("attention_exponential", quantized.blocks[0].attention.softmax.exponential)
         self.exponential("sampling_exponential", EXPONENTIAL)
-        for name in ("token", "position"):
-            self.embedding(f"{name}_embedding", getattr(quantized.embedding, name))
+        self.embedding("token_embedding", quantized.embedding.token)
+        self.embedding("position_embedding", quantized.embedding.position)
         rows = []
         for operation in body:
             name = operation.name.replace(".", "_")
@@ -119,8 +126,11 @@ class Header:
         name = f"{kind}_{function.index_bits}_{function.mantissa_bits}"
         return f"{{{function.index_bits}, {function.mantissa_bits}, {self.array(name, 'int32_t', function.table)}}}"
 
-    def embedding(self, name: str, table: EmbeddingTable) -> None:
-        """Write an embedding table."""
+    def embedding(self, name: str, table: EmbeddingTable | None) -> None:
+        """Write an embedding table; without one, its place says so."""
+        if table is None:
+            self.parts.append(f"static const embedding_table {name} = {{NULL, NULL}};")
+            return
         weight = self.array(f"{name}_weight", "int8_t", table.weight)
         fraction = self.array(f"{name}_fraction", "int8_t", table.weight_fraction)
         self.parts.append(f"static const embedding_table {name} = {{{weight}, {fraction}}};")
@@ -195,6 +205,20 @@ def _(operator: CausalAttention, header: Header, name: str, channels: int) -> tu
     members = [str(header.caches), *formats, header.reciprocal(operator.reciprocal)]
     header.caches += 1
     return "apply_attention", header.define("attention", name, _braces(members))
+
+
+@c_operation.register
+def _(operator: Rotation, header: Header, name: str, channels: int) -> tuple[str, str]:
+    factors = {"rotation_cosine": operator.table.cosine, "rotation_sine": operator.table.sine}
+    arrays = [header.array(part, "int16_t", values) for part, values in factors.items()]
+    members = [str(channels), _format(operator.input), _format(operator.output), *arrays]
+    return "apply_rotation", header.define("rotation", name, _braces(members))
+
+
+@c_operation.register
+def _(operator: Product, header: Header, name: str, channels: int) -> tuple[str, str]:
+    members = [str(channels), *map(_format, (operator.first, operator.second, operator.output))]
+    return "apply_product", header.define("product", name, _braces(members))
 
 
 @c_operation.register

@@ -21,20 +21,24 @@ from ..operators.embedding import Embedding, EmbeddingTable
 from ..operators.layer_norm import LayerNorm
 from ..operators.linear import Linear
 from ..operators.operator import Operator, ResidualAdd
+from ..operators.product import Product
 from ..operators.reciprocal import Reciprocal, ReciprocalSquareRoot
 from ..operators.rms_norm import RMSNorm
+from ..operators.rotation import FACTOR, Rotation, RotationTable
 from ..operators.sampling import EXPONENTIAL, MULTIPLIER_BITS
 from ..qformat import IntegerArray, QFormat
-from ..topology import BLOCK, EMBEDDING, LOGITS, Kind, Step, final_norm_step, in_decoder
+from ..topology import EMBEDDING, LOGITS, Kind, Step, block_steps, final_norm_step, in_decoder
 from ..transformer import Block, Norm, QuantizedTransformer
 
+ROTATION = "rotation"  # of all layers
 SCHEMA = "positron-quantized-transformer"
-VERSION = 3
+VERSION = 4
 ARITHMETIC = {
     "rounding": "half up: (x + (1 << (s - 1))) >> s, toward +infinity on ties",
     "overflow": "saturate",
     "weights": "a row's weight is integer * 2**-weight_fraction; a bias counts units of 2**-(input fraction + weight_fraction)",
     "embedding": "the token's and the position's row are each rounded to the residual format, added, then saturated",
+    "rotation": "channels 2i and 2i+1 of a head, x and x', become x·c − x'·s and x·s + x'·c, each sum rounded once",
 }
 ORDER = {
     "weights.safetensors": "matrices row by row, a row an output, little-endian",
@@ -59,6 +63,9 @@ def describe(quantized: QuantizedTransformer) -> tuple[dict[str, Any], dict[str,
             layers[operation.name] = entry
         tensors |= {f"{operation.name}.{part}": tensor for part, tensor in parts.items()}
 
+    if quantized.rotation is not None:
+        for part, factors in (("cosine", quantized.rotation.cosine), ("sine", quantized.rotation.sine)):
+            tensors[f"{ROTATION}.{part}"] = factors, FACTOR.bits
     for name, (array, bits) in tensors.items():
         if not QFormat(bits, 0).holds(array):
             raise QuantizationError(f"tensor {name} does not fit its {bits} signed bits")
@@ -71,6 +78,9 @@ def describe(quantized: QuantizedTransformer) -> tuple[dict[str, Any], dict[str,
         "residual": str(quantized.residual),
         "num_layers": len(quantized.blocks),
         "num_heads": quantized.blocks[0].attention.num_heads,
+        "num_kv_heads": quantized.blocks[0].attention.core.num_kv_heads,
+        "rotary": quantized.rotation is not None,
+        "gated": quantized.blocks[0].gate is not None,
         "context_length": quantized.context_length,
         "sampler": {"multiplier_bits": MULTIPLIER_BITS, "exponential": asdict(EXPONENTIAL)},
         "layers": layers,
@@ -99,14 +109,19 @@ def build(manifest: dict[str, Any], tensors: dict[str, IntegerArray]) -> Quantiz
     """
     residual = QFormat.parse(manifest["residual"])
 
+    steps_of_block = block_steps(rotary=manifest["rotary"], gated=manifest["gated"])
+
     def operator(step: Step) -> Any:
-        prefix = f"{step.name}."
+        prefix = f"{ROTATION if step.kind is Kind.ROTATION else step.name}."
         parts = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         return READERS[step.kind](manifest["layers"].get(step.name, {}), parts, residual)
 
     def block(index: int) -> Block:
-        steps = in_decoder(BLOCK, index, EMBEDDING.name)  # which tensor enters decides nothing here
-        return Block.from_operators({inner.name: operator(step) for inner, step in zip(BLOCK, steps, strict=True)})
+        # which tensor enters decides nothing here
+        steps = in_decoder(steps_of_block, index, EMBEDDING.name)
+        return Block.from_operators(
+            {inner.name: operator(step) for inner, step in zip(steps_of_block, steps, strict=True)}
+        )
 
     return QuantizedTransformer(
         embedding=operator(EMBEDDING),
@@ -188,8 +203,7 @@ def _norm(entry: Entry, tensors: dict[str, IntegerArray], residual: QFormat) -> 
 def _(operator: Embedding) -> tuple[Entry, Tensors]:
     entry: Entry = {}
     tensors: Tensors = {}
-    for name in ("token", "position"):
-        table: EmbeddingTable = getattr(operator, name)
+    for name, table in operator.tables.items():
         entry[f"{name}_weight_bits"] = table.weight_bits
         tensors[f"{name}.weight"] = table.weight, table.weight_bits
         tensors[f"{name}.weight_fraction"] = table.weight_fraction, 8
@@ -197,11 +211,14 @@ def _(operator: Embedding) -> tuple[Entry, Tensors]:
 
 
 def _embedding(entry: Entry, tensors: dict[str, IntegerArray], residual: QFormat) -> Embedding:
-    token, position = (
-        EmbeddingTable(tensors[f"{name}.weight"], entry[f"{name}_weight_bits"], tensors[f"{name}.weight_fraction"])
+    tables = {
+        name: EmbeddingTable(
+            tensors[f"{name}.weight"], entry[f"{name}_weight_bits"], tensors[f"{name}.weight_fraction"]
+        )
         for name in ("token", "position")
-    )
-    return Embedding(token, position, residual)
+        if f"{name}_weight_bits" in entry
+    }
+    return Embedding(tables["token"], tables.get("position"), residual)
 
 
 @describe_operator.register
@@ -213,6 +230,7 @@ def _(operator: CausalAttention) -> tuple[Entry, Tensors]:
         "output": str(operator.output),
         "channels": operator.channels,
         "num_heads": operator.num_heads,
+        "num_kv_heads": operator.num_kv_heads,
         "context_length": operator.context_length,
         "exponential": asdict(operator.softmax.exponential),
         "reciprocal": asdict(operator.reciprocal),
@@ -224,7 +242,8 @@ def _attention(entry: Entry, tensors: dict[str, IntegerArray], residual: QFormat
     query, key, value, output = (QFormat.parse(entry[name]) for name in ("query", "key", "value", "output"))
     channels, num_heads, context_length = (entry[name] for name in ("channels", "num_heads", "context_length"))
     reciprocal = Reciprocal(**entry["reciprocal"])
-    return CausalAttention(query, key, value, output, channels, num_heads, context_length, reciprocal)
+    sizes = channels, num_heads, context_length
+    return CausalAttention(query, key, value, output, *sizes, reciprocal, entry["num_kv_heads"])
 
 
 @describe_operator.register
@@ -238,6 +257,25 @@ def _activation(entry: Entry, tensors: dict[str, IntegerArray], residual: QForma
 
 
 @describe_operator.register
+def _(operator: Rotation) -> tuple[Entry, Tensors]:
+    return {"input": str(operator.input), "output": str(operator.output)}, {}  # one table for all
+
+
+def _rotation(entry: Entry, tensors: dict[str, IntegerArray], residual: QFormat) -> Rotation:
+    table = RotationTable(tensors["cosine"], tensors["sine"])
+    return Rotation(QFormat.parse(entry["input"]), QFormat.parse(entry["output"]), table)
+
+
+@describe_operator.register
+def _(operator: Product) -> tuple[Entry, Tensors]:
+    return {name: str(getattr(operator, name)) for name in ("first", "second", "output")}, {}
+
+
+def _product(entry: Entry, tensors: dict[str, IntegerArray], residual: QFormat) -> Product:
+    return Product(*(QFormat.parse(entry[name]) for name in ("first", "second", "output")))
+
+
+@describe_operator.register
 def _(operator: ResidualAdd) -> tuple[Entry, Tensors]:
     return {}, {}
 
@@ -248,6 +286,8 @@ READERS: dict[Kind, Callable[[Entry, dict[str, IntegerArray], QFormat], Any]] = 
     Kind.LINEAR: _linear,
     Kind.ATTENTION: _attention,
     Kind.ACTIVATION: _activation,
+    Kind.ROTATION: _rotation,
+    Kind.PRODUCT: _product,
     Kind.RESIDUAL_ADD: lambda entry, tensors, residual: ResidualAdd(residual),
 }
 

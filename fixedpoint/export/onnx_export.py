@@ -35,7 +35,9 @@ from ..operators.embedding import Embedding, EmbeddingTable
 from ..operators.layer_norm import LayerNorm
 from ..operators.linear import Linear
 from ..operators.operator import Operator, ResidualAdd
+from ..operators.product import Product
 from ..operators.reciprocal import Reciprocal, ReciprocalSquareRoot
+from ..operators.rotation import FACTOR, Rotation
 from ..operators.row_norm import RowNorm
 from ..qformat import IntegerArray, QFormat
 from ..topology import LOGITS, TOKENS
@@ -136,8 +138,10 @@ class _Exporter:
     def embedding(self, name: str, layer: Embedding, tokens: str) -> str:
         """Add an embedding."""
         token = self.graph.add("Gather", self._table(f"{name}.token", layer.token), tokens)
-        position = self._first_rows(self._table(f"{name}.position", layer.position))
-        return self._saturated(self.graph.add("Add", token, position), layer.output)
+        if layer.position is not None:
+            position = self._first_rows(self._table(f"{name}.position", layer.position))
+            token = self.graph.add("Add", token, position)
+        return self._saturated(token, layer.output)
 
     def linear(self, name: str, layer: Linear, x: str) -> str:
         """Add a linear layer."""
@@ -212,8 +216,10 @@ class _Exporter:
         graph, function, bits = self.graph, layer.reciprocal, layer.softmax.denominator_bits
         if 1 << (layer.weighted_sum_bits + function.mantissa_bits) > FLOAT64_EXACT:
             raise QuantizationError(f"{name} has weighted sums of {layer.weighted_sum_bits} bits, too wide for float64")
-        query, key, value = (
-            self._heads(tensor, layer, source) for tensor, source in zip((query, key, value), layer.inputs, strict=True)
+        query = self._heads(query, layer, layer.num_heads, layer.query)
+        key, value = (
+            self._for_queries(self._heads(tensor, layer, layer.num_kv_heads, source), layer)
+            for tensor, source in ((key, layer.key), (value, layer.value))
         )
         scores = graph.add("MatMul", query, graph.add("Transpose", key, perm=[0, 1, 3, 2]))
         scores = graph.add("Add", scores, self.mask)
@@ -229,11 +235,45 @@ class _Exporter:
         merged = graph.add("Transpose", context, perm=[0, 2, 1, 3])
         return graph.add("Reshape", merged, self._integers([0, 0, layer.channels]))
 
-    def _heads(self, x: str, layer: CausalAttention, source: QFormat) -> str:
+    def rotation(self, name: str, layer: Rotation, x: str) -> str:
+        """Add rotary positions."""
+        graph, pairs = self.graph, layer.table.head_dim // 2
+        split = graph.add("Reshape", x, self._integers([0, 0, -1, pairs, 2]))
+        even, odd = (graph.add("Gather", split, self._integers([part]), axis=4) for part in (0, 1))
+        cosine, sine = (
+            self._first_rows(self._factors(part, values))
+            for part, values in (("cosine", layer.table.cosine), ("sine", layer.table.sine))
+        )
+
+        def sum_of(operation: str, first: str, second: str) -> str:
+            return graph.add(operation, graph.add("Mul", even, first), graph.add("Mul", odd, second))
+
+        turned = graph.add("Concat", sum_of("Sub", cosine, sine), sum_of("Add", sine, cosine), axis=4)
+        rounded = self._saturated(self._half_up(self._scaled(turned, layer.output.fraction)), layer.output)
+        return graph.add("Reshape", rounded, graph.add("Shape", x))
+
+    def _factors(self, part: str, values: IntegerArray) -> str:
+        """Return cosines or sines (T, 1, d / 2, 1), which hold for all heads."""
+        exact = np.ldexp(values.astype(np.float64), -FACTOR.fraction)[:, None, :, None]
+        return self.graph.constant(f"rotation.{part}", exact)
+
+    def product(self, name: str, layer: Product, first: str, second: str) -> str:
+        """Add the product of two tensors."""
+        exact = self.graph.add("Mul", first, second)
+        return self._saturated(self._half_up(self._scaled(exact, layer.output.fraction)), layer.output)
+
+    def _for_queries(self, x: str, layer: CausalAttention) -> str:
+        """Return each query head's key or value head (batch, heads, length, head size)."""
+        if layer.num_kv_heads == layer.num_heads:
+            return x
+        shared = np.arange(layer.num_heads) // (layer.num_heads // layer.num_kv_heads)
+        return self.graph.add("Gather", x, self._integers(shared.tolist()), axis=1)
+
+    def _heads(self, x: str, layer: CausalAttention, num_heads: int, source: QFormat) -> str:
         """Return integers (batch, heads, length, head size) of real values (batch, length,
         channels).
         """
-        split = self.graph.add("Reshape", x, self._integers([0, 0, layer.num_heads, layer.head_dim]))
+        split = self.graph.add("Reshape", x, self._integers([0, 0, num_heads, layer.head_dim]))
         return self._scaled(self.graph.add("Transpose", split, perm=[0, 2, 1, 3]), source.fraction)
 
     def _exponential(self, layer: CausalAttention, distance: str) -> str:
@@ -269,6 +309,8 @@ onnx_nodes.register(Embedding, lambda operator, exporter, name, x: exporter.embe
 onnx_nodes.register(Linear, lambda operator, exporter, name, x: exporter.linear(name, operator, x))
 onnx_nodes.register(RowNorm, lambda operator, exporter, name, x: exporter.norm(name, operator, x))
 onnx_nodes.register(TableActivation, lambda operator, exporter, name, x: exporter.activation(name, operator, x))
+onnx_nodes.register(Rotation, lambda operator, exporter, name, x: exporter.rotation(name, operator, x))
+onnx_nodes.register(Product, lambda operator, exporter, name, *inputs: exporter.product(name, operator, *inputs))
 onnx_nodes.register(
     ResidualAdd, lambda operator, exporter, name, *inputs: exporter.residual_add(name, operator, *inputs)
 )

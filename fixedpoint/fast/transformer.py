@@ -31,9 +31,10 @@ BLOCK_ROWS = 512
 
 def is_standard(block: Block) -> bool:
     """Return whether a block computes the operations of `BLOCK`, which `PreparedBlock` merges into
-    fewer.
+    fewer, with a key and value head for each query head.
     """
-    return tuple(step for step, _ in block.operations) == BLOCK
+    core = block.attention.core
+    return tuple(step for step, _ in block.operations) == BLOCK and core.num_kv_heads == core.num_heads
 
 
 class PreparedBlock:
@@ -145,7 +146,9 @@ class FastTransformer:
         embedding = model.embedding  # 8 bits, shifted to the left by at most 28: exact in float64
         vocabulary, positions = np.arange(model.vocab_size), np.arange(model.context_length)
         self.tokens: Float64 = embedding.token.compute(vocabulary, model.residual).astype(np.float64)
-        self.positions: Float64 = embedding.position.compute(positions, model.residual).astype(np.float64)
+        self.positions: Float64 = np.zeros((model.context_length, 1))
+        if embedding.position is not None:
+            self.positions = embedding.position.compute(positions, model.residual).astype(np.float64)
 
     def forward(self, tokens: Integers) -> IntegerArray:
         """Run whole sequences.

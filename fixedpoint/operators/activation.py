@@ -1,4 +1,4 @@
-"""Any pointwise function of an 8-bit number, as a table of 256 exactly rounded results."""
+"""Any pointwise function of a number of at most 10 bits, as a table of exactly rounded results."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from ..errors import QuantizationError
 from ..qformat import FloatArray, IntegerArray, Overflow, QFormat, Rounding, as_int64
 from .operator import UnaryOperator
 
+MAXIMUM_INPUT_BITS = 10
+
 
 @dataclass(frozen=True, eq=False)
 class TableActivation(UnaryOperator):
@@ -21,7 +23,8 @@ class TableActivation(UnaryOperator):
     x and y.
 
     Attributes:
-        input: Format of x, at most 8 bits.
+        input: Format of x, at most `MAXIMUM_INPUT_BITS`: 1,024 entries of 16 bits are one block
+            RAM.
         output: Format of y.
         table: Integers (2**input.bits,) of format `output`, in the order of x from smallest to
             largest.
@@ -32,8 +35,8 @@ class TableActivation(UnaryOperator):
     table: IntegerArray
 
     def __post_init__(self) -> None:
-        if self.input.bits > 8:
-            raise QuantizationError(f"a table activation reads at most 8 bits, not {self.input}")
+        if self.input.bits > MAXIMUM_INPUT_BITS:
+            raise QuantizationError(f"a table activation reads at most {MAXIMUM_INPUT_BITS} bits, not {self.input}")
         if self.table.shape != (1 << self.input.bits,):
             raise QuantizationError(
                 f"the table of a {self.input} input has {1 << self.input.bits} entries, not {self.table.shape}"

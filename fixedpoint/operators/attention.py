@@ -29,6 +29,7 @@ from .exponential import Exponential
 from .linear import Linear
 from .operator import same_channels
 from .reciprocal import Reciprocal
+from .rotation import Rotation
 from .softmax import Softmax
 
 MAXIMUM_CONTEXT = 4096
@@ -40,8 +41,8 @@ class AttentionCache:
     returns a longer one.
 
     Attributes:
-        keys: Integers (..., L, C) of the key projection's output format.
-        values: Integers (..., L, C) of the value projection's output format.
+        keys: Integers (..., L, K·d) of K key and value heads, as the scores read them.
+        values: Integers (..., L, K·d) of the value projection's output format.
     """
 
     keys: IntegerArray
@@ -53,7 +54,7 @@ class AttentionCache:
         return self.keys.shape[-2]
 
     def extended(self, keys: IntegerArray, values: IntegerArray) -> AttentionCache:
-        """Return the cache with the rows of N more tokens (..., N, C)."""
+        """Return the cache with the rows of N more tokens (..., N, K·d)."""
         return AttentionCache(
             np.concatenate([self.keys, keys], axis=-2), np.concatenate([self.values, values], axis=-2)
         )
@@ -81,6 +82,8 @@ class CausalAttention:
         num_heads: Heads H; divides C.
         context_length: Longest sequence; a circuit's cache has as many entries.
         reciprocal: The reciprocal of the softmax denominators.
+        num_kv_heads: Key and value heads K; divides H. Query head h reads head h // (H / K)
+            (Ainslie et al., arXiv:2305.13245). 0 stands for H.
     """
 
     query: QFormat
@@ -91,14 +94,21 @@ class CausalAttention:
     num_heads: int
     context_length: int
     reciprocal: Reciprocal = field(default_factory=Reciprocal)
+    num_kv_heads: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("num_heads", "context_length"):
+        for name in ("num_heads", "context_length", "num_kv_heads"):
             if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), int):
                 raise QuantizationError(f"attention {name} must be a whole number, not {getattr(self, name)!r}")
         if self.num_heads < 1 or self.channels % self.num_heads:
             raise QuantizationError(
                 f"attention needs num_heads that divide {self.channels} channels, not {self.num_heads}"
+            )
+        if self.num_kv_heads == 0:
+            object.__setattr__(self, "num_kv_heads", self.num_heads)
+        if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
+            raise QuantizationError(
+                f"attention needs num_kv_heads that divide {self.num_heads} heads, not {self.num_kv_heads}"
             )
         if not 1 <= self.context_length <= MAXIMUM_CONTEXT:
             raise QuantizationError(
@@ -120,12 +130,18 @@ class CausalAttention:
 
     def output_channels(self, query: int, key: int, value: int) -> int:
         """Return the channels of the output."""
-        return same_channels(self.channels, query, key, value)
+        same_channels(self.kv_channels, key, value)
+        return same_channels(self.channels, query)
 
     @property
     def head_dim(self) -> int:
         """Channels of a head d."""
         return self.channels // self.num_heads
+
+    @property
+    def kv_channels(self) -> int:
+        """Channels of keys and of values, K·d."""
+        return self.num_kv_heads * self.head_dim
 
     @property
     def score(self) -> QFormat:
@@ -158,16 +174,17 @@ class CausalAttention:
         return requantize(as_int64(weighted) * scale.mantissa, shift, self.output)
 
     def scores(self, query: IntegerArray, key: IntegerArray) -> IntegerArray:
-        """Return the products of queries (..., N, C) and keys (..., L, C) by head: (..., H, N, L),
-        of format `score`.
+        """Return the products of queries (..., N, C) and keys (..., L, K·d), (..., H, N, L) of
+        format `score`.
         """
         limit = 1 << (self.query.bits - 1)
-        products = exact_matmul(self._split(query), np.swapaxes(self._split(key), -1, -2), limit, limit)
+        keys = np.swapaxes(self._for_queries(key), -1, -2)  # (..., L, K·d) -> (..., H, d, L)
+        products = exact_matmul(self._split(query), keys, limit, limit)  # (..., H, N, L)
         return products.astype(np.int64)
 
     def empty_cache(self, *batch: int) -> AttentionCache:
         """Return the cache of sequences that have no token yet, for inputs (*batch, T, C)."""
-        nothing = np.zeros((*batch, 0, self.channels), dtype=np.int64)
+        nothing = np.zeros((*batch, 0, self.kv_channels), dtype=np.int64)
         return AttentionCache(nothing, nothing)
 
     def extend(
@@ -180,8 +197,8 @@ class CausalAttention:
 
         Args:
             query: Integers (..., N, C) of format `query`, N >= 1, L + N <= context_length.
-            key: Integers (..., N, C) of format `key`.
-            value: Integers (..., N, C) of format `value`.
+            key: Integers (..., N, K·d) of format `key`.
+            value: Integers (..., N, K·d) of format `value`.
             cache: Keys and values of the L tokens before, from `empty_cache` or an earlier call.
 
         Returns:
@@ -202,19 +219,24 @@ class CausalAttention:
         # (..., H, N, L + N)
         numerators = self.softmax.numerators(self.scores(query, cache.keys), causal)
         limit = 1 << (self.value.bits - 1)
-        weighted = exact_matmul(numerators, self._split(cache.values), self.softmax.exponential.maximum, limit)
+        values = self._for_queries(cache.values)  # (..., H, L + N, d)
+        weighted = exact_matmul(numerators, values, self.softmax.exponential.maximum, limit)
         context = self.normalize(weighted, numerators.sum(axis=-1, keepdims=True))  # (..., H, N, d)
         return np.swapaxes(context, -2, -3).reshape(query.shape), cache  # (..., N, C)
 
     def compute(self, query: IntegerArray, key: IntegerArray, value: IntegerArray) -> IntegerArray:
-        """Return the contexts, int64 (..., T, C), of whole sequences (..., T, C), T <=
-        context_length.
-        """
+        """Return the contexts, int64 (..., T, C), of whole sequences of T <= context_length."""
         return self.extend(query, key, value, self.empty_cache(*query.shape[:-2]))[0]
 
     def _split(self, x: IntegerArray) -> IntegerArray:
-        """Split channels into heads: (..., T, C) to (..., H, T, d)."""
-        return np.swapaxes(x.reshape(*x.shape[:-1], self.num_heads, self.head_dim), -2, -3)
+        """Split channels into heads: (..., T, heads·d) -> (..., heads, T, d)."""
+        return np.swapaxes(x.reshape(*x.shape[:-1], -1, self.head_dim), -2, -3)
+
+    def _for_queries(self, x: IntegerArray) -> IntegerArray:
+        """Give each query head its key or value head: (..., L, K·d) -> (..., H, L, d)."""
+        heads = self._split(x)
+        group = self.num_heads // self.num_kv_heads
+        return heads if group == 1 else np.repeat(heads, group, axis=-3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,9 +245,11 @@ class Attention:
     computes.
 
     Attributes:
-        query, key, value: Projections (C, C) from the normalized input to 8-bit vectors.
+        query: Projection (C, C) from the normalized input.
+        key, value: Projections (K·d, C) from the normalized input.
         output: Projection (C, C) from the context to the residual format.
         num_heads, context_length, reciprocal: See `CausalAttention`.
+        rotations: What turns queries and keys to their positions; None for none.
         core: The operator between the projections.
     """
 
@@ -236,23 +260,32 @@ class Attention:
     num_heads: int
     context_length: int
     reciprocal: Reciprocal = field(default_factory=Reciprocal)
+    rotations: tuple[Rotation, Rotation] | None = None
     core: CausalAttention = field(init=False)
 
     def __post_init__(self) -> None:
-        channels = self.embed_dim
-        for name in ("query", "key", "value", "output"):
+        channels, kv_channels = self.embed_dim, self.key.rows
+        head_dim = max(1, channels // max(1, self.num_heads))
+        for name, rows in (("query", channels), ("key", kv_channels), ("value", kv_channels), ("output", channels)):
             linear = getattr(self, name)
-            if linear.weight.shape != (channels, channels):
-                raise QuantizationError(f"attention {name} must be {channels} x {channels}, not {linear.weight.shape}")
+            if linear.weight.shape != (rows, channels) or kv_channels % head_dim:
+                raise QuantizationError(f"attention {name} must be {rows} x {channels}, not {linear.weight.shape}")
         if not self.query.input == self.key.input == self.value.input:
             raise QuantizationError("attention's query, key and value projections must read one format")
-        widths = {self.query.output.bits, self.key.output.bits, self.value.output.bits, self.output.input.bits}
+        query, key = self.query.output, self.key.output
+        if self.rotations is not None:
+            for rotation, given in zip(self.rotations, (query, key), strict=True):
+                if rotation.input != given:
+                    raise QuantizationError(f"a rotation of {rotation.input} is given {given}")
+            query, key = (rotation.output for rotation in self.rotations)
+        widths = {query.bits, key.bits, self.value.output.bits, self.output.input.bits}
         if widths != {self.query.input.bits}:
             raise QuantizationError(
                 f"attention's activations must all be {self.query.input.bits} bits wide, not {sorted(widths)}"
             )
-        formats = self.query.output, self.key.output, self.value.output, self.output.input
-        core = CausalAttention(*formats, channels, self.num_heads, self.context_length, self.reciprocal)
+        formats = query, key, self.value.output, self.output.input
+        sizes = channels, self.num_heads, self.context_length
+        core = CausalAttention(*formats, *sizes, self.reciprocal, kv_channels // head_dim)
         object.__setattr__(self, "core", core)
 
     @property
@@ -294,7 +327,14 @@ class Attention:
         Returns:
             Integers (..., H, T, T) of format `score`: row i, column j is query i times key j.
         """
-        return self.core.scores(self.query.compute(x), self.key.compute(x))
+        return self.core.scores(*self._queries_and_keys(x))
+
+    def _queries_and_keys(self, x: Integers) -> tuple[IntegerArray, IntegerArray]:
+        """Return what the scores read of whole sequences (..., T, C)."""
+        query, key = self.query.compute(x), self.key.compute(x)
+        if self.rotations is None:
+            return query, key
+        return self.rotations[0].compute(query), self.rotations[1].compute(key)
 
     def compute(self, x: Integers) -> IntegerArray:
         """Run whole sequences.
@@ -308,8 +348,7 @@ class Attention:
         Raises:
             ValueError: No token, or more than the context holds.
         """
-        projected = self.query.compute(x), self.key.compute(x), self.value.compute(x)
-        return self.output.compute(self.core.compute(*projected))
+        return self.output.compute(self.core.compute(*self._queries_and_keys(x), self.value.compute(x)))
 
     def compute_stream(self, x: Integers, restart: np.ndarray) -> IntegerArray:
         """Run a stream of tokens as the accelerator does, sequence after sequence.
@@ -337,5 +376,9 @@ class Attention:
         for linear in (self.query, self.key, self.value, self.output):
             digest.update(repr((linear.input, linear.output, linear.weight_bits)).encode())
             for array in (linear.weight, linear.weight_fraction, linear.bias):
+                digest.update(array.astype("<i8").tobytes())
+        for rotation in self.rotations or ():
+            digest.update(repr((rotation.input, rotation.output)).encode())
+            for array in (rotation.table.cosine, rotation.table.sine):
                 digest.update(array.astype("<i8").tobytes())
         return digest.digest()

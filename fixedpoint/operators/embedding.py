@@ -69,6 +69,8 @@ class EmbeddingTable:
 class Embedding:
     """Token plus position embedding in the residual format, saturated once after the sum.
 
+    Where rotations or nothing say what a position is, there is no position table.
+
     Equation: `y = sat(half_up(token[t] / 2**s) + half_up(position[p] / 2**u))`, with each row's own
     shift `s`, `u` = its fraction − the output's.
 
@@ -78,19 +80,24 @@ class Embedding:
     """
 
     token: EmbeddingTable
-    position: EmbeddingTable
+    position: EmbeddingTable | None
     output: QFormat
 
     def __post_init__(self) -> None:
-        if self.token.weight.shape[1] != self.position.weight.shape[1]:
+        if self.position is not None and self.token.weight.shape[1] != self.position.weight.shape[1]:
             raise QuantizationError(
                 f"token and position embeddings differ in width: {self.token.weight.shape[1]} and {self.position.weight.shape[1]}"
             )
-        for table in (self.token, self.position):
+        for table in self.tables.values():
             if self.output.fraction - int(table.weight_fraction.min()) > LARGEST_LEFT_SHIFT:
                 raise QuantizationError(
                     f"an embedding row is more than {LARGEST_LEFT_SHIFT} bits coarser than the output {self.output}"
                 )
+
+    @property
+    def tables(self) -> dict[str, EmbeddingTable]:
+        """The tables that there are, by name."""
+        return {"token": self.token} | ({} if self.position is None else {"position": self.position})
 
     @property
     def inputs(self) -> tuple[QFormat, ...]:
@@ -109,13 +116,13 @@ class Embedding:
             ValueError: A token is not in the vocabulary, or a position is beyond the context.
         """
         index = as_int64(tokens)
-        vocabulary, context = len(self.token.weight), len(self.position.weight)
+        vocabulary = len(self.token.weight)
         if index.size and not 0 <= int(index.min()) <= int(index.max()) < vocabulary:
             raise ValueError(f"a token must be 0 to {vocabulary - 1}; got {int(index.min())} to {int(index.max())}")
-        if first_position < 0 or first_position + index.shape[-1] > context:
-            raise ValueError(
-                f"positions {first_position} to {first_position + index.shape[-1] - 1} exceed the context of {context}"
-            )
-        positions = np.arange(first_position, first_position + index.shape[-1])
-        total = self.token.compute(index, self.output) + self.position.compute(positions, self.output)
+        total = self.token.compute(index, self.output)
+        if self.position is not None:
+            stop, context = first_position + index.shape[-1], len(self.position.weight)
+            if first_position < 0 or stop > context:
+                raise ValueError(f"positions {first_position} to {stop - 1} exceed the context of {context}")
+            total = total + self.position.compute(np.arange(first_position, stop), self.output)
         return self.output.fit(total, Overflow.SATURATE)

@@ -143,7 +143,7 @@ def storage_bytes(quantized: QuantizedTransformer) -> int:
             bits, rows = bits + operator.weight.size * operator.weight_bits, rows + operator.rows
         elif isinstance(operator, RowNorm):
             bits += operator.channels * (operator.scale_format.bits + 32 * hasattr(operator, "shift"))
-    for table in (quantized.embedding.token, quantized.embedding.position):
+    for table in quantized.embedding.tables.values():
         bits += table.weight.size * table.weight_bits + 8 * len(table.weight)
     return -(-bits // 8) + rows * SCALE_AND_BIAS_BYTES
 
@@ -159,10 +159,8 @@ def _rounded_parameters(model: Transformer, quantized: QuantizedTransformer) -> 
         if f"{name}.bias" in model.parameters:
             parameters[f"{name}.bias"] = _real_bias(layer) / scale
         rounded[name] = parameters
-    for name, table in (
-        ("token_embedding", quantized.embedding.token),
-        ("position_embedding", quantized.embedding.position),
-    ):
+    for kind, table in quantized.embedding.tables.items():
+        name = f"{kind}_embedding"
         if name in model.parameters:
             rounded[name] = {name: np.ldexp(table.weight.astype(np.float64), -table.weight_fraction[:, None])}
     return rounded

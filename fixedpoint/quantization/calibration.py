@@ -21,10 +21,18 @@ from ..operators.attention import MAXIMUM_CONTEXT
 from ..operators.row_norm import MAXIMUM_CHANNELS
 from ..qformat import QFormat
 from ..row_scales import WeightBits, storage_bits
-from ..topology import decoder_steps, linear_inputs, residual_format_tensors, residual_stream
+from ..topology import (
+    Step,
+    block_steps,
+    decoder_steps,
+    linear_inputs,
+    product_operands,
+    residual_format_tensors,
+    residual_stream,
+)
 from .error_compensation import Moments
 from .histogram import CANDIDATES, MAXIMUM_FRACTION, Histogram, covering_format
-from .overrides import TABLES, Overrides, ResolvedOverrides
+from .overrides import ACTIVATION_BITS, TABLES, Overrides, ResolvedOverrides
 
 # What saturates in the residual stream stays wrong, and logits are compared: a quarter of headroom
 # above the largest value that calibration saw.
@@ -47,7 +55,7 @@ class QuantizationSettings:
 
     Attributes:
         weight_bits: Linear weights, 2 to 8, or "ternary": −1, 0 and 1, stored in two bits.
-        activation_bits: Activations between layers, 4 to 8.
+        activation_bits: Activations between layers, 4 to 10.
         residual_bits: The residual stream and the logits, 8 to 16.
         embedding_bits: Token and position tables, 2 to 8.
         calibration: An activation's format is that of least squared error, or it covers the largest
@@ -74,7 +82,7 @@ class QuantizationSettings:
         except QuantizationError as error:
             problems.append(str(error))
         for name, lowest, highest in (
-            ("activation_bits", 4, 8),
+            ("activation_bits", *ACTIVATION_BITS),
             ("residual_bits", 8, 16),
             ("embedding_bits", 2, 8),
         ):
@@ -138,16 +146,10 @@ def refuse_unsupported(config: ModelConfig, parameters: Mapping[str, np.ndarray]
         parameters: Its weights by name; None where they are not looked at.
 
     Raises:
-        QuantizationError: It has rotary positions, SwiGLU, grouped-query attention, sizes beyond
-            the operators', or weights that are NaN or infinite; the message names all that it has.
+        QuantizationError: It has sizes beyond the operators', or weights that are NaN or infinite;
+            the message names all that it has.
     """
     reasons = []
-    if config.position == "rotary":
-        reasons.append("position 'rotary' (integers exist for learned and sinusoidal positions)")
-    if config.activation == "swiglu":
-        reasons.append("activation 'swiglu' (integers exist for activations of one value)")
-    if config.kv_heads != config.num_heads:
-        reasons.append(f"num_kv_heads {config.kv_heads} (integers exist for as many as num_heads, {config.num_heads})")
     if config.embed_dim > MAXIMUM_CHANNELS:
         reasons.append(f"embed_dim {config.embed_dim:,} (at most {MAXIMUM_CHANNELS:,})")
     if config.max_seq_len > MAXIMUM_CONTEXT:
@@ -159,6 +161,16 @@ def refuse_unsupported(config: ModelConfig, parameters: Mapping[str, np.ndarray]
     ]
     if reasons:
         raise QuantizationError(f"the model cannot be quantized: {'; '.join(reasons)}")
+
+
+def model_block(config: ModelConfig) -> tuple[Step, ...]:
+    """Return the steps of a block of a model."""
+    return block_steps(rotary=config.position == "rotary", gated=config.activation == "swiglu")
+
+
+def model_steps(config: ModelConfig) -> tuple[Step, ...]:
+    """Return all steps of a model, from the tokens to the logits."""
+    return decoder_steps(config.num_layers, model_block(config))
 
 
 def calibrate(
@@ -184,7 +196,7 @@ def calibrate(
             f"calibration needs at least one whole window of tokens (N, T); got an array of shape {windows.shape}. "
             "Use a longer text."
         )
-    steps = decoder_steps(model.config.num_layers)
+    steps = model_steps(model.config)
     feed_linear = frozenset(linear_inputs(steps).values()) if settings.rounding == "compensated" else frozenset()
     observed = _Observed(model.config, feed_linear)
     for start in range(0, len(windows), BATCH):
@@ -194,8 +206,9 @@ def calibrate(
     changes = (overrides or Overrides()).resolve(layer_names(model.config), ["residual", *own])
     stream = [histogram for name, histogram in observed.histograms.items() if name in in_stream]
     formats = {"residual": _residual_format(stream, settings, changes)}
+    wide = product_operands(steps) | {"logits"}
     for name in own:
-        formats[name] = _choose(name, observed.histograms[name], settings, changes)
+        formats[name] = _choose(name, observed.histograms[name], settings, changes, name in wide)
     used = {
         name: (histogram, formats["residual" if name in in_stream else name])
         for name, histogram in observed.histograms.items()
@@ -252,7 +265,8 @@ def integer_factor(config: ModelConfig, name: str) -> float:
     """Return what the integer model multiplies a float tensor, or the weights and bias that make
     it, by.
     """
-    return query_scale(config.head_dim) if name.removesuffix(".weight").endswith("attention.query") else 1.0
+    is_query = name.removesuffix(".weight").endswith(("attention.query", "attention.rotated_query"))
+    return query_scale(config.head_dim) if is_query else 1.0
 
 
 def query_scale(head_dim: int) -> float:
@@ -294,12 +308,15 @@ def _residual_format(stream: list[Histogram], settings: QuantizationSettings, ch
     return min(candidates, key=relative_noise)
 
 
-def _choose(name: str, histogram: Histogram, settings: QuantizationSettings, changes: ResolvedOverrides) -> QFormat:
-    """Return the format of one tensor."""
+def _choose(
+    name: str, histogram: Histogram, settings: QuantizationSettings, changes: ResolvedOverrides, wide: bool
+) -> QFormat:
+    """Return the format of one tensor; a wide one has the bits of the residual stream."""
     if name in changes.formats:
         return _checked(name, histogram, changes.formats[name])
-    if name == "logits":
-        return covering_format(histogram.peak * RESIDUAL_HEADROOM, settings.residual_bits)
+    if wide:
+        bits = changes.activation_bits.get(name, settings.residual_bits)
+        return covering_format(histogram.peak * RESIDUAL_HEADROOM, bits)
     bits = changes.activation_bits.get(name, settings.activation_bits)
     if settings.calibration == "maximum":
         return covering_format(histogram.peak, bits)

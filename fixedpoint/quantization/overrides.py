@@ -32,8 +32,10 @@ from ..errors import QuantizationError
 from ..qformat import QFormat
 from ..row_scales import WeightBits, storage_bits
 
+# An engine's activation operand has room for 10 bits beside two 4-bit weights in one multiplier.
+ACTIVATION_BITS = (4, 10)
 KEYS = ("weight_bits", "activation_bits", "format")
-WIDE = ("residual", "logits")  # 8 to 16 bits; every other activation has 4 to 8
+WIDE = ("residual", "logits")  # 8 to 16 bits; every other activation has 4 to 10
 TABLES = ("token_embedding", "position_embedding")
 
 
@@ -152,7 +154,7 @@ class ResolvedOverrides:
             self.formats.pop(name, None)
             self.activation_bits[name] = value
         else:
-            target, (lowest, highest) = QFormat.parse(value), (8, 16) if name in WIDE else (4, 8)
+            target, (lowest, highest) = QFormat.parse(value), (8, 16) if name in WIDE else ACTIVATION_BITS
             if not target.signed or not lowest <= target.bits <= highest:
                 raise QuantizationError(f"{name} needs a signed format of {lowest} to {highest} bits, not {target}")
             self.formats[name] = target
@@ -166,9 +168,9 @@ def _check(pattern: str, key: str, value: Any) -> None:
         except QuantizationError as error:
             raise QuantizationError(f"override {pattern!r}: {error}") from None
     elif key == "activation_bits":
-        if not is_whole(value) or not 4 <= value <= 8:
+        if not is_whole(value) or not ACTIVATION_BITS[0] <= value <= ACTIVATION_BITS[1]:
             raise QuantizationError(
-                f"override {pattern!r}: activation_bits must be a whole number from 4 to 8, not {value!r}"
+                f"override {pattern!r}: activation_bits must be a whole number from 4 to 10, not {value!r}"
             )
     elif key == "format":
         try:

@@ -36,9 +36,9 @@ from ..errors import QuantizationError
 from ..fast.transformer import prepared
 from ..qformat import IntegerArray, QFormat, covering_fraction
 from ..row_scales import FRACTION, WeightBits, least_squares_fractions, weight_range
-from ..topology import decoder_steps, linear_inputs, residual_format_tensors
+from ..topology import linear_inputs, residual_format_tensors
 from ..transformer import QuantizedTransformer
-from .calibration import Calibration, QuantizationSettings, calibrate, integer_factor
+from .calibration import Calibration, QuantizationSettings, calibrate, integer_factor, model_steps
 from .quantize import quantize_transformer
 
 FloatVector = NDArray[np.float32]
@@ -241,7 +241,7 @@ class QuantizationAware:
     @cached_property
     def _grids(self) -> tuple[_Grid, ...]:
         grids, shapes = [], parameter_shapes(self.model)
-        sources = linear_inputs(decoder_steps(self.model.num_layers))
+        sources = linear_inputs(model_steps(self.model))
 
         def add(name: str, exponent: IntegerArray, scale: float, lowest: float, highest: float) -> None:
             step, inverse = np.ldexp(1 / scale, -exponent[:, None]), np.ldexp(scale, exponent[:, None])
@@ -263,7 +263,7 @@ class QuantizationAware:
 
 def _activations(config: ModelConfig) -> list[str]:
     """Return the tensors of the float model that the integer model has in a format of its own."""
-    steps = decoder_steps(config.num_layers)
+    steps = model_steps(config)
     shared = residual_format_tensors(steps)
     return [*(step.name for step in steps if step.name not in shared), "residual"]
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from model import ModelConfig, Transformer
 from model.activations import activation_function
+from model.rotary import rotation_table
 
 from ..errors import QuantizationError
 from ..operators.activation import TableActivation
@@ -16,12 +17,21 @@ from ..operators.embedding import Embedding, EmbeddingTable
 from ..operators.layer_norm import LayerNorm
 from ..operators.linear import Linear, largest_fractions
 from ..operators.operator import Operator, ResidualAdd
+from ..operators.product import Product
 from ..operators.rms_norm import RMSNorm
+from ..operators.rotation import Rotation, RotationTable
 from ..qformat import IntegerArray, QFormat
 from ..row_scales import least_squares_fractions, storage_bits
-from ..topology import BLOCK, LOGITS, Kind, Step, final_norm_step, in_decoder
+from ..topology import LOGITS, Kind, Step, final_norm_step, in_decoder
 from ..transformer import Block, Norm, QuantizedTransformer
-from .calibration import Calibration, QuantizationSettings, TensorFormat, integer_factor, refuse_unsupported
+from .calibration import (
+    Calibration,
+    QuantizationSettings,
+    TensorFormat,
+    integer_factor,
+    model_block,
+    refuse_unsupported,
+)
 from .error_compensation import compensate
 from .histogram import signal_to_noise
 
@@ -80,24 +90,41 @@ def quantize_transformer(
     def attention(step: Step) -> CausalAttention:
         query, key, value = (formats[name] for name in step.inputs)
         sizes = config.embed_dim, config.num_heads, config.max_seq_len
-        return CausalAttention(query, key, value, formats[step.name], *sizes)
+        return CausalAttention(query, key, value, formats[step.name], *sizes, num_kv_heads=config.kv_heads)
 
     def activation(step: Step) -> TableActivation:
         function = activation_function(config.activation)
         return TableActivation.from_function(function, formats[step.inputs[0]], formats[step.name])
+
+    def product(step: Step) -> Product:
+        first, second = (formats[name] for name in step.inputs)
+        return Product(first, second, formats[step.name])
+
+    rotation = None
+    if config.position == "rotary":
+        sizes = config.max_seq_len, config.head_dim, config.rotary_base
+        rotation = RotationTable.from_factors(rotation_table(*sizes, np.dtype(np.float64)))
+
+    def rotated(step: Step) -> Rotation:
+        assert rotation is not None
+        return Rotation(formats[step.inputs[0]], formats[step.name], rotation)
 
     makers: dict[Kind, Callable[[Step], Operator]] = {
         Kind.NORM: norm,
         Kind.LINEAR: linear,
         Kind.ATTENTION: attention,
         Kind.ACTIVATION: activation,
+        Kind.ROTATION: rotated,
+        Kind.PRODUCT: product,
         Kind.RESIDUAL_ADD: lambda step: ResidualAdd(residual),
     }
+    inner_steps = model_block(config)
 
     def block(index: int) -> Block:
-        steps = in_decoder(BLOCK, index, "embedding")  # which tensor enters decides nothing here
+        # which tensor enters decides nothing here
+        steps = in_decoder(inner_steps, index, "embedding")
         return Block.from_operators(
-            {inner.name: makers[step.kind](step) for inner, step in zip(BLOCK, steps, strict=True)}
+            {inner.name: makers[step.kind](step) for inner, step in zip(inner_steps, steps, strict=True)}
         )
 
     def table(name: str, values: np.ndarray) -> EmbeddingTable:
@@ -114,7 +141,7 @@ def quantize_transformer(
     return QuantizedTransformer(
         embedding=Embedding(
             token=table("token_embedding", parameters["token_embedding"]),
-            position=table("position_embedding", model.position_table()),
+            position=None if rotation is not None else table("position_embedding", model.position_table()),
             output=residual,
         ),
         blocks=tuple(blocks),

@@ -39,6 +39,14 @@ from ..parts.requantize import RowRequantize
 from .schedule import Operand, Result, Schedule, Source, Step
 
 
+def why_unsupported(parameters: fixedpoint.Attention) -> str:
+    """Return what of an attention this circuit has no part for; empty where it has all."""
+    reasons = ["it has rotary positions"] if parameters.rotations is not None else []
+    if parameters.core.num_kv_heads != parameters.num_heads:
+        reasons.append(f"{parameters.num_heads} query heads share {parameters.core.num_kv_heads} key and value heads")
+    return " and ".join(reasons)
+
+
 class Attention(wiring.Component):
     """`fixedpoint.Attention` as a circuit: normalized tokens in, projected attention results out.
 
@@ -64,6 +72,8 @@ class Attention(wiring.Component):
     def __init__(self, parameters: fixedpoint.Attention):
         if not isinstance(parameters, fixedpoint.Attention):
             raise TypeError(f"parameters must be a fixedpoint.Attention, not {type(parameters).__name__}")
+        if reason := why_unsupported(parameters):
+            raise CircuitError(f"there is no circuit of this attention: {reason}")
         for name in ("key", "value", "output"):  # all four share one memory's words
             width = getattr(parameters, name).weight_bits
             if width != parameters.query.weight_bits:

@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"2 to 8, or ternary: −1, 0 and 1 (default: {defaults.weight_bits}, or what RUN was trained for)",
     )
     for name, about in (
-        ("activation", "activations between layers, 4 to 8"),
+        ("activation", "activations between layers, 4 to 10"),
         ("residual", "residual stream and logits, 8 to 16"),
         ("embedding", "token and position tables, 2 to 8"),
     ):

@@ -84,6 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Simulate every circuit both ways and keep the results in the run directory."""
+    from hdl.decoder.attention import why_unsupported
     from sim.bench.core_benches import run_benches
 
     if arguments.vectors < 1:
@@ -95,6 +96,9 @@ def run(arguments: argparse.Namespace) -> int:
         print(reason)
     tokens = directory.load_validation_tokens()
     quantized, manifest_sha256 = load_named_quantized(directory)
+    unsupported = why_unsupported(quantized.blocks[0].attention)
+    if unsupported and not arguments.only:
+        print(f"attention is left out, there is no circuit of it: {unsupported}")
     benches = run_benches(
         quantized,
         tokens,

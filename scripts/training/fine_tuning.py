@@ -30,7 +30,7 @@ def add_quantization_arguments(parser: argparse.ArgumentParser) -> None:
         help="train for integer weights of so many bits, 2 to 8, or ternary: −1, 0 and 1",
     )
     group.add_argument(
-        "--activation-bits", type=int, metavar="N", help=f"4 to 8 (default: {QuantizationSettings().activation_bits})"
+        "--activation-bits", type=int, metavar="N", help=f"4 to 10 (default: {QuantizationSettings().activation_bits})"
     )
 
 

@@ -98,7 +98,7 @@ NOTHING = ResolvedOverrides()
 def test_a_percentile_leaves_out_one_value_in_ten_thousand(outliers, covered):
     values = np.full(100_000, 0.9)
     values[:outliers] = 7.5
-    chosen = _choose("any", Histogram.of(values), QuantizationSettings(calibration="percentile"), NOTHING)
+    chosen = _choose("any", Histogram.of(values), QuantizationSettings(calibration="percentile"), NOTHING, False)
     assert chosen == covering_format(7.5 if covered else 0.9, 8)
 
 
@@ -108,7 +108,7 @@ def test_the_stream_and_the_logits_have_a_quarter_of_headroom(calibration):
     limit = QFormat(16, 12).maximum
     for peak, fraction in ((limit / 1.2501, 12), (limit / 1.2499, 11)):
         histogram = Histogram.of(np.array([peak, -peak / 3]))
-        assert _choose("logits", histogram, settings, NOTHING) == QFormat(16, fraction)
+        assert _choose("logits", histogram, settings, NOTHING, True) == QFormat(16, fraction)
         assert _residual_format([histogram], settings, NOTHING) == QFormat(16, fraction)
 
 

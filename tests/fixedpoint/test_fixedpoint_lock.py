@@ -139,7 +139,7 @@ def test_one_command_at_a_time_changes_a_run(words, tiny_run, capsys):
 
 def test_one_command_at_a_time_proves_in_a_directory(tmp_path, monkeypatch, capsys):
     started = []
-    monkeypatch.setattr("sim.proofs.catalog.proof.settle", lambda *arguments, **_: started.append(arguments))
+    monkeypatch.setattr("sim.proofs.proof.settle", lambda *arguments, **_: started.append(arguments))
     with held("lock_directory", tmp_path) as other:
         assert cli.main(["prove", "requantize", "--out", str(tmp_path)]) == 1
         errors = capsys.readouterr().err

@@ -79,6 +79,18 @@ typedef struct {
     reciprocal_table reciprocal;
 } attention;
 
+/* Cosines and sines with 14 fraction bits: positions x pairs of a head's channels. */
+typedef struct {
+    int channels;
+    format input, output;
+    const int16_t *cosine, *sine;
+} rotation;
+
+typedef struct {
+    int channels;
+    format first, second, output;
+} product;
+
 typedef struct {
     int channels, lowest;   /* of the input */
     const int16_t *entries; /* the function's value for every value of the input, from the smallest */
@@ -103,6 +115,8 @@ typedef struct {
 
 enum {
     HEAD = CHANNELS / HEADS,
+    KV_CHANNELS = KV_HEADS * HEAD,
+    FACTOR_FRACTION = 14, /* of cosines and sines */
     VECTOR = 16, /* numbers that a vector instruction of any processor may take at once */
     PADDED = (CONTEXT + VECTOR - 1) / VECTOR * VECTOR
 };
@@ -249,12 +263,13 @@ static void apply_norm(const void *parameters, const int16_t *const inputs[], in
  * Keys token by token, values channel by channel: scores and weighted sums are both dot products
  * then.
  */
-static int16_t key_cache[LAYERS][CONTEXT][CHANNELS], value_cache[LAYERS][CHANNELS][PADDED];
+static int16_t key_cache[LAYERS][CONTEXT][KV_CHANNELS], value_cache[LAYERS][KV_CHANNELS][PADDED];
 
 /*
  * Causal attention of one token to itself and those before it. log2(e) / sqrt(head size) is part of
  * the query's weights, so a score s is a base-2 logarithm: its weight is 2^(s - max s), and the sum
  * of the weighted values is divided by the sum of the weights at the end.
+ * HEADS / KV_HEADS neighbouring query heads read the same keys and values.
  */
 static void apply_attention(const void *parameters, const int16_t *const x[], int16_t *context, int position)
 {
@@ -267,14 +282,15 @@ static void apply_attention(const void *parameters, const int16_t *const x[], in
     const int score_fraction = layer->query.fraction + layer->key.fraction;
     const int shift = layer->value.fraction - layer->output.fraction;
     memcpy(key_cache[index][position], x[1], sizeof key_cache[index][position]);
-    for (int c = 0; c < CHANNELS; c++)
+    for (int c = 0; c < KV_CHANNELS; c++)
         value_cache[index][c][position] = value[c];
-    for (int first = 0; first < CHANNELS; first += HEAD) {
+    for (int head = 0; head < HEADS; head++) {
+        const int first = head * HEAD, shared = head / (HEADS / KV_HEADS) * HEAD;
         int32_t largest = INT32_MIN;
         for (int j = 0; j <= position; j++) {
             int32_t sum = 0;
-            for (int c = first; c < first + HEAD; c++)
-                sum += query[c] * key_cache[index][j][c];
+            for (int c = 0; c < HEAD; c++)
+                sum += query[first + c] * key_cache[index][j][shared + c];
             scores[j] = sum;
             largest = sum > largest ? sum : largest;
         }
@@ -284,11 +300,11 @@ static void apply_attention(const void *parameters, const int16_t *const x[], in
             total += weights[j];
         }
         const scaled inverse = reciprocal(&layer->reciprocal, total);
-        for (int c = first; c < first + HEAD; c++) {
+        for (int c = 0; c < HEAD; c++) {
             int32_t sum = 0;
             for (int j = 0; j < length; j++)
-                sum += weights[j] * value_cache[index][c][j];
-            context[c] = (int16_t)requantize(sum * inverse.mantissa, inverse.exponent + shift, layer->output);
+                sum += weights[j] * value_cache[index][shared + c][j];
+            context[first + c] = (int16_t)requantize(sum * inverse.mantissa, inverse.exponent + shift, layer->output);
         }
     }
 }
@@ -301,6 +317,36 @@ static void apply_activation(const void *parameters, const int16_t *const x[], i
         y[c] = table->entries[x[0][c] - table->lowest];
 }
 
+#ifdef USES_ROTATION
+/*
+ * Channels 2i and 2i + 1 of each head are a point of the plane; it is turned by the angle of its
+ * position and of i.
+ */
+static void apply_rotation(const void *parameters, const int16_t *const x[], int16_t *y, int position)
+{
+    const rotation *turn = parameters;
+    const int16_t *cosine = turn->cosine + (size_t)position * (HEAD / 2), *sine = turn->sine + (size_t)position * (HEAD / 2);
+    const int shift = turn->input.fraction + FACTOR_FRACTION - turn->output.fraction;
+    for (int c = 0; c < turn->channels; c += 2) {
+        const int i = c % HEAD / 2;
+        const int32_t even = x[0][c], odd = x[0][c + 1];
+        y[c] = (int16_t)requantize(even * cosine[i] - odd * sine[i], shift, turn->output);
+        y[c + 1] = (int16_t)requantize(even * sine[i] + odd * cosine[i], shift, turn->output);
+    }
+}
+#endif
+
+#ifdef USES_PRODUCT
+static void apply_product(const void *parameters, const int16_t *const x[], int16_t *y, int position)
+{
+    const product *layer = parameters;
+    const int shift = layer->first.fraction + layer->second.fraction - layer->output.fraction;
+    (void)position;
+    for (int c = 0; c < layer->channels; c++)
+        y[c] = (int16_t)requantize((int32_t)x[0][c] * x[1][c], shift, layer->output);
+}
+#endif
+
 static void apply_residual_add(const void *parameters, const int16_t *const x[], int16_t *y, int position)
 {
     (void)parameters, (void)position;
@@ -311,12 +357,15 @@ static void apply_residual_add(const void *parameters, const int16_t *const x[],
 /* Run one token that stands at `position`; keys and values of those before it are in the caches. */
 static void step(int token, int position)
 {
+    const int has_position = position_embedding.weight != NULL; /* else rotations tell positions */
     const int token_shift = token_embedding.fraction[token] - residual.fraction;
-    const int position_shift = position_embedding.fraction[position] - residual.fraction;
-    for (int c = 0; c < CHANNELS; c++)
-        embedded[c] = (int16_t)saturate(shift_right(token_embedding.weight[token * CHANNELS + c], token_shift) +
-                                            shift_right(position_embedding.weight[position * CHANNELS + c], position_shift),
-                                        residual);
+    const int position_shift = has_position ? position_embedding.fraction[position] - residual.fraction : 0;
+    for (int c = 0; c < CHANNELS; c++) {
+        int64_t sum = shift_right(token_embedding.weight[token * CHANNELS + c], token_shift);
+        if (has_position)
+            sum += shift_right(position_embedding.weight[position * CHANNELS + c], position_shift);
+        embedded[c] = (int16_t)saturate(sum, residual);
+    }
     for (int i = 0; i < OPERATIONS; i++)
         operations[i].function(operations[i].parameters, operations[i].x, operations[i].y, position);
 }

@@ -19,7 +19,7 @@ def test_the_header_is_plain_and_repeatable():
     # no float
     assert "." not in text.replace("transformer.c", "").replace("Positron.", "").replace("types.", "")
     assert (
-        "LAYERS = 2, HEADS = 3, CHANNELS = 12, WIDEST = 20, CONTEXT = 7, VOCABULARY = 11, TENSORS = 5, OPERATIONS = 25"
+        "LAYERS = 2, HEADS = 3, KV_HEADS = 3, CHANNELS = 12, WIDEST = 20, CONTEXT = 7, VOCABULARY = 11, TENSORS = 5, OPERATIONS = 25"
         in text
     )
     assert text.count("reciprocal_square_root_10_16[768]") == 1

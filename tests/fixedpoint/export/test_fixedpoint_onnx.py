@@ -59,6 +59,7 @@ OPERATORS = {
     "Shape": lambda x: np.array(x.shape),
     "Gather": lambda x, index, axis=0: np.take(x, index, axis=axis),
     "Slice": sliced,
+    "Concat": lambda *parts, axis: np.concatenate(parts, axis=axis),
     "Cast": lambda x, to: x.astype(TYPES[to]),
     "DequantizeLinear": dequantize,
     "MatMul": np.matmul,

@@ -46,8 +46,8 @@ def test_inputs_are_checked(value):
 
 
 def test_parameters_are_checked():
-    with pytest.raises(QuantizationError, match="at most 8 bits"):
-        TableActivation.from_function(np.abs, QFormat(9, 0), OUTPUT)
+    with pytest.raises(QuantizationError, match="at most 10 bits"):
+        TableActivation.from_function(np.abs, QFormat(11, 0), OUTPUT)
     with pytest.raises(QuantizationError, match="256 entries"):
         TableActivation(INPUT, OUTPUT, np.zeros(255, dtype=np.int64))
     with pytest.raises(QuantizationError, match="does not fit"):

@@ -142,7 +142,7 @@ def test_activations_that_are_not_finite_are_named():
         ("weight_bits", "8"),
         ("weight_bits", "binary"),
         ("activation_bits", 3),
-        ("activation_bits", 9),
+        ("activation_bits", 11),
         ("residual_bits", 7),
         ("residual_bits", 17),
         ("embedding_bits", 1),

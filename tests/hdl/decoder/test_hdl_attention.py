@@ -4,6 +4,7 @@ import dataclasses
 import numpy as np
 import pytest
 from core_bench import ResetOnce, bench, every_row, needs_compiler, pack_rows, run, run_compiled, run_with_stalls
+from model_kinds import KINDS
 
 import fixedpoint
 import hdl.parts.requantize
@@ -41,6 +42,12 @@ def test_weights_of_several_widths_are_refused():
     narrow = attention(weight_bits=4)
     with pytest.raises(CircuitError, match="one width of attention weights; value has 4 bits, query 8"):
         Attention(dataclasses.replace(parameters, value=narrow.value))
+
+
+def test_rotary_positions_and_shared_keys_are_refused():
+    for kind, reason in (("rotary", "it has rotary positions"), ("grouped queries", "6 query heads share 2 key")):
+        with pytest.raises(CircuitError, match=f"there is no circuit of this attention: {reason}"):
+            Attention(KINDS[kind](0).blocks[0].attention)
 
 
 def tokens(parameters, count, seed=1):

@@ -147,7 +147,7 @@ def test_what_is_refused(words, status, message, monkeypatch, tmp_path, capsys) 
 
 def test_widths_that_do_not_exist_are_refused(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("--resume", tiny_run, "--quantize", 4, "--activation-bits", 3) == 1
-    assert "activation_bits must be a whole number from 4 to 8" in capsys.readouterr().err
+    assert "activation_bits must be a whole number from 4 to 10" in capsys.readouterr().err
     config = json.loads((tiny_run / "model_config.json").read_text())
     np.testing.assert_equal(config["model"]["num_layers"], 2)
     (tiny_run / "train_tokens.npy").unlink()
