@@ -50,9 +50,7 @@ def tiny_run_original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def simulation_builds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the directory of compiled simulations, one for all test processes: Verilator's own
-    library is compiled once.
-    """
+    """Return the directory of compiled simulations, one for all test processes."""
     base = tmp_path_factory.getbasetemp()
     directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "simulation"
     directory.mkdir(exist_ok=True)

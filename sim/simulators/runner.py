@@ -23,13 +23,20 @@ from ..bench.bench import SimulationResult, StreamBench, judge, plan
 from ..bench.harness import Harness
 from ..bench.stalls import Stalls
 from ..bench.streams import Exchange, Record
-from .builds import hash_texts, keep_objects, kept_build, refuse_spaces, simulator_environment, take_objects
+from .builds import Compilation, copy_library, hash_texts, kept_build, refuse_spaces, simulator_environment
 from .processes import run_logged, tail
 from .tools import NEEDED_TOOLS, default_simulator, missing_for
 
 # cocotb's runner makes every signal public, which forbids Verilator to optimize; only the top's
 # ports need to be.
-VERILATOR_ARGUMENTS = ("-Wno-fatal", "-Wno-WIDTH", "--assert", "--x-initial", "unique", "--no-public-flat-rw")
+VERILATOR_ARGUMENTS = ("-Wno-fatal", "-Wno-WIDTH", "--x-initial", "unique", "--no-public-flat-rw")
+# A run spends its time in Python, so what counts is how long the circuit takes to compile.
+COMPILATION = Compilation(
+    ("--assert", "--vpi", "--no-timing", "--output-split", "0"),
+    "-O0",
+    '#include "verilated.h"\n#include "verilated_vpi.h"\n',
+    "verilated_dpi.o",
+)
 PUBLIC_PORTS = "`verilator_config\n" + "".join(
     f'public_flat_rw -module "top" -var "{port}"\n' for port in ("clk", "rst", "inputs", "outputs")
 )
@@ -190,11 +197,10 @@ def build(harness: Elaboratable, simulator: str, build_directory: Path) -> Path:
     Raises:
         ToolError: The build failed.
     """
-    options = list(VERILATOR_ARGUMENTS) if simulator == "verilator" else []
+    options = [*VERILATOR_ARGUMENTS, *COMPILATION.options] if simulator == "verilator" else []
     # RTLIL rather than the Verilog made from it: that takes a second longer.
     circuit = rtlil.convert(harness, name="top", emit_src=False)
     tools = [version("cocotb"), *(f"{tool} {tool_version(tool)}" for tool in NEEDED_TOOLS[simulator])]
-    library = build_directory / f"verilator-library-{hash_texts(*options, *tools)}"
 
     def make_verilog(directory: Path, log: Path) -> list[Path]:
         (directory / "top.v").write_text(to_verilog(harness), encoding="utf-8")
@@ -213,13 +219,15 @@ def build(harness: Elaboratable, simulator: str, build_directory: Path) -> Path:
             # It would report a failed assertion and go on.
             text = IMMEDIATE_ASSERTION.sub(r"\1 else $fatal;", text)
         source.write_text(text, encoding="utf-8")
-        sources, objects = [source], directory / "build"
+        sources, objects, make_flags = [source], directory / "build", []
         objects.mkdir()
         if simulator == "verilator":
             control = directory / "ports.vlt"
             control.write_text(PUBLIC_PORTS)
             sources.append(control)
-            take_objects(library, objects)
+            library = COMPILATION.library(build_directory)
+            copy_library(library, objects)
+            make_flags = COMPILATION.flags(library)
         job = {
             "task": "build",
             "simulator": simulator,
@@ -227,23 +235,24 @@ def build(harness: Elaboratable, simulator: str, build_directory: Path) -> Path:
             "sources": [str(file) for file in sources],
             "build_args": options,
         }
-        status = _run_job(job, log, directory)
+        status = _run_job(job, log, directory, make_flags)
         product = objects / EXECUTABLES[simulator]
         if status or not product.exists():
             raise ToolError(f"{simulator} could not build the circuit (exit status {status}); {log} ends:\n{tail(log)}")
-        if simulator == "verilator":
-            keep_objects(objects, library)
         return [source, product]
 
-    return kept_build(build_directory, f"{simulator}-{hash_texts(circuit, simulator, *options, *tools)}", make)
+    return kept_build(
+        build_directory, f"{simulator}-{hash_texts(circuit, simulator, *options, *COMPILATION.flags(), *tools)}", make
+    )
 
 
-def _run_job(job: dict, log: Path, directory: Path) -> int:
-    """Let `sim.simulators.cocotb_process` do a job."""
+def _run_job(job: dict, log: Path, directory: Path, make_flags: Sequence[str] = ()) -> int:
+    """Let `sim.simulators.cocotb_process` do a job; cocotb's runner has no arguments for make."""
     description = directory / "job.json"
     description.write_text(json.dumps(job))
     command = [sys.executable, "-P", "-m", "sim.simulators.cocotb_process", str(description)]
-    return run_logged(command, log, simulator_environment(), directory)
+    environment = {"MAKEFLAGS": " ".join(flag.replace(" ", "\\ ") for flag in make_flags)}
+    return run_logged(command, log, {**simulator_environment(), **environment}, directory)
 
 
 def _run_cocotb(

@@ -8,7 +8,6 @@ differs from the right one in at least one run.
 """
 
 import contextlib
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,7 @@ from typing import TypeAlias
 from hdl import ToolError
 from hdl.tools.toolchain import require_tool, run_program, run_tool, tool_version
 
-from .builds import cache_directory, hash_texts, kept_build, refuse_spaces
+from .builds import Compilation, copy_library, refuse_spaces
 from .tools import missing_tools
 
 # Simulator → the tools it needs; the first that has all of them is the one that is taken.
@@ -27,20 +26,20 @@ NEEDED_TOOLS = {"verilator": ("verilator", "perl", "make", "c++"), "icarus": ("i
 # What Verilator puts in the place of unknown bits: the program's option
 # +verilator+rand+reset+VALUE.
 FILLS = {"zeros": 0, "ones": 1, "random": 2}
-PROGRAM, HEADER = "bench", "runtime.h"
-# Compiled before every bench. An x that is assigned would be random, the same in each run; here it
-# is what `FILLS` says, like all else that is unknown.
-HEADER_TEXT = '#include "verilated.h"\n#include "verilated_timing.h"\n' + "".join(
-    f"#define VL_SCOPED_RAND_RESET_ASSIGN_{width} VL_SCOPED_RAND_RESET_{width}\n" for width in "IQW"
+PROGRAM = "bench"
+# These programs run for milliseconds, so what counts is how long they take to compile. Coroutines,
+# which delays need, are C++20. An x that is assigned would be random, the same in each run; the
+# header makes it what `FILLS` says, like all else that is unknown.
+COMPILATION = Compilation(
+    ("--timing", "--output-split", "0", "-CFLAGS", "-std=c++20 -fcoroutines"),
+    "-O0",
+    '#include "verilated.h"\n#include "verilated_timing.h"\n'
+    + "".join(f"#define VL_SCOPED_RAND_RESET_ASSIGN_{width} VL_SCOPED_RAND_RESET_{width}\n" for width in "IQW"),
 )
 VERILATOR_OPTIONS = (
-    *("--cc", "--exe", "--main", "--timing", "--quiet", "-Mdir", ".", "--prefix", "Vbench", "-o", PROGRAM),
+    *("--cc", "--exe", "--main", "--quiet", "-Mdir", ".", "--prefix", "Vbench", "-o", PROGRAM, *COMPILATION.options),
     *("--x-assign", "unique", "--x-initial", "unique", "-Wno-fatal", "-Wno-lint", "-Wno-style"),
-    # One C++ file; coroutines, which delays need, are C++20.
-    *("--output-split", "0", "-CFLAGS", "-std=c++20 -fcoroutines"),
 )
-# These programs run for milliseconds, so what counts is how long they take to compile.
-MAKE_OPTIONS = ("-s", "OPT_FAST=-O0", "OPT_SLOW=-O0", "OPT_GLOBAL=-O0")
 
 Tick: TypeAlias = Callable[[], None] | None
 
@@ -133,57 +132,8 @@ def compiled_bench(
             run_tool("iverilog", ("-g2012", "-o", PROGRAM, "-s", top, *options, *sources), work, tick)
         else:
             refuse_spaces(work)
-            _verilate(work, top, sources, options, tick)
-            runtime = _runtime(tick)
-            if runtime is None:
-                runtime = work
-                (work / HEADER).write_text(HEADER_TEXT, encoding="utf-8")
-            else:
-                for file in runtime.glob("*.o"):
-                    # newer than the makefile, so make takes it for up to date
-                    shutil.copy(file, work)
-            _make(work, tick, f"CXXFLAGS=-include {runtime / HEADER}")
+            run_tool("verilator", (*VERILATOR_OPTIONS, "--top-module", top, *options, *sources), work, tick)
+            library = COMPILATION.library(work, tick)
+            copy_library(library, work)
+            run_tool("make", ("-s", "-f", "Vbench.mk", *COMPILATION.flags(library)), work, tick)
         yield VerilogBench(simulator, work / PROGRAM)
-
-
-def _verilate(work: Path, top: str, sources: Sequence[str], options: Sequence[str], tick: Tick) -> None:
-    run_tool("verilator", (*VERILATOR_OPTIONS, "--top-module", top, *options, *sources), work, tick)
-
-
-def _make(work: Path, tick: Tick, *arguments: str) -> None:
-    run_tool("make", ("-f", "Vbench.mk", *MAKE_OPTIONS, *arguments), work, tick)
-
-
-def _runtime(tick: Tick) -> Path | None:
-    """Return the directory of what is the same for every bench and takes most of the time:
-    Verilator's library, compiled, and its headers, precompiled.
-
-    None where nothing can be kept; make then compiles all of it.
-    """
-    texts = (
-        *VERILATOR_OPTIONS,
-        *MAKE_OPTIONS,
-        HEADER_TEXT,
-        json.dumps(simulator_versions("verilator")),
-        str(require_tool("c++")),
-    )
-
-    def make(work: Path, log: Path) -> list[Path]:
-        (work / "empty.v").write_text("module empty; initial #1 $finish; endmodule\n", encoding="utf-8")
-        _verilate(work, "empty", ["empty.v"], (), tick)
-        _make(work, tick)
-        library = list(work.glob("verilat*.o"))
-        # With the flags of make's own rule, or the compiler would not take it. Both GCC and Clang
-        # look for HEADER.gch before HEADER.
-        header, source = work / HEADER, work / "header.cpp"
-        header.write_text(HEADER_TEXT, encoding="utf-8")
-        shutil.copy(header, source)
-        _make(work, tick, "CXXFLAGS=-x c++-header", "header.o")
-        return [*library, header, (work / "header.o").rename(work / f"{HEADER}.gch")]
-
-    try:
-        directory = cache_directory()
-        # make takes a blank for the end of a name
-        return None if " " in str(directory) else kept_build(directory, f"verilator-runtime-{hash_texts(*texts)}", make)
-    except OSError:
-        return None
