@@ -131,9 +131,7 @@ class DotProductEngine:
 
     @property
     def tree_levels(self) -> int:
-        """Bits that a group's sum is wider than a product: each tap sums groups of the one before,
-        a bit for each level of that tree.
-        """
+        """Levels of the adder trees up to the last tap; a sum gains a bit at each."""
         widths = zip((1, *self.columns), self.columns, strict=False)
         return sum((wide // narrow - 1).bit_length() for narrow, wide in widths)
 
@@ -176,10 +174,10 @@ class DotProductEngine:
             raise QuantizationError(f"an activation does not fit {self.activation_bits} bits")
         operation, activations = commands.operation, commands.activations
         words, memory = self._words(memory, commands)
-        lower, upper = words, np.zeros_like(words)
+        lower, upper = words, np.zeros_like(words)  # (N, L)
         if (paired := operation == Operation.PAIRS).any():
             halves = self.halves(words)
-            lower, upper = np.where(paired[:, None], halves, (lower, upper))
+            lower, upper = np.where(paired[:, None], halves, (lower, upper))  # (N,) -> (N, 1)
         dots = (operation == Operation.DOT) | paired
         taps = commands.tap[dots & (commands.first != 0)]
         return Results(
@@ -200,21 +198,20 @@ class DotProductEngine:
         return words, memory
 
     def _sums(self, products: IntegerArray, commands: Commands, chosen: np.ndarray) -> IntegerArray:
-        """Return the sums (S, L) of the chosen commands' products (N, L), from each `first` to its
-        `last`.
-        """
+        """Return sums (S, L), each from a `first` to its `last`, of the chosen products (N, L)."""
         first, last = np.flatnonzero(commands.first[chosen]), np.flatnonzero(commands.last[chosen])
         ends = np.append(first[1:], np.count_nonzero(chosen)) if len(first) else first
         if (first[:1] != 0).any() or not np.array_equal(ends - 1, last):
             raise QuantizationError("a sum must run from `first` to `last`, one after another")
         if (ends - first > self.terms).any():
             raise QuantizationError(f"a sum of {(ends - first).max()} words is longer than {self.terms}")
-        return np.add.reduceat(products[chosen], first)
+        return np.add.reduceat(products[chosen], first)  # (N, L) -> (S, L)
 
     def _grouped(self, sums: IntegerArray, taps: IntegerArray) -> IntegerArray:
         """Return the sums of each tap's groups (S, groups) from sums of lanes (S, L)."""
         grouped = np.zeros((len(sums), self.groups), dtype=np.int64)
         for tap, columns in enumerate(self.columns):
+            # (S, L) -> (S, L / columns, columns) -> (S, L / columns)
             totals = sums[taps == tap].reshape(-1, self.lanes // columns, columns).sum(axis=-1)
             grouped[taps == tap, : totals.shape[1]] = totals
         return grouped

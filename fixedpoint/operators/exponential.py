@@ -22,8 +22,7 @@ from ..qformat import IntegerArray, as_int64
 
 @dataclass(frozen=True)
 class Exponential:
-    """The function `2**-t` for `t >= 0`, as a table of `2**table_bits` entries of `output_bits`
-    bits and a shift.
+    """The function `2**-t` for `t >= 0`, by a table of `2**table_bits` entries and a shift.
 
     Equation, with every division rounding half up: `u = t / 2**(fraction - table_bits)`,
     `e = table[u % 2**table_bits] / 2**(u >> table_bits)`.
@@ -67,9 +66,7 @@ class Exponential:
 
     @cached_property
     def table(self) -> IntegerArray:
-        """Entries `round((2**output_bits - 1) * 2**(-i / 2**table_bits))`, int64
-        (2**table_bits,).
-        """
+        """Entries `round(maximum * 2**(-i / 2**table_bits))`, int64 (2**table_bits,)."""
         steps = np.arange(1 << self.table_bits)
         return np.floor(self.maximum * 2.0 ** (-steps / (1 << self.table_bits)) + 0.5).astype(np.int64)
 

@@ -134,8 +134,8 @@ class LayerNorm(RowNorm):
             int64 (..., C) of format `output`.
         """
         wide = self._rows(x)
-        total = wide.sum(axis=-1, keepdims=True)
-        squares = (wide * wide).sum(axis=-1, keepdims=True)
+        total = wide.sum(axis=-1, keepdims=True)  # (..., C) -> (..., 1)
+        squares = (wide * wide).sum(axis=-1, keepdims=True)  # (..., C) -> (..., 1)
         variance = self.channels * squares - total * total + self.epsilon
         normalized = self._normalize(self.channels * wide - total, variance)
         return requantize(normalized * self.scale + self.shift, self.output_shift, self.output)

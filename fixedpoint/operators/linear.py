@@ -84,8 +84,7 @@ class Linear(UnaryOperator):
         output: QFormat,
         fraction: Integers | None = None,
     ) -> Linear:
-        """Quantize weights (R, K) and bias (R,), each row at a power-of-two scale, rounding half
-        up.
+        """Round weights (R, K) and bias (R,) half up, each row at its power-of-two scale.
 
         Args:
             weight: Real weights (R, K).
@@ -155,9 +154,8 @@ class Linear(UnaryOperator):
         return self.input.fraction + self.weight_fraction - self.output.fraction
 
     def accumulate(self, x: Integers) -> IntegerArray:
-        """Return the accumulators `W x + bias`, int64 (..., R), for x (..., K) of format
-        `input`.
-        """
+        """Return accumulators `W x + bias`, int64 (..., R), for x (..., K) of format `input`."""
+        # (..., K) @ (K, R) -> (..., R)
         products = exact_matmul(x, self.weight.T, 1 << (self.input.bits - 1), 1 << (self.weight_bits - 1))
         return products.astype(np.int64) + self.bias
 
@@ -167,12 +165,12 @@ class Linear(UnaryOperator):
 
     def dequantized_weight(self) -> FloatArray:
         """Return the weights' real values (R, K)."""
+        # (R, K), (R, 1) -> (R, K)
         return np.ldexp(self.weight.astype(np.float64), -self.weight_fraction[:, None])
 
 
 def largest_fractions(bias: np.ndarray, columns: int, weight_bits: int, input_format: QFormat) -> FloatArray:
-    """Return the largest fraction of each row (R,) at which its bias (R,) fits the accumulator;
-    infinite where nothing limits it.
+    """Return the largest fraction (R,) at which each bias (R,) fits; infinite where all do.
 
     A bias may take as much of the accumulator as the products; a row of tiny weights beside a large
     bias is scaled coarser.

@@ -28,9 +28,7 @@ class Operator(Protocol):
 
     @property
     def output_channels(self) -> Callable[..., int]:
-        """The channels of the output for those of each input; raises QuantizationError where they
-        do not suit.
-        """
+        """The output's channels for the inputs'; raises QuantizationError where they do not fit."""
 
 
 class UnaryOperator:
@@ -68,9 +66,7 @@ class ResidualAdd:
         return same_channels(stream, update)
 
     def compute(self, stream: Integers, update: Integers) -> IntegerArray:
-        """Return the saturated sum of tensors (..., C), which needs one bit more before it
-        saturates. A wrapped sum would cost the whole token.
-        """
+        """Return the saturated sum of tensors (..., C); the adder has one bit more than they."""
         return self.output.fit(as_int64(stream) + as_int64(update), Overflow.SATURATE)
 
 

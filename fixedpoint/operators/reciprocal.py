@@ -74,9 +74,7 @@ class Reciprocal:
 
     @cached_property
     def table(self) -> IntegerArray:
-        """Mantissas, int64 (2**index_bits,), from just under 2**mantissa_bits down to just over
-        half of it.
-        """
+        """Mantissas, int64 (2**index_bits,): falling, at least 2**(mantissa_bits − 1)."""
         middle = 1 + (np.arange(1 << self.index_bits) + 0.5) / (1 << self.index_bits)
         return np.floor(2.0**self.mantissa_bits / middle + 0.5).astype(np.int64)
 
@@ -125,17 +123,14 @@ class ReciprocalSquareRoot:
 
     @cached_property
     def table(self) -> IntegerArray:
-        """Mantissas, int64 (3/4 · 2**index_bits,), from just under 2**mantissa_bits down to just
-        over half of it.
-        """
+        """Mantissas, int64 (3/4 · 2**index_bits,): falling, at least 2**(mantissa_bits − 1)."""
         middle = (np.arange(self.start, 4 * self.start) + 0.5) / self.start
         return np.floor(2.0**self.mantissa_bits / np.sqrt(middle) + 0.5).astype(np.int64)
 
     @property
     def largest_ratio(self) -> float:
-        """The least upper bound of `result · sqrt(x)`: an entry is furthest above 1/sqrt at the
-        upper end of its interval.
-        """
+        """The least upper bound of `result · sqrt(x)`."""
+        # an entry is furthest above 1/sqrt at the upper end of its interval
         ends = np.arange(self.start + 1, 4 * self.start + 1) / self.start
         return float((self.table * np.sqrt(ends)).max() * 2.0**-self.mantissa_bits)
 

@@ -93,6 +93,6 @@ class RMSNorm(RowNorm):
             int64 (..., C) of format `output`.
         """
         wide = self._rows(x)
-        squares = (wide * wide).sum(axis=-1, keepdims=True)
+        squares = (wide * wide).sum(axis=-1, keepdims=True)  # (..., C) -> (..., 1)
         normalized = self._normalize(self.channels * wide, self.channels * squares + self.epsilon)
         return requantize(normalized * self.scale, self.output_shift, self.output)

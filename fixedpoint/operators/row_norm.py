@@ -1,5 +1,4 @@
-r"""What LayerNorm and RMSNorm have in common: each divides the elements of a row by the root of a
-sum of squares, then scales them by gamma.
+r"""What LayerNorm and RMSNorm have in common: division by the root of a sum of squares, gamma.
 
 Both are written with whole numbers \(d_i\) and \(v\), such that the normalized element is \(d_i /
 \sqrt v\): nothing is rounded before the reciprocal square root.  They differ in \(d_i\) and \(v\)
@@ -24,8 +23,7 @@ MAXIMUM_BITS = 16  # of an input, a scale and an output
 
 
 class RowNorm(UnaryOperator):
-    """Fields, widths and the last two steps of a norm over rows of `channels` integers; `LayerNorm`
-    and `RMSNorm` add the first two.
+    """Fields, widths and the last two steps of `LayerNorm` and `RMSNorm`.
 
     `n_i = requantize(d_i · r.mantissa, r.exponent − normalized.fraction)` with `r ~ 1/sqrt(v)`,
     then `n_i · scale_i`.
@@ -139,9 +137,7 @@ def check_finite(name: str, epsilon: float, *vectors: np.ndarray) -> None:
 
 
 def whole_epsilon(epsilon: float, channels: int, input_format: QFormat) -> int:
-    """Return epsilon in units of v, `C² · epsilon · 2**(2 · input fraction)`, at least 1 so that v
-    is positive.
-    """
+    """Return epsilon in units of v, `C² · epsilon · 2**(2 · input fraction)`, at least 1."""
     try:
         return max(1, round(math.ldexp(channels**2 * epsilon, 2 * input_format.fraction)))
     except OverflowError:

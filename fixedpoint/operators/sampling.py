@@ -1,5 +1,4 @@
-r"""Choosing a token from integer logits: the most likely one, or one drawn at a temperature, in
-whole numbers throughout.
+r"""Choosing a token from integer logits, in integers: the most likely, or one at a temperature.
 
 A softmax at temperature \(T\) is a base-2 softmax of \(x \log_2 e / T\).  The distance of each
 logit below the row's maximum, times that one constant, is the argument of `Exponential`; a random
@@ -53,13 +52,11 @@ def argmax(logits: Integers) -> IntegerArray:
     """
     if logits.shape[-1] == 0:
         raise ValueError("argmax needs at least one logit")
-    return logits.argmax(axis=-1)
+    return logits.argmax(axis=-1)  # (..., V) -> (...)
 
 
 def _avalanche(word: int) -> int:
-    """Return 32 bits, each of which depends on all 32 of `word`; a bijection (MurmurHash3's
-    `fmix32`).
-    """
+    """Return 32 bits that each depend on all bits of `word`; a bijection (MurmurHash3 `fmix32`)."""
     word ^= word >> 16
     word = word * 0x85EBCA6B & WORD
     word ^= word >> 13
@@ -184,24 +181,21 @@ class Sampler:
 
     @property
     def shift(self) -> int:
-        """Right shift from a distance times the multiplier to the exponential's argument; negative
-        shifts are exact.
-        """
+        """Right shift from distance · multiplier to the exponential's argument; may be negative."""
         return self.logits.fraction - EXPONENTIAL.fraction - self._scale[1]
 
     def numerators(self, logits: Integers) -> IntegerArray:
-        """Return `2**-t` in units of 1/65535, int64 (..., V), for integers (..., V) of format
-        `logits`.
+        """Return `2**-t` in units of 1/65535, int64 (..., V), for logits (..., V).
 
         Raises:
-            ValueError: No logit, more than 65,536, or one outside the format.
+            ValueError: No logit, more than 65,536, or one outside the format `logits`.
         """
         wide = as_int64(logits)
         if not 1 <= wide.shape[-1] <= MAXIMUM_VOCABULARY:
             raise ValueError(f"a sampler chooses from 1 to {MAXIMUM_VOCABULARY} logits, not {wide.shape[-1]}")
         if not self.logits.holds(wide):
             raise ValueError(f"a logit does not fit {self.logits}")
-        distance = wide.max(axis=-1, keepdims=True) - wide
+        distance = wide.max(axis=-1, keepdims=True) - wide  # (..., 1) - (..., V) -> (..., V)
         return EXPONENTIAL.compute(shift_right_half_up(distance * self.multiplier, self.shift))
 
     def choose(self, logits: Integers, random: RandomArray) -> IntegerArray:
@@ -223,4 +217,5 @@ class Sampler:
             )
         # Both factors are below 2**32: the product fits 64 unsigned bits.
         threshold = (random.astype(np.uint64) * cumulative[..., -1].astype(np.uint64)) >> np.uint64(32)
+        # (..., V) <= (..., 1) -> (..., V) -> (...)
         return (cumulative <= threshold.astype(np.int64)[..., None]).sum(axis=-1, dtype=np.int64)

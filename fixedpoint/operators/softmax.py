@@ -95,8 +95,7 @@ class Softmax:
         return np.where(valid, numerators, 0)
 
     def compute(self, scores: Integers) -> IntegerArray:
-        """Return the probabilities of rows of scores, `numerator / denominator` in format
-        `probability`.
+        """Return the probabilities of rows of scores, in format `probability`.
 
         Args:
             scores: Integers (..., N) of format `score`.
@@ -105,5 +104,6 @@ class Softmax:
             int64 (..., N). A row sums to one within the rounding of its elements.
         """
         numerators = self.numerators(scores)
+        # (..., N) -> (..., 1)
         scale = self.reciprocal.compute(numerators.sum(axis=-1, keepdims=True))
         return requantize(numerators * scale.mantissa, scale.exponent - self.probability.fraction, self.probability)
