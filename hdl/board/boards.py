@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from amaranth.build import Platform
 from amaranth.hdl import Elaboratable, Module, Signal
 from amaranth.lib import io, wiring
 from amaranth_boards.ulx3s import ULX3S_12F_Platform, ULX3S_25F_Platform, ULX3S_45F_Platform, ULX3S_85F_Platform
+
+import fixedpoint
 
 from ..catalog.names import DEFAULT_BAUD, DEFAULT_FREQUENCY
 from ..cores.uart import UARTReceiver, UARTTransmitter, baud_divisor
@@ -29,7 +32,7 @@ class Board:
     """
 
     name: str
-    platform: Callable
+    platform: Callable[[], Platform]
     device_arguments: tuple[str, ...]
     luts: int
     flip_flops: int
@@ -37,7 +40,9 @@ class Board:
     multipliers: int
 
 
-def _ulx3s(size: str, platform: Callable, device: str, luts: int, block_rams: int, multipliers: int) -> Board:
+def _ulx3s(
+    size: str, platform: Callable[[], Platform], device: str, luts: int, block_rams: int, multipliers: int
+) -> Board:
     arguments = (f"--{device}", "--package", "CABGA381", "--speed", "6")
     return Board(f"ulx3s-{size}", platform, arguments, luts, luts, block_rams, multipliers)
 
@@ -89,7 +94,7 @@ class SerialAccelerator(wiring.Component):
             }
         )
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
         m.submodules.accelerator = accelerator = self.accelerator
@@ -138,7 +143,7 @@ class BoardTop(Elaboratable):
         self.baud = baud
         self._core = SerialAccelerator(accelerator, identity, self.frequency, baud)
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: Platform) -> Module:
         """Build the circuit."""
         m = Module()
         m.submodules.clocks = clocks = self._clocks
@@ -182,7 +187,13 @@ class AttentionTop(BoardTop):
         baud: Bits per second of the serial port.
     """
 
-    def __init__(self, parameters, board: Board, frequency: float = DEFAULT_FREQUENCY, baud: float = DEFAULT_BAUD):
+    def __init__(
+        self,
+        parameters: fixedpoint.Attention,
+        board: Board,
+        frequency: float = DEFAULT_FREQUENCY,
+        baud: float = DEFAULT_BAUD,
+    ):
         bits = parameters.query.input.bits, parameters.output.output.bits
         if bits != (8, 16):
             raise CircuitError(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from fractions import Fraction
 
+from amaranth.build import Platform
 from amaranth.hdl import C, ClockDomain, ClockSignal, Elaboratable, Instance, Module, Signal
 from amaranth.lib.cdc import FFSynchronizer
 
@@ -116,7 +117,7 @@ class ClockGenerator(Elaboratable):
         self.clock_in = Signal()
         self.reset = Signal()
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: Platform | None) -> Module:
         """Build the circuit."""
         m = Module()
         clock, locked, stable, again = Signal(name="system_clock"), Signal(), Signal(), Signal()
@@ -125,7 +126,7 @@ class ClockGenerator(Elaboratable):
         if self.setting is None:
             m.d.comb += [clock.eq(self.clock_in), locked.eq(1)]
         else:
-            m.submodules.pll = self._pll(clock, locked)
+            m.submodules.pll = self._pll(self.setting, clock, locked)
         if platform is not None:
             platform.add_clock_constraint(clock, self.frequency)
         m.submodules.stable = FFSynchronizer(locked, stable, o_domain="power_up")
@@ -141,8 +142,7 @@ class ClockGenerator(Elaboratable):
             m.d.power_up += count.eq(count + 1)
         return m
 
-    def _pll(self, clock: Signal, locked: Signal) -> Instance:
-        setting = self.setting
+    def _pll(self, setting: PLLSetting, clock: Signal, locked: Signal) -> Instance:
         return Instance(
             "EHXPLLL",
             # Charge pump and loop filter as Lattice's tools and Project Trellis set them for every

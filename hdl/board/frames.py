@@ -122,7 +122,7 @@ class FrameReceiver(wiring.Component):
         self.largest = largest
         super().__init__({"i": In(stream.Signature(8)), "o": Out(stream.Signature(PACKET))})
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
         bound = LENGTH.size + self.largest + CHECK.size
@@ -196,10 +196,10 @@ class FrameTransmitter(wiring.Component):
         o: Out, stream of bytes.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__({"i": In(stream.Signature(PACKET)), "o": Out(stream.Signature(8))})
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
         m.submodules.check = check = CRC.create()

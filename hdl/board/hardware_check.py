@@ -7,11 +7,13 @@ import time
 import numpy as np
 from tqdm import tqdm
 
+from fixedpoint import Attention
+
 from ..errors import ToolError
 from .link import Host, Identity
 
 
-def random_tokens(parameters, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def random_tokens(parameters: Attention, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return int8 tokens (count, C) and booleans (count,) that say which start a sequence.
 
     Sequences have all lengths up to the whole context; some end by themselves, at the context's
@@ -24,7 +26,7 @@ def random_tokens(parameters, count: int, seed: int) -> tuple[np.ndarray, np.nda
     return tokens, restart
 
 
-def exercise(host: Host, parameters, vectors: int, seed: int) -> dict:
+def exercise(host: Host, parameters: Attention, vectors: int, seed: int) -> dict:
     """Compare a connected accelerator with the golden model on random tokens.
 
     Raises:

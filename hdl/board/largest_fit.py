@@ -2,17 +2,19 @@
 
 from dataclasses import replace
 
+from fixedpoint import Attention
+
 from ..catalog.example_model import TYPICAL, example_model
 from .boards import AttentionTop, Board
 from .requirements import Requirements, requirements
 
 
-def largest_embed_dim(parameters, board: Board, needs: Requirements) -> int:
+def largest_embed_dim(parameters: Attention, board: Board, needs: Requirements) -> int:
     """Return the largest embed_dim below a model's that a board has room for, with the same heads
     and context; 0 where there is none.
 
     Args:
-        parameters: `fixedpoint.Attention` of the model that does not fit.
+        parameters: Of the model that does not fit.
         board: The board.
         needs: What its accelerator needs.
     """

@@ -23,6 +23,8 @@ from amaranth.hdl import Array, Const, Module, Shape, ShapeLike, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from fixedpoint import Attention
+
 from ..errors import CircuitError, ToolError
 from ..parts.payload import connect, describe
 from .frames import LARGEST_PACKET, FrameReceiver, FrameTransmitter
@@ -65,7 +67,7 @@ class Identity:
     _LAYOUT = struct.Struct(f"<4sBHH{DIGEST_BYTES}s")
     SIZE = _LAYOUT.size
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, largest in (("embed_dim", LARGEST_EMBED_DIM), ("context_length", (1 << 16) - 1)):
             if not 1 <= getattr(self, name) <= largest:
                 raise CircuitError(f"{name} must be 1 to {largest} to be sent in a message, not {getattr(self, name)}")
@@ -73,8 +75,8 @@ class Identity:
             raise CircuitError(f"digest must have {self.DIGEST_BYTES} bytes, not {len(self.digest)}")
 
     @classmethod
-    def of(cls, parameters) -> "Identity":
-        """Return the identity of an accelerator with these parameters (`fixedpoint.Attention`)."""
+    def of(cls, parameters: Attention) -> "Identity":
+        """Return the identity of an accelerator with these parameters."""
         return cls(parameters.embed_dim, parameters.context_length, parameters.digest[: cls.DIGEST_BYTES])
 
     def to_bytes(self) -> bytes:
@@ -160,7 +162,7 @@ class HostLink(wiring.Component):
             }
         )
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
         channels, result_bytes = self.identity.embed_dim, self.identity.result_bytes

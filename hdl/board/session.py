@@ -167,7 +167,7 @@ class Responder(wiring.Component):
             }
         )
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
         m.submodules.answer = answer = memory.Memory(shape=8, depth=self.largest_answer, init=[])

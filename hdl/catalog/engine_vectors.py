@@ -22,8 +22,8 @@ def command_columns(commands: Commands) -> dict[str, Columns]:
 
 def result_columns(core: Engine, results: Results) -> dict[str, Columns]:
     """Return results as the columns of the engine's outputs."""
-    halves = {"lower": results.lower.T, "upper": results.upper.T}
-    outputs = {"o": halves if core.pairs else {"lower": halves["lower"]}, "o_lanes": results.lanes.T}
+    lower, upper = {"lower": results.lower.T}, {"upper": results.upper.T}
+    outputs: dict[str, Columns] = {"o": lower | upper if core.pairs else lower, "o_lanes": results.lanes.T}
     return {name: columns for name, columns in outputs.items() if name in core.signature.members}
 
 

@@ -12,12 +12,14 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar
 
 from amaranth.hdl import signed
 from amaranth.lib import wiring
 
 import fixedpoint
 from fixedpoint import QuantizedTransformer
+from fixedpoint.operators.row_norm import RowNorm as NormOperator
 from fixedpoint.topology import block_prefix
 
 from ..cores.activation import TableActivation
@@ -135,14 +137,18 @@ def _reciprocal(model: QuantizedTransformer, layer: int) -> Reciprocal:
     return Reciprocal(attention.reciprocal, attention.softmax.denominator_bits)
 
 
-def _part(model: QuantizedTransformer, layer: int, part: str):
+Kind = TypeVar("Kind")
+
+
+def _part(model: QuantizedTransformer, layer: int, part: str, kind: type[Kind]) -> Kind:
     """Return a matrix or a norm by its name."""
     name = part if part in WHOLE_MODEL else block_prefix(layer) + part
-    return next(operation.operator for operation in model.operations if operation.name == name)
+    operators = (operation.operator for operation in model.operations if operation.name == name)
+    return next(operator for operator in operators if isinstance(operator, kind))
 
 
 def _root(model: QuantizedTransformer, layer: int, part: str) -> ReciprocalSquareRoot:
-    norm = _part(model, layer, part)
+    norm = _part(model, layer, part, NormOperator)
     return ReciprocalSquareRoot(norm.reciprocal_square_root, norm.variance_bits)
 
 
@@ -152,7 +158,7 @@ def _exponential(model: QuantizedTransformer, layer: int) -> Exponential:
 
 
 def _matrix_vector(model: QuantizedTransformer, layer: int, part: str) -> MatrixVector:
-    linear = _part(model, layer, part)
+    linear = _part(model, layer, part, fixedpoint.Linear)
     return MatrixVector(linear, min(MATRIX_LANES, linear.columns))
 
 
@@ -182,13 +188,13 @@ def _engine(model: QuantizedTransformer, layer: int) -> Engine:
 
 
 def _requantize(model: QuantizedTransformer, layer: int, part: str) -> Requantize:
-    linear = _part(model, layer, part)
+    linear = _part(model, layer, part, fixedpoint.Linear)
     shifts = int(linear.shift.min()), int(linear.shift.max())
     return Requantize(linear.accumulator_bits, linear.output, *shifts, REQUANTIZE_LANES)
 
 
 def _norm(model: QuantizedTransformer, layer: int, part: str) -> fixedpoint.LayerNorm:
-    norm = _part(model, layer, part)
+    norm = _part(model, layer, part, NormOperator)
     if not isinstance(norm, fixedpoint.LayerNorm):
         raise CircuitError(
             f"the model normalizes with {type(norm).__name__}, not with LayerNorm; choose the core rms-norm"
@@ -198,7 +204,7 @@ def _norm(model: QuantizedTransformer, layer: int, part: str) -> fixedpoint.Laye
 
 def _rms_norm(model: QuantizedTransformer, layer: int, part: str) -> fixedpoint.RMSNorm:
     """Return an RMSNorm, or one with the formats and the scale of the LayerNorm in its place."""
-    norm = _part(model, layer, part)
+    norm = _part(model, layer, part, NormOperator)
     if isinstance(norm, fixedpoint.RMSNorm):
         return norm
     fields = {field.name: getattr(norm, field.name) for field in dataclasses.fields(fixedpoint.RMSNorm)}

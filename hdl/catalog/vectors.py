@@ -22,7 +22,7 @@ BYTES = (0x00, 0xFF, 0x55, 0xAA, 0x01, 0x80)  # these come first
 ELEMENT = QFormat(8, 0)  # of the stream parts and of the key-value cache
 
 # The values of a stream: integers, or for a struct payload a mapping from field to its values.
-Columns = Sequence[int] | np.ndarray | Mapping[str, object]
+Columns = Sequence[int] | Sequence[np.ndarray] | np.ndarray | Mapping[str, "Columns"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class Vectors:
 Maker = Callable[[wiring.Component, np.random.Generator, int], Vectors]
 
 
-def row_columns(field: str, rows: Sequence[np.ndarray], lanes: int = 1) -> dict[str, object]:
+def row_columns(field: str, rows: Sequence[np.ndarray], lanes: int = 1) -> dict[str, Columns]:
     """Return rows as the columns of a stream of {field, last}; with several lanes a word holds as
     many elements.
     """
@@ -97,7 +97,7 @@ def each_row(compute: Callable[..., np.ndarray], rows: Sequence[np.ndarray], *ot
     lengths = np.array([len(row) for row in rows])
     results = [np.empty(0)] * len(rows)
     for length in np.unique(lengths):
-        places = np.flatnonzero(lengths == length)
+        places = np.flatnonzero(lengths == length).tolist()
         together = compute(np.array([rows[place] for place in places]), *(other[places] for other in others))
         for place, result in zip(places, together, strict=True):
             results[place] = result
@@ -158,7 +158,8 @@ def numerators_vectors(
     parameters = core.parameters
     rows = random_rows(parameters.score, parameters.length if one_length else 1, parameters.length, generator, count)
     results = each_row(parameters.numerators, rows)
-    outputs = {"o": row_columns("numerator", results), "o_denominator": [int(row.sum()) for row in results]}
+    outputs: dict[str, Columns] = {"o": row_columns("numerator", results)}
+    outputs["o_denominator"] = [int(row.sum()) for row in results]
     return Vectors({"i": row_columns("score", rows)}, outputs, cycles_of_rows(core, rows))
 
 
@@ -267,7 +268,7 @@ def element_vectors(*fields: str) -> Maker:
         ]
         order = generator.permutation(size)
         rows = [values[order] for values in elements]
-        inputs: dict[str, object] = {}
+        inputs: dict[str, Columns] = {}
         for field, row in zip(fields, rows, strict=True):
             inputs |= row_columns(field, [row], core.lanes)
         results = row_columns("data", [core.parameters.compute(*rows)], core.lanes)
@@ -294,7 +295,7 @@ def sampler_vectors(
     extremes = np.array([0, (1 << 32) - 1], dtype=np.uint32)
     numbers = np.concatenate([extremes, generator.integers(0, 1 << 32, count, dtype=np.uint32)])[:count]
     tokens = each_row(core.parameters.choose, rows, numbers)
-    inputs = {"i": row_columns("data", rows), "i_random": numbers}
+    inputs: dict[str, Columns] = {"i": row_columns("data", rows), "i_random": numbers}
     return Vectors(inputs, {"o": {"token": tokens}}, cycles_of_rows(core, rows))
 
 
@@ -307,7 +308,7 @@ def random_number_vectors(core: wiring.Component, generator: np.random.Generator
     restart[: len(limits)] = True
     states = generator.integers(1, 1 << 32, count)
     states[: len(limits)] = limits
-    numbers, sequence = [], None
+    numbers, sequence = [], fixedpoint.XorShift32(states[:1])
     for starts, state in zip(restart, states, strict=True):
         if starts:
             sequence = fixedpoint.XorShift32([state])

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from amaranth import __version__ as amaranth_version
 from amaranth.back import rtlil
+from amaranth.hdl import Elaboratable
+from amaranth.lib import wiring
 from tqdm import tqdm
 
 from fixedpoint import atomic_directory
@@ -165,7 +167,7 @@ class SynthesisReport:
 
 
 def synthesize(
-    top,
+    top: Elaboratable,
     board: Board,
     directory: Path,
     *,
@@ -181,7 +183,7 @@ def synthesize(
     are the same is used again.
 
     Args:
-        top: An elaboratable that requests its pins from the platform.
+        top: Requests its pins from the platform.
         board: Where it shall run.
         directory: Where the results go; replaced as a whole.
         name: The design's name, a file name of letters, digits and underscores.
@@ -205,7 +207,7 @@ def synthesize(
 
 
 def synthesize_core(
-    core,
+    core: wiring.Component,
     directory: Path,
     *,
     board: Board = BOARDS["ulx3s-85f"],
@@ -219,7 +221,7 @@ def synthesize_core(
     Its ports end in nothing, so they need no pads and paths from or to them are not timed.
 
     Args:
-        core: A `wiring.Component` in the domain `sync`.
+        core: In the domain `sync`.
         directory: Where the results go; replaced as a whole.
         board: Whose FPGA.
         frequency: Hz to aim for; missing it is reported, not an error.

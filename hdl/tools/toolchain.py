@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -168,7 +168,7 @@ def is_known_bad_yosys(version: str) -> bool:
     return ".".join(version.split(".")[:2]).split("+")[0] in KNOWN_BAD_YOSYS
 
 
-def _load_prctl():
+def _load_prctl() -> Callable[..., int] | None:
     return getattr(ctypes.CDLL(None), "prctl", None) if sys.platform == "linux" else None
 
 
@@ -181,7 +181,7 @@ def _die_with_parent() -> None:
         _PRCTL(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def run_tool(name: str, arguments: Sequence[str], directory: Path, tick=None) -> str:
+def run_tool(name: str, arguments: Sequence[str], directory: Path, tick: Callable[[], object] | None = None) -> str:
     """Run a tool as `run_program` does, and return what it printed.
 
     Args:
@@ -198,7 +198,7 @@ def run_tool(name: str, arguments: Sequence[str], directory: Path, tick=None) ->
     return run_program(name, (str(require_tool(name)), *arguments), directory, tick)
 
 
-def run_program(name: str, command: Sequence[str], directory: Path, tick=None) -> str:
+def run_program(name: str, command: Sequence[str], directory: Path, tick: Callable[[], object] | None = None) -> str:
     """Run a program in `tool_environment` and return what it printed (stdout and stderr).
 
     It runs in a process group of its own, which ends with this call whatever happens, Ctrl-C

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from amaranth.back import rtlil
-from amaranth.hdl import Shape
+from amaranth.hdl import Shape, ShapeLike
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In
 
@@ -71,7 +71,7 @@ class StreamPort:
     """
 
     name: str
-    shape: object
+    shape: ShapeLike
     is_input: bool
 
     @property
@@ -304,10 +304,10 @@ def interface_text(module: str, component: wiring.Component, ports: Sequence[Ver
         "## Payloads",
         "",
     ]
-    for port in streams.values():
-        lines += [f"`{port.name}__payload`, {port.width} bits:", "", "| field | bits | number |", "|---|---|---|"]
+    for word in streams.values():
+        lines += [f"`{word.name}__payload`, {word.width} bits:", "", "| field | bits | number |", "|---|---|---|"]
         lines += [
-            f"| {name} | {_bits(offset, shape)} | {_number(shape)} |" for name, offset, shape in _fields(port.shape)
+            f"| {name} | {_bits(offset, shape)} | {_number(shape)} |" for name, offset, shape in _fields(word.shape)
         ]
         lines.append("")
     formats = list(_formats(getattr(component, "parameters", None)))
@@ -344,7 +344,7 @@ def _meaning(name: str, streams: Mapping[str, StreamPort]) -> str:
     return {"clk": "clock, rising edge", "rst": "reset, synchronous, high-active"}.get(name, "see above")
 
 
-def _fields(shape, name: str = "", offset: int = 0) -> Iterator[tuple[str, int, object]]:
+def _fields(shape: ShapeLike, name: str = "", offset: int = 0) -> Iterator[tuple[str, int, ShapeLike]]:
     """Yield the leaves of a payload's layout: (name, offset, shape)."""
     if isinstance(shape, data.Layout):
         for key, field in shape:
@@ -354,12 +354,12 @@ def _fields(shape, name: str = "", offset: int = 0) -> Iterator[tuple[str, int, 
         yield name or "(whole)", offset, shape
 
 
-def _bits(offset: int, shape) -> str:
+def _bits(offset: int, shape: ShapeLike) -> str:
     width = Shape.cast(shape).width
     return f"{offset + width - 1}:{offset}" if width > 1 else str(offset)
 
 
-def _number(shape) -> str:
+def _number(shape: ShapeLike) -> str:
     if isinstance(shape, FixedPointShape):
         return f"{shape.number_format}, {_number(shape.as_shape())}"
     plain = Shape.cast(shape)
@@ -370,7 +370,7 @@ def _number(shape) -> str:
     )
 
 
-def _formats(parameters, prefix: str = "") -> Iterator[tuple[str, str]]:
+def _formats(parameters: object, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yield the Q-formats of a core's parameters, and of the layers that these hold."""
     if not dataclasses.is_dataclass(parameters):
         return

@@ -102,7 +102,7 @@ def test_reset_waits_for_the_lock_and_comes_back_when_it_is_lost(monkeypatch):
     """The PLL is a wire here, and a signal for its lock."""
     lock = Signal()
 
-    def wire(self, clock, locked):
+    def wire(self, setting, clock, locked):
         m = Module()
         m.d.comb += [clock.eq(self.clock_in), locked.eq(lock)]
         return m
@@ -142,7 +142,7 @@ def test_reset_waits_for_the_lock_and_comes_back_when_it_is_lost(monkeypatch):
 def test_the_lock_is_the_plls():
     clock, locked = Signal(), Signal()
     generator = ClockGenerator(25e6, 50e6)
-    ports = {name: port for name, (port, _) in generator._pll(clock, locked).ports.items()}
+    ports = {name: port for name, (port, _) in generator._pll(generator.setting, clock, locked).ports.items()}
     assert ports["LOCK"] is locked
     assert ports["CLKOP"] is ports["CLKFB"] is clock
     assert ports["CLKI"] is generator.clock_in

@@ -121,7 +121,7 @@ def test_a_tool_ends_when_this_program_is_killed(tmp_path):
     program = make_program(tmp_path / "make", "touch started; sleep 1; touch survived")
     code = f"""
 from pathlib import Path
-from hdl import toolchain
+from hdl.tools import toolchain
 toolchain.search_path = lambda: [Path({str(program.parent)!r})]
 toolchain.run_tool("make", (), Path({str(tmp_path)!r}))
 """
