@@ -1,5 +1,4 @@
-"""The executable specification: Q-formats, integer operators, and quantized transformers in
-integers.
+"""The executable specification: Q-formats, integer operators, quantized transformers.
 
 Every circuit equals a function of this package bit for bit. Integer inference needs no float model;
 `calibrate` and `quantize_transformer`, which do, live in `fixedpoint.quantization.calibration` and

@@ -29,13 +29,12 @@ LONGEST_SHIFT = 63
 
 
 def shift_right_half_up(values: Integers, shift: Integers | int) -> IntegerArray:
-    """Divide by `2**shift`, rounding half up (ties toward +infinity); negative shifts multiply
-    exactly.
+    """Divide by `2**shift`, rounding half up (ties toward +infinity).
 
     Args:
         values: Integers of any shape, of magnitude below 2**62 before and after any shift to the
             left.
-        shift: One shift, or an array that broadcasts against `values`.
+        shift: One shift, or an array that broadcasts against `values`; negative ones multiply.
 
     Returns:
         int64 of the broadcast shape. Shifts beyond 62 give 0, as an infinitely wide shifter would.

@@ -14,8 +14,7 @@ from .lock import lock_target
 
 @contextmanager
 def atomic_directory(path: str | Path) -> Iterator[Path]:
-    """Fill a directory beside `path` and put it in `path`'s place when the block ends without an
-    exception.
+    """Fill a directory beside `path`, and put it in `path`'s place when the block has ended.
 
     Whoever opens `path` never finds half of a directory. An exception or Ctrl-C, whenever it comes,
     leaves the old one as it was. No file system replaces a directory that is not empty in one step,

@@ -1,6 +1,4 @@
-"""One process at a time in a directory: the others are told which, and a process that dies lets
-go.
-"""
+"""Locks of directories and files: one process at a time, whose end in any form frees the lock."""
 
 from __future__ import annotations
 
@@ -26,10 +24,9 @@ class InUseError(BlockingIOError):
 
 @contextmanager
 def lock_directory(path: str | Path) -> Iterator[None]:
-    """Keep other processes out of a directory, which is made if it is missing and taken away again
-    if it is then still empty.
+    """Keep other processes out of a directory; within this process it may be locked again.
 
-    Within this process it may be locked again.
+    It is made if it is missing, and then removed at the end if it is still empty.
 
     Raises:
         InUseError: Another process is in it.
@@ -48,8 +45,7 @@ def lock_directory(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def lock_target(path: str | Path) -> Iterator[None]:
-    """Keep other processes from making a file or directory, whose parent must exist, while it is
-    made here.
+    """Keep other processes from making a file or directory, whose parent must exist.
 
     Raises:
         InUseError: Another process is making it.

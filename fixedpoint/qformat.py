@@ -232,8 +232,7 @@ def bits_for(lowest: int, highest: int, signed: bool) -> int:
 
 
 def covering_fraction(magnitude: float, bits: int, signed: bool = True) -> int:
-    """Return the largest fraction at which a format of `bits` bits still represents ±`magnitude`
-    without saturating.
+    """Return the largest fraction at which `bits` bits represent ±`magnitude` unsaturated.
 
     Raises:
         QuantizationError: `magnitude` is NaN, infinite or negative.

@@ -1,5 +1,4 @@
-"""Integers for the rows of a matrix: which power of two scales each row, and what its values
-become.
+"""Quantization of a matrix's rows, each at its own power-of-two scale.
 
 A row at fraction f stands for the values 2**-f · i, with i from −2**(bits−1) to 2**(bits−1) − 1, or
 with ternary weights i in {−1, 0, 1}.
@@ -51,7 +50,7 @@ def quantize_rows(matrix: np.ndarray, fraction: Integers, weight_bits: WeightBit
     lowest, highest = weight_range(weight_bits)
     code = QFormat(storage_bits(weight_bits), 0)
     with np.errstate(over="ignore"):  # an infinity saturates
-        scaled = np.ldexp(matrix, np.asarray(fraction)[:, None])
+        scaled = np.ldexp(matrix, np.asarray(fraction)[:, None])  # (R, K), (R, 1) -> (R, K)
     return np.clip(code.quantize(scaled, Rounding.HALF_UP, Overflow.SATURATE), lowest, highest)
 
 
@@ -75,12 +74,11 @@ def covering_fractions(matrix: np.ndarray, weight_bits: WeightBits) -> IntegerAr
 
 
 def least_squares_fractions(matrix: np.ndarray, weight_bits: WeightBits, one_scale: bool = False) -> IntegerArray:
-    """Return each row's fraction (R,) of least squared rounding error, among the covering power of
-    two and the next seven below it.
+    """Return each row's fraction (R,) of least squared rounding error.
 
-    The finer candidates clip the row's largest weights to round the many small ones better, the
-    more the fewer bits there are. With `one_scale` all rows share the fraction of least squared
-    error over the whole matrix.
+    Candidates: the covering power of two and the next seven below it. The finer ones clip the row's
+    largest weights to round the many small ones better, the more the fewer bits there are. With
+    `one_scale` all rows share the fraction of least squared error over the whole matrix.
 
     Raises:
         QuantizationError: As `covering_fractions`.
@@ -88,12 +86,15 @@ def least_squares_fractions(matrix: np.ndarray, weight_bits: WeightBits, one_sca
     first = covering_fractions(matrix, weight_bits)
     if one_scale:
         first = np.full_like(first, first.min())
+    # (R, 1) + (CANDIDATES,) -> (R, CANDIDATES)
     candidates = np.minimum(first[:, None] + np.arange(CANDIDATES), FRACTION.maximum_integer)
     errors = np.empty(candidates.shape)
     for column in range(CANDIDATES):
         fraction = candidates[:, column]
+        # (R, K), (R, 1) -> (R, K)
         rounded = np.ldexp(quantize_rows(matrix, fraction, weight_bits).astype(np.float64), -fraction[:, None])
         errors[:, column] = ((rounded - matrix) ** 2).sum(axis=1)
     if one_scale:
         errors = np.broadcast_to(errors.sum(axis=0), errors.shape)
+    # (R, CANDIDATES) -> (R, 1) -> (R,)
     return np.asarray(np.take_along_axis(candidates, errors.argmin(axis=1)[:, None], axis=1)[:, 0])

@@ -1,5 +1,4 @@
-"""The C program: the same integer model in C11, written from the equations, compiled and run from
-here.
+"""The C program: the integer model in C11, written from the equations, compiled and run here.
 
 Its source is in the directory `native` beside this file; `c_header.py` writes the model that is
 compiled into it. It is the second, independent implementation of the specification: tests compare
@@ -53,8 +52,7 @@ def write_program(quantized: QuantizedTransformer, directory: str | Path) -> Non
 
 
 def find_compiler() -> list[str]:
-    """Return the command of the C compiler: `$CC`, which may have options, else the first of cc,
-    gcc, clang.
+    """Return the C compiler's command: `$CC` with its options, else the first of `COMPILERS`.
 
     Raises:
         CompilerError: There is none, or `$CC` names none.
@@ -131,9 +129,7 @@ class NativeTransformer:
     def timed(
         self, prompts: Sequence[Sequence[int]], num_tokens: int, *, temperature: float = 0.0, seed: int = 0
     ) -> tuple[list[list[int]], float]:
-        """Return the tokens of `generate` and the seconds that the program took for them, its start
-        and its reading of prompts left out.
-        """
+        """Return the tokens of `generate` and the seconds they took, without start and reading."""
         if not prompts:
             raise QuantizationError("there is no prompt; generation needs at least one")
         text = f"{temperature:.{TEMPERATURE_DECIMALS}f}"
@@ -148,9 +144,7 @@ class NativeTransformer:
         return [[int(word) for word in line.split()] for line in lines], int(match[1]) * 1e-9
 
     def logits(self, prompt: Sequence[int]) -> IntegerArray:
-        """Return the logits (T, V) after each token of a prompt of at most `context_length` tokens,
-        int64.
-        """
+        """Return the logits, int64 (T, V), after each token of a prompt, T <= context_length."""
         lines, _ = self._run(["--logits"], [prompt])
         return np.array([[int(word) for word in line.split()] for line in lines], dtype=np.int64)
 

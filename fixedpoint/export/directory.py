@@ -63,8 +63,7 @@ def save_export(quantized: QuantizedTransformer, directory: str | Path) -> dict[
 
 
 def load_export(directory: str | Path) -> QuantizedTransformer:
-    """Read a quantized model and check all of it: schema, digests, shapes, ranges, and that the
-    layers' formats join.
+    """Read a quantized model and check all of it: schema, digests, shapes, ranges, formats.
 
     The model that was read must describe itself by the very manifest it was read with, and its
     tensors by the very texts.
@@ -94,9 +93,7 @@ def load_export(directory: str | Path) -> QuantizedTransformer:
 def _sign(
     manifest: dict[str, Any], tensors: dict[str, IntegerArray], quantized: QuantizedTransformer
 ) -> Iterator[tuple[str, str]]:
-    """Yield every text file's name and content; put their digests, and at the end its own, into the
-    manifest.
-    """
+    """Yield every text file's name and content; add their digests and its own to the manifest."""
     for name, entry in manifest["tensors"].items():
         text = memory_file(tensors[name], entry["bits"])
         entry["memory_sha256"] = hashlib.sha256(text.encode()).hexdigest()
@@ -131,9 +128,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _read_tensors(path: Path, entries: dict[str, Any]) -> dict[str, IntegerArray]:
-    """Read and check the tensors, as int64; nothing larger than the file itself is allocated before
-    its header is checked.
-    """
+    """Return the checked tensors, int64; memory beyond the file's size needs a valid header."""
     try:
         content = path.read_bytes()
     except OSError as error:

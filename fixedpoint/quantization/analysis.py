@@ -1,6 +1,4 @@
-"""Which layer hurts: float against fixed point tensor by tensor, and what each part costs when it
-alone is quantized.
-"""
+"""Quantization loss: signal-to-noise ratio of each tensor, loss when one part is quantized."""
 
 from __future__ import annotations
 
@@ -134,9 +132,7 @@ def part_losses(
 
 
 def storage_bytes(quantized: QuantizedTransformer) -> int:
-    """Return how much memory the model takes: weights and tables at their widths, each row's
-    fraction and bias, the norms.
-    """
+    """Return the bytes of weights and tables at their widths, fractions, biases and norms."""
     bits, rows = 0, 0
     for operator in (operation.operator for operation in quantized.operations):
         if isinstance(operator, Linear):
@@ -149,9 +145,7 @@ def storage_bytes(quantized: QuantizedTransformer) -> int:
 
 
 def _rounded_parameters(model: Transformer, quantized: QuantizedTransformer) -> dict[str, dict[str, np.ndarray]]:
-    """For every layer and table the parameters that its quantization changes, and what they
-    become.
-    """
+    """Return, for every layer and table, the parameters that its quantization changes, rounded."""
     rounded: dict[str, dict[str, np.ndarray]] = {}
     for name, layer in named_linears(quantized).items():
         scale = integer_factor(model.config, name)

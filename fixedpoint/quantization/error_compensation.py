@@ -1,4 +1,4 @@
-r"""Rounding a weight so that its error is made good by the weights that are rounded after it.
+r"""Error-compensated rounding (GPTQ): later weights of a row correct the error of earlier ones.
 
 A row of weights w sees inputs x with covariance H = E[(x − μ)(x − μ)ᵀ]. With the error e = w − ŵ,
 its output errs by e·x; the mean e·μ goes into the bias, and what is left has the variance e H eᵀ,
@@ -52,17 +52,16 @@ class Moments:
     products: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))
 
     def add(self, values: np.ndarray) -> None:
-        """Count vectors (..., K). Products are summed in the values' own precision inside one call,
-        in float64 between calls.
-        """
-        rows = values.reshape(-1, values.shape[-1])
+        """Count vectors (..., K)."""
+        # Products are summed in the values' precision within a call, in float64 between calls.
+        rows = values.reshape(-1, values.shape[-1])  # (..., K) -> (N, K)
         if self.count == 0:
             self.origin = rows.mean(axis=0, dtype=np.float64).astype(rows.dtype)
             self.total, self.products = np.zeros(rows.shape[1]), np.zeros((rows.shape[1], rows.shape[1]))
         rows = rows - self.origin
         self.count += len(rows)
         self.total += rows.sum(axis=0, dtype=np.float64)
-        self.products += rows.T @ rows
+        self.products += rows.T @ rows  # (K, N) @ (N, K) -> (K, K)
 
     @property
     def mean(self) -> FloatArray:
@@ -78,7 +77,7 @@ class Moments:
 
 @dataclass(frozen=True, eq=False)
 class Compensated:
-    """A layer's weights, on their grid.
+    """A layer's rounded weights.
 
     Attributes:
         weight: Real weights (R, K): whole numbers times 2**−fraction.
@@ -118,14 +117,16 @@ def compensate(
     if one_scale:
         covering, bound = np.full_like(covering, covering.min()), np.full_like(bound, bound.min())
     tried = [np.maximum(np.minimum(covering + finer, bound), FRACTION.minimum_integer) for finer in FINER]
-    candidates = np.stack(tried).astype(np.int64)  # (candidates, R)
-    repeated = np.tile(weight, (len(FINER), 1))
+    candidates = np.stack(tried).astype(np.int64)  # F times (R,) -> (F, R)
+    repeated = np.tile(weight, (len(FINER), 1))  # (R, K) -> (F · R, K)
+    # F fractions a row: (F, R) -> (F · R,), and back
     integers, errors = inputs.round(repeated, candidates.reshape(-1), weight_bits)
-    by_candidate = errors.reshape(candidates.shape)
+    by_candidate = errors.reshape(candidates.shape)  # (F · R,) -> (F, R)
     if one_scale:
         by_candidate = np.broadcast_to(by_candidate.sum(axis=1, keepdims=True), candidates.shape)
     best, rows = by_candidate.argmin(axis=0), np.arange(len(weight))
     fraction = candidates[best, rows]
+    # (F · R, K) -> (F, R, K) -> (R, K)
     rounded = np.ldexp(integers.reshape(len(FINER), *weight.shape)[best, rows].astype(np.float64), -fraction[:, None])
     return Compensated(rounded, bias + (weight - rounded) @ moments.mean, fraction)
 
@@ -147,9 +148,7 @@ class Feedback:
 
     @classmethod
     def of(cls, covariance: FloatArray) -> Feedback:
-        """Factor a covariance (K, K), damped so that inputs that never varied in calibration are
-        not thought free.
-        """
+        """Factor a covariance (K, K), damped, so that errors of a constant input count too."""
         mean_variance = float(np.trace(covariance)) / len(covariance)
         # Inputs that are all constant say nothing: then every weight counts alike, and is rounded
         # to nearest.
@@ -165,17 +164,17 @@ class Feedback:
     def round(
         self, weight: FloatArray, fraction: IntegerArray, weight_bits: WeightBits
     ) -> tuple[IntegerArray, FloatArray]:
-        """Return integers (R, K) of weights (R, K) at fractions (R,), and the variance (R,) of each
-        row's output error.
-        """
+        """Return integers (R, K) of weights at fractions (R,), and output error variances (R,)."""
         lowest, highest = weight_range(weight_bits)
-        # (K, R): a column at a time
+        # (R, K), (R, 1) -> (R, K) -> (K, R): a column at a time
         scaled = np.ldexp(weight, fraction[:, None])[:, self.order].T.copy()
         wanted, error, total = scaled.copy(), np.zeros_like(scaled), np.zeros(len(weight))
         for start in range(0, len(scaled), BLOCK):
             stop = min(start + BLOCK, len(scaled))
+            # (B, start) @ (start, R) -> (B, R)
             wanted[start:stop] += self.upper[:start, start:stop].T @ error[:start]
             for column in range(start, stop):
+                # (j,) @ (j, R) -> (R,)
                 target = wanted[column] + self.upper[start:column, column] @ error[start:column]
                 rounded = np.clip(np.floor(target + 0.5), lowest, highest)
                 total += self.variance[column] * np.square(target - rounded)

@@ -1,5 +1,4 @@
-"""Counts of a tensor's values, gathered piece by piece in little memory, from which its format is
-chosen.
+"""Histograms of a tensor's values, gathered piece by piece, from which its format is chosen.
 
 Bins are as wide as a power of two and begin at 0, so when a larger value arrives pairs of them
 merge, and nothing that was counted is lost. A format's rounding boundaries and rails lie on edges
@@ -91,9 +90,7 @@ class Histogram:
         return np.ldexp(np.arange(-HALF, HALF) + 0.5, self.exponent)
 
     def percentile(self, percent: float) -> float:
-        """Return the magnitude that this percentage of the values do not exceed, rounded up to a
-        bin's edge, at most the peak.
-        """
+        """Return the magnitude, a bin's edge, that this percentage of the values do not exceed."""
         magnitudes = self.counts[HALF:] + self.counts[:HALF][::-1]
         place = int(np.searchsorted(np.cumsum(magnitudes), self.size * percent / 100)) + 1
         return min(math.ldexp(place, self.exponent), self.peak)
@@ -125,18 +122,14 @@ class Histogram:
         return math.inf if self.square_sum == 0 else decibels(self.square_sum, self.noise(target))
 
     def least_squares_format(self, bits: int) -> QFormat:
-        """Return the signed format of least noise, among the one that covers the peak and the next
-        five below it.
-        """
+        """Return the signed format of least noise: the covering one or one of the next five."""
         first = covering_format(self.peak, bits)
         candidates = [QFormat(bits, min(first.fraction + finer, MAXIMUM_FRACTION)) for finer in range(CANDIDATES)]
         return min(candidates, key=self.noise)
 
 
 def covering_format(magnitude: float, bits: int) -> QFormat:
-    """Return the finest signed format of `bits` bits, of at most 20 fraction bits, that represents
-    ±magnitude without saturating.
-    """
+    """Return the finest signed format of at most 20 fraction bits that covers ±magnitude."""
     return QFormat(bits, min(covering_fraction(magnitude, bits), MAXIMUM_FRACTION))
 
 

@@ -1,5 +1,4 @@
-r"""Quantization-aware training: the float model computes with the numbers that the integer model
-will have.
+r"""Quantization-aware training: the float model computes with the integer model's numbers.
 
 Before each step the weights are rounded as `quantize_transformer` rounds them, and in the forward
 pass the activations are rounded to their formats. Gradients go straight through (see
@@ -50,9 +49,7 @@ HALF = np.float32(0.5)
 
 @dataclass(frozen=True)
 class _Grid:
-    """Where a matrix (rows, columns) or vector (rows,) may be: `step` times the whole numbers from
-    `lowest` to `highest`, a step a row.
-    """
+    """Values of a matrix (rows, columns) or vector (rows,): `step` · (`lowest` to `highest`)."""
 
     parameter: str
     step: np.ndarray  # (rows, 1), float32
@@ -63,8 +60,7 @@ class _Grid:
 
 @dataclass(frozen=True, eq=False)
 class QuantizationAware:
-    """The number format that a model is trained for: a
-    `model.training.straight_through.StraightThrough`.
+    """The number format that a model is trained for, a `StraightThrough` of `model.training`.
 
     Attributes:
         model: Shape of the model.
@@ -163,9 +159,7 @@ class QuantizationAware:
         return replace(plain, teacher=read_npz(run.teacher_weights, {"parameters": (size,)})["parameters"])
 
     def calibration(self, model: Transformer, tokens: np.ndarray) -> Calibration:
-        """Return this format as a calibration, with what windows of tokens (N, T) show of how well
-        it fits.
-        """
+        """Return this format as a calibration, with its errors on windows of tokens (N, T)."""
         measured = calibrate(model, tokens, self.settings)
         tensors = []
         for row in measured.tensors:
@@ -175,9 +169,7 @@ class QuantizationAware:
         return replace(measured, formats=self.formats, tensors=tuple(tensors))
 
     def quantize(self, model: Transformer) -> QuantizedTransformer:
-        """Return the integer model of rounded parameters: nothing is rounded a second time, but for
-        the norms' shifts.
-        """
+        """Return the integer model of rounded parameters; norms' shifts are rounded again."""
         return quantize_transformer(model, Calibration(self.formats, ()), self.settings, self.fractions)
 
     def loss(
@@ -187,15 +179,11 @@ class QuantizationAware:
         targets: np.ndarray,
         progress: Callable[[int], object] = lambda count: None,
     ) -> float:
-        """Return the integer model's mean loss in nats over windows (N, T); `progress` is called
-        with a number of windows when these are done.
-        """
+        """Return the integer model's mean loss in nats over windows (N, T)."""
         return prepared(self.quantize(model)).loss(inputs, targets, progress)
 
     def round_parameters(self, latent: np.ndarray, rounded: np.ndarray, share: int, num_shares: int) -> None:
-        """Write one share of the rounded parameters (n,): a share of the rows of each matrix; norms
-        go to the first share.
-        """
+        """Write a share of the rounded parameters (n,): rows of each matrix; norms in share 0."""
         shapes = parameter_shapes(self.model)
         source, target = Parameters(shapes, latent), Parameters(shapes, rounded)
         for grid in self._grids:
@@ -280,9 +268,7 @@ def _matrices(config: ModelConfig, settings: QuantizationSettings) -> dict[str, 
 
 
 def _round(values: np.ndarray, lowest: float, highest: float) -> None:
-    """Round float32 values half up to whole numbers and saturate, in place; exact for multiples of
-    1/2 below 2**23.
-    """
+    """Round float32 half up and saturate, in place; exact for multiples of 1/2 below 2**23."""
     values += HALF
     np.floor(values, out=values)
     np.clip(values, lowest, highest, out=values)

@@ -1,6 +1,4 @@
-"""A worker process of quantization-aware training: `model.training.worker_process` with the integer
-model's roundings.
-"""
+"""A worker process of quantization-aware training."""
 
 from model.training.worker_process import run
 
