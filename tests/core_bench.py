@@ -55,12 +55,10 @@ def bench(name, core, inputs, outputs, **settings):
     return StreamBench(name, core, {"i": inputs}, outputs, watchdog_cycles=2000, **settings)
 
 
-def run_compiled(bench, build_directory):
-    """Run a bench that is too long for Python at every clock edge: at full speed, with stalls and a
-    reset in the middle, with silent sinks.
-    """
+def compiled(bench, build_directory):
+    """Compile a bench. Return a function that runs it with given stalls and returns the result."""
     harness = bench.harness()
-    compiled = NativeBench.build(bench.name, harness, build_directory)
+    native = NativeBench.build(bench.name, harness, build_directory)
     columns = {}
     for port in (*harness.sources, *harness.sinks):
         size = -(-port.width // WORD_BITS) * WORD_BITS // 8
@@ -68,9 +66,32 @@ def run_compiled(bench, build_directory):
         memory = b"".join(int(word).to_bytes(size, "little") for word in words)
         columns[port.name] = np.frombuffer(memory, dtype="<u4").reshape(len(words), -1)
     inputs, outputs = ({name: columns[name] for name in words} for words in (bench.inputs, bench.outputs))
-    for stalls in (Stalls(), Stalls(1, 0.2, 0.2, reset_after=5000), Stalls(2, sink_delay=5000)):
-        result = compiled.run(inputs, outputs, stalls, expected_cycles=bench.expected_cycles)
+
+    def run_once(stalls):
+        result = native.run(inputs, outputs, stalls, expected_cycles=bench.expected_cycles)
         assert result.results == sum(map(len, bench.outputs.values()))
+        return result
+
+    return run_once
+
+
+def run_compiled(bench, build_directory):
+    """Run a bench that is too long for Python at every clock edge: at full speed, with stalls and a
+    reset in the middle, with silent sinks.
+    """
+    run_once = compiled(bench, build_directory)
+    for stalls in (Stalls(), Stalls(1, 0.2, 0.2, reset_after=5000), Stalls(2, sink_delay=5000)):
+        run_once(stalls)
+
+
+def run_compiled_with_stalls(bench, build_directory):
+    """Do as `run_with_stalls`, compiled, and reset the circuit in the middle of each run again."""
+    run_once = compiled(bench, build_directory)
+    cycles = run_once(Stalls()).total_cycles
+    for seed, levels in enumerate(STALLS):
+        for reset_after in (0, cycles // 2):
+            run_once(Stalls(seed, *levels, reset_after))
+    run_once(Stalls(len(STALLS), sink_delay=cycles))
 
 
 def every_row(number_format, length):

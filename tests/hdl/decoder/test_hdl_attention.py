@@ -3,7 +3,17 @@ import dataclasses
 
 import numpy as np
 import pytest
-from core_bench import ResetOnce, bench, every_row, needs_compiler, pack_rows, run, run_compiled, run_with_stalls
+from core_bench import (
+    ResetOnce,
+    bench,
+    every_row,
+    needs_compiler,
+    pack_rows,
+    run,
+    run_compiled,
+    run_compiled_with_stalls,
+    run_with_stalls,
+)
 from model_kinds import KINDS
 
 import fixedpoint
@@ -15,7 +25,9 @@ from hdl.decoder.schedule import Operand, Result, Schedule, Source, Step
 from sim.bench.bench import BenchFailure
 from sim.bench.payload import pack_all
 
-SHAPES = [(8, 2, 4), (6, 3, 5), (4, 1, 1), (16, 4, 16), (2, 2, 3), (12, 1, 7)]
+# channels, heads, tokens of context
+SHAPES = [(8, 2, 4), (6, 3, 5), (4, 1, 1), (2, 2, 3)]
+LARGE_SHAPES = [(16, 4, 16), (12, 1, 7)]
 
 
 def attention(channels=8, heads=2, context_length=4, seed=0, weight_bits=8, **formats):
@@ -83,13 +95,23 @@ def attention_bench(parameters, vectors, restart, core=None, **settings):
     )
 
 
-@pytest.mark.parametrize(("channels", "heads", "context_length"), SHAPES)
-def test_every_result_and_the_cycles_equal_the_specification(channels, heads, context_length, tmp_path):
+def timed_bench(channels, heads, context_length):
     parameters = attention(channels, heads, context_length)
     vectors, restart = tokens(parameters, 3 * context_length + 5)
     core = Attention(parameters)
     cycles = core.cycles(positions(restart, context_length))
-    run_with_stalls(attention_bench(parameters, vectors, restart, core, expected_cycles=cycles), tmp_path)
+    return attention_bench(parameters, vectors, restart, core, expected_cycles=cycles)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_every_result_and_the_cycles_equal_the_specification(shape, tmp_path):
+    run_with_stalls(timed_bench(*shape), tmp_path)
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", LARGE_SHAPES, ids=str)
+def test_large_cores_equal_the_specification(shape, simulation_builds):
+    run_compiled_with_stalls(timed_bench(*shape), simulation_builds)
 
 
 @needs_compiler
