@@ -91,9 +91,7 @@ def block_prefix(index: int) -> str:
 
 
 def in_decoder(steps: Iterable[Step], index: int, entering: str) -> tuple[Step, ...]:
-    """Return the steps of block `index` with their names in the decoder; `entering` is the residual
-    stream before it.
-    """
+    """Return the steps of block `index`, named as in the decoder; the block reads `entering`."""
     prefix = block_prefix(index)
 
     def name(tensor: str) -> str:
@@ -125,9 +123,7 @@ def residual_stream(steps: Iterable[Step]) -> frozenset[str]:
 
 
 def residual_format_tensors(steps: Iterable[Step]) -> frozenset[str]:
-    """Return the tensors in the residual stream's format: the stream itself, and what is added to
-    it.
-    """
+    """Return the tensors in the residual stream's format: the stream and what is added to it."""
     steps = tuple(steps)
     added = {name for step in steps if step.kind is Kind.RESIDUAL_ADD for name in step.inputs}
     return residual_stream(steps) | added

@@ -1,6 +1,4 @@
-"""The whole quantized decoder: integer tokens in, integer logits out, nothing in between but
-integers.
-"""
+"""The whole quantized decoder: integer tokens in, integer logits out, all of it in integers."""
 
 from __future__ import annotations
 
@@ -137,9 +135,7 @@ class Block:
 
     @cached_property
     def operations(self) -> tuple[tuple[Step, Operator], ...]:
-        """What the block computes, in order; the first tensor read is `INPUT`, the last one made
-        the block's output.
-        """
+        """What the block computes, in order, from `INPUT` to the block's output."""
         attention = self.attention
         add = ResidualAdd(self.attention_norm.input)
         operators: dict[str, Operator] = {
@@ -221,9 +217,7 @@ class QuantizedTransformer:
                 raise QuantizationError(f"there are {positions} positions, but the context has {self.context_length}")
 
     def _check_joints(self) -> None:
-        """Refuse an operation that expects other formats than those of the tensors that it
-        reads.
-        """
+        """Refuse an operation that expects other formats than its inputs have."""
         formats: dict[str, QFormat] = {}
         for operation in self.operations:
             read = [name for name in operation.inputs if name != TOKENS]
@@ -278,8 +272,7 @@ class QuantizedTransformer:
         return tuple(block.attention.core.empty_cache(*batch) for block in self.blocks)
 
     def extend(self, tokens: Integers, cache: Cache, observe: Observer = ignore) -> tuple[IntegerArray, Cache]:
-        """Run the next tokens of sequences; however they are cut into parts, the logits are those
-        of `forward` on the whole.
+        """Run the next tokens of sequences: in parts of any size, the same logits as `forward`.
 
         Args:
             tokens: Integers (B, N), N >= 1.

@@ -77,9 +77,7 @@ class AccumulatorWidth:
 
     @property
     def float32_margin(self) -> int:
-        """Bits between the largest partial sum and 2**24: a float32 sum in any order is exact where
-        it is 0 or more.
-        """
+        """Bits from the largest partial sum to 2**24; float32 sums are exact from 0 on."""
         return (FLOAT32_EXACT - 1).bit_length() - self.partial.bit_length()
 
 
@@ -95,32 +93,27 @@ def _width(
 
 def _corners(a: Interval, b: Interval) -> Interval:
     """The range of products of two ranges."""
+    # four (R,) -> (4, R) -> (R,)
     products = np.stack([a[i] * b[j] for i in (0, 1) for j in (0, 1)])
     return products.min(axis=0), products.max(axis=0)
 
 
 def linear_range(linear: Linear) -> Interval:
-    """Return the smallest and largest accumulator of each row, both int64 (R,), over all inputs of
-    the format.
-    """
+    """Return the smallest and largest accumulator of each row over all inputs, both int64 (R,)."""
     up, down = np.maximum(linear.weight, 0).sum(axis=1), np.minimum(linear.weight, 0).sum(axis=1)
     low, high = linear.input.minimum_integer, linear.input.maximum_integer
     return up * low + down * high + linear.bias, up * high + down * low + linear.bias
 
 
 def _output_range(linear: Linear) -> Interval:
-    """The smallest and largest output of each row (R,): a requantization is monotone, so ends
-    become ends.
-    """
+    """Return the smallest and largest output of each row (R,): requantization is monotone."""
     low, high = linear_range(linear)
     return requantize(low, linear.shift, linear.output), requantize(high, linear.shift, linear.output)
 
 
 @singledispatch
 def output_range(operator: Operator, *inputs: Interval) -> Interval:
-    """Return the smallest and largest output of an operator, one for each channel or one for all,
-    for its inputs' ranges.
-    """
+    """Return an operator's smallest and largest output, by channel or (), for inputs' ranges."""
     return np.array(operator.output.minimum_integer), np.array(operator.output.maximum_integer)
 
 
@@ -131,8 +124,7 @@ def _(operator: Linear, *inputs: Interval) -> Interval:
 
 @singledispatch
 def operator_widths(operator: Operator, name: str, *inputs: Interval) -> Iterator[AccumulatorWidth]:
-    """Yield the accumulators of an operator that makes the tensor `name`; what has none yields
-    nothing.
+    """Yield the accumulators of an operator, if it has any.
 
     Args:
         operator: The operator.
@@ -206,13 +198,14 @@ def _attention_widths(
     group = attention.num_heads // attention.num_kv_heads
 
     def of_queries(ends: IntegerArray) -> IntegerArray:
-        """The keys' ranges beside the queries that read them: (K·d,) or () -> (H·d,)."""
+        """Return the keys' ranges for the queries that read them, (H·d,)."""
+        # (K·d,) -> (K, d) -> (H, d) -> (H·d,)
         by_kv_head = np.broadcast_to(ends, attention.kv_channels).reshape(-1, attention.head_dim)
         return np.repeat(by_kv_head, group, axis=0).reshape(-1)
 
     low, high = (np.broadcast_to(ends, attention.channels) for ends in query)
     products = _corners((low, high), (of_queries(key[0]), of_queries(key[1])))
-    low, high = (ends.reshape(by_head) for ends in products)
+    low, high = (ends.reshape(by_head) for ends in products)  # (H·d,) -> (H, d)
     partial = max(int(np.maximum(high, 0).sum(axis=1).max()), int(np.maximum(-low, 0).sum(axis=1).max()))
     yield AccumulatorWidth(
         f"{name}.scores", int(low.sum(axis=1).min()), int(high.sum(axis=1).max()), partial, attention.score.bits, False

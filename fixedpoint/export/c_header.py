@@ -1,5 +1,4 @@
-"""A quantized model as constants of C: the header that the program in `fixedpoint/export/native` is
-compiled with.
+"""A quantized model as constants of C: the header `model.h` of the C program.
 
 The types of the constants are declared in `fixedpoint/export/native/transformer.c`. The header says
 what the model is, formats and tables, and leaves all arithmetic, every shift too, to the program.
@@ -166,8 +165,7 @@ class Header:
 
 @singledispatch
 def c_operation(operator: Operator, header: Header, name: str, channels: int) -> tuple[str, str]:
-    """Write what the program needs of an operator; return its function in C, and its parameters
-    there.
+    """Write the constants of an operator; return its function in C, and its parameters there.
 
     Args:
         operator: The operator.
@@ -240,9 +238,7 @@ def _check_widths(operation: Operation) -> None:
 
 
 def _places(operations: Sequence[Operation]) -> tuple[dict[str, int], int]:
-    """Return the memory of each tensor, and how many there are: a tensor's is used again when
-    nothing reads it any more.
-    """
+    """Return each tensor's buffer and their number; a buffer is reused after its last reader."""
     last = {name: index for index, operation in enumerate(operations) for name in operation.inputs}
     place, count = {EMBEDDING.name: 0}, 1
     free: list[int] = []

@@ -48,8 +48,7 @@ ORDER = {
 
 
 def describe(quantized: QuantizedTransformer) -> tuple[dict[str, Any], dict[str, IntegerArray]]:
-    """Return a model's manifest, without the digests of files, and its tensors by name in the types
-    that they are stored in.
+    """Return a model's manifest, without digests of files, and its tensors as stored, by name.
 
     Raises:
         QuantizationError: A tensor does not fit the bits that its layer declares.
@@ -99,8 +98,7 @@ def describe(quantized: QuantizedTransformer) -> tuple[dict[str, Any], dict[str,
 
 
 def build(manifest: dict[str, Any], tensors: dict[str, IntegerArray]) -> QuantizedTransformer:
-    """Return the model that a manifest and its tensors (int64) describe; the layers check their own
-    ranges and joints.
+    """Return the model that a manifest and its tensors (int64) describe; the layers check it.
 
     Raises:
         QuantizationError: A layer refuses what it was given.

@@ -1,8 +1,7 @@
-r"""Export of the integer model to ONNX: one graph from tokens (batch, length) to logits (batch,
-length, V), equal to the specification bit for bit.
+r"""Export of the integer model to ONNX, equal to the specification bit for bit.
 
-Tensors carry real values, every one of them a multiple of its format's resolution, so the graph
-reads like any quantized network:
+The graph maps tokens (batch, length) to logits (batch, length, V). Its tensors carry real values,
+all multiples of their format's resolution, as in any quantized network:
 
 - a linear layer is `DequantizeLinear` of int8 weights with one power-of-two scale a row, `MatMul`
   and `Add`, and a cast to the output's format;
@@ -45,14 +44,14 @@ from ..transformer import Norm, QuantizedTransformer
 
 # scales are float32, which holds 8 bits times a power of two well beyond that
 LARGEST_EXPONENT = 100
-BEYOND_ALL_SCORES = -(
-    2.0**50
-)  # added to scores of the future; their exponentials are then 0, and float64 still holds the sum
+# added to scores of the future; their exponentials are then 0, and float64 still holds the sum
+BEYOND_ALL_SCORES = -(2.0**50)
 
 
 def export_onnx(quantized: QuantizedTransformer, path: str | Path) -> None:
-    """Write a model as an ONNX file (opset 17), whole or not at all: input `tokens`, int64; output
-    `logits`, float32, multiples of `2**-fraction`.
+    """Write a model as an ONNX file (opset 17), whole or not at all.
+
+    Input `tokens`, int64; output `logits`, float32, multiples of `2**-fraction`.
 
     Raises:
         QuantizationError: A layer has numbers that the graph's floats do not hold exactly.
@@ -166,16 +165,12 @@ class _Exporter:
         return self.graph.add("Gather", table, index)
 
     def _floor_log2(self, x: str, bits: int) -> str:
-        """Return the position of the leading one of x (..., 1) >= 1, int64 (..., 1): how many
-        powers of two from 2 on it reaches.
-        """
+        """Return floor(log2 x), int64 (..., 1), of x (..., 1) >= 1: the powers it reaches."""
         reached = self.graph.add("GreaterOrEqual", x, self._powers(f"powers_{bits}", np.arange(1, bits)))
         return self.graph.add("ReduceSum", self._index(reached), self._integers([-1]), keepdims=1)
 
     def _entry(self, function: Reciprocal | ReciprocalSquareRoot, x: str, position: str, bits: int) -> str:
-        """Return the table's entry of x, whose leading one, or the even position below it, is at
-        `position`.
-        """
+        """Return x's table entry; `position` is its leading one's, for a root the even below."""
         graph, root = self.graph, isinstance(function, ReciprocalSquareRoot)
         kept = function.index_bits - 2 if root else function.index_bits
         shifts = graph.add("Gather", self._powers(f"shifts_{kept}_{bits}", kept - np.arange(bits)), position)
@@ -270,9 +265,8 @@ class _Exporter:
         return self.graph.add("Gather", x, self._integers(shared.tolist()), axis=1)
 
     def _heads(self, x: str, layer: CausalAttention, num_heads: int, source: QFormat) -> str:
-        """Return integers (batch, heads, length, head size) of real values (batch, length,
-        channels).
-        """
+        """Return integers by head of real values."""
+        # (batch, length, channels) -> (batch, heads, length, head size)
         split = self.graph.add("Reshape", x, self._integers([0, 0, num_heads, layer.head_dim]))
         return self._scaled(self.graph.add("Transpose", split, perm=[0, 2, 1, 3]), source.fraction)
 

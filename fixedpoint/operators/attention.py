@@ -37,8 +37,7 @@ MAXIMUM_CONTEXT = 4096
 
 @dataclass(frozen=True, eq=False)
 class AttentionCache:
-    """Keys and values of the tokens that a sequence has had so far; it is not changed, `extended`
-    returns a longer one.
+    """Keys and values of a sequence's tokens so far; immutable, `extended` returns a longer one.
 
     Attributes:
         keys: Integers (..., L, K·d) of K key and value heads, as the scores read them.
@@ -55,6 +54,7 @@ class AttentionCache:
 
     def extended(self, keys: IntegerArray, values: IntegerArray) -> AttentionCache:
         """Return the cache with the rows of N more tokens (..., N, K·d)."""
+        # (..., L, K·d), (..., N, K·d) -> (..., L + N, K·d)
         return AttentionCache(
             np.concatenate([self.keys, keys], axis=-2), np.concatenate([self.values, values], axis=-2)
         )
@@ -174,12 +174,11 @@ class CausalAttention:
         return requantize(as_int64(weighted) * scale.mantissa, shift, self.output)
 
     def scores(self, query: IntegerArray, key: IntegerArray) -> IntegerArray:
-        """Return the products of queries (..., N, C) and keys (..., L, K·d), (..., H, N, L) of
-        format `score`.
-        """
+        """Return products (..., H, N, L) of queries (..., N, C) and keys (..., L, K·d)."""
         limit = 1 << (self.query.bits - 1)
         keys = np.swapaxes(self._for_queries(key), -1, -2)  # (..., L, K·d) -> (..., H, d, L)
-        products = exact_matmul(self._split(query), keys, limit, limit)  # (..., H, N, L)
+        # (..., H, N, d) @ (..., H, d, L) -> (..., H, N, L)
+        products = exact_matmul(self._split(query), keys, limit, limit)
         return products.astype(np.int64)
 
     def empty_cache(self, *batch: int) -> AttentionCache:
@@ -214,35 +213,36 @@ class CausalAttention:
                 f"attention sequences have 1 to {self.context_length} tokens, not {length if new else new}"
             )
         cache = cache.extended(key, value)
-        # the last of the new tokens sees all
+        # the last of the new tokens sees all: (N, L + N)
         causal = np.tri(new, length, length - new, dtype=bool)
-        # (..., H, N, L + N)
+        # (..., N, C), (..., L + N, K·d) -> (..., H, N, L + N)
         numerators = self.softmax.numerators(self.scores(query, cache.keys), causal)
         limit = 1 << (self.value.bits - 1)
-        values = self._for_queries(cache.values)  # (..., H, L + N, d)
+        values = self._for_queries(cache.values)  # (..., L + N, K·d) -> (..., H, L + N, d)
+        # (..., H, N, L + N) @ (..., H, L + N, d) -> (..., H, N, d)
         weighted = exact_matmul(numerators, values, self.softmax.exponential.maximum, limit)
         context = self.normalize(weighted, numerators.sum(axis=-1, keepdims=True))  # (..., H, N, d)
-        return np.swapaxes(context, -2, -3).reshape(query.shape), cache  # (..., N, C)
+        return np.swapaxes(context, -2, -3).reshape(query.shape), cache  # -> (..., N, C)
 
     def compute(self, query: IntegerArray, key: IntegerArray, value: IntegerArray) -> IntegerArray:
         """Return the contexts, int64 (..., T, C), of whole sequences of T <= context_length."""
         return self.extend(query, key, value, self.empty_cache(*query.shape[:-2]))[0]
 
     def _split(self, x: IntegerArray) -> IntegerArray:
-        """Split channels into heads: (..., T, heads·d) -> (..., heads, T, d)."""
+        """Split channels into heads."""
+        # (..., T, heads·d) -> (..., T, heads, d) -> (..., heads, T, d)
         return np.swapaxes(x.reshape(*x.shape[:-1], -1, self.head_dim), -2, -3)
 
     def _for_queries(self, x: IntegerArray) -> IntegerArray:
         """Give each query head its key or value head: (..., L, K·d) -> (..., H, L, d)."""
-        heads = self._split(x)
+        heads = self._split(x)  # (..., L, K·d) -> (..., K, L, d)
         group = self.num_heads // self.num_kv_heads
-        return heads if group == 1 else np.repeat(heads, group, axis=-3)
+        return heads if group == 1 else np.repeat(heads, group, axis=-3)  # -> (..., H, L, d)
 
 
 @dataclass(frozen=True, eq=False)
 class Attention:
-    """Causal multi-head self-attention with its four projections: what the attention accelerator
-    computes.
+    """Causal multi-head self-attention with its four projections, as in the accelerator.
 
     Attributes:
         query: Projection (C, C) from the normalized input.

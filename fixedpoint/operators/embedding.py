@@ -1,6 +1,4 @@
-"""Token and position embeddings: 8-bit tables, one power-of-two scale a row, added in the residual
-format.
-"""
+"""Token and position embeddings: 8-bit tables with power-of-two scales, added and saturated."""
 
 from __future__ import annotations
 
@@ -55,13 +53,12 @@ class EmbeddingTable:
         if not np.isfinite(matrix).all():
             raise QuantizationError("an embedding value is NaN or infinite")
         fraction = least_squares_fractions(matrix, weight_bits)
-        scaled = np.ldexp(matrix, fraction[:, None])
+        scaled = np.ldexp(matrix, fraction[:, None])  # (N, C), (N, 1) -> (N, C)
         return cls(QFormat(weight_bits, 0).quantize(scaled, Rounding.HALF_UP, Overflow.SATURATE), weight_bits, fraction)
 
     def compute(self, index: Integers, output: QFormat) -> IntegerArray:
-        """Return rows `index` (...) in units of `output`, int64 (..., C), rounded half up but not
-        yet saturated.
-        """
+        """Return rows `index` (...) in units of `output`, int64 (..., C), not yet saturated."""
+        # (..., C), (..., 1) -> (..., C)
         return shift_right_half_up(self.weight[index], (self.weight_fraction[index] - output.fraction)[..., None])
 
 
@@ -109,8 +106,7 @@ class Embedding:
         return int(self.token.weight.shape[1])
 
     def compute(self, tokens: Integers, first_position: int = 0) -> IntegerArray:
-        """Embed tokens (..., T) that stand at positions `first_position`, …; returns int64 (..., T,
-        C).
+        """Return int64 (..., T, C) for tokens (..., T) at positions from `first_position`.
 
         Raises:
             ValueError: A token is not in the vocabulary, or a position is beyond the context.

@@ -1,6 +1,4 @@
-"""The product of two tensors, element by element: the gate of SwiGLU (Shazeer,
-arXiv:2002.05202).
-"""
+"""The elementwise product of two tensors: the gate of SwiGLU (Shazeer, arXiv:2002.05202)."""
 
 from __future__ import annotations
 

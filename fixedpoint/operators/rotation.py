@@ -138,9 +138,11 @@ class Rotation(UnaryOperator):
                 f"{self.table.context_length}"
             )
         rows = slice(first_position, first_position + length)
-        cosine, sine = self.table.cosine[rows, None], self.table.sine[rows, None]  # (T, 1, d / 2)
+        # (T, d / 2) -> (T, 1, d / 2)
+        cosine, sine = self.table.cosine[rows, None], self.table.sine[rows, None]
         # (..., T, C) -> (..., T, heads, d / 2, 2)
         pairs = wide.reshape(*wide.shape[:-1], channels // self.table.head_dim, -1, 2)
-        even, odd = pairs[..., 0], pairs[..., 1]  # (..., T, heads, d / 2)
+        even, odd = pairs[..., 0], pairs[..., 1]  # -> (..., T, heads, d / 2)
+        # two (..., T, heads, d / 2) -> (..., T, heads, d / 2, 2)
         sums = np.stack([even * cosine - odd * sine, even * sine + odd * cosine], axis=-1)
-        return requantize(sums, self.shift, self.output).reshape(wide.shape)
+        return requantize(sums, self.shift, self.output).reshape(wide.shape)  # -> (..., T, C)

@@ -233,9 +233,7 @@ def calibrate(
 
 
 class _Observed:
-    """What the float model showed: an observer of `Transformer.forward`. It keeps the moments of
-    the tensors in `feed_linear`.
-    """
+    """An observer of `Transformer.forward`: histograms, and moments of what is in `feed_linear`."""
 
     def __init__(self, config: ModelConfig, feed_linear: frozenset[str]) -> None:
         self.config = config
@@ -262,24 +260,18 @@ class _Observed:
 
 
 def integer_factor(config: ModelConfig, name: str) -> float:
-    """Return what the integer model multiplies a float tensor, or the weights and bias that make
-    it, by.
-    """
+    """Return the integer model's factor on a float tensor, or on the weights and bias of it."""
     is_query = name.removesuffix(".weight").endswith(("attention.query", "attention.rotated_query"))
     return query_scale(config.head_dim) if is_query else 1.0
 
 
 def query_scale(head_dim: int) -> float:
-    """Return log2(e) / sqrt(d), the factor between q·k and a base-2 softmax exponent: it moves into
-    the query projection.
-    """
+    """Return log2(e) / sqrt(d), the query projection's factor for a base-2 softmax."""
     return math.log2(math.e) / math.sqrt(head_dim)
 
 
 def layer_names(config: ModelConfig) -> list[str]:
-    """Return the names of all that has weights: linear layers, `logits` among them, and embedding
-    tables.
-    """
+    """Return the names of linear layers, `logits` among them, and of embedding tables."""
     shapes = parameter_shapes(config)
     layers = [name.removesuffix(".weight") for name in shapes if name.endswith(".weight") and name != "output.weight"]
     return [*layers, "logits", *(name for name in TABLES if name in shapes)]
@@ -326,9 +318,7 @@ def _choose(
 
 
 def _checked(name: str, histogram: Histogram, target: QFormat) -> QFormat:
-    """Refuse a given format that does not hold its tensor. The residual stream may not saturate at
-    all.
-    """
+    """Refuse a format that does not hold its tensor; the residual stream may not saturate."""
     saturated = histogram.saturated(target)
     if saturated > (0 if name == "residual" else LARGEST_SATURATED):
         raise QuantizationError(

@@ -167,7 +167,7 @@ def weight_table(model: Transformer, quantized: QuantizedTransformer) -> tuple[T
         fractions = sorted(set(layer.weight_fraction.tolist()))
         ends = dict.fromkeys(str(QFormat(layer.weight_bits, fraction)) for fraction in (fractions[0], fractions[-1]))
         code = QFormat(layer.weight_bits, 0)
-        scaled = np.ldexp(reference, layer.weight_fraction[:, None])
+        scaled = np.ldexp(reference, layer.weight_fraction[:, None])  # (R, K), (R, 1) -> (R, K)
         clipped = (scaled < code.minimum_integer) | (scaled > code.maximum_integer)
         rows.append(
             TensorFormat(
