@@ -103,7 +103,7 @@ CORE, OPERATOR = "hdl/cores/gated_product.py", "fixedpoint/operators/gated_produ
 EQUAL, EQUATION = "gated-product-amaranth", "is_its_equation"
 # Offers a result only while it is taken, and moves only then or while there is none.
 WAITING = """        waiting = m.submodules.valid.o
-        m.d.comb += [self.o.valid.eq(waiting & self.o.ready), move.eq(~waiting | self.o.ready)]
+        m.d.comb += [self.o.valid.eq(waiting & self.o.ready), enable.eq(~waiting | self.o.ready)]
         return m
 """
 # A line and what stands in its place, the test that fails, and what it says.
@@ -122,7 +122,7 @@ MISTAKES = {
         EQUAL,
         "expected {'data'",
     ),
-    "moves while a result waits": (CORE, "with m.If(move):", "with m.If(1):", EQUAL, "the payload became"),
+    "does not stall while a result waits": (CORE, "with m.If(enable):", "with m.If(1):", EQUAL, "the payload became"),
     "is later than it says": (CORE, "Multiplier.latency + 1", "Multiplier.latency + 2", EQUAL, "expected {'data'"),
     "waits for ready": (CORE, "        return m\n", WAITING, EQUAL, "no transfer for"),
     "has another equation": (OPERATOR, "self.output.fraction", "self.output.fraction + 1", EQUATION, "assert "),

@@ -55,12 +55,12 @@ class TableActivation(wiring.Component):
         """Build the circuit."""
         m = Module()
         parameters = self.parameters
-        move = Signal()
+        enable = Signal()
         m.submodules.tags = tags = Delay(data.StructLayout({"valid": 1, "last": 1}), self.latency)
         m.d.comb += [
-            move.eq(~self.o.valid | self.o.ready),
-            self.i.ready.eq(move),
-            tags.en.eq(move),
+            enable.eq(~self.o.valid | self.o.ready),
+            self.i.ready.eq(enable),
+            tags.en.eq(enable),
             tags.i.valid.eq(self.i.valid),
             tags.i.last.eq(self.i.payload.last),
             self.o.valid.eq(tags.o.valid),
@@ -72,11 +72,11 @@ class TableActivation(wiring.Component):
             if self.lanes > 1:
                 arriving, result = arriving[lane], result[lane]
             address = data_register(unsigned(parameters.input.bits), name=f"address_{lane}")
-            with m.If(move):
+            with m.If(enable):
                 m.d.sync += address.eq(arriving)
             m.submodules[f"table_{lane}"] = table = memory.Memory(
                 shape=shape_of(parameters.output), depth=len(init), init=init, attrs={"ram_style": "logic"}
             )
             port = table.read_port()
-            m.d.comb += [port.en.eq(move), port.addr.eq(address), result.eq(port.data)]
+            m.d.comb += [port.en.eq(enable), port.addr.eq(address), result.eq(port.data)]
         return m

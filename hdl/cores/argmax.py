@@ -75,10 +75,10 @@ class ArgMax(wiring.Component):
         logit, best = (data_register(shape_of(self.logits), name=name) for name in ("logit", "best"))
         token = data_register(range(self.length))
         valid, last = Signal(), Signal()
-        move = Signal()
+        enable = Signal()
         final = self.i.payload.last | (place == self.length - 1)
-        m.d.comb += [move.eq(~self.o.valid | self.o.ready), self.i.ready.eq(move), self.o.payload.token.eq(token)]
-        with m.If(move):
+        m.d.comb += [enable.eq(~self.o.valid | self.o.ready), self.i.ready.eq(enable), self.o.payload.token.eq(token)]
+        with m.If(enable):
             m.d.sync += [
                 valid.eq(self.i.valid),
                 last.eq(final),

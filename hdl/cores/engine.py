@@ -32,12 +32,12 @@ from ..parts.parameter_checks import check_whole
 from ..parts.payload import connect, payload_shape
 from ..parts.registers import data_register
 from ..parts.requantize import WIDEST_INPUT
-from ..parts.stream_parts import PromisedQueue
+from ..parts.stream_parts import CreditQueue
 
 ELEMENT_BITS = 8  # of weights, keys and values; two 4-bit weights
 LANES_PER_COPY = 16  # of a control bit that all lanes look at
 # from a command to its operands: memory, the memory's register, the operands' register
-FETCH_MOVES = 3
+FETCH_STAGES = 3
 
 
 class Engine(wiring.Component):
@@ -179,23 +179,23 @@ class Engine(wiring.Component):
         return levels
 
     @property
-    def dot_moves(self) -> int:
+    def dot_stages(self) -> int:
         """Cycles from a command to its sum: fetching, multipliers, split, trees, selection of the
         tap, slices.
         """
-        return FETCH_MOVES + self._products.latency + 1 + self.tree_latency + 2
+        return FETCH_STAGES + self._products.latency + 1 + self.tree_latency + 2
 
     @property
     def latency(self) -> int:
         """Clock edges from a DOT or PAIRS command taken to its result given: to its sum, and 2
         through the FIFO.
         """
-        return self.dot_moves + 2
+        return self.dot_stages + 2
 
     @property
     def lanes_latency(self) -> int:
         """Clock edges from an ACCUMULATE command taken to its sums given."""
-        return FETCH_MOVES + self._products.latency + 1 + 1
+        return FETCH_STAGES + self._products.latency + 1 + 1
 
     def cycles(self, commands: int) -> int:
         """Return the clock edges from the first of so many commands taken to the result of the last
@@ -240,7 +240,7 @@ class Engine(wiring.Component):
 
         # What is in the pipeline, beside the numbers.
         tag = data.StructLayout({"dot": 1, "lanes": 1, "pairs": 1, "tap": command.tap.shape(), "first": 1, "last": 1})
-        m.submodules.tags = tags = Delay(tag, self.dot_moves)
+        m.submodules.tags = tags = Delay(tag, self.dot_stages)
         m.d.comb += [
             tags.en.eq(1),
             tags.i.dot.eq(taken & ((command.operation == Operation.DOT) | (command.operation == Operation.PAIRS))),
@@ -259,7 +259,7 @@ class Engine(wiring.Component):
 
         # Multiply: the activations wait as long as the memory takes.
         activations = [
-            data_register(command.activations.shape(), name=f"activations_{stage}") for stage in range(FETCH_MOVES)
+            data_register(command.activations.shape(), name=f"activations_{stage}") for stage in range(FETCH_STAGES)
         ]
         m.d.sync += activations[0].eq(command.activations)
         offered = self._copies(m, "offered", self.i.valid)
@@ -273,7 +273,7 @@ class Engine(wiring.Component):
         # takes a cycle of its own.
         operands = data_register(products.b.shape())
         m.d.comb += products.b.eq(operands)
-        in_pairs = self._copies(m, "fetched", tags.taps[FETCH_MOVES - 2].pairs)
+        in_pairs = self._copies(m, "fetched", tags.taps[FETCH_STAGES - 2].pairs)
         half = self.element_bits // 2
         for lane in range(lanes):
             bits = elements[lane].as_unsigned()
@@ -284,7 +284,7 @@ class Engine(wiring.Component):
         lower_bits = self.parameters.product_bits if self.whole else self.spacing
         lower = data_register(data.ArrayLayout(signed(lower_bits), lanes))
         upper = data_register(data.ArrayLayout(signed(self.spacing), lanes))
-        in_pairs = self._copies(m, "multiplied", tags.taps[FETCH_MOVES + products.latency - 1].pairs)
+        in_pairs = self._copies(m, "multiplied", tags.taps[FETCH_STAGES + products.latency - 1].pairs)
         for lane in range(lanes):
             low, high = pair_products(products.o[lane], self.spacing)
             m.d.sync += lower[lane].eq(self._either(in_pairs[lane], low, products.o[lane]))
@@ -294,7 +294,7 @@ class Engine(wiring.Component):
         lanes_free = Signal(init=1)
         self.internals = Internals(words=words, tags=tags, lanes_free=lanes_free)
         if Operation.ACCUMULATE in self.operations:
-            stages = tags.taps[FETCH_MOVES + products.latency :]
+            stages = tags.taps[FETCH_STAGES + products.latency :]
             self._accumulate_lanes(m, lower, stages[0], stages[1], taken, lanes_free)
         room = Signal(init=1)
         if self._trees:
@@ -354,7 +354,7 @@ class Engine(wiring.Component):
         """Sum up products within groups of lanes, then slice by slice, and keep the results until
         they are taken.
         """
-        chosen_soon, slice_sum = tags.taps[self.dot_moves - 2], tags.o
+        chosen_soon, slice_sum = tags.taps[self.dot_stages - 2], tags.o
         payload = payload_shape(self.o)
         sums = data_register(payload)
         for name, products, levels in (("lower", lower, self._trees), ("upper", upper, self._upper_trees)):
@@ -380,7 +380,7 @@ class Engine(wiring.Component):
 
         # A credit is a free place for a result; there are enough to keep the pipeline full.
         places = self.latency + 1
-        m.submodules.results = results = PromisedQueue(payload, places)
+        m.submodules.results = results = CreditQueue(payload, places)
         m.d.comb += [results.write.eq(slice_sum.dot & slice_sum.last), results.data.eq(sums)]
         connect(m, results.o, wiring.flipped(self.o))
         credits = Signal(range(places + 1), init=places)
@@ -402,9 +402,9 @@ class Engine(wiring.Component):
             level = [tree.o for tree in trees]
             remaining -= trees[0].latency
             waiting = level
-            for move in range(remaining):
+            for stage in range(remaining):
                 late = [
-                    data_register(value, name=f"{name}_{number}_{move}_{place}") for place, value in enumerate(waiting)
+                    data_register(value, name=f"{name}_{number}_{stage}_{place}") for place, value in enumerate(waiting)
                 ]
                 m.d.sync += [after.eq(value) for after, value in zip(late, waiting, strict=True)]
                 waiting = late

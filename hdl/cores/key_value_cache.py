@@ -13,7 +13,7 @@ from ..parts.parameter_checks import check_shape, check_whole
 from ..parts.registers import data_register
 from ..parts.stream_parts import word_shape
 
-READ_MOVES = 2  # the memory, and the register behind it that its slow output deserves
+READ_STAGES = 2  # the memory, and the register behind it that its slow output deserves
 
 
 class KeyValueCache(wiring.Component):
@@ -42,7 +42,7 @@ class KeyValueCache(wiring.Component):
             `last` is set on a row's final word, `final` on the words of row p.
     """
 
-    latency = 1 + READ_MOVES
+    latency = 1 + READ_STAGES
 
     def __init__(self, element: ShapeLike, channels: int, context_length: int, lanes: int = 1):
         for name, number in (("channels", channels), ("context_length", context_length), ("lanes", lanes)):
@@ -98,17 +98,17 @@ class KeyValueCache(wiring.Component):
             write_port.data.eq(self.i.payload.data),
         ]
         # Give the rows so far.
-        move, issue = Signal(), Signal()
+        enable, issue = Signal(), Signal()
         tag = data.StructLayout({"valid": 1, "value": 1, "final": 1, "last": 1})
-        m.submodules.tags = tags = Delay(tag, READ_MOVES)
+        m.submodules.tags = tags = Delay(tag, READ_STAGES)
         final = row == position
         word_out = data_register(width)
         m.d.comb += [
-            move.eq(~self.o.valid | self.o.ready),
-            issue.eq(giving & move),
-            read_port.en.eq(move),
+            enable.eq(~self.o.valid | self.o.ready),
+            issue.eq(giving & enable),
+            read_port.en.eq(enable),
             read_port.addr.eq(address),
-            tags.en.eq(move),
+            tags.en.eq(enable),
             tags.i.valid.eq(giving),
             tags.i.value.eq(value),
             tags.i.final.eq(final),
@@ -119,7 +119,7 @@ class KeyValueCache(wiring.Component):
             self.o.payload.final.eq(tags.o.final),
             self.o.payload.last.eq(tags.o.last),
         ]
-        with m.If(move):
+        with m.If(enable):
             m.d.sync += word_out.eq(read_port.data)
 
         with m.If(taken):

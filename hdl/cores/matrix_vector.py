@@ -153,11 +153,11 @@ class MatrixVector(wiring.Component):
         held = [data_register(signed(parameters.accumulator_bits), name=f"held_{place}") for place in range(tile.rows)]
         left = Signal(range(tile.rows + 1))
         row = Signal(range(rows))
-        move = Signal()  # the cast's pipeline stands still while a result waits
-        feeding, last_row = (left != 0) & move, row == rows - 1
+        enable = Signal()  # the cast's pipeline stalls while a result waits
+        feeding, last_row = (left != 0) & enable, row == rows - 1
         m.d.comb += [
-            move.eq(~self.o.valid | self.o.ready),
-            engine.o.ready.eq((left == 0) | (move & ((left == 1) | last_row))),
+            enable.eq(~self.o.valid | self.o.ready),
+            engine.o.ready.eq((left == 0) | (enable & ((left == 1) | last_row))),
         ]
         with m.If(feeding):
             m.d.sync += [here.eq(after) for here, after in pairwise(held)]
@@ -170,10 +170,10 @@ class MatrixVector(wiring.Component):
 
         m.submodules.tags = tags = Delay(data.StructLayout({"valid": 1, "last": 1}), requantize.latency)
         m.d.comb += [
-            tags.en.eq(move),
+            tags.en.eq(enable),
             tags.i.valid.eq(left != 0),
             tags.i.last.eq(last_row),
-            requantize.en.eq(move),
+            requantize.en.eq(enable),
             requantize.i.eq(held[0]),
             requantize.row.eq(row),
             self.o.valid.eq(tags.o.valid),

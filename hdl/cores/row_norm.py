@@ -27,8 +27,8 @@ from ..parts.stream_parts import word_shape
 # of a difference: an unsigned part that fits a hard multiplier beside the root's mantissa
 LOW_BITS = 16
 LOGIC_WORDS = 64  # of scale and shift that are cheaper in lookup tables than in block RAM
-READ_MOVES = 2  # a block RAM's latch and its output register
-OUTPUT_MOVES = 12  # stages from a difference to its result
+READ_STAGES = 2  # a block RAM's latch and its output register
+OUTPUT_STAGES = 12  # stages from a difference to its result
 FINE_BITS = 2  # of the shift by the exponent that are left to its second stage
 
 
@@ -74,14 +74,14 @@ class RowNorm(wiring.Component):
         self._statistics = RowStatistics(parameters, lanes)
         self._root = ReciprocalSquareRoot(parameters.reciprocal_square_root, parameters.variance_bits)
         root_cycles = self._statistics.settle + self._root.latency
-        self.latency = root_cycles + 2 + OUTPUT_MOVES
+        self.latency = root_cycles + 2 + OUTPUT_STAGES
         # Moves from a word's address to its difference: reading, then C·x, which is a choice of
         # wires where C is a power of two, and − S.
         self._scaling = 0 if parameters.channels & (parameters.channels - 1) == 0 else Multiplier.latency
-        self._difference_moves = READ_MOVES + self._scaling + 1
+        self._difference_stages = READ_STAGES + self._scaling + 1
         # A root may be multiplied two cycles after it was found: one in its queue, one in a
         # register.
-        self._lead = root_cycles + 1 - self._difference_moves
+        self._lead = root_cycles + 1 - self._difference_stages
         # A word's place is free again in the cycle after its address; a power of two, so that the
         # level tells with one bit.
         self._depth = 1 << ceil_log2(self.words + self._lead + 1)
@@ -108,7 +108,7 @@ class RowNorm(wiring.Component):
         centered = isinstance(parameters, fixedpoint.LayerNorm)
         m.submodules.statistics = statistics = self._statistics
         m.submodules.root = root = self._root
-        depth, difference_moves = self._depth, self._difference_moves
+        depth, difference_stages = self._depth, self._difference_stages
 
         # Take a row.
         place = Signal(range(max(words, 2)))  # an assertion's message wants at least a bit
@@ -135,20 +135,20 @@ class RowNorm(wiring.Component):
 
         # Give it, as soon as its root will be there when it is needed.
         tag = data.StructLayout({"valid": 1, "last": 1, "index": range(words)})
-        m.submodules.tags = tags = Delay(tag, difference_moves + OUTPUT_MOVES)
+        m.submodules.tags = tags = Delay(tag, difference_stages + OUTPUT_STAGES)
         m.submodules.lead = lead = Delay(unsigned(1), self._lead)
         # Rows whose last word is in the FIFO, or on its way to where it meets the root.
-        rows = -(-(depth + difference_moves) // words)
+        rows = -(-(depth + difference_stages) // words)
         due = Signal(range(rows + 1))  # rows that may leave
         index = Signal(range(words))
         last = index == words - 1
-        move, issue = Signal(), Signal()
+        enable, issue = Signal(), Signal()
         m.d.comb += [
-            move.eq(~self.o.valid | self.o.ready),
-            issue.eq(move & (due != 0)),
+            enable.eq(~self.o.valid | self.o.ready),
+            issue.eq(enable & (due != 0)),
             lead.en.eq(1),
             lead.i.eq(taken & final),
-            tags.en.eq(move),
+            tags.en.eq(enable),
             tags.i.valid.eq(issue),
             tags.i.last.eq(last),
             tags.i.index.eq(index),
@@ -158,32 +158,32 @@ class RowNorm(wiring.Component):
         m.d.sync += [due.eq(due + lead.o - (issue & last)), level.eq(level + taken - issue)]
         with m.If(issue):
             m.d.sync += index.eq(Mux(last, 0, index + 1))
-        word = self._row_memory(m, taken, issue, move)
+        word = self._row_memory(m, taken, issue, enable)
 
-        # What belongs to a row leaves its queue with the row's last word, some moves after the word
-        # left the FIFO.
-        queues = {"roots": (root.o.valid, root.o.payload, difference_moves - 1)}
+        # What belongs to a row leaves its queue with the row's last word, stages after the FIFO
+        # gave the word.
+        queues = {"roots": (root.o.valid, root.o.payload, difference_stages - 1)}
         if centered:
-            queues["totals"] = (statistics.total_valid, statistics.total, difference_moves - 2)
+            queues["totals"] = (statistics.total_valid, statistics.total, difference_stages - 2)
         read = {}
-        for name, (valid, value, moves) in queues.items():
+        for name, (valid, value, stages) in queues.items():
             m.submodules[name] = read[name] = queue = SyncFIFO(width=len(Value.cast(value)), depth=rows)
-            leaving = tags.taps[moves]
+            leaving = tags.taps[stages]
             m.d.comb += [
                 queue.w_en.eq(valid),
                 queue.w_data.eq(value),
-                queue.r_en.eq(move & leaving.valid & leaving.last),
+                queue.r_en.eq(enable & leaving.valid & leaving.last),
             ]
             m.d.sync += [
                 Assert(~valid | queue.w_rdy, f"{type(self).__name__}: {name} lost a row"),
                 Assert(~leaving.valid | queue.r_rdy, f"{type(self).__name__}: a word came before its {name}"),
             ]
 
-        def held(value, moves, name):
-            """Return a value as it was some moves ago."""
-            for number in range(moves):
+        def held(value, stages, name):
+            """Return a value as it was some stages ago."""
+            for number in range(stages):
                 register = data_register(value.shape(), name=f"{name}_{number + 1}")
-                with m.If(move):
+                with m.If(enable):
                     m.d.sync += register.eq(value)
                 value = register
             return value
@@ -197,18 +197,18 @@ class RowNorm(wiring.Component):
 
         m.submodules.affine = affine = self._affine_memory()
         port = affine.read_port()
-        m.d.comb += [port.addr.eq(tags.taps[difference_moves + 5].index), port.en.eq(move)]
+        m.d.comb += [port.addr.eq(tags.taps[difference_stages + 5].index), port.en.eq(enable)]
         for lane in range(self.lanes):
-            scaled = self._scaled(m, f"lane_{lane}", move, word[lane])
+            scaled = self._scaled(m, f"lane_{lane}", enable, word[lane])
             result = self._lane(self.o.payload.data, lane)
-            self._lane_pipeline(m, f"lane_{lane}", move, scaled, offset, mantissa, shifts, port.data[lane], result)
+            self._lane_pipeline(m, f"lane_{lane}", enable, scaled, offset, mantissa, shifts, port.data[lane], result)
         counters = {"place": place, "index": index, "level": level, "due": due}
         parts = {"row": m.submodules.row, "tags": tags, "lead": lead, "statistics": statistics, "root": root}
-        self.internals = Internals(**counters, **parts, queues=read, depth=depth, difference_moves=difference_moves)
+        self.internals = Internals(**counters, **parts, queues=read, depth=depth, difference_stages=difference_stages)
         return m
 
-    def _row_memory(self, m, taken, issue, move):
-        """Build the FIFO's memory and return the word issued `READ_MOVES` moves ago.
+    def _row_memory(self, m, taken, issue, enable):
+        """Build the FIFO's memory and return the word issued `READ_STAGES` ago.
 
         A word is read long after it was written, so what a read in the cycle of a write gives does
         not matter.  Without being told, Yosys would build a detour around each block RAM that gives
@@ -223,17 +223,17 @@ class RowNorm(wiring.Component):
             m.d.sync += write.addr.eq(write.addr + 1)
         with m.If(issue):
             m.d.sync += read.addr.eq(read.addr + 1)
-        with m.If(move):
+        with m.If(enable):
             m.d.sync += [latch.eq(read.data), word.eq(latch)]
         collides = taken & issue & (write.addr == read.addr)
         m.d.sync += Assert(~collides, f"{type(self).__name__}: a word is read while it is written")
         return word
 
-    def _scaled(self, m, name, move, element):
+    def _scaled(self, m, name, enable, element):
         """Return C·x."""
         channels = self.parameters.channels
         if self._scaling:
-            return multiply(m, f"{name}_scaled", element, Const(channels, unsigned(channels.bit_length())), move)
+            return multiply(m, f"{name}_scaled", element, Const(channels, unsigned(channels.bit_length())), enable)
         return element << (channels.bit_length() - 1)
 
     @property
@@ -266,7 +266,7 @@ class RowNorm(wiring.Component):
         style = {"ram_style": "logic"} if self.words <= LOGIC_WORDS else {}
         return memory.Memory(shape=word, depth=self.words, init=init, attrs=style)
 
-    def _lane_pipeline(self, m, name, move, scaled, offset, mantissa, shifts, affine, result):
+    def _lane_pipeline(self, m, name, enable, scaled, offset, mantissa, shifts, affine, result):
         """Build one lane's last 13 stages: C·x − S, times the root (3), its two halves added, shift
         (2), round, times scale (3), plus shift, cast.
 
@@ -285,8 +285,8 @@ class RowNorm(wiring.Component):
             return data_register(shape, name=f"{name}_{stage}")
 
         difference = register("difference", signed(parameters.difference_bits))
-        low = multiply(m, f"{name}_low", difference[:split], mantissa, move)
-        high = multiply(m, f"{name}_high", difference[split:].as_signed(), mantissa, move)
+        low = multiply(m, f"{name}_low", difference[:split], mantissa, enable)
+        high = multiply(m, f"{name}_high", difference[split:].as_signed(), mantissa, enable)
         quotient = register("quotient", signed(parameters.difference_bits + len(mantissa)))
         coarse = register("coarse", signed(bits + (1 << FINE_BITS) - 1))
         doubled = register("doubled", signed(bits))
@@ -295,16 +295,16 @@ class RowNorm(wiring.Component):
         if isinstance(parameters, fixedpoint.LayerNorm):
             betas = [register(f"beta_{stage}", self._total_shape) for stage in range(Multiplier.latency + 1)]
             addend = betas[-1]
-            with m.If(move):
+            with m.If(enable):
                 m.d.sync += [after.eq(before) for before, after in pairwise([affine.shift, *betas])]
         normalized = register("normalized", shape_of(normalized_format))
-        product = multiply(m, f"{name}_product", normalized, scale, move)
+        product = multiply(m, f"{name}_product", normalized, scale, enable)
         total = register("total", self._total_shape)
         output = register("output", result.shape())
         cast = total >> output_shift if output_shift > 0 else total << -output_shift
         # The least shift is a choice of wires.
         least = len(mantissa) - normalized_format.fraction
-        with m.If(move):
+        with m.If(enable):
             m.d.sync += [
                 difference.eq(scaled - offset),
                 quotient.eq((high << split) + low),

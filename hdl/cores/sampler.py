@@ -22,8 +22,8 @@ from .argmax import check_row
 
 RANDOM_BITS = 32
 HALF_BITS = 16  # of a random number or a sum: fits a hard multiplier
-THRESHOLD_MOVES = Multiplier.latency + 2
-SEARCH_MOVES = 3  # numerator, cumulative sum, comparison
+THRESHOLD_STAGES = Multiplier.latency + 2
+SEARCH_STAGES = 3  # numerator, cumulative sum, comparison
 
 
 class XorShift32(wiring.Component):
@@ -133,7 +133,7 @@ class Sampler(wiring.Component):
         """Return the cycles from the last logit of a row of `elements` taken to its token
         offered.
         """
-        return 2 * elements - 1 + self._numerators.latency + THRESHOLD_MOVES + 1 + SEARCH_MOVES
+        return 2 * elements - 1 + self._numerators.latency + THRESHOLD_STAGES + 1 + SEARCH_STAGES
 
     def cycles(self, elements: int, rows: int = 1) -> int:
         """Return the cycles from the first logit taken to the last token given, for rows of
@@ -147,7 +147,7 @@ class Sampler(wiring.Component):
         m.submodules.numerators = numerators = self._numerators
         numerator = numerators.o.payload.shape()
         # A row's first numerator waits for its last one, for the threshold, and for its own turn.
-        m.submodules.queue = queue = StreamQueue(numerator, self.length + THRESHOLD_MOVES + 5)
+        m.submodules.queue = queue = StreamQueue(numerator, self.length + THRESHOLD_STAGES + 5)
         m.submodules.thresholds = thresholds = StreamRegister(unsigned(RANDOM_BITS))
         connect(m, wiring.flipped(self.i), numerators.i)
         connect(m, numerators.o, queue.i)
@@ -155,7 +155,7 @@ class Sampler(wiring.Component):
         # The threshold: the upper half of a product of 32 by 32 bits, from four of 16 by 16.
         sums, randoms = numerators.o_denominator, self.i_random
         step = Signal()
-        m.submodules.made = made = Delay(unsigned(1), THRESHOLD_MOVES)
+        m.submodules.made = made = Delay(unsigned(1), THRESHOLD_STAGES)
         m.d.comb += [
             step.eq(~made.o | thresholds.i.ready),
             made.en.eq(step),
@@ -188,16 +188,16 @@ class Sampler(wiring.Component):
 
         # The search: numerator, cumulative sum, comparison.
         waiting = queue.o.payload
-        move, issue = Signal(), Signal()
+        enable, issue = Signal(), Signal()
         tag = data.StructLayout({"valid": 1, "first": 1, "last": 1})
-        m.submodules.tags = tags = Delay(tag, SEARCH_MOVES)
+        m.submodules.tags = tags = Delay(tag, SEARCH_STAGES)
         begins = Signal(init=1)
         m.d.comb += [
-            move.eq(~self.o.valid | self.o.ready),
-            issue.eq(move & queue.o.valid & thresholds.o.valid),
+            enable.eq(~self.o.valid | self.o.ready),
+            issue.eq(enable & queue.o.valid & thresholds.o.valid),
             queue.o.ready.eq(issue),
             thresholds.o.ready.eq(issue & waiting.last),
-            tags.en.eq(move),
+            tags.en.eq(enable),
             tags.i.valid.eq(issue),
             tags.i.first.eq(begins),
             tags.i.last.eq(waiting.last),
@@ -210,7 +210,7 @@ class Sampler(wiring.Component):
         # places whose cumulative sum does not exceed the threshold
         passed = data_register(range(self.length + 1))
         m.d.comb += [self.o.valid.eq(tags.o.valid & tags.o.last), self.o.payload.token.eq(passed)]
-        with m.If(move):
+        with m.If(enable):
             m.d.sync += [share.eq(waiting.numerator), limits[0].eq(thresholds.o.payload), limits[1].eq(limits[0])]
             with m.If(tags.taps[1].valid):
                 m.d.sync += cumulative.eq(share + Mux(tags.taps[1].first, 0, cumulative))

@@ -142,15 +142,15 @@ class Softmax(wiring.Component):
         # Issue: a numerator and its row's reciprocal.
         waiting = queue.o.payload
         scale = scales.o.payload
-        move = Signal()
+        enable = Signal()
         issue = Signal()
         m.submodules.tags = tags = Delay(data.StructLayout({"valid": 1, "last": 1}), Multiplier.latency + 2)
         m.d.comb += [
-            move.eq(~self.o.valid | self.o.ready),
-            issue.eq(move & queue.o.valid & scales.o.valid),
+            enable.eq(~self.o.valid | self.o.ready),
+            issue.eq(enable & queue.o.valid & scales.o.valid),
             queue.o.ready.eq(issue),
             scales.o.ready.eq(issue & waiting.last),
-            tags.en.eq(move),
+            tags.en.eq(enable),
             tags.i.valid.eq(issue),
             tags.i.last.eq(waiting.last),
             self.o.valid.eq(tags.o.valid),
@@ -159,7 +159,7 @@ class Softmax(wiring.Component):
 
         # Multiply; shift (the constant part costs nothing), round half up and saturate.  The
         # doubling is shift_right_half_up_by's.
-        product = multiply(m, "product", waiting.numerator, scale.mantissa, move)
+        product = multiply(m, "product", waiting.numerator, scale.mantissa, enable)
         least_shift = self._least_exponent - parameters.probability.fraction
         shifts = [
             data_register(range(parameters.denominator_bits), name=f"shift_{stage}")
@@ -167,7 +167,7 @@ class Softmax(wiring.Component):
         ]
         doubled = data_register(unsigned(len(product) + 1))
         probability = data_register(self.o.payload.probability)
-        with m.If(move):
+        with m.If(enable):
             m.d.sync += [
                 shifts[0].eq(scale.exponent - self._least_exponent),
                 *(after.eq(before) for before, after in pairwise(shifts)),

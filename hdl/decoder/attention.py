@@ -31,7 +31,7 @@ from fixedpoint.packing import pack_rows
 from ..cores.softmax import SoftmaxNumerators
 from ..errors import CircuitError
 from ..parts.arithmetic import shape_of
-from ..parts.division import Normalize
+from ..parts.division import SoftmaxDivision
 from ..parts.dot_product import AdderTree, Delay, LaneProducts
 from ..parts.reciprocal import Reciprocal
 from ..parts.registers import data_register
@@ -94,7 +94,7 @@ class Attention(wiring.Component):
         self._requantize = RowRequantize(self._layers)
         self._numerators = [SoftmaxNumerators(softmax) for _ in range(heads)]
         self._reciprocal = Reciprocal(parameters.reciprocal, softmax.denominator_bits)
-        self._normalize = Normalize(parameters)
+        self._divide = SoftmaxDivision(parameters)
         self.schedule = self._make_schedule()
         super().__init__(
             {
@@ -117,26 +117,26 @@ class Attention(wiring.Component):
         return sum(self.schedule.cycles(position + 1) for position in positions) + self.output_latency
 
     @property
-    def score_moves(self) -> int:
-        """Moves from a key's address to its scores: memory, multipliers, trees of d lanes."""
+    def score_stages(self) -> int:
+        """Stages from a key's address to its scores: memory, multipliers, trees of d lanes."""
         return 1 + self._products.latency + self._head_trees[0].latency
 
     @property
-    def row_moves(self) -> int:
-        """Moves from a weight row's address to its requantized result."""
-        return self.score_moves + self._tree.latency + self._requantize.latency
+    def row_stages(self) -> int:
+        """Stages from a weight row's address to its requantized result."""
+        return self.score_stages + self._tree.latency + self._requantize.latency
 
     def _make_schedule(self) -> Schedule:
         channels = self.parameters.embed_dim
         # memory, multipliers; the lane sums are there one cycle later
-        weigh_moves = 1 + self._products.latency
+        weigh_stages = 1 + self._products.latency
         vector = {"operand": Operand.VECTOR, "source": Source.WEIGHTS, "count": channels}
         return Schedule(
             (
                 Step("take the token", Operand.NONE, Source.NONE, Result.NONE, channels),
                 Step("project key", result=Result.KEY, **vector),
                 Step("project value", result=Result.VALUE, **vector),
-                Step("project query", result=Result.QUERY, drain=self.row_moves, **vector),
+                Step("project query", result=Result.QUERY, drain=self.row_stages, **vector),
                 Step("scores", Operand.QUERY, Source.KEYS, Result.SCORES, None),
                 Step(
                     "weigh values",
@@ -144,11 +144,11 @@ class Attention(wiring.Component):
                     Source.VALUES,
                     Result.CONTEXT,
                     None,
-                    wait=self.score_moves + self._numerators[0].latency - 1,
-                    drain=weigh_moves,
+                    wait=self.score_stages + self._numerators[0].latency - 1,
+                    drain=weigh_stages,
                 ),
                 Step(
-                    "normalize",
+                    "divide",
                     Operand.NONE,
                     Source.NONE,
                     Result.NONE,
@@ -156,10 +156,10 @@ class Attention(wiring.Component):
                     # The first denominator is there one cycle after the last numerator was taken,
                     # its reciprocal is computed while the lane sums drain, and one more cycle sets
                     # it before the multiplier.
-                    wait=max(0, 1 + self._reciprocal.latency - weigh_moves),
-                    drain=1 + self._normalize.latency,
+                    wait=max(0, 1 + self._reciprocal.latency - weigh_stages),
+                    drain=1 + self._divide.latency,
                 ),
-                Step("project output", result=Result.OUTPUT, drain=self.row_moves, **vector),
+                Step("project output", result=Result.OUTPUT, drain=self.row_stages, **vector),
             )
         )
 
@@ -199,7 +199,7 @@ class Attention(wiring.Component):
         m.submodules.tree = tree = self._tree
         m.submodules.requantize = requantize = self._requantize
         m.submodules.reciprocal = reciprocal = self._reciprocal
-        m.submodules.normalize = normalize = self._normalize
+        m.submodules.divide = divide = self._divide
         # Results wait here, so that a consumer that stalls never stalls the pipeline.
         m.submodules.results = results = SyncFIFOBuffered(width=len(self.o.payload.as_value()), depth=channels + 1)
 
@@ -233,7 +233,7 @@ class Attention(wiring.Component):
                     ]
         names = [one.name for one in steps]
         taking = (step == names.index("take the token")) & ~draining
-        normalizing = (step == names.index("normalize")) & ~draining
+        dividing = (step == names.index("divide")) & ~draining
 
         # A cycle late, which does not matter: nothing is written between two tokens' output steps.
         results_gone = Signal()
@@ -253,7 +253,7 @@ class Attention(wiring.Component):
             m.d.comb += available.eq(self._numerators[0].o.valid)
             for unit in self._numerators[1:]:
                 m.d.sync += Assert(unit.o.valid == self._numerators[0].o.valid, "softmax units lost their step")
-        with m.Elif(normalizing):
+        with m.Elif(dividing):
             m.d.comb += available.eq(scale_valid)
         with m.Elif(result == Result.OUTPUT):
             m.d.comb += available.eq((index != 0) | results_gone)
@@ -286,14 +286,14 @@ class Attention(wiring.Component):
 
         # What is in the pipeline, beside the numbers.
         tag = data.StructLayout({"result": Result, "first": 1, "last": 1, "source": Source, "row": row.shape()})
-        m.submodules.tags = tags = Delay(tag, self.row_moves)
+        m.submodules.tags = tags = Delay(tag, self.row_stages)
         m.d.comb += [tags.en.eq(1), tags.i.first.eq(index == 0), tags.i.last.eq(last_issue), tags.i.row.eq(row)]
         with m.If(issue):
             m.d.comb += [tags.i.result.eq(result), tags.i.source.eq(source)]
         read = tags.taps[1]
         multiplied = tags.taps[1 + products.latency]
-        scored = tags.taps[self.score_moves]
-        summed = tags.taps[self.score_moves + tree.latency]
+        scored = tags.taps[self.score_stages]
+        summed = tags.taps[self.score_stages + tree.latency]
 
         # Multiply.
         operands = data_register(data.ArrayLayout(products.a.shape().elem_shape, channels))
@@ -365,12 +365,12 @@ class Attention(wiring.Component):
             results.r_en.eq(self.o.ready),
         ]
 
-        # Normalize: one reciprocal a head, then its lanes; the next head's reciprocal is computed
+        # Divide: one reciprocal a head, then its lanes; the next head's reciprocal is computed
         # meanwhile.
         asked = Signal(range(heads + 1))
         scale = Signal.like(reciprocal.o.payload)
         in_head = Signal(range(head_dim))
-        head_done = normalizing & issue & (in_head == head_dim - 1)
+        head_done = dividing & issue & (in_head == head_dim - 1)
         m.d.comb += reciprocal.o.ready.eq(~scale_valid | head_done)
         with m.If(reciprocal.o.valid & reciprocal.o.ready):
             m.d.sync += [scale.eq(reciprocal.o.payload), scale_valid.eq(1)]
@@ -400,18 +400,18 @@ class Attention(wiring.Component):
             m.d.sync += register.eq(Array(sums[number * head_dim : (number + 1) * head_dim])[in_head])
         m.d.sync += [picked_head.eq(head), picked_scale.eq(scale)]
         m.d.comb += [
-            normalize.weighted.eq(Array(picked)[picked_head]),
-            normalize.mantissa.eq(picked_scale.mantissa),
-            normalize.exponent.eq(picked_scale.exponent),
+            divide.weighted.eq(Array(picked)[picked_head]),
+            divide.mantissa.eq(picked_scale.mantissa),
+            divide.exponent.eq(picked_scale.exponent),
         ]
-        with m.If(normalizing & issue):
+        with m.If(dividing & issue):
             m.d.sync += in_head.eq(in_head + 1)
             with m.If(head_done):
                 m.d.sync += [in_head.eq(0), head.eq(head + 1)]
         with m.If(taking):
             m.d.sync += head.eq(0)
-        m.submodules.normalized = normalized = Delay(unsigned(1), 1 + normalize.latency)
-        m.d.comb += [normalized.en.eq(1), normalized.i.eq(normalizing & issue)]
-        with m.If(normalized.o):
-            m.d.sync += [here.eq(after) for here, after in zip(vector, [*vector[1:], normalize.o], strict=True)]
+        m.submodules.divided = divided = Delay(unsigned(1), 1 + divide.latency)
+        m.d.comb += [divided.en.eq(1), divided.i.eq(dividing & issue)]
+        with m.If(divided.o):
+            m.d.sync += [here.eq(after) for here, after in zip(vector, [*vector[1:], divide.o], strict=True)]
         return m

@@ -55,7 +55,7 @@ def saturate(value: Value, number_format: QFormat) -> Value:
 
 
 def multiply(m: Module, name: str, a, b, en=1):
-    """Return the product of signed or unsigned values, three moves (`Multiplier.latency`) after
+    """Return the product of signed or unsigned values, three stages (`Multiplier.latency`) after
     them.
     """
     a_shape, b_shape = Value.cast(a).shape(), Value.cast(b).shape()

@@ -14,7 +14,7 @@ from .registers import data_register
 LOW_BITS = 16
 
 
-class Normalize(wiring.Component):
+class SoftmaxDivision(wiring.Component):
     """`fixedpoint.Attention.normalize`'s multiplication and cast, after the reciprocal is known.
 
     Equation: `o = requantize(weighted * mantissa, exponent + value fraction - context fraction)`.

@@ -3,8 +3,8 @@
 """Multipliers and adders side by side: the arithmetic shared by the matrix-vector core and the
 attention circuit.
 
-Nothing here has a handshake.  Every register moves only while `en` is high, so that the core around
-it can stall the whole pipeline with one signal, and results appear a fixed number of moves after
+Nothing here has a handshake.  Every register loads only while `en` is high, so that the core around
+it can stall the whole pipeline with one signal, and results appear a fixed number of stages after
 their operands.
 
 Registers of data have no reset: what they hold counts only when the core's own control says so, and
@@ -26,13 +26,13 @@ from .registers import data_register
 class LaneProducts(wiring.Component):
     """One signed multiplier a lane, with all of its registers on.
 
-    Equation: `o[l] = a[l] * b[l]`.  Latency: 3 moves, `Multiplier`'s.  Throughput: `lanes` products
-    a move. Resources: a hard multiplier a lane (ECP5: one MULT18X18D, operands up to 18 bits).
+    Equation: `o[l] = a[l] * b[l]`.  Latency: 3 stages, `Multiplier`'s.  Throughput: `lanes`
+    products a cycle. Resources: a hard multiplier a lane (ECP5: a MULT18X18D, 18 bits or less).
 
     Attributes:
         lanes: Number of multipliers.
         latency: 3.
-        en: In, 1 bit. The pipeline moves.
+        en: In, 1 bit. Enables every stage.
         a, b: In, arrays of `lanes` operands.
         o: Out, array of `lanes` products.
     """
@@ -69,13 +69,13 @@ class LaneProducts(wiring.Component):
 class AdderTree(wiring.Component):
     """The sum of an array, by a tree with a register behind every level.
 
-    Equation: `o = sum(i)`.  Latency: `ceil(log2(count))` moves.  Throughput: one sum a move.
+    Equation: `o = sum(i)`.  Latency: `ceil(log2(count))` stages.  Throughput: one a cycle.
     No overflow: the result is `ceil(log2(count))` bits wider than an element.
 
     Attributes:
         count: Number of summands.
         latency: Moves from summands to sum.
-        en: In, 1 bit. The pipeline moves.
+        en: In, 1 bit. Enables every stage.
         i: In, array of `count` signed elements.
         o: Out, signed sum.
     """
@@ -112,20 +112,20 @@ class AdderTree(wiring.Component):
 
 
 class Delay(wiring.Component):
-    """A value that arrives `moves` moves later, beside a pipeline of that latency.  Starts at zero.
+    """A value, `stages` enabled cycles later, beside a pipeline of that latency.  Starts at zero.
 
     Attributes:
-        moves: The delay.
-        en: In, 1 bit. The pipeline moves.
+        stages: The delay.
+        en: In, 1 bit. Enables every stage.
         i, o: In and Out, of the given shape.
-        taps: The value after 0, 1, … `moves` moves; taps[0] is `i`.
+        taps: The value after 0, 1, … `stages` stages; taps[0] is `i`.
     """
 
-    def __init__(self, shape, moves: int):
-        check_whole("a delay's moves", moves, 0)
-        self.moves = moves
+    def __init__(self, shape, stages: int):
+        check_whole("a delay's stages", stages, 0)
+        self.stages = stages
         super().__init__({"en": In(1), "i": In(shape), "o": Out(shape)})
-        self.taps = [self.i] + [Signal(shape, name=f"after_{move + 1}") for move in range(moves)]
+        self.taps = [self.i] + [Signal(shape, name=f"after_{stage + 1}") for stage in range(stages)]
 
     def elaborate(self, platform):
         """Build the circuit."""

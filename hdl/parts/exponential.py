@@ -13,7 +13,7 @@ from .arithmetic import shape_of, shift_right_half_up
 from .internals import Internals
 from .parameter_checks import check_whole
 from .registers import data_register
-from .stream_parts import moving_together
+from .stream_parts import stall_together
 from .table import BlockTable
 
 WIDEST_DISTANCE = 32
@@ -64,7 +64,7 @@ class Exponential(wiring.Component):
         parameters = self.parameters
         table_bits, output_bits = parameters.table_bits, parameters.output_bits
 
-        move = moving_together(m, self.i, self.o, self.latency)
+        enable = stall_together(m, self.i, self.o, self.latency)
 
         # Round to the table's step; from `output_bits + 1` whole steps on, the result is 0.
         steps = shift_right_half_up(self.i.payload, parameters.shift)
@@ -73,7 +73,7 @@ class Exponential(wiring.Component):
         index = data_register(unsigned(table_bits))
         whole = data_register(range(output_bits + 2))
         m.d.comb += rounded.eq(steps)
-        with m.If(move):
+        with m.If(enable):
             m.d.sync += [
                 index.eq(rounded),
                 whole.eq(Mux(whole_in > output_bits, output_bits + 1, whole_in)),
@@ -83,24 +83,24 @@ class Exponential(wiring.Component):
         entry = data_register(unsigned(output_bits))
         if self._block_table:
             m.submodules.table = table = BlockTable(values, output_bits)
-            table_moves = table.latency
-            m.d.comb += [table.en.eq(move), table.address.eq(index), entry.eq(table.o)]
+            table_stages = table.latency
+            m.d.comb += [table.en.eq(enable), table.address.eq(index), entry.eq(table.o)]
         else:
             m.submodules.table = table = memory.Memory(
                 shape=unsigned(output_bits), depth=len(values), init=values, attrs={"ram_style": "logic"}
             )
-            port, table_moves = table.read_port(), 1
-            m.d.comb += [port.en.eq(move), port.addr.eq(index), entry.eq(port.data)]
-        shifts = [data_register(whole, name=f"shift_{stage}") for stage in range(table_moves)]
+            port, table_stages = table.read_port(), 1
+            m.d.comb += [port.en.eq(enable), port.addr.eq(index), entry.eq(port.data)]
+        shifts = [data_register(whole, name=f"shift_{stage}") for stage in range(table_stages)]
         # shift_right_half_up_by, in two steps where results are wide, as those of large tables are.
         doubled = data_register(unsigned(output_bits + 1))
         result = data_register(self.o.payload)
         if self._block_table:
-            with m.If(move):
+            with m.If(enable):
                 m.d.sync += doubled.eq((entry << 1) >> shifts[-1])
         else:
             m.d.comb += doubled.eq((entry << 1) >> shifts[-1])
-        with m.If(move):
+        with m.If(enable):
             m.d.sync += [after.eq(before) for before, after in pairwise([whole, *shifts])]
             m.d.sync += result.eq((doubled + 1) >> 1)
         m.d.comb += self.o.payload.eq(result)

@@ -17,16 +17,16 @@ OPERAND_BITS = 18  # of a hard multiplier, on ECP5 and Gowin alike; iCE40 has 16
 
 
 class Multiplier(wiring.Component):
-    """A signed product, three moves after its operands.
+    """A signed product, three stages after its operands.
 
-    Equation: `o = a * b`.  Latency: 3 moves.  Throughput: one product a move.
+    Equation: `o = a * b`.  Latency: 3 stages.  Throughput: one product a cycle.
     Registers hold data only and have no reset; they start at zero.
     Resources: one MULT18X18D on ECP5 and no flip-flop; what the tools infer elsewhere.
     Source: Lattice FPGA-TN-02205, "ECP5 and ECP5-5G sysDSP Usage Guide".
 
     Attributes:
         latency: 3.
-        en: In, 1 bit. The pipeline moves.
+        en: In, 1 bit. Enables every stage.
         a, b: In, signed, 1 to 18 bits.
         o: Out, signed, as wide as both together.
     """

@@ -12,7 +12,7 @@ import fixedpoint
 from .internals import Internals
 from .parameter_checks import check_whole
 from .registers import data_register
-from .stream_parts import moving_together
+from .stream_parts import stall_together
 from .table import BlockTable
 
 WIDEST_ARGUMENT = 62  # as the specification's integers
@@ -54,7 +54,7 @@ class _NormalizedTable(wiring.Component):
         """Build the circuit."""
         m = Module()
 
-        move = moving_together(m, self.i, self.o, self.latency)
+        enable = stall_together(m, self.i, self.o, self.latency)
         with m.If(self.i.valid & self.i.ready):
             m.d.sync += Assert(self.i.payload != 0, Format("a reciprocal needs a positive argument, not 0"))
 
@@ -67,7 +67,7 @@ class _NormalizedTable(wiring.Component):
             empty = normalized[-bits:] == 0
             shifted = data_register(normalized, name=f"normalized_{level}")
             flags = data_register(unsigned(self.levels - level), name=f"skipped_{level}")
-            with m.If(move):
+            with m.If(enable):
                 m.d.sync += [shifted.eq(Mux(empty, normalized << bits, normalized)), flags.eq(Cat(empty, skipped))]
             normalized, skipped = shifted, flags
 
@@ -75,12 +75,12 @@ class _NormalizedTable(wiring.Component):
         m.submodules.table = table = BlockTable(self._table, len(self.o.payload.mantissa))
         exponents = [data_register(range(self._largest_exponent + 1), name=f"exponent_{stage}") for stage in (0, 1)]
         m.d.comb += [
-            table.en.eq(move),
+            table.en.eq(enable),
             table.address.eq(self._index(normalized)),
             self.o.payload.mantissa.eq(table.o),
             self.o.payload.exponent.eq(exponents[1]),
         ]
-        with m.If(move):
+        with m.If(enable):
             m.d.sync += [exponents[0].eq(self._largest_exponent - skipped), exponents[1].eq(exponents[0])]
         self.internals = Internals(valid=m.submodules.valid)
         return m

@@ -17,7 +17,7 @@ from .arithmetic import saturate, shape_of
 from .dot_product import Delay
 from .parameter_checks import check_whole
 from .registers import data_register
-from .stream_parts import moving_together
+from .stream_parts import stall_together
 
 FINE_BITS = 2  # of a shift: what the second of the two shifters does
 WIDEST_INPUT = 48
@@ -32,11 +32,11 @@ class ShiftRoundSaturate(wiring.Component):
     i / 2**s rounded half up. A negative s shifts left: all numbers are first shifted by the
     constant `1 - lowest`, in wires, so that every variable shift goes to the right.
 
-    Latency: 4 moves (coarse shift, fine shift, round, saturate).  Throughput: one number a move.
+    Latency: 4 stages (coarse shift, fine shift, round, saturate).  Throughput: one number a cycle.
 
     Attributes:
         latency: 4.
-        en: In, 1 bit. The pipeline moves.
+        en: In, 1 bit. Enables every stage.
         i: In, signed.
         amount: In, unsigned: the shift less `lowest`.
         width: In, unsigned: which of `widths` saturates; no bit of it when there is one.
@@ -138,20 +138,20 @@ class Requantize(wiring.Component):
     def elaborate(self, platform):
         """Build the circuit."""
         m = Module()
-        move = moving_together(m, self.i, self.o, self.latency)
+        enable = stall_together(m, self.i, self.o, self.latency)
         for lane in range(self.lanes):
             unit = ShiftRoundSaturate(self.bits, self.lowest, self.highest, [self.target.bits])
             m.submodules[f"lane_{lane}"] = unit
             value = data_register(unit.i, name=f"value_{lane}")
             amount = data_register(unit.amount, name=f"amount_{lane}")
             shift = self.i.payload.shift[lane]
-            with m.If(move):
+            with m.If(enable):
                 m.d.sync += [value.eq(self.i.payload.value[lane]), amount.eq(shift - self.lowest)]
                 m.d.sync += Assert(
                     ~self.i.valid | ((shift >= self.lowest) & (shift <= self.highest)),
                     Format(f"requantize: a shift of {{}} is not within {self.lowest} to {self.highest}", shift),
                 )
-            m.d.comb += [unit.en.eq(move), unit.i.eq(value), unit.amount.eq(amount), self.o.payload[lane].eq(unit.o)]
+            m.d.comb += [unit.en.eq(enable), unit.i.eq(value), unit.amount.eq(amount), self.o.payload[lane].eq(unit.o)]
         return m
 
 
@@ -159,12 +159,12 @@ class RowRequantize(wiring.Component):
     """Casts the accumulators of one or several linear layers whose rows follow each other.
 
     Equation: `o = requantize(i + bias[row], shift[row])`, `fixedpoint.Linear`'s.  Bias and shift
-    stand in one memory. Latency: 7 moves (memory, its register, bias, then `ShiftRoundSaturate`).
-    Throughput: one row a move.
+    stand in one memory. Latency: 7 stages (memory, its register, bias, then `ShiftRoundSaturate`).
+    Throughput: one row a cycle.
 
     Attributes:
         latency: 7.
-        en: In, 1 bit. The pipeline moves.
+        en: In, 1 bit. Enables every stage.
         row: In, unsigned: which row `i` belongs to, counted over all layers.
         i: In, signed: the sum of products.
         o: Out, signed, as wide as the widest output.

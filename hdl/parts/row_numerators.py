@@ -61,8 +61,8 @@ class RowNumerators(wiring.Component):
         self._farthest = (exponential.output_bits + 1) << max(exponential.fraction, 0)
         width = score.bits if scale is None else self._farthest.bit_length()
         self._exponential = Exponential(exponential, width)
-        self._scale_moves = 0 if scale is None else Multiplier.latency + 2
-        self.latency = 4 + self._scale_moves + self._exponential.latency
+        self._scale_stages = 0 if scale is None else Multiplier.latency + 2
+        self.latency = 4 + self._scale_stages + self._exponential.latency
         denominator = unsigned((length * exponential.maximum).bit_length())
         numerator = data.StructLayout({"numerator": unsigned(exponential.output_bits), "last": 1})
         super().__init__(
@@ -90,7 +90,7 @@ class RowNumerators(wiring.Component):
         m.submodules.row = row = StreamQueue(layout, length + 2)
         m.submodules.maxima = maxima = fifo.SyncFIFOBuffered(width=self.score.bits, depth=MAXIMA)
         m.submodules.denominators = denominators = StreamRegister(self.o_denominator.payload.shape())
-        move = exponential.i.ready  # everything before the exponential moves with it
+        enable = exponential.i.ready  # of everything before the exponential too
 
         # Store a row and find its maximum.
         index = Signal(range(max(length, 2)))  # an assertion's message wants at least a bit
@@ -119,20 +119,20 @@ class RowNumerators(wiring.Component):
 
         # Read it once the maximum is known; subtract; `valid` and `last` travel beside.
         m.submodules.tags = tags = Delay(
-            data.StructLayout({"valid": 1, "last": 1}), 1 + self._scale_moves + exponential.latency
+            data.StructLayout({"valid": 1, "last": 1}), 1 + self._scale_stages + exponential.latency
         )
-        issue = move & maxima.r_rdy & row.o.valid
+        issue = enable & maxima.r_rdy & row.o.valid
         distance = data_register(unsigned(self.score.bits))
         m.d.comb += [
             row.o.ready.eq(issue),
             maxima.r_en.eq(issue & row.o.payload.last),
-            tags.en.eq(move),
+            tags.en.eq(enable),
             tags.i.valid.eq(issue),
             tags.i.last.eq(row.o.payload.last),
-            exponential.i.valid.eq(tags.taps[1 + self._scale_moves].valid),
-            exponential.i.payload.eq(self._scaled(m, distance, move)),
+            exponential.i.valid.eq(tags.taps[1 + self._scale_stages].valid),
+            exponential.i.payload.eq(self._scaled(m, distance, enable)),
         ]
-        with m.If(move):
+        with m.If(enable):
             m.d.sync += distance.eq(maxima.r_data.as_signed() - row.o.payload.score)
 
         # Give numerators and add them up.  The last one waits until there is room for the
@@ -156,15 +156,15 @@ class RowNumerators(wiring.Component):
         self.internals = Internals(**parts, index=index, found=found)
         return m
 
-    def _scaled(self, m, distance, move):
+    def _scaled(self, m, distance, enable):
         """Return the exponential's argument."""
         if self._scale is None:
             return distance
         multiplier, shift = self._scale
-        product = multiply(m, "scale", distance, multiplier, move)
+        product = multiply(m, "scale", distance, multiplier, enable)
         rounded = data_register(unsigned(max(1, len(product) + 1 - shift)))
         clipped = data_register(unsigned(self._exponential.width))
-        with m.If(move):
+        with m.If(enable):
             m.d.sync += [
                 rounded.eq(shift_right_half_up(product, shift)),
                 clipped.eq(Mux(rounded > self._farthest, self._farthest, rounded)),

@@ -62,8 +62,8 @@ class RowStatistics(wiring.Component):
         # (-2**(bits-1))² fits a signed number of twice the bits
         self._square_tree = AdderTree(lanes, 2 * bits)
         odd_bits = self._odd_factor.bit_length()
-        self._variance_moves = max(7, 5 + odd_bits) if self._centered else 4 + odd_bits
-        self.settle = self._square_tree.latency + self._variance_moves
+        self._variance_stages = max(7, 5 + odd_bits) if self._centered else 4 + odd_bits
+        self.settle = self._square_tree.latency + self._variance_stages
         ports = {
             "valid": In(1),
             "first": In(1),
@@ -145,8 +145,8 @@ class RowStatistics(wiring.Component):
             total_squared.eq(outer + (cross << (half + 1))),
             # Whichever is there first waits for the other.
             variance.eq(
-                later(m, scaled, self._variance_moves - 5 - odd_bits)
-                - later(m, total_squared, self._variance_moves - 7)
+                later(m, scaled, self._variance_stages - 5 - odd_bits)
+                - later(m, total_squared, self._variance_stages - 7)
             ),
         ]
         m.d.comb += self.variance.eq(variance)

@@ -15,7 +15,7 @@ from .payload import payload_shape
 from .registers import data_register
 
 
-def moving_together(m: Module, i, o, latency: int) -> Signal:
+def stall_together(m: Module, i, o, latency: int) -> Signal:
     """Join the handshakes of a pipeline that takes a payload a cycle and stands still as a whole
     while its result waits.
 
@@ -28,16 +28,16 @@ def moving_together(m: Module, i, o, latency: int) -> Signal:
     Returns:
         The enable of every stage.
     """
-    move = Signal(name="move")
+    enable = Signal(name="enable")
     m.submodules.valid = valid = Delay(unsigned(1), latency)
     m.d.comb += [
-        move.eq(~o.valid | o.ready),
-        i.ready.eq(move),
-        valid.en.eq(move),
+        enable.eq(~o.valid | o.ready),
+        i.ready.eq(enable),
+        valid.en.eq(enable),
         valid.i.eq(i.valid),
         o.valid.eq(valid.o),
     ]
-    return move
+    return enable
 
 
 class StreamRegister(wiring.Component):
@@ -126,7 +126,7 @@ class StreamQueue(wiring.Component):
         return m
 
 
-class PromisedQueue(wiring.Component):
+class CreditQueue(wiring.Component):
     """A FIFO that never refuses: whoever writes has counted its free places before.
 
     Equation: `o = data` of each cycle with `write`.  Latency: 2 cycles from a payload written, with
@@ -184,8 +184,8 @@ class PromisedQueue(wiring.Component):
             inner_level.eq(inner_level + self.write - load),
             Assert(~self.write | (inner_level != places), "a queue was written although it was full"),
         ]
-        for place, moves in ((produce, self.write), (consume, load)):
-            with m.If(moves):
+        for place, step in ((produce, self.write), (consume, load)):
+            with m.If(step):
                 m.d.sync += place.eq(Mux(place == places - 1, 0, place + 1))
         with m.If(load):
             m.d.sync += [offered.eq(read.data), self.o.valid.eq(1)]
@@ -263,7 +263,7 @@ class WidthConverter(wiring.Component):
                     ),
                 ]
         else:
-            renewed = ~self.o.valid | final  # what moves is a word of `i`, or nothing
+            renewed = ~self.o.valid | final  # what it loads is a word of `i`, or nothing
             m.d.comb += [
                 self.i.ready.eq(free & renewed),
                 self.o.payload.data.eq(word),

@@ -21,7 +21,7 @@ INIT_WORDS, INIT_WORD_BITS, INIT_SLOT_BITS = 16, 18, 20
 class BlockTable(wiring.Component):
     """A read-only table in block RAM.
 
-    Equation: `o = values[address]`.  Latency: 2 moves.  Throughput: one value a move.
+    Equation: `o = values[address]`.  Latency: 2 stages.  Throughput: one value a cycle.
 
     A block RAM answers some 5.6 ns after the clock, its own output register some 1 ns after it.
     Yosys never uses that register, so on ECP5 the cell is instantiated by hand; everywhere else a
@@ -31,7 +31,7 @@ class BlockTable(wiring.Component):
 
     Attributes:
         latency: 2.
-        en: In, 1 bit. Both registers move.
+        en: In, 1 bit. Enables both registers.
         address: In, unsigned.
         o: Out, unsigned.
     """

@@ -23,7 +23,7 @@ from hdl.catalog.registry import CORES
 from hdl.cores.layer_norm import LayerNorm
 from hdl.cores.softmax import SoftmaxNumerators
 from hdl.cores.uart import UART
-from hdl.parts.stream_parts import PromisedQueue
+from hdl.parts.stream_parts import CreditQueue
 
 from .arithmetic import arithmetic_proofs
 from .conservation import Conservation, Invariants, WholeSums, no_invariants
@@ -130,7 +130,7 @@ def overruns() -> list[Proof]:
             CONSERVATION_INDUCTION,
             "the FIFO of results has two places fewer",
             lambda: WholeSums(
-                build_patched(tiny_engine, hdl.cores.engine, PromisedQueue=_two_places_fewer),
+                build_patched(tiny_engine, hdl.cores.engine, CreditQueue=_two_places_fewer),
                 no_invariants,
             ),
             internal=True,
@@ -167,8 +167,8 @@ def overruns() -> list[Proof]:
     ]
 
 
-def _two_places_fewer(shape: ShapeLike, depth: int) -> PromisedQueue:
-    return PromisedQueue(shape, depth - 2)
+def _two_places_fewer(shape: ShapeLike, depth: int) -> CreditQueue:
+    return CreditQueue(shape, depth - 2)
 
 
 def _two_places(*, width: int, depth: int) -> SyncFIFO:

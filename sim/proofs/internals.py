@@ -11,11 +11,11 @@ from amaranth.lib.fifo import SyncFIFO, SyncFIFOBuffered
 from hdl.parts.amaranth_internals import fifo_state, word_at
 from hdl.parts.dot_product import Delay
 from hdl.parts.internals import Internals
-from hdl.parts.stream_parts import PromisedQueue, StreamQueue, StreamRegister
+from hdl.parts.stream_parts import CreditQueue, StreamQueue, StreamRegister
 
 from .seeded_bugs import Wrapped
 
-FIFO: TypeAlias = SyncFIFO | SyncFIFOBuffered | PromisedQueue
+FIFO: TypeAlias = SyncFIFO | SyncFIFOBuffered | CreditQueue
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class ElaboratedCore(Elaboratable):
 
     def fifo_state(self, fifo: FIFO) -> Internals:
         """Return `inner_level`, `produce` and `consume` of a FIFO's memory."""
-        return fifo.internals if isinstance(fifo, PromisedQueue) else fifo_state(self.fragment(fifo))
+        return fifo.internals if isinstance(fifo, CreditQueue) else fifo_state(self.fragment(fifo))
 
     def fifo_slots(self, fifo: SyncFIFOBuffered, shape: data.Layout | None = None) -> list[Slot]:
         """Return the places of a buffered FIFO, the next to leave first; payloads have `shape`."""

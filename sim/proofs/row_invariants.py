@@ -31,10 +31,10 @@ def row_norm(environment: Conservation, m: Module) -> list[Assert]:
     statistics = [tag.valid & tag.last for tag in sums.tags.taps[1:]]
     # The stages in which a row's value may be, and the stage of its words that reads it.
     on_the_way = {"roots": [*statistics, *root.valid.taps[1:]]}
-    read_at = {"roots": internals.difference_moves - 1}
+    read_at = {"roots": internals.difference_stages - 1}
     if "totals" in internals.queues:
         on_the_way["totals"] = statistics[: sums.square_tree.latency + Multiplier.latency - 1]
-        read_at["totals"] = internals.difference_moves - 2
+        read_at["totals"] = internals.difference_stages - 2
     claims += [
         Assert(early == stage, "words leave when their root is so far")
         for early, stage in zip(lead.taps[1:], on_the_way["roots"], strict=False)
@@ -62,7 +62,7 @@ def row_norm(environment: Conservation, m: Module) -> list[Assert]:
         ]
         claims += [
             Assert(
-                count_ones(held[lead.moves + place + 1 :]) + level >= count_ones(ends[place:]) + begun[place],
+                count_ones(held[lead.stages + place + 1 :]) + level >= count_ones(ends[place:]) + begun[place],
                 f"{name}: ahead of the words that meet them",
             )
             for place in range(met)

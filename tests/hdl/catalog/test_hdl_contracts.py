@@ -34,13 +34,13 @@ from hdl.cores.tile import Tile
 from hdl.cores.uart import UART, UARTReceiver, UARTTransmitter
 from hdl.decoder.attention import Attention
 from hdl.parts.copies import Copies
-from hdl.parts.division import Normalize
+from hdl.parts.division import SoftmaxDivision
 from hdl.parts.dot_product import AdderTree, Delay, LaneProducts
 from hdl.parts.exponential import Exponential
 from hdl.parts.multiplier import Multiplier
 from hdl.parts.reciprocal import Reciprocal, ReciprocalSquareRoot
 from hdl.parts.requantize import Requantize, RowRequantize
-from hdl.parts.stream_parts import PromisedQueue, StreamQueue, StreamRegister, WidthConverter
+from hdl.parts.stream_parts import CreditQueue, StreamQueue, StreamRegister, WidthConverter
 from hdl.parts.table import BlockTable
 from scripts.runs import RunDirectory
 from sim.bench.core_benches import core_bench
@@ -70,7 +70,7 @@ ARGUMENTS = {
     Attention: {"parameters": BLOCK.attention},
     BlockTable: {"values": [1, 2, 3], "bits": 4},
     Copies: {"bits": 2, "count": 3},
-    Delay: {"shape": signed(4), "moves": 2},
+    Delay: {"shape": signed(4), "stages": 2},
     Engine: {
         "lanes": 8,
         "columns": (2, 8),
@@ -87,7 +87,7 @@ ARGUMENTS = {
     LayerNorm: {"parameters": NORM, "lanes": 2},
     MatrixVector: {"parameters": BLOCK.up, "lanes": 4},
     Multiplier: {"a_bits": 8, "b_bits": 8},
-    Normalize: {"parameters": BLOCK.attention},
+    SoftmaxDivision: {"parameters": BLOCK.attention},
     RMSNorm: {"parameters": RMS_NORM, "lanes": 2},
     Reciprocal: {"parameters": BLOCK.attention.reciprocal, "width": 12},
     ReciprocalSquareRoot: {"parameters": NORM.reciprocal_square_root, "width": 12},
@@ -97,7 +97,7 @@ ARGUMENTS = {
     Softmax: {"parameters": SOFTMAX},
     SoftmaxNumerators: {"parameters": SOFTMAX},
     StreamQueue: {"shape": signed(8), "depth": 4},
-    PromisedQueue: {"shape": signed(8), "depth": 4},
+    CreditQueue: {"shape": signed(8), "depth": 4},
     StreamRegister: {"shape": signed(8)},
     TableActivation: {"parameters": BLOCK.activation, "lanes": 2},
     Tile: {"lanes": 8, "columns": 4, "pairs": True},
@@ -116,7 +116,7 @@ for core in map(CoreEntry.example, CORES.values()):
 
 NO_NUMBER = (True, 1.5, np.int64(4), "4", None)
 NOTHING_LIKE_IT = (None, 2.5, "formats")
-ALSO_GOOD = [(Delay, "moves", 0), (Requantize, "lowest", 0), (Requantize, "lowest", -1)]
+ALSO_GOOD = [(Delay, "stages", 0), (Requantize, "lowest", 0), (Requantize, "lowest", -1)]
 
 
 def wrong_arguments():
@@ -228,22 +228,6 @@ def test_only_rows_of_mixed_lengths_have_no_prediction():
 
 # Cores that no model has a say in.
 WITHOUT_MODEL = {"random-numbers", "stream-queue", "stream-register", "uart", "width-converter"}
-# What of an export each core is made of, for a block.
-MADE_OF = {
-    "activation": lambda model, block: block.activation,
-    "argmax": lambda model, block: model.logits.output,
-    "attention": lambda model, block: block.attention,
-    "exponential": lambda model, block: block.attention.softmax.exponential,
-    "layer-norm": lambda model, block: block.attention_norm,
-    "layer-norm-lanes": lambda model, block: block.attention_norm,
-    "matrix-vector": lambda model, block: block.up,
-    "reciprocal": lambda model, block: block.attention.reciprocal,
-    "reciprocal-square-root": lambda model, block: block.attention_norm.reciprocal_square_root,
-    "requantize": lambda model, block: block.up.output,
-    "sampler": lambda model, block: model.logits.output,
-    "softmax": lambda model, block: block.attention.softmax,
-    "softmax-numerators": lambda model, block: block.attention.softmax,
-}
 
 
 @pytest.fixture(scope="module")
@@ -251,34 +235,39 @@ def exported(tiny_run_original):
     return load_export(RunDirectory(tiny_run_original).quantized)
 
 
+def parts_of(value):
+    """Yield a dataclass and all that it consists of."""
+    yield value
+    if dataclasses.is_dataclass(value):
+        for one in dataclasses.fields(value):
+            yield from parts_of(getattr(value, one.name))
+
+
 @pytest.mark.parametrize("name", sorted(set(CORES) - WITHOUT_MODEL))
-def test_every_core_is_made_from_an_export(name, exported):
-    entry = CORES[name]
+def test_every_core_is_made_from_the_block_of_an_export_that_is_asked_for(name, exported):
+    """Its parameters are objects of that block, or of the logits, and of no other block."""
     for layer, block in enumerate(exported.blocks):
-        core = entry.for_model(exported, layer)
+        core = CORES[name].for_model(exported, layer)
         if name == "engine":
-            rows = [
-                row for part in ("key", "value", "query", "output") for row in getattr(block.attention, part).weight
-            ]
-            bits = core.element_bits
-            for word, row in zip(core.init, rows, strict=False):
-                assert [word >> bits * lane & (1 << bits) - 1 for lane in range(core.lanes)] == (
-                    row % (1 << bits)
-                ).tolist()
+            matrices = [getattr(block.attention, part).weight for part in ("key", "value", "query", "output")]
+            stored = core.parameters.unpack(core.init, core.depth)
+            assert (stored[: sum(map(len, matrices))] == np.concatenate(matrices)).all()
         elif name == "rms-norm":
-            assert (core.parameters.scale == block.attention_norm.scale).all()
+            assert core.parameters.scale is block.attention_norm.scale
         elif name == "key-value-cache":
-            assert core.channels == block.attention.embed_dim
-            assert core.context_length == block.attention.context_length
-        elif name in ("argmax", "requantize", "sampler"):
-            held = {"argmax": "logits", "requantize": "target"}
-            got = core.parameters.logits if name == "sampler" else getattr(core, held[name])
-            assert got == MADE_OF[name](exported, block)
-        elif name in MADE_OF:
-            assert core.parameters == MADE_OF[name](exported, block)
+            assert (core.channels, core.context_length) == (block.attention.embed_dim, block.attention.context_length)
+        elif name in ("argmax", "sampler"):
+            logits = core.logits if name == "argmax" else core.parameters.logits
+            assert logits is exported.logits.output
+            assert core.length == exported.logits.rows
+        elif name in ("exponential", "softmax", "softmax-numerators"):  # made when asked for
+            softmax = block.attention.softmax
+            assert core.parameters == (softmax.exponential if name == "exponential" else softmax)
         else:
-            formats = {number for one in exported.operations for number in (*one.operator.inputs, one.operator.output)}
-            assert {*core.parameters.inputs, core.parameters.output} <= formats
+            made_of = core.target if name == "requantize" else core.parameters
+            assert [any(made_of is part for part in parts_of(other)) for other in exported.blocks] == [
+                number == layer for number in range(len(exported.blocks))
+            ]
 
 
 @pytest.mark.parametrize("name", ["activation", "layer-norm", "matrix-vector", "reciprocal", "requantize", "softmax"])

@@ -15,7 +15,7 @@ from fixedpoint.operators.dot_product_engine import Commands, Operation
 from hdl import CircuitError
 from hdl.catalog.engine_vectors import command_columns, engine_vectors, result_columns
 from hdl.catalog.vectors import Vectors
-from hdl.cores.engine import FETCH_MOVES, Engine
+from hdl.cores.engine import FETCH_STAGES, Engine
 from hdl.cores.tile import Tile
 from sim.bench.bench import BenchFailure, StreamBench
 from sim.bench.payload import pack_all
@@ -142,7 +142,7 @@ class Busy(wiring.Component):
         for name in ("i", "o"):
             wiring.connect(m, wiring.flipped(getattr(self, name)), getattr(core, name))
         lanes = [(core._products.a[lane] != 0) & (core._products.b[lane] != 0) for lane in range(core.lanes)]
-        at_work = [self.i.valid & self.i.ready, *(Signal(name=f"at_work_{move}") for move in range(FETCH_MOVES))]
+        at_work = [self.i.valid & self.i.ready, *(Signal(name=f"at_work_{stage}") for stage in range(FETCH_STAGES))]
         m.d.sync += [after.eq(before) for before, after in pairwise(at_work)]
         m.d.comb += self.busy.eq(Mux(at_work[-1], sum(lanes), 0))
         return m

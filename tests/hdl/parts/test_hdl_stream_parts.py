@@ -8,7 +8,7 @@ from core_bench import ResetOnce, bench, run, run_with_stalls
 from hdl import CircuitError
 from hdl.parts.dot_product import Delay
 from hdl.parts.payload import connect
-from hdl.parts.stream_parts import PromisedQueue, StreamQueue, StreamRegister, WidthConverter
+from hdl.parts.stream_parts import CreditQueue, StreamQueue, StreamRegister, WidthConverter
 from sim.bench.bench import BenchFailure
 from sim.bench.payload import pack_all
 
@@ -52,12 +52,12 @@ def test_a_queue_passes_everything_in_order(tmp_path, depth):
 
 
 class Writer(wiring.Component):
-    """A stream in front of a promised queue: takes a payload when `places` of the queue are not yet
-    promised, and writes it `late` cycles after.
+    """A stream in front of a credit queue: takes a payload when `places` of the queue are not yet
+    reserved, and writes it `late` cycles after.
     """
 
     def __init__(self, depth: int, places: int, late: int):
-        self.queue, self.places, self.late = PromisedQueue(PAYLOAD, depth), places, late
+        self.queue, self.places, self.late = CreditQueue(PAYLOAD, depth), places, late
         super().__init__(
             {name: flow(stream.Signature(PAYLOAD)) for name, flow in (("i", wiring.In), ("o", wiring.Out))}
         )
@@ -66,33 +66,31 @@ class Writer(wiring.Component):
         m = Module()
         m.submodules.queue = self.queue
         m.submodules.coming = coming = Delay(data.StructLayout({"valid": 1, "payload": PAYLOAD}), self.late)
-        promised = Signal(range(self.places + 1))
+        reserved = Signal(range(self.places + 1))
         m.d.comb += [
-            self.i.ready.eq(promised != self.places),
+            self.i.ready.eq(reserved != self.places),
             coming.en.eq(1),
             coming.i.valid.eq(self.i.valid & self.i.ready),
             coming.i.payload.eq(self.i.payload),
             self.queue.write.eq(coming.o.valid),
             self.queue.data.eq(coming.o.payload),
         ]
-        m.d.sync += promised.eq(promised + coming.i.valid - (self.o.valid & self.o.ready))
+        m.d.sync += reserved.eq(reserved + coming.i.valid - (self.o.valid & self.o.ready))
         connect(m, self.queue.o, wiring.flipped(self.o))
         return m
 
 
 @pytest.mark.parametrize(("depth", "late"), [(3, 0), (4, 1), (9, 4), (20, 17)])
-def test_a_promised_queue_takes_all_that_it_has_room_for(tmp_path, depth, late):
+def test_a_credit_queue_takes_all_that_it_has_room_for(tmp_path, depth, late):
     """A word a cycle if its places cover the way into it and its own two cycles."""
     words = payloads(200)
-    cycles = 199 + late + PromisedQueue.latency if depth > late + PromisedQueue.latency else None
-    run_with_stalls(
-        bench("promised", Writer(depth, depth, late), words, {"o": words}, expected_cycles=cycles), tmp_path
-    )
-    run(bench("promised", Writer(depth, depth, late), words, {"o": words}), tmp_path, sink_stall=0.9)
+    cycles = 199 + late + CreditQueue.latency if depth > late + CreditQueue.latency else None
+    run_with_stalls(bench("credits", Writer(depth, depth, late), words, {"o": words}, expected_cycles=cycles), tmp_path)
+    run(bench("credits", Writer(depth, depth, late), words, {"o": words}), tmp_path, sink_stall=0.9)
 
 
 @pytest.mark.parametrize(("taken", "given"), [(1, 0), (3, 0), (5, 2), (6, 5)])
-def test_a_reset_empties_the_promised_queue(tmp_path, taken, given):
+def test_a_reset_empties_the_credit_queue(tmp_path, taken, given):
     """With payloads on their way into it, in its memory and in its register; its addresses stand
     anywhere.
     """
@@ -104,7 +102,7 @@ def test_a_reset_empties_the_promised_queue(tmp_path, taken, given):
 def test_a_write_without_room_fails_in_simulation(tmp_path):
     words = payloads(60)
     with pytest.raises(BenchFailure, match="a queue was written although it was full") as failure:
-        run(bench("promised", Writer(4, 5, 0), words, {"o": words}), tmp_path, sink_stall=0.9)
+        run(bench("credits", Writer(4, 5, 0), words, {"o": words}), tmp_path, sink_stall=0.9)
     assert failure.value.kind == "assertion"
 
 
