@@ -3,10 +3,11 @@
 """The dot-product engine: a memory as wide as there are multipliers, and the two ways in which
 transformers sum products.
 
-    address ─ memory ─ register ─ operands ─┐                      ┌─ trees, tapped at each tile's
-    columns ─ slices summed up ─ FIFO ─ o
-                                            ├─ multipliers ─ split ┤
-    activations ──────────── registers ─────┘                      └─ one sum a lane ─ o_lanes
+    address ─ memory ─ register ─ operands ─┐                       ┌─ tapped trees ─ sum ─ FIFO ─ o
+                                            ├─ multipliers ─ split ─┤
+    activations ──────────── registers ─────┘                       └─ one sum a lane ─ o_lanes
+
+A tree is tapped at the columns of each tile; the sum adds the slices of a row.
 
 *Dot product*: each group of lanes sums its products, so that several rows, or several heads of one
 row, come out at once.  *Accumulate*: each lane sums its own products over many words, which weighs

@@ -8,12 +8,11 @@ row of weights, or of C query elements against one cached key row, whose adder t
 the head size so that every head's score appears at once. *Accumulate*: each lane keeps its own sum,
 so that a cached value row, weighted by its head's exponential, is added in one cycle.
 
-    vector ─┐                    ┌─ trees of d lanes ─ scores ─ softmax numerators (one unit a head)
-    ─┐ query  ─┼─ C multipliers ────┼─ tree of C lanes ─ requantize ─ keys, values, query, output
-    │ numerators ─┘   │            └─ C lane sums ─ × reciprocal of the denominator ─ vector
-    │
-       └────────────┼──────────────────────────────────────────────────────────────────────────────────┘
-       weights, keys, values: block RAM words of C elements
+    vector ────────┐                 ┌─ trees of d lanes ─ scores ─ softmax units ─ numerators ──┐
+    query ─────────┼─ C multipliers ─┼─ tree of C lanes ─ requantize ─ key, value, query, output │
+    ┌─ numerators ─┘        │        └─ C lane sums ─ × reciprocal of the denominator ─ vector   │
+    └───────────────────────┼────────────────────────────────────────────────────────────────────┘
+              weights, keys, values: block RAM words of C elements
 """
 
 from collections.abc import Iterable
