@@ -5,9 +5,16 @@ model_kinds.py.
 import numpy as np
 
 from fixedpoint import Attention, LayerNorm, Linear, QFormat
+from fixedpoint.quantization.histogram import Histogram
 
 RESIDUAL = QFormat(16, 10)
 NORMED = QFormat(8, 5)
+
+
+def histogram_of(values):
+    histogram = Histogram()
+    histogram.add(values)
+    return histogram
 
 
 def random_linear(generator, rows, columns, input_format, output, weight_bits=8):

@@ -299,11 +299,6 @@ class Attention:
         return self.core.head_dim
 
     @property
-    def score(self) -> QFormat:
-        """Format of a score."""
-        return self.core.score
-
-    @property
     def softmax(self) -> Softmax:
         """The softmax of one head's scores."""
         return self.core.softmax
@@ -325,7 +320,7 @@ class Attention:
             x: Integers (..., T, C) of the projections' input format.
 
         Returns:
-            Integers (..., H, T, T) of format `score`: row i, column j is query i times key j.
+            Integers (..., H, T, T) of format `softmax.score`, [i, j] of query i and key j.
         """
         return self.core.scores(*self._queries_and_keys(x))
 

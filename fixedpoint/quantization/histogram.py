@@ -43,13 +43,6 @@ class Histogram:
     peak: float = 0.0
     square_sum: float = 0.0
 
-    @classmethod
-    def of(cls, values: np.ndarray) -> Histogram:
-        """Return the histogram of one array."""
-        histogram = cls()
-        histogram.add(values)
-        return histogram
-
     @property
     def size(self) -> int:
         """Values counted."""

@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from fixedpoint_builders import histogram_of
 
 from fixedpoint import LayerNorm, Linear, QFormat, QuantizationError, RMSNorm, Sampler, TableActivation
 from fixedpoint.operators.embedding import Embedding, EmbeddingTable
@@ -17,7 +18,7 @@ from fixedpoint.operators.row_norm import whole_epsilon
 from fixedpoint.operators.sampling import EXPONENTIAL
 from fixedpoint.quantization.calibration import QuantizationSettings, _checked, _choose, _residual_format
 from fixedpoint.quantization.error_compensation import Feedback, Moments, compensate
-from fixedpoint.quantization.histogram import HALF, Histogram, covering_format
+from fixedpoint.quantization.histogram import HALF, covering_format
 from fixedpoint.quantization.overrides import ResolvedOverrides
 from fixedpoint.row_scales import least_squares_fractions, quantize_rows
 
@@ -98,7 +99,7 @@ NOTHING = ResolvedOverrides()
 def test_a_percentile_leaves_out_one_value_in_ten_thousand(outliers, covered):
     values = np.full(100_000, 0.9)
     values[:outliers] = 7.5
-    chosen = _choose("any", Histogram.of(values), QuantizationSettings(calibration="percentile"), NOTHING, False)
+    chosen = _choose("any", histogram_of(values), QuantizationSettings(calibration="percentile"), NOTHING, False)
     assert chosen == covering_format(7.5 if covered else 0.9, 8)
 
 
@@ -107,7 +108,7 @@ def test_the_stream_and_the_logits_have_a_quarter_of_headroom(calibration):
     settings = QuantizationSettings(calibration=calibration)
     limit = QFormat(16, 12).maximum
     for peak, fraction in ((limit / 1.2501, 12), (limit / 1.2499, 11)):
-        histogram = Histogram.of(np.array([peak, -peak / 3]))
+        histogram = histogram_of(np.array([peak, -peak / 3]))
         assert _choose("logits", histogram, settings, NOTHING, True) == QFormat(16, fraction)
         assert _residual_format([histogram], settings, NOTHING) == QFormat(16, fraction)
 
@@ -118,13 +119,13 @@ def test_a_given_format_may_clip_a_hundredth_and_the_stream_nothing():
         values = np.full(1000, 0.5)
         values[:outliers] = 5.0
         if fits:
-            assert _checked("any", Histogram.of(values), target) == target
+            assert _checked("any", histogram_of(values), target) == target
         else:
             with pytest.raises(QuantizationError, match=r"any does not fit .* 1\.10%"):
-                _checked("any", Histogram.of(values), target)
+                _checked("any", histogram_of(values), target)
     values[1:] = 0.5
     with pytest.raises(QuantizationError, match=r"residual does not fit .* 0\.10%"):
-        _checked("residual", Histogram.of(values), target)
+        _checked("residual", histogram_of(values), target)
 
 
 @pytest.mark.parametrize("finer, found", [(4, True), (5, True), (6, False)])
@@ -135,7 +136,7 @@ def test_an_activation_may_be_clipped_to_a_32nd(finer, found):
     first = covering_format(1.0, 4).fraction
     values = np.full(200_000, 2.0 ** -(first + finer))
     values[0] = 1.0
-    assert Histogram.of(values).least_squares_format(4).fraction == first + (finer if found else 0)
+    assert histogram_of(values).least_squares_format(4).fraction == first + (finer if found else 0)
 
 
 def test_activations_have_at_most_20_fraction_bits():
@@ -230,6 +231,6 @@ def test_sizes_where_none_is_given():
 
 
 def test_the_middle_of_a_bin_and_the_largest_ratio_of_a_root():
-    histogram = Histogram.of(np.array([1.0]))
+    histogram = histogram_of(np.array([1.0]))
     assert histogram.middles[HALF] == 0.5 * 2.0**histogram.exponent
     assert 1 + 2**-11 < ReciprocalSquareRoot().largest_ratio <= 1 + 2**-10 + 2**-16

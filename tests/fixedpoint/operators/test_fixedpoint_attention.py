@@ -245,8 +245,8 @@ def test_widths_hold_the_extremes_and_are_needed(context_length, head_dim):
     attention = rail_attention(context_length, head_dim)
     worst = np.full((context_length, head_dim), -128)
     scores = attention.scores(worst)
-    assert attention.score.holds(scores)
-    assert not QFormat(attention.score.bits - 1, 0).holds(scores)
+    assert attention.softmax.score.holds(scores)
+    assert not QFormat(attention.softmax.score.bits - 1, 0).holds(scores)
     numerators = attention.softmax.numerators(scores[0])
     assert (numerators == 255).all()
     total = 255 * context_length * -128  # all numerators full, all values at the lower rail

@@ -2,10 +2,10 @@ import math
 
 import numpy as np
 import pytest
+from fixedpoint_builders import histogram_of
 
 from fixedpoint import QFormat, QuantizationError
 from fixedpoint.quantization.calibration import QuantizationSettings, calibrate, layer_names, query_scale
-from fixedpoint.quantization.histogram import Histogram
 from fixedpoint.quantization.overrides import Overrides
 from model import ModelConfig, Transformer
 
@@ -83,7 +83,7 @@ def test_the_query_is_calibrated_with_its_folded_scale():
     model, tokens = small_model(), some_tokens()
     seen = {}
     model.forward(tokens, observe=lambda name, values: seen.setdefault(name, np.array(values, dtype=np.float64)))
-    expected = Histogram.of(seen["blocks.0.attention.query"] * math.log2(math.e) / 2).least_squares_format(8)
+    expected = histogram_of(seen["blocks.0.attention.query"] * math.log2(math.e) / 2).least_squares_format(8)
     assert calibrate(model, tokens, QuantizationSettings()).formats["blocks.0.attention.query"] == expected
     assert query_scale(4) == pytest.approx(math.log2(math.e) / 2, rel=1e-15)
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fixedpoint_builders import histogram_of
 
 from fixedpoint import QFormat, load_export
 from fixedpoint.fast.transformer import prepared
-from fixedpoint.quantization.histogram import Histogram
 from model import RunDirectory, evaluate_loss
 from model.data import windows
 from scripts import cli
@@ -128,7 +128,7 @@ def test_analysis_names_the_worst_and_draws(tiny_run: Path, capsys: pytest.Captu
 def test_pictures_show_every_value() -> None:
     values = np.random.default_rng(0).normal(size=3000)
     values[:7] = 100.0
-    row = over_range(Histogram.of(values), QFormat(8, 6))
+    row = over_range(histogram_of(values), QFormat(8, 6))
     assert row.sum() == 3000
     assert row[-1] >= 7  # far beyond the range is at its end
     bar = 2.5 * 2 / BARS  # the format reaches from −2 to 2, the picture from −2.5 to 2.5
