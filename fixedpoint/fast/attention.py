@@ -8,8 +8,11 @@ The rearrangements, all exact:
   exponential: a minimum over the first axis, which NumPy finds four times as fast as one over the
   last, a subtraction, and one table give the numerators.
 - The reciprocal of every possible denominator is one table.
+- Rotary positions are a product of complex numbers, of queries and keys together.
 
-Sizes: B sequences, T tokens, H heads, d channels a head, C = H·d.
+Sizes: B sequences, T tokens, H = K·G heads in groups of G with a key and value head, d channels a
+head, C = H·d, W = K·(2·d + 1) numbers of a token that later ones read: keys, then each head's
+values and 1.
 """
 
 from __future__ import annotations
@@ -19,7 +22,17 @@ from functools import lru_cache
 import numpy as np
 
 from ..operators.attention import Attention
-from .layers import Buffers, Floats, Product, exact_dtype, exponential_table, reciprocal_table, whole
+from ..operators.rotation import FACTOR, RotationTable
+from .layers import (
+    Buffers,
+    Floats,
+    Product,
+    exact_dtype,
+    exponential_table,
+    reciprocal_table,
+    round_half_up,
+    whole,
+)
 
 MASKED = 2.0**30  # a distance beyond any table; in range of an int32
 
@@ -32,90 +45,122 @@ class PreparedAttention:
     """
 
     def __init__(self, attention: Attention) -> None:
-        self.heads, self.head_dim, self.channels = attention.num_heads, attention.head_dim, attention.embed_dim
-        self.length = attention.context_length
-        exponential, value_bits = attention.softmax.exponential, attention.value.output.bits
-        score = self.head_dim << (attention.query.output.bits + attention.key.output.bits - 2)
-        denominator = self.length * exponential.maximum
+        core = self.core = attention.core
+        self.channels, self.kv_heads, self.group = core.channels, core.num_kv_heads, core.num_heads // core.num_kv_heads
+        self.kv_channels = core.kv_channels
+        exponential, value_bits = core.softmax.exponential, core.value.bits
+        score = core.head_dim << (core.query.bits + core.key.bits - 2)
+        denominator = core.context_length * exponential.maximum
         self.dtype = exact_dtype(max(2 * score, denominator << (value_bits - 1)))
         shift, self.numerators = exponential_table(exponential, self.dtype)
         self.last = len(self.numerators) - 1
         self.query_scale = self.dtype.type(-(2.0**-shift))
         # A context far coarser than the values is 0 throughout, however much coarser.
-        finer = min(attention.value.output.fraction - attention.context.fraction, value_bits + 2)
-        mantissa = attention.reciprocal.mantissa_bits
+        finer = min(core.value.fraction - core.output.fraction, value_bits + 2)
+        mantissa = core.reciprocal.mantissa_bits
         exact_dtype(
             (denominator << (value_bits - 1 + mantissa)) + (1 << max(denominator.bit_length() + mantissa + finer, 0))
         )
-        self.reciprocals = reciprocal_table(attention.reciprocal, denominator) * 2.0**-finer
-        self.lowest, self.highest = float(attention.context.minimum_integer), float(attention.context.maximum_integer)
+        self.reciprocals = reciprocal_table(core.reciprocal, denominator) * 2.0**-finer
         self.projections = Product([attention.query, attention.key, attention.value])
-        self._arrange()
+        self._add_ones()
         self.output = Product([attention.output])
+        self.turned = 0  # channels of queries and keys that have rotary positions
+        if attention.rotations is not None:
+            channels = (self.channels, self.kv_channels)
+            self.turned = sum(channels)
+            gains = [2.0 ** (one.output.fraction - one.input.fraction) for one in attention.rotations]
+            self.gain = np.repeat(gains, channels)
+            self.factors = _rotation_factors(attention.rotations[0].table, self.turned)
 
-    def _arrange(self) -> None:
-        """Put the projections' columns in order: all queries, then for each head its keys, its
-        values, and 1.
-        """
-        head = np.arange(self.head_dim)
-        one = 3 * self.channels
-        order = [np.arange(self.channels)]
-        for start in range(0, self.channels, self.head_dim):
-            order += [self.channels + start + head, 2 * self.channels + start + head, np.array([one])]
-        columns = np.concatenate(order)
-        product = self.projections
-        zeros = np.zeros((self.channels, 1), product.weight.dtype)
-        product.weight = np.hstack([product.weight, zeros])[:, columns].copy()
-        product.offset = np.concatenate([product.offset, np.ones(1, product.offset.dtype)])[columns]
+    def _add_ones(self) -> None:
+        """Put a column that makes 1 after each head's values."""
+        product, size = self.projections, self.core.head_dim
+        ends = np.arange(self.channels + self.kv_channels + size, product.rows + 1, size)
+        product.weight, product.offset = (
+            np.insert(product.weight, ends, 0, axis=1),
+            np.insert(product.offset, ends, 1, axis=0),
+        )
+        if product.highest.ndim:
+            product.lowest, product.highest = (np.insert(limit, ends, 1) for limit in (product.lowest, product.highest))
 
     def new_cache(self, batch: int) -> Floats:
-        """Return memory for the keys, values and ones of `batch` sequences, (B, H, context_length,
-        2·d + 1).
+        """Return memory for the keys, values and ones of `batch` sequences, (B, context_length,
+        W).
         """
-        return np.zeros((batch, self.heads, self.length, 2 * self.head_dim + 1), self.dtype)
+        return np.zeros((batch, self.core.context_length, self.projections.rows - self.channels), self.dtype)
 
-    def project(self, x: Floats, batch: int, buffers: Buffers) -> tuple[Floats, Floats]:
-        """Return queries (B, H, T, d), scaled for `numerators`, and keys, values and ones (B, H, T,
-        2·d + 1) of rows x (B·T, C).
+    def heads_of(self, rows: Floats, group: int = 1) -> Floats:
+        """Return a view (B, K, group, T, ·) of queries, keys or values (B, T, K·group·…)."""
+        return rows.reshape(*rows.shape[:2], self.kv_heads, group, -1, copy=False).transpose(0, 2, 3, 1, 4)
+
+    def compute(
+        self, x: Floats, batch: int, buffers: Buffers, cache: Floats | None = None, position: int = 0
+    ) -> Floats:
+        """Return the outputs (B·T, C) for rows x (B·T, C); the arguments are those of
+        `PreparedBlock.forward`.
         """
-        # (B·T, C) -> (B·T, 3·C + H)
-        projected = self.projections.compute(x, buffers, "projected").astype(self.dtype, copy=False)
-        projected[:, : self.channels] *= self.query_scale
-        by_token = projected.reshape(batch, len(x) // batch, -1)  # (B, T, 3·C + H)
-        # (B, T, C) -> (B, T, H, d) and (B, T, 2·C + H) -> (B, T, H, 2·d + 1)
-        query = by_token[..., : self.channels].reshape(batch, -1, self.heads, self.head_dim, copy=False)
-        rest = by_token[..., self.channels :].reshape(batch, -1, self.heads, 2 * self.head_dim + 1, copy=False)
-        return query.swapaxes(1, 2), rest.swapaxes(1, 2)
+        # (B·T, C) -> (B, T, C + W)
+        projected = self.projections.compute(x, buffers, "projected").reshape(batch, -1, self.projections.rows)
+        self.rotate(projected[..., : self.turned], position, buffers)
+        projected = projected.astype(self.dtype, copy=False)
+        query, known = projected[..., : self.channels], projected[..., self.channels :]
+        query *= self.query_scale
+        if cache is not None:
+            end = position + projected.shape[1]
+            cache[:, position:end] = known
+            known = cache[:, :end]
+        keys, values = known[..., : self.kv_channels], known[..., self.kv_channels :]
+        query, keys, values = self.heads_of(query, self.group), self.heads_of(keys), self.heads_of(values)
+        context = self.attend(query, keys, values, buffers)
+        return self.output.compute(context.reshape(x.shape), buffers, "update")
 
-    def attend(self, query: Floats, known: Floats, buffers: Buffers) -> Floats:
+    def rotate(self, x: Floats, position: int, buffers: Buffers) -> None:
+        """Turn queries and keys x (B, T, `turned`), in place, which stand at `position` and
+        after.
+        """
+        if not self.turned:
+            return
+        pairs = buffers.array("pairs", np.complex128, *x.shape[:-1], self.turned // 2)
+        wide = pairs.view(np.float64)
+        np.multiply(x, self.gain, out=wide)
+        pairs *= self.factors[position : position + x.shape[1]]
+        round_half_up(wide, self.core.query, x)
+
+    def attend(self, query: Floats, keys: Floats, values: Floats, buffers: Buffers) -> Floats:
         """Return the contexts (B, Tq, C) of the last Tq of Tk tokens.
 
         Args:
-            query: From `project`, (B, H, Tq, d).
-            known: From `project` or a cache, (B, H, Tk, 2·d + 1), Tk >= Tq.
+            query: (B, K, G, Tq, d), times `query_scale`.
+            keys: (B, K, 1, Tk, d), Tk >= Tq.
+            values: With ones, (B, K, 1, Tk, d + 1).
             buffers: The result is overwritten by the next call with these.
         """
-        keys, values = known[..., : self.head_dim], known[..., self.head_dim :]
-        batch, heads, length, size = query.shape
-        scores = buffers.array("scores", self.dtype, batch, heads, keys.shape[-2], length)
-        np.matmul(keys, query.swapaxes(-1, -2), out=scores)  # (B, H, Tk, Tq)
+        batch, _, _, length, size = query.shape
+        scores = buffers.array("scores", self.dtype, batch, self.kv_heads, self.group, keys.shape[-2], length)
+        np.matmul(keys, query.swapaxes(-1, -2), out=scores)  # (B, K, G, Tk, Tq)
         if length > 1:  # later keys are beyond any distance
             scores[..., -length:, :] += _later_keys(length)
         scores -= np.minimum.reduce(scores, axis=-2, keepdims=True)
         np.minimum(scores, self.last, out=scores)
         numerators = self.numerators.take(whole(scores, buffers))
-        weighted = buffers.array("weighted", self.dtype, batch, length, heads, size + 1)
-        # (B, H, Tq, Tk) @ (B, H, Tk, d + 1) -> (B, H, Tq, d + 1), stored as (B, Tq, H, d + 1)
-        np.matmul(numerators.swapaxes(-1, -2), values, out=weighted.swapaxes(1, 2))
-        wide = buffers.array("wide context", np.float64, batch, length, heads, size)
+        weighted = buffers.array("weighted", self.dtype, batch, length, self.kv_heads, self.group, size + 1)
+        # (B, K, G, Tq, Tk) @ (B, K, 1, Tk, d + 1) -> (B, K, G, Tq, d + 1), stored with Tq second
+        np.matmul(numerators.swapaxes(-1, -2), values, out=weighted.transpose(0, 2, 3, 1, 4))
+        wide = buffers.array("wide context", np.float64, batch, length, self.kv_heads, self.group, size)
         np.copyto(wide, weighted[..., :size])
         wide *= self.reciprocals.take(weighted[..., size:].astype(np.int64))
-        wide += 0.5
-        np.floor(wide, out=wide)
-        wide.clip(self.lowest, self.highest, out=wide)
         context = buffers.array("context", np.float32, batch, length, self.channels)
-        np.copyto(context, wide.reshape(context.shape))  # (B, Tq, H, d) -> (B, Tq, C)
+        # (B, Tq, K, G, d) -> (B, Tq, C)
+        round_half_up(wide, self.core.output, context.reshape(wide.shape))
         return context
+
+
+@lru_cache(maxsize=8)
+def _rotation_factors(table: RotationTable, channels: int) -> np.ndarray:
+    """Return the factors of pairs of channels, complex (T, channels / 2)."""
+    factors = (table.cosine + 1j * table.sine) * FACTOR.resolution
+    return np.tile(factors, channels // table.head_dim)
 
 
 @lru_cache(maxsize=8)

@@ -82,23 +82,27 @@ class TokenAttention:
 
     Args:
         attention: Computes the context from the cache.
-        cache: Of a batch of one, (1, H, context_length, 2·d + 1).
+        cache: Of a batch of one, (1, context_length, W).
         buffers: Memory for what comes between.
     """
 
     def __init__(self, attention: PreparedAttention, cache: Floats, buffers: Buffers) -> None:
         self.attention, self.cache, self.buffers = attention, cache, buffers
         self.projections, self.output = TokenProduct(attention.projections), TokenProduct(attention.output)
-        query, known = np.split(self.projections.result, [attention.channels])
-        # (C,) -> (1, H, 1, d)
-        self.query = query.reshape(1, attention.heads, 1, attention.head_dim)
-        self.known = known.reshape(attention.heads, -1)  # (C + C + H,) -> (H, 2·d + 1)
+        projected = self.projections.result[None, None]  # (1, 1, C + W)
+        self.turned = projected[..., : attention.turned]
+        self.query = attention.heads_of(projected[..., : attention.channels], attention.group)
+        self.known = projected[0, 0, attention.channels :]
+        self.keys = attention.heads_of(cache[..., : attention.kv_channels])
+        self.values = attention.heads_of(cache[..., attention.kv_channels :])
 
     def compute(self, x: Floats, position: int) -> Floats:
         """Return the output (C,) for the row at `position`, after adding to the cache."""
         attention = self.attention
         self.projections.compute(x)
+        attention.rotate(self.turned, position, self.buffers)
         query = np.multiply(self.query, attention.query_scale, dtype=attention.dtype)
-        self.cache[0, :, position] = self.known
-        context = attention.attend(query, self.cache[:, :, : position + 1], self.buffers)
+        self.cache[0, position] = self.known
+        end = position + 1
+        context = attention.attend(query, self.keys[..., :end, :], self.values[..., :end, :], self.buffers)
         return self.output.compute(context[0, 0])

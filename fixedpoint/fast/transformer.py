@@ -19,10 +19,10 @@ from numpy.typing import ArrayLike
 from ..arithmetic import Integers
 from ..operators.attention import AttentionCache
 from ..qformat import IntegerArray, QFormat
-from ..topology import BLOCK, INPUT
+from ..topology import INPUT, block_steps
 from ..transformer import Block, QuantizedTransformer, run_operations
 from .attention import PreparedAttention
-from .layers import Buffers, Float64, Floats, PreparedNorm, Product, whole
+from .layers import Buffers, Float64, Floats, PreparedNorm, Product, round_half_up, whole
 from .token import TokenAttention, TokenNorm, TokenProduct
 
 # tokens that are computed together: their activations fit the processor's cache
@@ -30,11 +30,11 @@ BLOCK_ROWS = 512
 
 
 def is_standard(block: Block) -> bool:
-    """Return whether a block computes the operations of `BLOCK`, which `PreparedBlock` merges into
-    fewer, with a key and value head for each query head.
+    """Return whether a block computes the operations of `block_steps`, which `PreparedBlock` merges
+    into fewer.
     """
-    core = block.attention.core
-    return tuple(step for step, _ in block.operations) == BLOCK and core.num_kv_heads == core.num_heads
+    rotary, gated = block.attention.rotations is not None, block.gate is not None
+    return tuple(step for step, _ in block.operations) == block_steps(rotary=rotary, gated=gated)
 
 
 class PreparedBlock:
@@ -52,8 +52,12 @@ class PreparedBlock:
         )
         self.attention = PreparedAttention(block.attention)
         # indexes the activation's table
-        self.up = Product([block.up], origin=-block.activation.input.minimum_integer)
-        self.activation = block.activation.table.astype(np.float32)
+        self.index = Product([block.gate or block.up], origin=-block.activation.input.minimum_integer)
+        self.activation: Floats = block.activation.table.astype(np.float32)
+        self.factor: Product | None = None
+        if block.product is not None:
+            self.activation = np.ldexp(block.activation.table.astype(np.float64), -block.product.shift)
+            self.factor, self.gated = Product([block.up]), block.product.output
         self.down = Product([block.down])
         self.lowest, self.highest = float(residual.minimum_integer), float(residual.maximum_integer)
 
@@ -72,18 +76,21 @@ class PreparedBlock:
                 whole sequences.
             position: Tokens in the cache.
         """
-        query, known = self.attention.project(self.attention_norm.compute(x, buffers), batch, buffers)
-        if cache is not None:
-            end = position + query.shape[-2]
-            cache[:, :, position:end] = known
-            known = cache[:, :, :end]
-        context = self.attention.attend(query, known, buffers)  # (B, T, C)
-        self._add(x, self.attention.output.compute(context.reshape(x.shape), buffers, "update"))
-        hidden = self.up.accumulate(self.feed_forward_norm.compute(x, buffers), buffers, "hidden")
+        normed = self.attention_norm.compute(x, buffers)
+        self._add(x, self.attention.compute(normed, batch, buffers, cache, position))
+        normed = self.feed_forward_norm.compute(x, buffers)
+        hidden = self.index.accumulate(normed, buffers, "hidden")
         # not negative: truncation is the floor
-        np.clip(hidden, self.up.lowest, self.up.highest, out=hidden)
-        activated = self.activation.take(whole(hidden, buffers))
+        np.clip(hidden, self.index.lowest, self.index.highest, out=hidden)
+        activated: Floats = self.activation.take(whole(hidden, buffers))
+        if self.factor is not None:
+            activated = self.gate(activated, self.factor.compute(normed, buffers, "factor"), buffers)
         self._add(x, self.down.compute(activated, buffers, "update"))
+
+    def gate(self, activated: Floats, factor: Floats, buffers: Buffers) -> Floats:
+        """Return the products of both, rounded; the first is overwritten."""
+        activated *= factor
+        return round_half_up(activated, self.gated, buffers.array("gated", np.float32, *factor.shape))
 
     def _add(self, x: Floats, update: Floats) -> None:
         x += update
@@ -311,8 +318,11 @@ class _SingleSequence:
         np.maximum(x, self.lowest, out=x)
         for block in self.blocks:
             self._add(x, block.attention.compute(block.attention_norm.compute(x), position))
-            indices = block.up.accumulate(block.feed_forward_norm.compute(x)).astype(np.int64)
-            self._add(x, block.down.compute(block.activation.take(indices, mode="clip")))
+            normed = block.feed_forward_norm.compute(x)
+            activated: Floats = block.activation.take(block.index.accumulate(normed).astype(np.int64), mode="clip")
+            if block.factor is not None:
+                activated = block.gate(activated, block.factor.compute(normed), self.fast.buffers)
+            self._add(x, block.down.compute(activated))
         return self.logits.compute(self.final_norm.compute(x))
 
     def _add(self, x: Float64, update: Floats) -> None:
@@ -328,5 +338,6 @@ class _TokenBlock:
             TokenNorm(block.feed_forward_norm),
         )
         self.attention = TokenAttention(block.attention, cache, buffers)
-        self.up, self.down = TokenProduct(block.up), TokenProduct(block.down)
-        self.activation = block.activation
+        self.index, self.down = TokenProduct(block.index), TokenProduct(block.down)
+        self.factor = None if block.factor is None else TokenProduct(block.factor)
+        self.activation, self.gate = block.activation, block.gate

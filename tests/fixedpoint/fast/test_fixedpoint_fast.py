@@ -15,9 +15,10 @@ from fixedpoint.fast.layers import (
     exponential_table,
     reciprocal_table,
     root_table,
+    round_half_up,
 )
 from fixedpoint.fast.token import TokenNorm, TokenProduct
-from fixedpoint.fast.transformer import FastDecoder, FastTransformer, prepared
+from fixedpoint.fast.transformer import FastDecoder, FastTransformer, PreparedBlock, prepared
 from fixedpoint.quantization.calibration import QuantizationSettings, calibrate
 from fixedpoint.quantization.quantize import quantize_transformer
 from model.data import windows
@@ -46,10 +47,11 @@ def linear_of(weight, fraction, bias=0, output=OUTPUT):
 @pytest.mark.parametrize("kind", MODELS)
 def test_logits_are_the_specifications(kind, seed):
     model = MODELS[kind](seed)
-    context = model.context_length
+    context, fast = model.context_length, FastTransformer(model)
+    assert all(isinstance(block, PreparedBlock) for block in fast.blocks)
     for batch, length in ((1, 1), (4, context), (3, (context + 1) // 2)):
         tokens = random_tokens(model, batch, length, seed)
-        logits = FastTransformer(model).forward(tokens)
+        logits = fast.forward(tokens)
         assert logits.dtype == np.int64
         np.testing.assert_array_equal(logits, model.forward(tokens))
     assert len(np.unique(logits)) > 1
@@ -62,6 +64,7 @@ def test_cached_tokens_have_the_same_logits(kind, batch):
     tokens = random_tokens(model, batch, model.context_length)
     expected = model.forward(tokens)
     decoder = FastDecoder(model, batch)
+    assert (decoder.single is not None) == (batch == 1)
     for first in (1, (model.context_length + 1) // 2):  # a second prefill starts again
         np.testing.assert_array_equal(decoder.prefill(tokens[:, :first]), expected[:, first - 1])
         for position in range(first, model.context_length):
@@ -199,6 +202,16 @@ def test_no_float_is_exact_beyond_53_bits():
     assert exact_dtype((1 << 24) + 1) == exact_dtype(1 << 53) == np.float64
     with pytest.raises(OverflowError, match="not exact"):
         exact_dtype((1 << 53) + 1)
+
+
+@pytest.mark.parametrize("shift", [0, 1, 20, 31, 32, 51, 52, 53, 54, 63, 200])
+def test_numbers_finer_than_a_half_are_rounded_as_integers_are(shift):
+    half = 1 << max(shift - 1, 0)
+    near = {sign * units * half + less for sign in (-1, 1) for units in (1, 3, 254, 255) for less in (-1, 0, 1)}
+    integers = [n for n in (*near, 0, 1, -1, 1 << 31, -(1 << 31)) if abs(n) <= 1 << 31]
+    exact = np.ldexp(np.array(integers, float), -shift)
+    expected = [min(max((2 * n + (1 << shift)) >> (shift + 1), -128), 127) for n in integers]
+    np.testing.assert_array_equal(round_half_up(exact, OUTPUT, np.empty(len(exact), np.float32)), expected)
 
 
 # Norms
