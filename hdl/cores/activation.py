@@ -51,7 +51,7 @@ class TableActivation(wiring.Component):
             }
         )
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
         parameters = self.parameters

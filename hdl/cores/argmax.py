@@ -66,7 +66,7 @@ class ArgMax(wiring.Component):
         """
         return rows * elements - 1 + self.latency
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
         # An assertion's message wants at least a bit.

@@ -17,7 +17,7 @@ the rows of a matrix (attention's values) without transposing it.
 import reprlib
 from collections.abc import Collection, Sequence
 
-from amaranth.hdl import Assert, Cat, Format, Module, Mux, Signal, signed
+from amaranth.hdl import Assert, Cat, Format, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -96,12 +96,13 @@ class Engine(wiring.Component):
         operations: Collection[Operation] = tuple(Operation),
         init: Sequence[int] = (),
     ):
-        for name, value in (("columns", columns), ("operations", operations), ("init", init)):
+        collections: dict[str, object] = {"columns": columns, "operations": operations, "init": init}
+        for name, value in collections.items():
             if not isinstance(value, Collection) or isinstance(value, str):
                 raise CircuitError(f"{name} must be a collection, not {value!r}")
         numbers = {"lanes": lanes, "depth": depth, "terms": terms}
-        for name, value in {**numbers, "activation_bits": activation_bits, "element_bits": element_bits}.items():
-            check_whole(name, value)
+        for name, number in {**numbers, "activation_bits": activation_bits, "element_bits": element_bits}.items():
+            check_whole(name, number)
         try:
             self.parameters = DotProductEngine(lanes, tuple(columns), terms, activation_bits, element_bits)
         except QuantizationError as error:
@@ -153,7 +154,7 @@ class Engine(wiring.Component):
             ports["o_lanes"] = Out(stream.Signature(data.ArrayLayout(signed(self.parameters.lane_sum_bits), lanes)))
         super().__init__(ports)
 
-    def _check(self):
+    def _check(self) -> None:
         unknown = [one for one in self.operations if not isinstance(one, Operation)]
         if unknown or not self.operations - {Operation.WRITE}:
             raise CircuitError(
@@ -204,7 +205,7 @@ class Engine(wiring.Component):
         """
         return commands - 1 + self.latency
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
         lanes = self.lanes
@@ -310,7 +311,7 @@ class Engine(wiring.Component):
                 m.d.comb += self.i.ready.eq(room)
         return m
 
-    def _either(self, in_pairs, pair, whole):
+    def _either(self, in_pairs: Value, pair: Value | None, whole: Value) -> Value:
         """Return what belongs to a pair of weights or to a whole element; an engine that has only
         one of them does not choose.
         """
@@ -322,7 +323,9 @@ class Engine(wiring.Component):
         m.d.comb += copies.i.eq(bit)
         return [copies.o[lane // LANES_PER_COPY] for lane in range(self.lanes)]
 
-    def _accumulate_lanes(self, m: Module, products: Signal, before, tag, taken: Signal, free: Signal) -> None:
+    def _accumulate_lanes(
+        self, m: Module, products: Signal, before: data.View, tag: data.View, taken: Signal, free: Signal
+    ) -> None:
         """Sum up products lane by lane, `tag` saying what they are and `before` what the next ones
         are.
         """

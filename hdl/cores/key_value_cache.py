@@ -2,6 +2,8 @@
 far come out.
 """
 
+from collections.abc import Iterable
+
 from amaranth.hdl import Assert, Format, Module, Mux, Shape, ShapeLike, Signal
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -61,7 +63,7 @@ class KeyValueCache(wiring.Component):
             }
         )
 
-    def cycles(self, positions) -> int:
+    def cycles(self, positions: Iterable[int]) -> int:
         """Return the cycles from the first word taken to the last word given, without stalls.
 
         Args:
@@ -69,7 +71,7 @@ class KeyValueCache(wiring.Component):
         """
         return sum(2 * self.words * (position + 2) for position in positions) + self.latency - 2
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
         words, rows = self.words, self.context_length

@@ -104,7 +104,7 @@ class MatrixVector(wiring.Component):
         padding = self.slices * self.tile.columns - self.parameters.columns
         return self.tile.words(np.pad(self.parameters.weight, ((0, 0), (padding, 0))), self.parameters.weight_bits)
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
         parameters, tile, slices = self.parameters, self.tile, self.slices

@@ -6,7 +6,7 @@ is divided by.
 
 from itertools import pairwise
 
-from amaranth.hdl import Assert, Const, Format, Module, Mux, Signal, Value, signed, unsigned
+from amaranth.hdl import Assert, Const, Format, Module, Mux, Shape, ShapeLike, Signal, Value, signed, unsigned
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
@@ -89,10 +89,10 @@ class RowNorm(wiring.Component):
             {"i": In(self._stream(shape_of(parameters.input))), "o": Out(self._stream(shape_of(parameters.output)))}
         )
 
-    def _stream(self, element) -> stream.Signature:
+    def _stream(self, element: ShapeLike) -> stream.Signature:
         return stream.Signature(data.StructLayout({"data": word_shape(element, self.lanes), "last": 1}))
 
-    def _lane(self, word, lane: int):
+    def _lane(self, word: Value | data.View, lane: int) -> Value:
         return word if self.lanes == 1 else word[lane]
 
     def cycles(self, rows: int = 1) -> int:
@@ -101,7 +101,7 @@ class RowNorm(wiring.Component):
         """
         return (rows + 1) * self.words - 2 + self.latency
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
         parameters, words = self.parameters, self.words
@@ -179,7 +179,7 @@ class RowNorm(wiring.Component):
                 Assert(~leaving.valid | queue.r_rdy, f"{type(self).__name__}: a word came before its {name}"),
             ]
 
-        def held(value, stages, name):
+        def held(value: Value, stages: int, name: str) -> Value:
             """Return a value as it was some stages ago."""
             for number in range(stages):
                 register = data_register(value.shape(), name=f"{name}_{number + 1}")
@@ -207,7 +207,7 @@ class RowNorm(wiring.Component):
         self.internals = Internals(**counters, **parts, queues=read, depth=depth, difference_stages=difference_stages)
         return m
 
-    def _row_memory(self, m, taken, issue, enable):
+    def _row_memory(self, m: Module, taken: Signal, issue: Signal, enable: Signal) -> data.View:
         """Build the FIFO's memory and return the word issued `READ_STAGES` ago.
 
         A word is read long after it was written, so what a read in the cycle of a write gives does
@@ -229,7 +229,7 @@ class RowNorm(wiring.Component):
         m.d.sync += Assert(~collides, f"{type(self).__name__}: a word is read while it is written")
         return word
 
-    def _scaled(self, m, name, enable, element):
+    def _scaled(self, m: Module, name: str, enable: Signal, element: Value) -> Value:
         """Return C·x."""
         channels = self.parameters.channels
         if self._scaling:
@@ -247,7 +247,7 @@ class RowNorm(wiring.Component):
         return (1 << self.parameters.output_shift) >> 1 if self.parameters.output_shift > 0 else 0
 
     @property
-    def _total_shape(self):
+    def _total_shape(self) -> Shape:
         """Shape of product, shift and half a unit added up."""
         return signed(max(self.parameters.product_bits, self._half.bit_length()) + 1)
 
@@ -266,7 +266,18 @@ class RowNorm(wiring.Component):
         style = {"ram_style": "logic"} if self.words <= LOGIC_WORDS else {}
         return memory.Memory(shape=word, depth=self.words, init=init, attrs=style)
 
-    def _lane_pipeline(self, m, name, enable, scaled, offset, mantissa, shifts, affine, result):
+    def _lane_pipeline(
+        self,
+        m: Module,
+        name: str,
+        enable: Signal,
+        scaled: Value,
+        offset: Value | int,
+        mantissa: Value,
+        shifts: tuple[Value, Value],
+        affine: data.View,
+        result: Value,
+    ) -> None:
         """Build one lane's last 13 stages: C·x − S, times the root (3), its two halves added, shift
         (2), round, times scale (3), plus shift, cast.
 
@@ -281,7 +292,7 @@ class RowNorm(wiring.Component):
         split = min(LOW_BITS, parameters.difference_bits - 1)
         bits = normalized_format.bits + 2
 
-        def register(stage, shape):
+        def register(stage: str, shape: ShapeLike) -> Signal:
             return data_register(shape, name=f"{name}_{stage}")
 
         difference = register("difference", signed(parameters.difference_bits))

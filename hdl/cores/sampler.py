@@ -47,7 +47,7 @@ class XorShift32(wiring.Component):
 
     latency = 1
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(
             {
                 "i": In(stream.Signature(data.StructLayout({"restart": 1, "state": RANDOM_BITS}))),
@@ -55,7 +55,7 @@ class XorShift32(wiring.Component):
             }
         )
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
         state = Signal(RANDOM_BITS, init=1)
@@ -141,7 +141,7 @@ class Sampler(wiring.Component):
         """
         return rows * elements - 1 + self.latency(elements)
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
         m.submodules.numerators = numerators = self._numerators

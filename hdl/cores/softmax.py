@@ -124,7 +124,7 @@ class Softmax(wiring.Component):
         """
         return (rows + 1) * elements - 2 + self.latency(elements)
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
         parameters = self.parameters

@@ -29,7 +29,7 @@ class Tile:
     columns: int
     pairs: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Refuse a tile that does not fill the lanes."""
         check_whole("lanes", self.lanes)
         check_whole("columns", self.columns)

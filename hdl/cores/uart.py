@@ -68,7 +68,7 @@ class UARTTransmitter(wiring.Component):
         self.divisor = divisor
         super().__init__({"i": In(stream.Signature(8)), "tx": Out(1, init=1)})
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
         # The frame leaves from bit 0; idle ones follow it, so the wire is a register's output and
@@ -122,7 +122,7 @@ class UARTReceiver(wiring.Component):
             {"rx": In(1, init=1), "o": Out(stream.Signature(8)), "framing_error": Out(1), "overrun": Out(1)}
         )
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
         rx = Signal(init=1)
@@ -206,7 +206,7 @@ class UART(wiring.Component):
         """
         return (count - 1) * FRAME_BITS * self.divisor + self.latency
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
         m.submodules.transmitter, m.submodules.receiver = self._transmitter, self._receiver

@@ -16,6 +16,7 @@ so that a cached value row, weighted by its head's exponential, is added in one 
 """
 
 from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 from amaranth.hdl import Array, Assert, Cat, Format, Module, Signal, signed, unsigned
@@ -129,13 +130,13 @@ class Attention(wiring.Component):
         channels = self.parameters.embed_dim
         # memory, multipliers; the lane sums are there one cycle later
         weigh_stages = 1 + self._products.latency
-        vector = {"operand": Operand.VECTOR, "source": Source.WEIGHTS, "count": channels}
+        project = partial(Step, operand=Operand.VECTOR, source=Source.WEIGHTS, count=channels)
         return Schedule(
             (
                 Step("take the token", Operand.NONE, Source.NONE, Result.NONE, channels),
-                Step("project key", result=Result.KEY, **vector),
-                Step("project value", result=Result.VALUE, **vector),
-                Step("project query", result=Result.QUERY, drain=self.row_stages, **vector),
+                project("project key", result=Result.KEY),
+                project("project value", result=Result.VALUE),
+                project("project query", result=Result.QUERY, drain=self.row_stages),
                 Step("scores", Operand.QUERY, Source.KEYS, Result.SCORES, None),
                 Step(
                     "weigh values",
@@ -158,7 +159,7 @@ class Attention(wiring.Component):
                     wait=max(0, 1 + self._reciprocal.latency - weigh_stages),
                     drain=1 + self._divide.latency,
                 ),
-                Step("project output", result=Result.OUTPUT, drain=self.row_stages, **vector),
+                project("project output", result=Result.OUTPUT, drain=self.row_stages),
             )
         )
 
@@ -168,7 +169,7 @@ class Attention(wiring.Component):
         """
         return pack_rows(np.concatenate([layer.weight for layer in self._layers]), self.parameters.query.weight_bits)
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
         parameters, steps = self.parameters, self.schedule.steps

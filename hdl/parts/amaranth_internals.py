@@ -19,7 +19,7 @@ def assignments(fragment: Fragment) -> Iterator[Assign]:
     yield from _assignments(list(fragment.statements.values()))
 
 
-def _assignments(nested) -> Iterator[Assign]:
+def _assignments(nested: Iterable[object]) -> Iterator[Assign]:
     for one in nested:
         if isinstance(one, Assign):
             yield one

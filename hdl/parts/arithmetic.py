@@ -2,7 +2,7 @@
 multiplier.
 """
 
-from amaranth.hdl import Cat, Const, Module, Mux, Value
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, ValueLike
 
 from fixedpoint import QFormat
 
@@ -54,7 +54,7 @@ def saturate(value: Value, number_format: QFormat) -> Value:
     return Mux(sign, 0, kept | above.any().replicate(kept_bits))
 
 
-def multiply(m: Module, name: str, a, b, en=1):
+def multiply(m: Module, name: str, a: ValueLike, b: ValueLike, en: ValueLike = 1) -> Signal:
     """Return the product of signed or unsigned values, three stages (`Multiplier.latency`) after
     them.
     """

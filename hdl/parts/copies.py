@@ -34,7 +34,7 @@ class Copies(wiring.Component):
         self.bits, self.count = bits, count
         super().__init__({"i": In(bits), "o": Out(data.ArrayLayout(bits, count))})
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build the cells where they exist, else their twin."""
         m = Module()
         if getattr(platform, "family", None) != "ecp5":

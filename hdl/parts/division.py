@@ -57,7 +57,7 @@ class SoftmaxDivision(wiring.Component):
             }
         )
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
         parameters = self.parameters

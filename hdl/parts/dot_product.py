@@ -13,7 +13,7 @@ a reset net to thousands of flip-flops costs routing that the data needs.
 
 from itertools import pairwise
 
-from amaranth.hdl import Module, Shape, Signal, signed
+from amaranth.hdl import Module, Shape, ShapeLike, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
@@ -52,7 +52,7 @@ class LaneProducts(wiring.Component):
             }
         )
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
         for lane, multiplier in enumerate(self._multipliers):
@@ -93,7 +93,7 @@ class AdderTree(wiring.Component):
             }
         )
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
         level = [self.i[index] for index in range(self.count)]
@@ -121,13 +121,13 @@ class Delay(wiring.Component):
         taps: The value after 0, 1, … `stages` stages; taps[0] is `i`.
     """
 
-    def __init__(self, shape, stages: int):
+    def __init__(self, shape: ShapeLike, stages: int):
         check_whole("a delay's stages", stages, 0)
         self.stages = stages
         super().__init__({"en": In(1), "i": In(shape), "o": Out(shape)})
         self.taps = [self.i] + [Signal(shape, name=f"after_{stage + 1}") for stage in range(stages)]
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
         with m.If(self.en):

@@ -58,7 +58,7 @@ class Exponential(wiring.Component):
             }
         )
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
         parameters = self.parameters

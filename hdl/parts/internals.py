@@ -1,6 +1,7 @@
 """What a circuit shows of its inside to proofs."""
 
 from types import SimpleNamespace
+from typing import Never
 
 
 class Internals(SimpleNamespace):
@@ -8,6 +9,6 @@ class Internals(SimpleNamespace):
     invariants of proofs read them, so a name that is wrong fails there or in the circuit itself.
     """
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Never:
         """Refuse a name that the circuit has not declared."""
         raise AttributeError(f"the circuit declares no internal {name!r}; it declares {', '.join(vars(self))}")

@@ -40,7 +40,7 @@ class Multiplier(wiring.Component):
             {"en": In(1), "a": In(signed(a_bits)), "b": In(signed(b_bits)), "o": Out(signed(a_bits + b_bits))}
         )
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build the cell where there is one, else its twin."""
         if getattr(platform, "family", None) == "ecp5":
             return self._cell()

@@ -8,9 +8,10 @@ reach a port of Q1.7, and scores a port of data.
 import enum
 from collections.abc import Iterator
 from operator import index
+from typing import SupportsIndex
 
 from amaranth.hdl import Const, Elaboratable, Fragment, Module, Shape, ShapeCastable, ShapeLike, Signal, Value
-from amaranth.lib import data, wiring
+from amaranth.lib import data, stream, wiring
 
 from fixedpoint import QFormat
 
@@ -38,7 +39,7 @@ class FixedPointShape(ShapeCastable):
         """Return the width and the sign."""
         return Shape(self.number_format.bits, self.number_format.signed)
 
-    def __call__(self, target) -> Value:
+    def __call__(self, target: Value) -> Value:
         """Return a value of this width as a number with this sign."""
         value, shape = Value.cast(target), self.as_shape()
         if len(value) != shape.width:
@@ -47,7 +48,7 @@ class FixedPointShape(ShapeCastable):
             return value
         return value.as_signed() if shape.signed else value.as_unsigned()
 
-    def const(self, init) -> Const:
+    def const(self, init: Const | SupportsIndex | None) -> Const:
         """Return a constant from one of the format's integers; None counts as 0.
 
         Raises:
@@ -62,7 +63,7 @@ class FixedPointShape(ShapeCastable):
         """Return the integer whose two's complement `raw` is."""
         return Const(raw, self.as_shape()).value
 
-    def __eq__(self, other) -> bool:
+    def __eq__(self, other: object) -> bool:
         """Compare formats."""
         return isinstance(other, FixedPointShape) and self.number_format == other.number_format
 
@@ -75,7 +76,7 @@ class FixedPointShape(ShapeCastable):
         return f"FixedPointShape({self.number_format})"
 
 
-def payload_shape(port) -> ShapeLike:
+def payload_shape(port: stream.Interface) -> ShapeLike:
     """Return the shape of a stream port's payload as it was declared; the payload itself, where it
     is one number, no longer knows its format.
     """
@@ -118,7 +119,7 @@ def difference(one: ShapeLike, other: ShapeLike, name: str = "") -> str | None:
     return None
 
 
-def connect(m: Module, *interfaces, **named) -> None:
+def connect(m: Module, *interfaces: object, **named: object) -> None:
     """Do what `amaranth.lib.wiring.connect` does, for ports that mean the same.
 
     Args:
@@ -139,7 +140,7 @@ def connect(m: Module, *interfaces, **named) -> None:
     wiring.connect(m, *interfaces, **named)
 
 
-def check_connections(design: Elaboratable, platform=None) -> Fragment:
+def check_connections(design: Elaboratable, platform: object = None) -> Fragment:
     """Refuse ports of a whole design that are joined although they differ, as plain
     `wiring.connect` and assignments of whole payloads can do.
 
@@ -176,15 +177,15 @@ def _fragments(fragment: Fragment) -> Iterator[Fragment]:
         yield from _fragments(inner)
 
 
-def _members(interface):
+def _members(interface: object) -> Iterator[tuple[tuple[str | int, ...], wiring.Member, object]]:
     """Yield an interface's ports as `Signature.flatten` does; none of what has no signature, which
     `wiring.connect` refuses.
     """
-    if isinstance(getattr(interface, "signature", None), wiring.Signature):
-        yield from interface.signature.flatten(interface)
+    if isinstance(signature := getattr(interface, "signature", None), wiring.Signature):
+        yield from signature.flatten(interface)
 
 
-def _ports(interface):
+def _ports(interface: object) -> Iterator[tuple[tuple[str | int, ...], tuple[ShapeLike, str]]]:
     """Yield an interface's ports: path, then declared shape and the signal's name."""
     for path, member, value in _members(interface):
         yield path, (member.shape, getattr(Value.cast(value), "name", "a constant"))

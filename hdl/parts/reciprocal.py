@@ -2,7 +2,7 @@
 a table.
 """
 
-from amaranth.hdl import Assert, Cat, Format, Module, Mux, Signal, unsigned
+from amaranth.hdl import Assert, Cat, Format, Module, Mux, Signal, Value, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
@@ -46,11 +46,11 @@ class _NormalizedTable(wiring.Component):
         )
         super().__init__({"i": In(stream.Signature(unsigned(width))), "o": Out(stream.Signature(result))})
 
-    def _index(self, normalized: Signal):
+    def _index(self, normalized: Signal) -> Value:
         """Return the table's index for an argument whose leading digit stands at the top."""
         raise NotImplementedError
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
 
@@ -116,7 +116,7 @@ class Reciprocal(_NormalizedTable):
         self.parameters = parameters
         super().__init__(width, 1, parameters.index_bits, parameters.table.tolist(), parameters.mantissa_bits)
 
-    def _index(self, normalized):
+    def _index(self, normalized: Signal) -> Value:
         """Return the bits below the leading one, zeros appended where there are too few."""
         below = Cat(normalized[:-1])
         missing = self._index_bits - len(below)
@@ -155,7 +155,7 @@ class ReciprocalSquareRoot(_NormalizedTable):
         table = [0] * parameters.start + parameters.table.tolist()
         super().__init__(width, 2, parameters.index_bits, table, parameters.mantissa_bits)
 
-    def _index(self, normalized):
+    def _index(self, normalized: Signal) -> Value:
         """Return the leading bits, zeros appended where there are too few."""
         missing = self._index_bits - len(normalized)
         return normalized << missing if missing >= 0 else normalized[-self._index_bits :]

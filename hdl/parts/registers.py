@@ -3,7 +3,7 @@
 from amaranth.hdl import ShapeLike, Signal, Value, ValueCastable
 
 
-def data_register(like: Value | ValueCastable | ShapeLike = 1, *, name: str | None = None):
+def data_register(like: Value | ValueCastable | ShapeLike = 1, *, name: str | None = None) -> Signal | ValueCastable:
     """Return a register without a reset, for data that is not read before it has been written.
 
     A valid bit or a counter, which do have a reset, says when it counts. Without one, the reset net

@@ -57,7 +57,7 @@ class ShiftRoundSaturate(wiring.Component):
             }
         )
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
         doubled = self.i << (1 - self.lowest) if self.lowest <= 1 else self.i >> (self.lowest - 1)
@@ -135,7 +135,7 @@ class Requantize(wiring.Component):
             }
         )
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
         enable = stall_together(m, self.i, self.o, self.latency)
@@ -198,7 +198,7 @@ class RowRequantize(wiring.Component):
             }
         )
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
         m.submodules.rows = rows = memory.Memory(shape=self.entry, depth=len(self.entries), init=self.entries)

@@ -79,7 +79,7 @@ class RowNumerators(wiring.Component):
         """
         return (rows + 1) * elements - 1 + self.latency
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
         length, shape = self.length, shape_of(self.score)
@@ -156,7 +156,7 @@ class RowNumerators(wiring.Component):
         self.internals = Internals(**parts, index=index, found=found)
         return m
 
-    def _scaled(self, m, distance, enable):
+    def _scaled(self, m: Module, distance: Signal, enable: Signal) -> Signal:
         """Return the exponential's argument."""
         if self._scale is None:
             return distance

@@ -17,7 +17,7 @@ from .multiplier import Multiplier
 from .registers import data_register
 
 
-def later(m: Module, value, cycles: int):
+def later(m: Module, value: Signal, cycles: int) -> Signal:
     """Return a value as it was some clock cycles ago, by registers without a reset."""
     for _ in range(cycles):
         register = data_register(value, name=f"{value.name}_later")
@@ -55,14 +55,13 @@ class RowStatistics(wiring.Component):
     def __init__(self, parameters: "fixedpoint.LayerNorm | fixedpoint.RMSNorm", lanes: int):
         self.parameters = parameters
         self.lanes = lanes
-        self._centered = isinstance(parameters, fixedpoint.LayerNorm)
         self._trailing_zeros = (parameters.channels & -parameters.channels).bit_length() - 1
         self._odd_factor = parameters.channels >> self._trailing_zeros
         bits = parameters.input.bits
         # (-2**(bits-1))² fits a signed number of twice the bits
         self._square_tree = AdderTree(lanes, 2 * bits)
         odd_bits = self._odd_factor.bit_length()
-        self._variance_stages = max(7, 5 + odd_bits) if self._centered else 4 + odd_bits
+        self._variance_stages = max(7, 5 + odd_bits) if isinstance(parameters, fixedpoint.LayerNorm) else 4 + odd_bits
         self.settle = self._square_tree.latency + self._variance_stages
         ports = {
             "valid": In(1),
@@ -72,11 +71,11 @@ class RowStatistics(wiring.Component):
             "variance_valid": Out(1),
             "variance": Out(unsigned(parameters.variance_bits)),
         }
-        if self._centered:
+        if isinstance(parameters, fixedpoint.LayerNorm):
             ports |= {"total_valid": Out(1), "total": Out(signed(parameters.sum_bits))}
         super().__init__(ports)
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
         parameters = self.parameters
@@ -112,7 +111,7 @@ class RowStatistics(wiring.Component):
             multiple, squares = further, later(m, squares, min(position, 1))
         scaled = data_register(unsigned(parameters.variance_bits))
         m.d.sync += scaled.eq((multiple << self._trailing_zeros) + parameters.epsilon)
-        if not self._centered:
+        if not isinstance(parameters, fixedpoint.LayerNorm):
             m.d.comb += self.variance.eq(scaled)
             return m
 

@@ -15,7 +15,7 @@ from .payload import payload_shape
 from .registers import data_register
 
 
-def stall_together(m: Module, i, o, latency: int) -> Signal:
+def stall_together(m: Module, i: stream.Interface, o: stream.Interface, latency: int) -> Signal:
     """Join the handshakes of a pipeline that takes a payload a cycle and stands still as a whole
     while its result waits.
 
@@ -62,7 +62,7 @@ class StreamRegister(wiring.Component):
         check_shape("a stream register's shape", shape)
         super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
         offered = data_register(self.o.payload)
@@ -108,7 +108,7 @@ class StreamQueue(wiring.Component):
         self._width = Shape.cast(shape).width
         super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
         m.submodules.memory = memory = SyncFIFOBuffered(width=self._width, depth=self.depth)
@@ -158,7 +158,7 @@ class CreditQueue(wiring.Component):
         self.level = Signal(range(depth + 1))
         super().__init__({"write": In(1), "data": In(shape), "o": Out(stream.Signature(shape))})
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
         places = self.depth - 1
@@ -235,7 +235,7 @@ class WidthConverter(wiring.Component):
             }
         )
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
         widen = self.o_lanes > self.i_lanes

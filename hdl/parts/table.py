@@ -52,7 +52,7 @@ class BlockTable(wiring.Component):
         self.bits = bits
         super().__init__({"en": In(1), "address": In(range(len(self.values))), "o": Out(unsigned(bits))})
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         """Build the cells where there are some, else their twin."""
         m = Module()
         if getattr(platform, "family", None) == "ecp5":
