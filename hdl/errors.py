@@ -1,15 +1,9 @@
-"""What can go wrong above the circuits: parameters that make no circuit, and tools that are missing
-or fail.
-"""
+"""Errors above the circuits: parameters that make no circuit, tools that are missing or fail."""
 
 
 class CircuitError(ValueError):
-    """Parameters that make no circuit, or a circuit that does not fit its board; the message says
-    what to change.
-    """
+    """Parameters of no circuit, or one that does not fit; the message says what to change."""
 
 
 class ToolError(RuntimeError):
-    """An external tool is missing or failed; the message says what to install or where its output
-    lies.
-    """
+    """A program is missing or failed; the message says what to install or where its log is."""

@@ -1,6 +1,4 @@
-"""Holding an accelerator at the other end of a serial port, real or simulated, against the golden
-model.
-"""
+"""Comparison of an accelerator at a serial port, real or simulated, with the golden model."""
 
 import time
 

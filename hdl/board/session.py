@@ -40,9 +40,7 @@ NOISE_BYTES = 1 << 19
 
 
 class SessionLost(ToolError):
-    """The board does not know this session's last request: it was reset, or somebody else began a
-    session.
-    """
+    """The board does not know this session's last request: it was reset, or another one began."""
 
 
 class SerialPort(Protocol):

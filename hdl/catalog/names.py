@@ -1,6 +1,4 @@
-"""Names and defaults that the command line tells without importing Amaranth: help works where no
-FPGA tool is installed.
-"""
+"""Names and defaults of the command line; without Amaranth, so that help works everywhere."""
 
 import re
 from pathlib import Path

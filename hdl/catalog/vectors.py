@@ -47,9 +47,7 @@ Maker = Callable[[wiring.Component, np.random.Generator, int], Vectors]
 
 
 def row_columns(field: str, rows: Sequence[np.ndarray], lanes: int = 1) -> dict[str, Columns]:
-    """Return rows as the columns of a stream of {field, last}; with several lanes a word holds as
-    many elements.
-    """
+    """Return rows as columns of a stream of {field, last}; a word holds `lanes` elements."""
     last = np.concatenate([np.arange(len(row) // lanes) == len(row) // lanes - 1 for row in rows])
     elements = np.concatenate(rows)
     words = elements if lanes == 1 else list(elements.reshape(-1, lanes).T)
@@ -91,9 +89,7 @@ def random_rows(
 
 
 def each_row(compute: Callable[..., np.ndarray], rows: Sequence[np.ndarray], *others: np.ndarray) -> list[np.ndarray]:
-    """Return what a function of rows gives for each row and each of the other arguments: one call
-    for all rows of a length.
-    """
+    """Return a function of each row and its arguments, by one call for all rows of a length."""
     lengths = np.array([len(row) for row in rows])
     results = [np.empty(0)] * len(rows)
     for length in np.unique(lengths):
@@ -152,9 +148,7 @@ def cycles_of_rows(core: wiring.Component, rows: Sequence[np.ndarray]) -> int | 
 def numerators_vectors(
     core: wiring.Component, generator: np.random.Generator, count: int, one_length: bool = False
 ) -> Vectors:
-    """Return rows of scores, all of the longest length if asked for, their numerators and the rows'
-    sums.
-    """
+    """Return rows of scores, of the longest length if asked for, their numerators and sums."""
     parameters = core.parameters
     rows = random_rows(parameters.score, parameters.length if one_length else 1, parameters.length, generator, count)
     results = each_row(parameters.numerators, rows)
@@ -180,9 +174,7 @@ def exponential_vectors(core: wiring.Component, generator: np.random.Generator, 
 
 
 def reciprocal_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
-    """Return positive arguments and their reciprocals, or reciprocal square roots, as mantissa and
-    exponent.
-    """
+    """Return positive arguments and their reciprocals or reciprocal roots: mantissa, exponent."""
     arguments = random_magnitudes(core.width, 1, generator, count)
     result = core.parameters.compute(arguments)
     outputs = {"o": {"mantissa": result.mantissa, "exponent": result.exponent}}
@@ -190,9 +182,7 @@ def reciprocal_vectors(core: wiring.Component, generator: np.random.Generator, c
 
 
 def attention_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
-    """Return normalized tokens of sequences of all lengths, some longer than the context, and
-    attention's results.
-    """
+    """Return normalized tokens of sequences, some longer than the context, and the results."""
     parameters = core.parameters
     rows = random_rows(parameters.query.input, parameters.embed_dim, parameters.embed_dim, generator, count)
     return attention_tokens(core, np.array(rows), sequence_starts(parameters.context_length, generator, count))
@@ -218,9 +208,7 @@ def byte_vectors(core: wiring.Component, generator: np.random.Generator, count: 
 
 
 def requantize_limits(core: wiring.Component) -> np.ndarray:
-    """Return values with shifts (2, n): rails, neighbours of zero, ties, and both sides of where
-    saturation begins.
-    """
+    """Return values with shifts (2, n): rails, near zero, ties, and where saturation begins."""
     low, high = -(1 << (core.bits - 1)), (1 << (core.bits - 1)) - 1
     limits = []
     for shift in sorted({core.lowest, core.highest}):
@@ -234,9 +222,7 @@ def requantize_limits(core: wiring.Component) -> np.ndarray:
 
 
 def requantize_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
-    """Return accumulators with their shifts, the limits first, then those of all magnitudes, and
-    the casts.
-    """
+    """Return accumulators with shifts, first the limits, then all magnitudes, and the casts."""
     shifts = generator.integers(core.lowest, core.highest + 1, (core.lanes, count))
     narrowed = generator.integers(0, core.bits, (core.lanes, count))
     values = generator.integers(-(1 << (core.bits - 1)), 1 << (core.bits - 1), (core.lanes, count)) >> narrowed
@@ -318,18 +304,14 @@ def random_number_vectors(core: wiring.Component, generator: np.random.Generator
 
 
 def cache_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
-    """Return tokens' keys and values, in sequences of all lengths, and the rows that each token
-    finds.
-    """
+    """Return keys and values, in sequences of all lengths, and the rows that each token finds."""
     pairs = np.array(random_rows(ELEMENT, 2 * core.channels, 2 * core.channels, generator, count))
     pairs = pairs.reshape(count, 2, core.channels)
     return cache_traffic(core, pairs, sequence_starts(core.context_length, generator, count))
 
 
 def cache_traffic(core: wiring.Component, pairs: np.ndarray, starts: np.ndarray) -> Vectors:
-    """Return a key-value cache's vectors for given keys and values (tokens, 2, channels) and the
-    tokens that start a sequence.
-    """
+    """Return a cache's vectors for keys and values (tokens, 2, channels) and sequence starts."""
     count = len(pairs)
     places = places_of(starts, core.context_length)
     restart = np.zeros((count, 2 * core.words), dtype=np.int64)
@@ -360,9 +342,7 @@ def sequence_starts(context_length: int, generator: np.random.Generator, count: 
 
 
 def places_of(starts: np.ndarray, context_length: int) -> list[int]:
-    """Return each token's place in its sequence; one starts where it says so and where the context
-    is full.
-    """
+    """Return each token's place in its sequence; a full context starts the next one."""
     places: list[int] = []
     for start in starts:
         fresh = not places or start or places[-1] == context_length - 1

@@ -130,9 +130,7 @@ class Sampler(wiring.Component):
         )
 
     def latency(self, elements: int) -> int:
-        """Return the cycles from the last logit of a row of `elements` taken to its token
-        offered.
-        """
+        """Return the cycles from a row's last logit taken to its token offered."""
         return 2 * elements - 1 + self._numerators.latency + THRESHOLD_STAGES + 1 + SEARCH_STAGES
 
     def cycles(self, elements: int, rows: int = 1) -> int:

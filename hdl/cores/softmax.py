@@ -113,9 +113,7 @@ class Softmax(wiring.Component):
         super().__init__({"i": In(stream.Signature(score)), "o": Out(stream.Signature(probability))})
 
     def latency(self, elements: int) -> int:
-        """Return the cycles from the last score of a row of `elements` taken to its first
-        probability offered.
-        """
+        """Return the cycles from a row's last score taken to its first probability offered."""
         return elements + self._numerators.latency + self._reciprocal.latency + 1 + Multiplier.latency + 2
 
     def cycles(self, elements: int, rows: int = 1) -> int:

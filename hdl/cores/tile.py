@@ -57,9 +57,7 @@ class Tile:
         return -(-rows // self.rows) * self.slices(columns)
 
     def utilization(self, rows: int, columns: int) -> float:
-        """Return the share of the products that belong to the matrix; the others multiply by
-        zero.
-        """
+        """Return the share of the products that are the matrix's; the others multiply by zero."""
         return rows * columns / (self.num_words(rows, columns) * (self.lanes << self.pairs))
 
     def elements(self, matrix: np.ndarray, weight_bits: int) -> np.ndarray:

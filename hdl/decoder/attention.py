@@ -164,9 +164,7 @@ class Attention(wiring.Component):
         )
 
     def weight_words(self) -> list[int]:
-        """Return the weight memory: key, value, query and output rows, element 0 in the least
-        significant bits.
-        """
+        """Return the weight memory: rows of key, value, query, output, element 0 in low bits."""
         return pack_rows(np.concatenate([layer.weight for layer in self._layers]), self.parameters.query.weight_bits)
 
     def elaborate(self, platform: object) -> Module:

@@ -55,9 +55,7 @@ def saturate(value: Value, number_format: QFormat) -> Value:
 
 
 def multiply(m: Module, name: str, a: ValueLike, b: ValueLike, en: ValueLike = 1) -> Signal:
-    """Return the product of signed or unsigned values, three stages (`Multiplier.latency`) after
-    them.
-    """
+    """Return the product of two values, three stages (`Multiplier.latency`) after them."""
     a_shape, b_shape = Value.cast(a).shape(), Value.cast(b).shape()
     # A hard multiplier is wider than these operands: an unsigned one fits with a sign of 0.
     m.submodules[name] = unit = Multiplier(*(shape.width + (not shape.signed) for shape in (a_shape, b_shape)))

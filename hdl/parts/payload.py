@@ -84,9 +84,7 @@ def payload_shape(port: stream.Interface) -> ShapeLike:
 
 
 def describe(shape: ShapeLike) -> str:
-    """Return a shape in a few characters, formats included:
-    `{data: 8 × Q4.4, last: unsigned(1)}`.
-    """
+    """Return a shape in short, formats included: `{data: 8 × Q4.4, last: unsigned(1)}`."""
     layout = _layout(shape)
     if isinstance(layout, data.ArrayLayout):
         return f"{layout.length} × {describe(layout.elem_shape)}"

@@ -1,8 +1,6 @@
 # amaranth: UnusedElaboratable=no
 # (a core may be built only to ask for its latency)
-"""The sums of a row that LayerNorm and RMSNorm divide by, gathered while the row passes, a row
-right behind another.
-"""
+"""The sums that LayerNorm and RMSNorm divide a row by, gathered while rows pass without a gap."""
 
 from amaranth.hdl import Cat, Module, Mux, Signal, signed, unsigned
 from amaranth.lib import data, wiring

