@@ -3,13 +3,13 @@ ends are here: functions and circuits.
 
 ```text
 frame  = 0x7E, stuffed(length, packet, CRC), 0x7E
-length = bytes of the packet, 16 bits, at least 1        CRC = CRC-32 of length and packet (zlib's),
-32 bits; both little-endian stuffed: 0x7E → 0x7D 0x5E and 0x7D → 0x7D 0x5D, as in RFC 1662
-(HDLC-like framing)
+length = bytes of the packet, 16 bits, little-endian, at least 1
+CRC    = CRC-32 of length and packet as zlib's, 32 bits, little-endian
+stuffed: 0x7E → 0x7D 0x5E and 0x7D → 0x7D 0x5D, as in RFC 1662 (HDLC-like framing)
 ```
 
-So 0x7E stands nowhere but between frames: whatever was lost or inserted, the next frame is found
-again, without a timer. What is not whole is dropped without a word; who misses an answer asks again
+So 0x7E occurs only between frames: whatever was lost or inserted, the next frame is found again,
+without a timer. An incomplete frame is dropped without an answer; who misses an answer asks again
 (`hdl.board.session`).
 """
 

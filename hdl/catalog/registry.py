@@ -319,7 +319,7 @@ _ENTRIES = (
         _key_value_cache,
         make.cache_vectors,
         "3 from a token's last word",
-        "1 word a cycle either way",
+        "1 word a cycle in or out",
     ),
     CoreEntry("random-numbers", lambda model, layer: XorShift32(), make.random_number_vectors, "1", "1 number a cycle"),
     CoreEntry("stream-queue", lambda model, layer: StreamQueue(8, QUEUE_DEPTH), make.byte_vectors, "3", "1 a cycle"),

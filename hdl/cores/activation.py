@@ -22,7 +22,7 @@ class TableActivation(wiring.Component):
     bits, taken as an unsigned number, are its address.
 
     Latency: 2 cycles from a word taken to its results offered: element, table.  Throughput: a word
-    a cycle; both stages stand still while a result waits.
+    a cycle; both stages stall while a result waits.
     Resources: a table of `2**input.bits` results a lane, in logic; no multiplier, no block RAM.
 
     Attributes:

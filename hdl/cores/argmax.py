@@ -30,7 +30,7 @@ class ArgMax(wiring.Component):
     Equation: `o = min {j : i[j] = max(i)}`.
 
     Latency: 2 cycles from a row's last logit taken to its token offered: logit, comparison.
-    Throughput: a logit a cycle, rows back to back without a gap; everything stands still while a
+    Throughput: a logit a cycle, rows back to back without a gap; everything stalls while a
     token waits.
     Resources: a comparator and registers for two logits and two indices.
     In simulation a row without `last` on its `length`-th logit is an assertion's failure; in

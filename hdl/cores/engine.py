@@ -1,7 +1,7 @@
 # amaranth: UnusedElaboratable=no
 # (a core may be built only to ask for its latency)
-"""The dot-product engine: a memory as wide as there are multipliers, and the two ways in which
-transformers sum products.
+"""The dot-product engine: a memory as wide as there are multipliers, and the two kinds of
+sums of products of transformers.
 
     address ─ memory ─ register ─ operands ─┐                       ┌─ tapped trees ─ sum ─ FIFO ─ o
                                             ├─ multipliers ─ split ─┤
@@ -271,8 +271,8 @@ class Engine(wiring.Component):
         m.d.sync += activations[2].eq(activations[1])
         m.submodules.products = products = self._products
         m.d.comb += [products.en.eq(1), products.a.eq(activations[-1])]
-        # Block RAMs and multipliers lie in columns all over the chip: the way from one to the other
-        # takes a cycle of its own.
+        # Block RAMs and multipliers lie in columns all over the chip: the wires between them take a
+        # cycle of their own.
         operands = data_register(products.b.shape())
         m.d.comb += products.b.eq(operands)
         in_pairs = self._copies(m, "fetched", tags.taps[FETCH_STAGES - 2].pairs)

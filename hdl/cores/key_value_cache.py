@@ -27,7 +27,7 @@ class KeyValueCache(wiring.Component):
     block RAM port serves both.
 
     Latency: 3 cycles from a token's last word taken to its first key's first word offered.
-    Throughput: one word a cycle either way: with W = channels / lanes words a row, token p takes
+    Throughput: one word a cycle in or out: with W = channels / lanes words a row, token p takes
     2·W + 2·(p + 1)·W cycles. Resources: a memory of 2·context_length·W words; no multiplier. In
     simulation a `last` that does not agree with the count is an assertion's failure; in hardware
     the count alone decides.

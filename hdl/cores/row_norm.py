@@ -75,7 +75,7 @@ class RowNorm(wiring.Component):
         self._root = ReciprocalSquareRoot(parameters.reciprocal_square_root, parameters.variance_bits)
         root_cycles = self._statistics.settle + self._root.latency
         self.latency = root_cycles + 2 + OUTPUT_STAGES
-        # Moves from a word's address to its difference: reading, then C·x, which is a choice of
+        # Stages from a word's address to its difference: reading, then C·x, which is a choice of
         # wires where C is a power of two, and − S.
         self._scaling = 0 if parameters.channels & (parameters.channels - 1) == 0 else Multiplier.latency
         self._difference_stages = READ_STAGES + self._scaling + 1
@@ -137,7 +137,7 @@ class RowNorm(wiring.Component):
         tag = data.StructLayout({"valid": 1, "last": 1, "index": range(words)})
         m.submodules.tags = tags = Delay(tag, difference_stages + OUTPUT_STAGES)
         m.submodules.lead = lead = Delay(unsigned(1), self._lead)
-        # Rows whose last word is in the FIFO, or on its way to where it meets the root.
+        # Rows whose last word is in the FIFO, or has left it and not met its root.
         rows = -(-(depth + difference_stages) // words)
         due = Signal(range(rows + 1))  # rows that may leave
         index = Signal(range(words))
@@ -188,7 +188,7 @@ class RowNorm(wiring.Component):
                 value = register
             return value
 
-        # A row's numbers travel beside its words, each up to the stage that uses it.
+        # A row's numbers are delayed beside its words, each up to the stage that uses it.
         scale = data.View(root.o.payload.shape(), read["roots"].r_data)
         offset = held(read["totals"].r_data.as_signed(), 1, "offset") if centered else 0
         mantissa = held(scale.mantissa, 1, "mantissa")

@@ -13,8 +13,8 @@ class Copies(wiring.Component):
 
     A flip-flop with a thousand readers all over an ECP5-85F needs 11 ns to reach the last one.
     Copies written down as registers would be one register again after synthesis, which merges what
-    is equal; so on ECP5 the cells are instantiated by hand, and everywhere else a behavioural twin
-    of the same latency stands in their place.
+    is equal; so on ECP5 the cells are instantiated by hand, and everywhere else a behavioural model
+    of the same latency takes their place.
 
     Equation: `o[k] = i`, a cycle later.  Latency: 1 cycle.  Throughput: one a cycle. Resources:
     `count` times `bits` flip-flops, without reset; they start at zero. Source: Lattice
@@ -35,7 +35,7 @@ class Copies(wiring.Component):
         super().__init__({"i": In(bits), "o": Out(data.ArrayLayout(bits, count))})
 
     def elaborate(self, platform: object) -> Module:
-        """Build the cells where they exist, else their twin."""
+        """Build the cells where they exist, else a behavioural model."""
         m = Module()
         if getattr(platform, "family", None) != "ecp5":
             copies = data_register(self.o.shape())

@@ -75,7 +75,7 @@ class SoftmaxDivision(wiring.Component):
             product.eq((high << split) + low),
         ]
 
-        # The exponent travels beside the product; 1 is shift_right_half_up_by's doubling.
+        # The exponent is delayed beside the product; 1 is shift_right_half_up_by's doubling.
         shift = Signal(unsigned(self._exponent_bits + 1))
         shifts = [Signal.like(shift, name=f"shift_{stage}") for stage in range(2)]
         m.d.sync += [

@@ -74,7 +74,7 @@ class AdderTree(wiring.Component):
 
     Attributes:
         count: Number of summands.
-        latency: Moves from summands to sum.
+        latency: Stages from summands to sum.
         en: In, 1 bit. Enables every stage.
         i: In, array of `count` signed elements.
         o: Out, signed sum.

@@ -3,7 +3,7 @@ from one of them.
 
 An ECP5 multiplier has registers before, inside and behind it.  Yosys infers the multiplier but none
 of the registers, so on ECP5 the cell is instantiated by hand; everywhere else (simulators, other
-families) a behavioural twin of the same latency stands in its place. A test compares the two.
+families) a behavioural model of the same latency takes its place. A test compares the two.
 """
 
 from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Signal, Value, signed
@@ -41,7 +41,7 @@ class Multiplier(wiring.Component):
         )
 
     def elaborate(self, platform: object) -> Module:
-        """Build the cell where there is one, else its twin."""
+        """Build the cell where there is one, else a behavioural model."""
         if getattr(platform, "family", None) == "ecp5":
             return self._cell()
         m = Module()

@@ -93,7 +93,7 @@ class Reciprocal(_NormalizedTable):
     `exponent = e + mantissa_bits`.
 
     Latency: `ceil(log2 width) + 2` cycles from an argument taken to its result offered.
-    Throughput: one a cycle; the whole pipeline stands still while a result waits.
+    Throughput: one a cycle; the whole pipeline stalls while a result waits.
     Resources: `ceil(log2 width)` rows of `width` multiplexers and registers, one table of
     `2**index_bits` entries in block RAM, no multiplier. In simulation an argument of 0 is an
     assertion's failure; in hardware its result means nothing.
@@ -133,7 +133,7 @@ class ReciprocalSquareRoot(_NormalizedTable):
     the root once more.
 
     Latency: `ceil(log2 ceil(width / 2)) + 2` cycles from an argument taken to its result offered.
-    Throughput: one a cycle; the whole pipeline stands still while a result waits.
+    Throughput: one a cycle; the whole pipeline stalls while a result waits.
     Resources: as `Reciprocal`, one level less.  The table has `2**index_bits` words, of which the
     first quarter never is read: that saves the subtraction of `start`, and the block RAM is the
     same. In simulation an argument of 0 is an assertion's failure; in hardware its result means

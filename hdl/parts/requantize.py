@@ -89,7 +89,7 @@ class Requantize(wiring.Component):
     Equation: `o[l] = requantize(value[l], shift[l], target)`.
 
     Latency: 5 clock edges from a transfer taken to its results given.  Throughput: one transfer a
-    cycle, so one result a cycle and lane. The whole pipeline stands still while a result waits.
+    cycle, so one result a cycle and lane. The whole pipeline stalls while a result waits.
     Resources: no multiplier, no memory; a shifter of `bits` bits a lane.
 
     Attributes:

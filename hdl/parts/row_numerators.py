@@ -117,7 +117,7 @@ class RowNumerators(wiring.Component):
                 Format(f"{self._noun} input: no last on element {{}} of a row of at most {{}}", index, length),
             )
 
-        # Read it once the maximum is known; subtract; `valid` and `last` travel beside.
+        # Read it once the maximum is known; subtract; `valid` and `last` are delayed beside it.
         m.submodules.tags = tags = Delay(
             data.StructLayout({"valid": 1, "last": 1}), 1 + self._scale_stages + exponential.latency
         )

@@ -16,7 +16,7 @@ from .registers import data_register
 
 
 def stall_together(m: Module, i: stream.Interface, o: stream.Interface, latency: int) -> Signal:
-    """Join the handshakes of a pipeline that takes a payload a cycle and stands still as a whole
+    """Join the handshakes of a pipeline that takes a payload a cycle and stalls as a whole
     while its result waits.
 
     Args:
@@ -127,15 +127,15 @@ class StreamQueue(wiring.Component):
 
 
 class CreditQueue(wiring.Component):
-    """A FIFO that never refuses: whoever writes has counted its free places before.
+    """A credit-controlled FIFO without back-pressure: the writer counts free places first.
 
     Equation: `o = data` of each cycle with `write`.  Latency: 2 cycles from a payload written, with
     nothing before it, to it offered. Throughput: one a cycle.
 
-    A FIFO that refuses compares its level in the cycle of a write, and what comes of it goes on to
-    every cell of the memory; for wide payloads that is the longest way of a core.  A pipeline that
-    starts nothing without a free place for what comes out of it needs no such comparison. In
-    simulation a write without room is an assertion's failure.
+    A FIFO with back-pressure compares its level in the cycle of a write, and the result goes to
+    every cell of the memory; for wide payloads that is the longest path of a core.  A pipeline that
+    starts nothing without a free place for its result needs no such comparison. In simulation a
+    write without room fails an assertion.
     Resources: a memory of `depth` - 1 payloads, distributed where it is small, and a register of
     the payload.
 

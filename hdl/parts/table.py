@@ -53,7 +53,7 @@ class BlockTable(wiring.Component):
         super().__init__({"en": In(1), "address": In(range(len(self.values))), "o": Out(unsigned(bits))})
 
     def elaborate(self, platform: object) -> Module:
-        """Build the cells where there are some, else their twin."""
+        """Build the cells where there are some, else a behavioural model."""
         m = Module()
         if getattr(platform, "family", None) == "ecp5":
             word_bits = next(bits for depth, bits in WORD_BITS.items() if ceil_log2(len(self.values)) <= depth)
@@ -74,7 +74,7 @@ class BlockTable(wiring.Component):
         return m
 
     def _cell(self, m: Module, name: str, words: list[int], word_bits: int) -> Signal:
-        """Add a block RAM and return what it reads; its second port stands still."""
+        """Add a block RAM and return what it reads; its second port is unused."""
         out = Signal(unsigned(word_bits))
         address = Signal(BLOCK_ADDRESS_BITS)
         # Words of 18 bits, each with two bytes of 9; of narrower ones several lie in each, and

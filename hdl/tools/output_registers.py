@@ -1,4 +1,4 @@
-"""Block RAM's own output registers: a register directly behind a read port moves into the RAM.
+"""Block RAM's own output registers: a register directly after a read port becomes the RAM's.
 
 An ECP5 block RAM answers 5.8 ns after the clock edge, with its output register switched on well
 under half of that (FPGA-TN-02204). Yosys maps every RAM without it, so this is done between

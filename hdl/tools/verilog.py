@@ -201,21 +201,21 @@ def testbench(
     for port in outputs:
         lines += _sink(port, counts[port.name])
     done = " && ".join(f"{port.name}_done == {counts[port.name]}" for port in streams)
-    moved = " || ".join(f"({port.name}__valid && {port.name}__ready)" for port in streams)
+    transfer = " || ".join(f"({port.name}__valid && {port.name}__ready)" for port in streams)
     counted = ", ".join(f"{port.name} %0d of {counts[port.name]}" for port in streams)
     numbers = ", ".join(f"{port.name}_done" for port in streams)
     lines += [
-        "    // Reset for some cycles; then run until nothing has moved for a while.",
+        "    // Reset for some cycles; then run until no word was transferred for a while.",
         "    always @(posedge clk) begin",
         "        cycles <= cycles + 1;",
         f"        rst <= cycles < {RESET_CYCLES};",
-        f"        quiet <= ({moved}) ? 0 : quiet + 1;",
+        f"        quiet <= ({transfer}) ? 0 : quiet + 1;",
         f"        if ({done} && quiet > {IDLE_CYCLES}) begin",
         f'            $display("PASS: {counted}, in %0d cycles", {numbers}, cycles);',
         "            $finish;",
         "        end",
         f"        if (quiet > {WATCHDOG_CYCLES}) begin",
-        f'            $display("FAIL: nothing moves: {counted}", {numbers});',
+        f'            $display("FAIL: no transfer: {counted}", {numbers});',
         "            $finish;",
         "        end",
         "    end",
@@ -231,11 +231,11 @@ def _verilator_command(module: str) -> str:
 
 
 def _source(port: StreamPort, count: int) -> list[str]:
-    """Offer words; hold each until it is taken; show rubbish in between."""
+    """Offer words; hold each until it is taken; random payloads in between."""
     name = port.name
-    rubbish = "{" * 2 + "$random(seed)" + "}" * 2
+    filler = "{" * 2 + "$random(seed)" + "}" * 2
     if port.width > 32:
-        rubbish = "{" + ", ".join(["$random(seed)"] * -(-port.width // 32)) + "}"
+        filler = "{" + ", ".join(["$random(seed)"] * -(-port.width // 32)) + "}"
     return [
         "    always @(posedge clk) begin",
         f"        if ({name}__valid && {name}__ready) {name}_done <= {name}_done + 1;",
@@ -247,7 +247,7 @@ def _source(port: StreamPort, count: int) -> list[str]:
         f"                {name}_offered <= {name}_offered + 1;",
         "            end else begin",
         f"                {name}__valid <= 0;",
-        f"                {name}__payload <= {rubbish};",
+        f"                {name}__payload <= {filler};",
         "            end",
         "        end",
         "    end",
@@ -295,8 +295,8 @@ def interface_text(module: str, component: wiring.Component, ports: Sequence[Ver
         )
     lines += [
         "",
-        "A word moves on a stream at every rising edge of `clk` at which `valid` and `ready` are both 1. Whoever offers a word holds `valid` and "
-        "the payload until it has moved, and does not wait for `ready` first.",
+        "A word is transferred on a stream at every rising edge of `clk` at which `valid` and `ready` are both 1. Whoever offers a word holds `valid` and "
+        "the payload until then, and does not wait for `ready` first.",
         "",
         "`rst` is synchronous and high-active; one cycle of it starts the core afresh. Registers also have their initial values after "
         "configuration, so a reset at power-up is needed only where the family's memories are late: hold `rst` for some 40 cycles on iCE40.",
