@@ -92,6 +92,7 @@ def exact_matmul(a: Integers, b: Integers, largest_a: int, largest_b: int) -> In
     assert a.size == 0 or (int(a.max()) <= largest_a and int(a.min()) >= -largest_a), "left operand exceeds its bound"
     assert b.size == 0 or (int(b.max()) <= largest_b and int(b.min()) >= -largest_b), "right operand exceeds its bound"
     bound = inner * largest_a * largest_b
+    # (..., M, K) @ (..., K, N) -> (..., M, N)
     if bound < FLOAT32_EXACT:
         return np.matmul(a.astype(np.float32), b.astype(np.float32)).astype(np.int32)
     if bound < FLOAT64_EXACT:

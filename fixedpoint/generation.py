@@ -1,5 +1,4 @@
-"""Generation in integers: the integer decoder and its random numbers in the loop that the float
-model has too.
+"""Generation in integers: the float model's loop with the integer decoder and its random numbers.
 
 The specification's operators, fast evaluation with its cache and the C program make the same
 tokens. Sequence i has the generator `XorShift32` in state `mix(seed, i)`, and takes one number for

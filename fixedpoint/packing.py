@@ -15,5 +15,5 @@ def pack_rows(rows: Integers, bits: int) -> list[int]:
         bits: Width of an element.
     """
     planes = (rows[..., None] >> np.arange(bits)) & 1  # (N, K) -> (N, K, bits)
-    flat = planes.reshape(len(rows), -1).astype(np.uint8)  # (N, K · bits), lowest bit first
+    flat = planes.reshape(len(rows), -1).astype(np.uint8)  # -> (N, K · bits), lowest bit first
     return [int.from_bytes(row.tobytes(), "little") for row in np.packbits(flat, axis=1, bitorder="little")]

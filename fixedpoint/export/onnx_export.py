@@ -249,6 +249,7 @@ class _Exporter:
 
     def _factors(self, part: str, values: IntegerArray) -> str:
         """Return cosines or sines (T, 1, d / 2, 1), which hold for all heads."""
+        # (T, d / 2) -> (T, 1, d / 2, 1)
         exact = np.ldexp(values.astype(np.float64), -FACTOR.fraction)[:, None, :, None]
         return self.graph.constant(f"rotation.{part}", exact)
 

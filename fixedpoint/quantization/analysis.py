@@ -156,6 +156,7 @@ def _rounded_parameters(model: Transformer, quantized: QuantizedTransformer) -> 
     for kind, table in quantized.embedding.tables.items():
         name = f"{kind}_embedding"
         if name in model.parameters:
+            # (N, C), (N, 1) -> (N, C)
             rounded[name] = {name: np.ldexp(table.weight.astype(np.float64), -table.weight_fraction[:, None])}
     return rounded
 

@@ -128,6 +128,7 @@ def compensate(
     fraction = candidates[best, rows]
     # (F · R, K) -> (F, R, K) -> (R, K)
     rounded = np.ldexp(integers.reshape(len(FINER), *weight.shape)[best, rows].astype(np.float64), -fraction[:, None])
+    # (R, K) @ (K,) -> (R,)
     return Compensated(rounded, bias + (weight - rounded) @ moments.mean, fraction)
 
 

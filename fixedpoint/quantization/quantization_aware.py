@@ -188,6 +188,7 @@ class QuantizationAware:
         source, target = Parameters(shapes, latent), Parameters(shapes, rounded)
         for grid in self._grids:
             part = slice(len(grid.step) * share // num_shares, len(grid.step) * (share + 1) // num_shares)
+            # (rows, ...) -> (rows, columns), of which `part`
             out = target[grid.parameter].reshape(len(grid.step), -1, copy=False)[part]
             np.multiply(source[grid.parameter].reshape(len(grid.step), -1)[part], grid.inverse[part], out=out)
             _round(out, grid.lowest, grid.highest)
@@ -232,6 +233,7 @@ class QuantizationAware:
         sources = linear_inputs(model_steps(self.model))
 
         def add(name: str, exponent: IntegerArray, scale: float, lowest: float, highest: float) -> None:
+            # (rows,) -> (rows, 1)
             step, inverse = np.ldexp(1 / scale, -exponent[:, None]), np.ldexp(scale, exponent[:, None])
             grids.append(_Grid(name, step.astype(np.float32), inverse.astype(np.float32), lowest, highest))
 
