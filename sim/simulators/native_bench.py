@@ -27,7 +27,7 @@ from ..bench.stalls import Stalls
 from ..bench.streams import LONGEST_PAUSE_BITS, PAUSES_A_LONG_ONE, Port
 from .builds import Compilation, copy_library, hash_texts, kept_build, refuse_spaces, simulator_environment
 from .processes import run_logged, tail
-from .runner import ASSERTION, to_verilog
+from .runner import ASSERTION, rtlil_to_verilog
 
 SOURCE = Path(__file__).with_name("native") / "harness.cpp"
 NEEDED_TOOLS = ("yosys", "verilator", "perl", "make", "c++")
@@ -216,7 +216,7 @@ def compile_bench(
     texts = {**texts, source.name: source.read_text(encoding="utf-8")}
 
     def make(directory: Path, log: Path) -> list[Path]:
-        for file, text in {**texts, "top.v": to_verilog(circuit)}.items():
+        for file, text in {**texts, "top.v": rtlil_to_verilog(netlist)}.items():
             (directory / file).write_text(text, encoding="utf-8")
         objects = directory / "objects"
         objects.mkdir()

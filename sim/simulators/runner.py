@@ -177,14 +177,19 @@ def _run_amaranth(harness: Harness, settings: dict, stalls: Sequence[Stalls]) ->
 
 
 def to_verilog(circuit: Elaboratable) -> str:
-    """Return a circuit as Verilog, its top module named `top`.
+    """Return a circuit as Verilog, as `rtlil_to_verilog` does."""
+    return rtlil_to_verilog(rtlil.convert(circuit, name="top", emit_src=False))
+
+
+def rtlil_to_verilog(netlist: str) -> str:
+    """Return a netlist in RTLIL as Verilog, its top module named `top`.
 
     Raises:
         ToolError: Yosys is missing or failed.
     """
     with tempfile.TemporaryDirectory() as made:
         directory = Path(made)
-        (directory / "top.il").write_text(rtlil.convert(circuit, name="top", emit_src=False), encoding="utf-8")
+        (directory / "top.il").write_text(netlist, encoding="utf-8")
         run_tool("yosys", ("-q", "-p", YOSYS_SCRIPT), directory)
         return (directory / "top.v").read_text(encoding="utf-8").replace(EMPTY_VALUE, "1'b0")
 
@@ -203,7 +208,7 @@ def build(harness: Elaboratable, simulator: str, build_directory: Path) -> Path:
     tools = [version("cocotb"), *(f"{tool} {tool_version(tool)}" for tool in NEEDED_TOOLS[simulator])]
 
     def make_verilog(directory: Path, log: Path) -> list[Path]:
-        (directory / "top.v").write_text(to_verilog(harness), encoding="utf-8")
+        (directory / "top.v").write_text(rtlil_to_verilog(circuit), encoding="utf-8")
         return [directory / "top.v"]
 
     def make(directory: Path, log: Path) -> list[Path]:

@@ -126,7 +126,7 @@ def test_bad_settings_are_refused(bench, tmp_path, monkeypatch):
         bench.run(inputs, {"o": outputs["o"][:0]})
     with pytest.raises(ToolError, match="a space in its name"):
         NativeBench.build("doubler", Harness(Doubler(), {"offset": OFFSET}), tmp_path / "a b")
-    monkeypatch.setattr(native_bench, "to_verilog", lambda circuit: "module top(; endmodule")
+    monkeypatch.setattr(native_bench, "rtlil_to_verilog", lambda netlist: "module top(; endmodule")
     with pytest.raises(ToolError, match=r"verilator could not build doubler (?s:.*)syntax error"):
         NativeBench.build("doubler", Harness(Doubler(), {"offset": OFFSET}), tmp_path)
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]

@@ -219,7 +219,7 @@ def test_same_circuit_is_built_once(simulator, build_directory, monkeypatch):
     if missing_for(simulator):
         pytest.skip(f"{simulator} lacks {', '.join(missing_for(simulator))}")
     simulate(make_bench(), simulator, build_directory=build_directory)
-    monkeypatch.setattr(sim.simulators.runner, "to_verilog", lambda circuit: pytest.fail("built again"))
+    monkeypatch.setattr(sim.simulators.runner, "rtlil_to_verilog", lambda netlist: pytest.fail("built again"))
     simulate(make_bench(count=20), simulator, build_directory=build_directory)
 
 
@@ -275,7 +275,7 @@ def is_running(number: int) -> bool:
 def test_failed_build_shows_its_log(simulator, tmp_path, monkeypatch):
     if missing_for(simulator):
         pytest.skip(f"{simulator} lacks {', '.join(missing_for(simulator))}")
-    monkeypatch.setattr(sim.simulators.runner, "to_verilog", lambda circuit: "module top(; endmodule")
+    monkeypatch.setattr(sim.simulators.runner, "rtlil_to_verilog", lambda netlist: "module top(; endmodule")
     with pytest.raises(ToolError, match=rf"{simulator} could not build the circuit(?s:.*)syntax error"):
         simulate(make_bench(), simulator, build_directory=tmp_path)
 
