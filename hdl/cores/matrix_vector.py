@@ -28,12 +28,6 @@ class MatrixVector(wiring.Component):
 
     Equation: `o[r] = requantize(bias[r] + sum_k weight[r, k] * i[k], shift[r])`.
 
-    A memory word holds a tile of `tile.rows` rows and `tile.columns` columns.  The vector stands in
-    a ring of registers that turns by a tile's columns a cycle, so that the multipliers always read
-    the same place.  Weights of up to 4 bits go in pairs, two to a multiplier, and short rows share
-    the lanes, as far as the results, which leave one at a time, keep up: a tile has no more rows
-    than a row has slices.
-
     Latency: `cycles(V)` = V·(K + W) + `pipeline` − 1 clock edges from the first element of V
     vectors taken to the last result given, without stalls; W = `tile.num_words(R, K)`, that is
     R·ceil(K / lanes) without pairs and sharing; `pipeline` = 18 + ceil(log2 `tile.columns`) + rows
@@ -50,6 +44,12 @@ class MatrixVector(wiring.Component):
         tile: How the matrix is cut.
         i: In, stream of {data: input format, last}: K elements, `last` on the K-th.
         o: Out, stream of {data: output format, last}: R elements, `last` on the R-th.
+
+    Internals:
+        A memory word holds `tile.rows` rows times `tile.columns` columns. A ring of registers
+        has the vector and rotates by `tile.columns` a cycle, so that multipliers read fixed ones.
+        Weights of up to 4 bits go in pairs, two to a multiplier, and short rows share the lanes;
+        results leave one at a time, so a tile has no more rows than a row has slices.
     """
 
     def __init__(self, parameters: Linear, lanes: int):

@@ -87,10 +87,6 @@ class Sampler(wiring.Component):
     `threshold = floor(random · Σe / 2**32)`; the token is the number of places whose cumulative sum
     of e does not exceed the threshold.
 
-    Two passes over a row: when its maximum is known its logits leave a FIFO and become numerators;
-    when their sum is known, and with it the threshold, the numerators leave a second one and are
-    added up again.  Other rows pass through the earlier stages meanwhile.
-
     Latency: `latency(n)` = 2·n + 17 + E cycles from the last logit of a row of n taken to its token
     offered, with E = `Exponential`'s latency, if the random number is there in time.
     Throughput: a logit a cycle, rows of one length back to back without a gap.  Short rows right
@@ -109,6 +105,11 @@ class Sampler(wiring.Component):
             the final one.
         i_random: In, stream of unsigned 32-bit numbers, one a row.
         o: Out, stream of {token}, one a row.
+
+    Internals:
+        Two passes over a row: when its maximum is known its logits leave a FIFO and become
+        numerators; when their sum and so the threshold is known, the numerators leave a second FIFO
+        and are added up again. Other rows pass through the earlier stages meanwhile.
     """
 
     def __init__(self, parameters: fixedpoint.Sampler, length: int):

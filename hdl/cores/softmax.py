@@ -32,10 +32,9 @@ class SoftmaxNumerators(RowNumerators):
 
     Equation: `o[j] = exponential(max(i) - i[j])`, `o_denominator = sum_j o[j]`.
 
-    A row waits in a FIFO while its maximum is found; then it is read, one numerator a cycle, while
-    the next row arrives.  The denominator of a row is offered from the cycle after its last
-    numerator has been taken.  Two denominators may wait before the last numerator of another row
-    does: a consumer takes numerators first and the denominator afterwards, or both as they come.
+    The denominator of a row is offered from the cycle after its last numerator has been taken.  Two
+    denominators may wait before the last numerator of another row does: a consumer takes numerators
+    first and the denominator afterwards, or both as they come.
 
     Latency: `latency` = 4 + E cycles from a row's last score taken to its first numerator offered:
     maximum, FIFO, score, subtraction, and E = 3 or more of `Exponential`; then one a cycle.
@@ -52,10 +51,11 @@ class SoftmaxNumerators(RowNumerators):
         latency: The formula above.
         i: In, stream of {score: `parameters.score`, last}: rows of 1 to `length` scores, `last` on
             the final one.
-        o: Out, stream of {numerator, last}: unsigned, `exponential.output_bits` bits, in units of 1
-            / (2**output_bits - 1).
-        o_denominator: Out, stream of unsigned sums of numerators, `denominator_bits` bits, one a
-            row.
+        o: Out, stream of {numerator, last}: unsigned, `exponential.output_bits` bits, full scale 1.
+        o_denominator: Out, stream of a row's sum of numerators, `denominator_bits` unsigned bits.
+
+    Internals:
+        A row waits in a FIFO for its maximum; it is read while the next row arrives.
     """
 
     def __init__(self, parameters: fixedpoint.Softmax):
@@ -69,9 +69,6 @@ class Softmax(wiring.Component):
 
     Equation: `o[j] = requantize(numerator[j] * mantissa, exponent - probability.fraction)`, with
     mantissa and exponent the reciprocal of the row's denominator.
-
-    The numerators of a row wait in a queue for their reciprocal, which stays in a register until
-    the last of them has used it; meanwhile the next row's is made.
 
     Latency: `latency(n)` = n + 10 + E + R cycles from the last score of a row of n taken to its
     first probability offered, with E = 3 or more, `Exponential`'s, and R = ceil(log2
@@ -89,6 +86,9 @@ class Softmax(wiring.Component):
         i: In, stream of {score: `parameters.score`, last}: rows of 1 to `length` scores, `last` on
             the final one.
         o: Out, stream of {probability: `parameters.probability`, last}.
+
+    Internals:
+        Numerators wait in a queue for their reciprocal; a register holds it for the whole row.
     """
 
     def __init__(self, parameters: fixedpoint.Softmax):
