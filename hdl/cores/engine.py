@@ -7,11 +7,10 @@ sums of products of transformers.
                                             ├─ multipliers ─ split ─┤
     activations ──────────── registers ─────┘                       └─ one sum a lane ─ o_lanes
 
-A tree is tapped at the columns of each tile; the sum adds the slices of a row.
-
-*Dot product*: each group of lanes sums its products, so that several rows, or several heads of one
-row, come out at once.  *Accumulate*: each lane sums its own products over many words, which weighs
-the rows of a matrix (attention's values) without transposing it.
+*Dot product*: each group of lanes sums its products in trees tapped at each tile's columns, then
+over the slices of a row, so that several rows, or several heads of one row, come out at once.
+*Accumulate*: each lane sums its own products over many words, which weighs the rows of a matrix
+(attention's values) without transposing it.
 """
 
 import reprlib
