@@ -46,8 +46,13 @@ class PreparedAttention:
 
     def __init__(self, attention: Attention) -> None:
         core = self.core = attention.core
-        self.channels, self.kv_heads, self.group = core.channels, core.num_kv_heads, core.num_heads // core.num_kv_heads
-        self.kv_channels = core.kv_channels
+        self.channels, self.kv_channels = core.channels, core.kv_channels
+        # An axis of one for G costs a tenth of the speed of one token.
+        group = core.num_heads // core.num_kv_heads
+        self.heads = (core.num_kv_heads,) if group == 1 else (core.num_kv_heads, group)
+        self.kv_heads = self.heads[:1] if group == 1 else (core.num_kv_heads, 1)
+        # (B, T, K, G, ·) -> (B, K, G, T, ·)
+        self.by_head = (0, 2, 1, 3) if group == 1 else (0, 2, 3, 1, 4)
         exponential, value_bits = core.softmax.exponential, core.value.bits
         score = core.head_dim << (core.query.bits + core.key.bits - 2)
         denominator = core.context_length * exponential.maximum
@@ -90,9 +95,9 @@ class PreparedAttention:
         """
         return np.zeros((batch, self.core.context_length, self.projections.rows - self.channels), self.dtype)
 
-    def heads_of(self, rows: Floats, group: int = 1) -> Floats:
-        """Return a view (B, K, group, T, ·) of queries, keys or values (B, T, K·group·…)."""
-        return rows.reshape(*rows.shape[:2], self.kv_heads, group, -1, copy=False).transpose(0, 2, 3, 1, 4)
+    def heads_of(self, rows: Floats, heads: tuple[int, ...]) -> Floats:
+        """Return a view (B, *heads, T, ·) of queries, keys or values (B, T, ·)."""
+        return rows.reshape(*rows.shape[:2], *heads, -1, copy=False).transpose(self.by_head)
 
     def compute(
         self, x: Floats, batch: int, buffers: Buffers, cache: Floats | None = None, position: int = 0
@@ -111,8 +116,8 @@ class PreparedAttention:
             cache[:, position:end] = known
             known = cache[:, :end]
         keys, values = known[..., : self.kv_channels], known[..., self.kv_channels :]
-        query, keys, values = self.heads_of(query, self.group), self.heads_of(keys), self.heads_of(values)
-        context = self.attend(query, keys, values, buffers)
+        keys, values = self.heads_of(keys, self.kv_heads), self.heads_of(values, self.kv_heads)
+        context = self.attend(self.heads_of(query, self.heads), keys, values, buffers)
         return self.output.compute(context.reshape(x.shape), buffers, "update")
 
     def rotate(self, x: Floats, position: int, buffers: Buffers) -> None:
@@ -131,23 +136,24 @@ class PreparedAttention:
         """Return the contexts (B, Tq, C) of the last Tq of Tk tokens.
 
         Args:
-            query: (B, K, G, Tq, d), times `query_scale`.
+            query: (B, K, G, Tq, d), times `query_scale`; here and below without the axis of G for
+                G = 1.
             keys: (B, K, 1, Tk, d), Tk >= Tq.
             values: With ones, (B, K, 1, Tk, d + 1).
             buffers: The result is overwritten by the next call with these.
         """
-        batch, _, _, length, size = query.shape
-        scores = buffers.array("scores", self.dtype, batch, self.kv_heads, self.group, keys.shape[-2], length)
+        batch, length, size = len(query), *query.shape[-2:]
+        scores = buffers.array("scores", self.dtype, batch, *self.heads, keys.shape[-2], length)
         np.matmul(keys, query.swapaxes(-1, -2), out=scores)  # (B, K, G, Tk, Tq)
         if length > 1:  # later keys are beyond any distance
             scores[..., -length:, :] += _later_keys(length)
         scores -= np.minimum.reduce(scores, axis=-2, keepdims=True)
         np.minimum(scores, self.last, out=scores)
         numerators = self.numerators.take(whole(scores, buffers))
-        weighted = buffers.array("weighted", self.dtype, batch, length, self.kv_heads, self.group, size + 1)
+        weighted = buffers.array("weighted", self.dtype, batch, length, *self.heads, size + 1)
         # (B, K, G, Tq, Tk) @ (B, K, 1, Tk, d + 1) -> (B, K, G, Tq, d + 1), stored with Tq second
-        np.matmul(numerators.swapaxes(-1, -2), values, out=weighted.transpose(0, 2, 3, 1, 4))
-        wide = buffers.array("wide context", np.float64, batch, length, self.kv_heads, self.group, size)
+        np.matmul(numerators.swapaxes(-1, -2), values, out=weighted.transpose(self.by_head))
+        wide = buffers.array("wide context", np.float64, batch, length, *self.heads, size)
         np.copyto(wide, weighted[..., :size])
         wide *= self.reciprocals.take(weighted[..., size:].astype(np.int64))
         context = buffers.array("context", np.float32, batch, length, self.channels)

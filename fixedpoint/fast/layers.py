@@ -277,7 +277,7 @@ def round_half_up(exact: Floats, output: QFormat, result: Floats) -> Floats:
     """
     exact += 0.5
     np.floor(exact, out=exact)
-    np.clip(exact, float(output.minimum_integer), float(output.maximum_integer), out=exact)
+    exact.clip(output.minimum_integer, output.maximum_integer, out=exact)
     np.copyto(result, exact, casting="same_kind")
     return result
 

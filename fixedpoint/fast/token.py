@@ -91,10 +91,10 @@ class TokenAttention:
         self.projections, self.output = TokenProduct(attention.projections), TokenProduct(attention.output)
         projected = self.projections.result[None, None]  # (1, 1, C + W)
         self.turned = projected[..., : attention.turned]
-        self.query = attention.heads_of(projected[..., : attention.channels], attention.group)
+        self.query = attention.heads_of(projected[..., : attention.channels], attention.heads)
         self.known = projected[0, 0, attention.channels :]
-        self.keys = attention.heads_of(cache[..., : attention.kv_channels])
-        self.values = attention.heads_of(cache[..., attention.kv_channels :])
+        self.keys = attention.heads_of(cache[..., : attention.kv_channels], attention.kv_heads)
+        self.values = attention.heads_of(cache[..., attention.kv_channels :], attention.kv_heads)
 
     def compute(self, x: Floats, position: int) -> Floats:
         """Return the output (C,) for the row at `position`, after adding to the cache."""
