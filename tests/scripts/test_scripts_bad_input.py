@@ -216,7 +216,7 @@ def test_damaged_tokens(name: str, damage: Callable[[Path], None], tiny_run: Pat
     assert_refused(positron("quantize", tiny_run), name)
 
 
-@pytest.mark.parametrize("words", [("--weight-bits", "1"), ("--activation-bits", "9"), ("--calibration-windows", "0")])
+@pytest.mark.parametrize("words", [("--weight-bits", "1"), ("--activation-bits", "11"), ("--calibration-windows", "0")])
 def test_quantization_settings(words: tuple[str, ...], tiny_run: Path) -> None:
     assert_refused(
         positron("quantize", tiny_run, *words), words[0].strip("-").replace("-", "_") if words[1] != "0" else words[0]

@@ -32,8 +32,8 @@ def raising(error: BaseException) -> ModuleType:
 
 
 def test_every_command_has_a_module_with_the_two_functions() -> None:
-    files = {file.stem.replace("_", "-") for file in (ROOT / "scripts" / "commands").glob("[!_]*.py")}
-    assert files == set(cli.COMMANDS)
+    files = {file.stem for file in (ROOT / "scripts" / "commands").glob("[!_]*.py")}
+    assert files == {cli.import_command(name).__name__.rpartition(".")[2] for name in cli.COMMANDS}
     for name in cli.COMMANDS:
         module = cli.import_command(name)
         assert callable(module.add_arguments)
