@@ -1,14 +1,14 @@
 r"""The operations under all integer inference: casts to fewer bits and exact matrix products.
 
-Requantization.  An accumulator with \(f_a\) fraction bits becomes an output with \(f_o\) by a shift
+Requantization. An accumulator with \(f_a\) fraction bits becomes an output with \(f_o\) by a shift
 of \(s = f_a - f_o\): \(y = \mathrm{sat}\left(\lfloor (x + 2^{s-1}) / 2^s \rfloor\right)\), that is
-half up, then saturate.  In hardware: one adder behind a shifter.  A negative \(s\) is an exact
+half up, then saturate. In hardware: one adder behind a shifter. A negative \(s\) is an exact
 shift to the left.
 
-Exact products at BLAS speed.  NumPy multiplies integer matrices without BLAS, many times slower
-than floats.  A float32 product of integers is exact while every partial sum stays below 2**24, a
+Exact products at BLAS speed. NumPy multiplies integer matrices without BLAS, many times slower
+than floats. A float32 product of integers is exact while every partial sum stays below 2**24, a
 float64 one below 2**53, whatever the order of the additions, since every intermediate value is then
-a representable integer.  The bound is K · max|a| · max|b|.
+a representable integer. The bound is K · max|a| · max|b|.
 """
 
 from __future__ import annotations

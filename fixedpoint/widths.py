@@ -1,13 +1,13 @@
 r"""The true worst case of every accumulator, from the weights that a model has.
 
 A type declares widths from shapes and formats: \(K\) products of 8 and 4 bits, whatever the weights
-are.  The weights themselves allow less.  A row \(w\) with inputs from \(a\) to \(b\), \(a \le 0 \le
+are. The weights themselves allow less. A row \(w\) with inputs from \(a\) to \(b\), \(a \le 0 \le
 b\), reaches
 
 \[ b \sum_{w_k > 0} w_k + a \sum_{w_k < 0} w_k + \mathrm{bias} \]
 
 and no more, at the input that has \(b\) where the weight is positive and \(a\) where it is
-negative.  This pass works that out for every sum, product and difference of a model, and refuses
+negative. This pass works that out for every sum, product and difference of a model, and refuses
 one that could leave the width that its type declares, or 32 bits where the type declares none.
 
 Each operator is looked at alone, for every input that its format allows, as a circuit must bear it.

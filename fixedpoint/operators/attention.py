@@ -7,7 +7,7 @@ For a token at position \(i\), head \(h\) of \(H\), head size \(d = C / H\):
    c_h = \frac{\sum_{j \le i} e_j v_{j,h}}{\sum_{j \le i} e_j}, \quad y_i = \mathrm{linear}(c) \]
 
 \(\log_2 e / \sqrt d\) is folded into the query projection, so the scores arrive as base-2
-logarithms.  The exponentials stay unnormalized; one reciprocal a head and token is applied at the
+logarithms. The exponentials stay unnormalized; one reciprocal a head and token is applied at the
 end, to sums instead of to every weight.
 
 Reference: Vaswani et al., "Attention Is All You Need", arXiv:1706.03762; the order of operations

@@ -2,7 +2,7 @@ r"""Sums of products of activations and the words of a memory: the dot-product e
 
 A memory word holds an element for each of L lanes, and a command multiplies L activations by it.
 *Dot product*: groups of lanes sum their products, \(\sum_w \sum_{l \in g} a_{wl} m_{wl}\).
-*Accumulate*: each lane sums its own, \(\sum_w a_{wl} m_{wl}\).  A matrix-vector product is a
+*Accumulate*: each lane sums its own, \(\sum_w a_{wl} m_{wl}\). A matrix-vector product is a
 sequence of dot products, whose sums `Linear` requantizes; attention weighs values by accumulating.
 """
 

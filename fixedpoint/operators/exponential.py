@@ -1,7 +1,7 @@
 r"""Base-2 exponentials of non-positive numbers, \(2^{-t}\), by table and shift.
 
-With \(t = n + f\), \(n\) whole and \(0 \le f < 1\): \(2^{-t} = 2^{-f} / 2^n\).  The fraction bits
-index a table of \(2^{-f}\), the integer bits shift what comes out.  Softmax needs nothing else when
+With \(t = n + f\), \(n\) whole and \(0 \le f < 1\): \(2^{-t} = 2^{-f} / 2^n\). The fraction bits
+index a table of \(2^{-f}\), the integer bits shift what comes out. Softmax needs nothing else when
 its scores are base-2 logarithms, which costs nothing: the factor \(\log_2 e\) is folded into the
 query projection before that is quantized.
 

@@ -6,7 +6,7 @@ With \(S = \sum x_i\), \(Q = \sum x_i^2\) over \(C\) channels,
 \]
 
 holds in whole numbers: neither mean nor variance is divided out, so nothing is rounded before the
-reciprocal square root. Both sums can be gathered while the row arrives.  Units cancel, so the
+reciprocal square root. Both sums can be gathered while the row arrives. Units cancel, so the
 input's format matters only for epsilon.
 
 Reference: Ba, Kiros, Hinton, "Layer Normalization", arXiv:1607.06450.

@@ -1,6 +1,6 @@
 r"""Integer matrix-vector product with one power-of-two scale per output row.
 
-\(y_r = \mathrm{requantize}\left(b_r + \sum_k W_{rk} x_k,\; s_r\right)\).  Row \(r\) of the weights
+\(y_r = \mathrm{requantize}\left(b_r + \sum_k W_{rk} x_k,\; s_r\right)\). Row \(r\) of the weights
 has its own fraction \(f_r\); its accumulator then has \(f_x + f_r\) fraction bits, and \(s_r =
 f_x + f_r - f_y\): a scale is a shift, never a multiplier.
 """

@@ -5,7 +5,7 @@ With \(Q = \sum x_i^2\) over \(C\) channels,
 \[ \frac{x_i}{\sqrt{Q / C + \epsilon}} = \frac{C x_i}{\sqrt{C Q + C^2 \epsilon}} \]
 
 holds in whole numbers, and is LayerNorm's quotient with \(S = 0\): one formula, one epsilon, one
-circuit serve both.  A power of two as \(C\) makes both multiplications a choice of wires.
+circuit serve both. A power of two as \(C\) makes both multiplications a choice of wires.
 
 Reference: Zhang, Sennrich, "Root Mean Square Layer Normalization", arXiv:1910.07467.
 """

@@ -1,7 +1,7 @@
 r"""What LayerNorm and RMSNorm have in common: division by the root of a sum of squares, gamma.
 
 Both are written with whole numbers \(d_i\) and \(v\), such that the normalized element is \(d_i /
-\sqrt v\): nothing is rounded before the reciprocal square root.  They differ in \(d_i\) and \(v\)
+\sqrt v\): nothing is rounded before the reciprocal square root. They differ in \(d_i\) and \(v\)
 alone, and in LayerNorm's shift at the end.
 """
 

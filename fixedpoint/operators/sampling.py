@@ -1,6 +1,6 @@
 r"""Choosing a token from integer logits, in integers: the most likely, or one at a temperature.
 
-A softmax at temperature \(T\) is a base-2 softmax of \(x \log_2 e / T\).  The distance of each
+A softmax at temperature \(T\) is a base-2 softmax of \(x \log_2 e / T\). The distance of each
 logit below the row's maximum, times that one constant, is the argument of `Exponential`; a random
 number, scaled to the sum of all numerators, then falls into the share of one token:
 

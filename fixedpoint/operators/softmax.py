@@ -1,7 +1,7 @@
 r"""Integer softmax in base 2.
 
-\(p_j = 2^{s_j - \max s} / \sum_k 2^{s_k - \max s}\).  The scores are base-2 logarithms (see
-`exponential`), so this is the usual softmax of \(s \ln 2\).  Subtracting the maximum keeps every
+\(p_j = 2^{s_j - \max s} / \sum_k 2^{s_k - \max s}\). The scores are base-2 logarithms (see
+`exponential`), so this is the usual softmax of \(s \ln 2\). Subtracting the maximum keeps every
 exponent at or below zero: nothing can overflow, and the denominator is never zero because the
 largest element contributes a full-scale exponential.
 

@@ -138,7 +138,7 @@ class Feedback:
 
     Attributes:
         order: The columns (K,): those of the largest variance first, whose errors the most others
-            can make good.
+            can compensate.
         upper: U (K, K), unit upper triangular, of the reordered covariance U D Uᵀ.
         variance: D (K,).
     """

@@ -108,7 +108,7 @@ class FrameReceiver(wiring.Component):
     A packet is offered when its frame has arrived whole. The wire does not wait: a frame that
     begins before the packet in front of it was taken is dropped.
 
-    Latency: 1 cycle from the closing flag to the packet's first byte.  Throughput: a byte a cycle,
+    Latency: 1 cycle from the closing flag to the packet's first byte. Throughput: a byte a cycle,
     in and out. Resources: a memory of largest + 4 bytes, a CRC of 32 flip-flops.
 
     Attributes:
@@ -188,7 +188,7 @@ class FrameReceiver(wiring.Component):
 class FrameTransmitter(wiring.Component):
     """Packets to bytes.
 
-    Latency: none; the flag leaves while the packet's first byte waits.  Throughput: a byte a cycle.
+    Latency: none; the flag leaves while the packet's first byte waits. Throughput: a byte a cycle.
     Resources: a CRC of 32 flip-flops.
 
     Attributes:

@@ -167,7 +167,7 @@ def _engine(model: QuantizedTransformer, layer: int) -> Engine:
     the heads and at all lanes.
 
     Its memory holds the key, value, query and output weights, in pairs if they have up to 4 bits,
-    then room for C keys and values of `context_length` tokens.  Activations are wide enough for
+    then room for C keys and values of `context_length` tokens. Activations are wide enough for
     softmax numerators.
     """
     attention = model.blocks[layer].attention

@@ -1,7 +1,7 @@
 """What a core is fed with and what it must then give: random vectors, their limits first, and the
 specification's answers.
 
-Values come by columns, as numbers: one array for each field of a stream's payload.  `sim` and the
+Values come by columns, as numbers: one array for each field of a stream's payload. `sim` and the
 Verilog export turn them into words.
 """
 
@@ -240,7 +240,7 @@ def element_vectors(*fields: str) -> Maker:
 
     Args:
         fields: The input payload's fields, for the operator's inputs in their order, of up to 16
-            bits.  The output payload's is `data`; both have `last`.
+            bits. The output payload's is `data`; both have `last`.
     """
 
     def make(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:

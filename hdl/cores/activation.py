@@ -18,10 +18,10 @@ class TableActivation(wiring.Component):
     """`fixedpoint.TableActivation` as a circuit: any function of up to 8 bits, `lanes` elements a
     cycle.
 
-    Equation: `o = table[i - minimum(i)]`.  A table in memory begins with 0 instead: an element's
+    Equation: `o = table[i - minimum(i)]`. A table in memory begins with 0 instead: an element's
     bits, taken as an unsigned number, are its address.
 
-    Latency: 2 cycles from a word taken to its results offered: element, table.  Throughput: a word
+    Latency: 2 cycles from a word taken to its results offered: element, table. Throughput: a word
     a cycle; both stages stall while a result waits.
     Resources: a table of `2**input.bits` results a lane, in logic; no multiplier, no block RAM.
 
@@ -29,7 +29,7 @@ class TableActivation(wiring.Component):
         parameters: Formats and table.
         lanes: Elements a cycle.
         latency: 2.
-        i: In, stream of {data: input format, last}; with several lanes `data` is an array.  `last`
+        i: In, stream of {data: input format, last}; with several lanes `data` is an array. `last`
             passes unchanged.
         o: Out, stream of {data: output format, last}, of the same form.
     """

@@ -52,15 +52,15 @@ class Engine(wiring.Component):
     - WRITE: `memory[address] = a`, as many low bits as an element has; later commands read it.
 
     `first` starts a sum and `last` gives it out, so a sum extends over one or more commands, of one
-    operation and tap.  A sum that was begun must be ended before another of its kind: sums of lanes
+    operation and tap. A sum that was begun must be ended before another of its kind: sums of lanes
     begin at zero because the one before was taken, not because of `first`. Elements, weights and
-    activations are signed.  No sum overflows while no sum has more than `terms` words.
+    activations are signed. No sum overflows while no sum has more than `terms` words.
 
     Latency: 11 clock edges and one for each level of the trees, `ceil(log2)` of each tap's columns
     over those of the tap before, from a command taken to its result given; 8 for ACCUMULATE.
     Throughput: one command a cycle, `lanes` products, twice as many in PAIRS: every multiplier
     works in every cycle. Nothing stalls the pipeline: results wait in a FIFO, and a command is
-    taken only if there is room for a result.  A sum of lanes waits in the lanes' own registers; the
+    taken only if there is room for a result. A sum of lanes waits in the lanes' own registers; the
     first command of another such sum is not taken before.
 
     Resources: `lanes` hard multipliers; `depth` words of block RAM, with a register behind it.

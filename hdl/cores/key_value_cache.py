@@ -22,8 +22,8 @@ class KeyValueCache(wiring.Component):
     """Stores each token's key and value, and gives back those of the tokens 0 to its own, in order.
 
     Equation: for token p of a sequence, `i` = key p, value p; `o` = key 0, …, key p, value 0, …,
-    value p.  A token starts a new sequence when `restart` is set on its first word, after reset,
-    and after `context_length` tokens of a sequence.  Keys and values share one memory, so that one
+    value p. A token starts a new sequence when `restart` is set on its first word, after reset,
+    and after `context_length` tokens of a sequence. Keys and values share one memory, so that one
     block RAM port serves both.
 
     Latency: 3 cycles from a token's last word taken to its first key's first word offered.

@@ -18,7 +18,7 @@ class LayerNorm(RowNorm):
     settle v; R = ceil(log2 ceil(variance_bits / 2)) + 2, the root's; D = 14, the output's.
     Throughput: a word a cycle, rows back to back without a gap: `lanes` elements a cycle.
     Resources: hard multipliers: 4 a lane (x², two halves of d / sqrt(v), scale), one more a lane
-    where C is not a power of two, and 3 for S².  A FIFO of a row and T + K + R - 1 words (- 4 with
+    where C is not a power of two, and 3 for S². A FIFO of a row and T + K + R - 1 words (- 4 with
     the additional multiplier), rounded up to a power of two; a memory of C pairs of scale and
     shift; the root's table. In simulation a `last` that does not agree with the count is an
     assertion's failure; in hardware the count alone decides.

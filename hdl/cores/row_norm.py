@@ -36,7 +36,7 @@ class RowNorm(wiring.Component):
     """The circuit under `LayerNorm` and `RMSNorm`, which differ in S and in the shift.
 
     Words of `lanes` elements go into a FIFO and through `RowStatistics`; its v becomes a root, and
-    what belongs to a row (root, S) queues beside its words.  Statistics and root take a known time,
+    what belongs to a row (root, S) queues beside its words. Statistics and root take a known time,
     so a row's words begin to leave the FIFO just early enough to meet their root, one a cycle,
     through one pipeline of two multiplications.
     The FIFO holds a row and all that arrives until the row begins to leave, so that rows pass
@@ -211,7 +211,7 @@ class RowNorm(wiring.Component):
         """Build the FIFO's memory and return the word issued `READ_STAGES` ago.
 
         A word is read long after it was written, so what a read in the cycle of a write gives does
-        not matter.  Without being told, Yosys would build a detour around each block RAM that gives
+        not matter. Without being told, Yosys would build a detour around each block RAM that gives
         the old word.
         """
         arrays = data.ArrayLayout(shape_of(self.parameters.input), self.lanes)
@@ -282,7 +282,7 @@ class RowNorm(wiring.Component):
         (2), round, times scale (3), plus shift, cast.
 
         The shift leaves one bit more than the result for rounding (shift_right_half_up_by's
-        doubling).  No element exceeds sqrt(C) standard deviations, the normalized format goes at
+        doubling). No element exceeds sqrt(C) standard deviations, the normalized format goes at
         least so far, and the root is wrong by less than a half: so the shifted product never
         reaches twice the format's range, and of its bits only the lowest ones and one above them
         need to be chosen.

@@ -29,12 +29,12 @@ SEARCH_STAGES = 3  # numerator, cumulative sum, comparison
 class XorShift32(wiring.Component):
     """`fixedpoint.XorShift32` as a circuit: a request in, a random number out.
 
-    Equation: `x ^= x << 13; x ^= x >> 17; x ^= x << 5`; the number is the new x.  A request with
+    Equation: `x ^= x << 13; x ^= x >> 17; x ^= x << 5`; the number is the new x. A request with
     `restart` first sets x to its `state`.
 
-    Latency: 1 cycle from a request taken to its number offered.  Throughput: one a cycle.
+    Latency: 1 cycle from a request taken to its number offered. Throughput: one a cycle.
     Resources: 32 registers and three exclusive ors a bit, no multiplier. The state after reset
-    is 1.  A state of 0 would give nothing but 0; `fixedpoint.operators.sampling.mix` never makes
+    is 1. A state of 0 would give nothing but 0; `fixedpoint.operators.sampling.mix` never makes
     one.
 
     Source: Marsaglia, "Xorshift RNGs", Journal of Statistical Software 8(14), 2003.
@@ -89,7 +89,7 @@ class Sampler(wiring.Component):
 
     Latency: `latency(n)` = 2·n + 17 + E cycles from the last logit of a row of n taken to its token
     offered, with E = `Exponential`'s latency, if the random number is there in time.
-    Throughput: a logit a cycle, rows of one length back to back without a gap.  Short rows right
+    Throughput: a logit a cycle, rows of one length back to back without a gap. Short rows right
     behind a long one may wait. Resources: FIFOs of `length` + 2 logits and `length` + 10 numerators
     of 16 bits, a table of 1,024 exponentials, 5 hard multipliers: 1 to scale, 4 for the threshold.
     In simulation a row without `last` on its `length`-th logit is an assertion's failure; in

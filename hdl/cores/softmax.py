@@ -32,13 +32,13 @@ class SoftmaxNumerators(RowNumerators):
 
     Equation: `o[j] = exponential(max(i) - i[j])`, `o_denominator = sum_j o[j]`.
 
-    The denominator of a row is offered from the cycle after its last numerator has been taken.  Two
+    The denominator of a row is offered from the cycle after its last numerator has been taken. Two
     denominators may wait before the last numerator of another row does: a consumer takes numerators
     first and the denominator afterwards, or both as they come.
 
     Latency: `latency` = 4 + E cycles from a row's last score taken to its first numerator offered:
     maximum, FIFO, score, subtraction, and E = 3 or more of `Exponential`; then one a cycle.
-    Throughput: one a cycle, rows of one length back to back without a gap.  Short rows right behind
+    Throughput: one a cycle, rows of one length back to back without a gap. Short rows right behind
     a long one wait once 15 of them are whole. Resources: a FIFO of `length` + 2 scores, an
     `Exponential`, no multiplier. In simulation a row without `last` on its `length`-th score is an
     assertion's failure; in hardware it ends there.
@@ -73,7 +73,7 @@ class Softmax(wiring.Component):
     Latency: `latency(n)` = n + 10 + E + R cycles from the last score of a row of n taken to its
     first probability offered, with E = 3 or more, `Exponential`'s, and R = ceil(log2
     denominator_bits) + 2, the reciprocal's; then one a cycle. Throughput: one a cycle, rows of one
-    length back to back without a gap: all stages work on different rows.  Short rows right behind a
+    length back to back without a gap: all stages work on different rows. Short rows right behind a
     long one may wait.
     Resources: `SoftmaxNumerators`, a queue of `length` + R + 4 numerators, a `Reciprocal`, one hard
     multiplier.

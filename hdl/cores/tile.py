@@ -14,7 +14,7 @@ from ..parts.parameter_checks import check_whole
 class Tile:
     """The rows × columns of a matrix that one memory word holds.
 
-    The lanes form `groups` groups of `columns` lanes.  A group works on one row, or on two when
+    The lanes form `groups` groups of `columns` lanes. A group works on one row, or on two when
     every element of a word is a pair of weights. A matrix of R rows and K columns takes `slices(K)`
     words for each set of `rows` rows: longer rows go slice by slice, shorter ones share the lanes
     among several.
@@ -64,8 +64,8 @@ class Tile:
         """Return a matrix (R, K) as words (words, lanes) of unsigned elements, `weight_bits` bits
         each, twice as many in pairs.
 
-        Words follow each other slice by slice, then by sets of rows.  Of a set, group g works on
-        row g, and with the upper weights of pairs on row `groups + g`.  What is beyond the matrix
+        Words follow each other slice by slice, then by sets of rows. Of a set, group g works on
+        row g, and with the upper weights of pairs on row `groups + g`. What is beyond the matrix
         is zero.
         """
         rows, columns = matrix.shape

@@ -53,7 +53,7 @@ def baud_divisor(clock_frequency: float, baud: float) -> int:
 class UARTTransmitter(wiring.Component):
     """Bytes to a wire.
 
-    Latency: none; the start bit begins at the clock edge at which a byte is taken.  Throughput: one
+    Latency: none; the start bit begins at the clock edge at which a byte is taken. Throughput: one
     byte in 10·divisor cycles, back to back. Resources: a shift register of 10 bits and two
     counters.
 

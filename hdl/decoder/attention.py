@@ -3,7 +3,7 @@
 """The attention accelerator: causal multi-head self-attention with its key-value cache, one token
 at a time.
 
-One row of C multipliers does all the work in two modes.  *Dot product*: C activations against one
+One row of C multipliers does all the work in two modes. *Dot product*: C activations against one
 row of weights, or of C query elements against one cached key row, whose adder trees are tapped at
 the head size so that every head's score appears at once. *Accumulate*: each lane keeps its own sum,
 so that a cached value row, weighted by its head's exponential, is added in one cycle.
@@ -50,13 +50,13 @@ def why_unsupported(parameters: fixedpoint.Attention) -> str:
 class Attention(wiring.Component):
     """`fixedpoint.Attention` as a circuit: normalized tokens in, projected attention results out.
 
-    Equation: `fixedpoint.Attention.compute_stream`.  A token starts a new sequence when `restart`
+    Equation: `fixedpoint.Attention.compute_stream`. A token starts a new sequence when `restart`
     is set on its first element, after reset, and after `context_length` tokens of a sequence.
 
     Throughput: `schedule.cycles(n)` cycles for the n-th token of a sequence, from its first element
     taken to the next token's. Latency: `output_latency` clock edges more to its last result.
     Results wait in a FIFO of one token; the next token is worked on meanwhile, and stops before its
-    own results only if some of these have not been taken.  So nothing else ever has to stall.
+    own results only if some of these have not been taken. So nothing else ever has to stall.
     Resources: C + 2 hard multipliers; block RAM for 4·C words of weights and 2·context_length words
     of keys and values, each word C elements wide.
 

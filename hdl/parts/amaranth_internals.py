@@ -1,6 +1,6 @@
 """What the project uses of Amaranth that Amaranth does not export; no other file names any of it.
 
-Checked with Amaranth 0.5.10.  A later version may move or rename it: then this file changes, and
+Checked with Amaranth 0.5.10. A later version may move or rename it: then this file changes, and
 the tests of payloads (tests/hdl/parts) and proofs (tests/sim/proofs) say whether it still works.
 """
 

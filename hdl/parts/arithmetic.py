@@ -29,7 +29,7 @@ def shift_right_half_up_by(value: Value, shift: Value) -> Value:
     """Return `value / 2**shift`, rounded half up, for a shift known only when the circuit runs.
 
     `floor((x + 2**(s-1)) / 2**s) = floor((floor(2x / 2**s) + 1) / 2)`: one shifter, then one
-    incrementer, instead of a second shifter for the half.  With s = 0 it returns x.  The circuit
+    incrementer, instead of a second shifter for the half. With s = 0 it returns x. The circuit
     computes modulo nothing: no bit is lost on the left.
     """
     return (((value << 1) >> shift) + 1) >> 1

@@ -16,7 +16,7 @@ class Copies(wiring.Component):
     is equal; so on ECP5 the cells are instantiated by hand, and everywhere else a behavioural model
     of the same latency takes their place.
 
-    Equation: `o[k] = i`, a cycle later.  Latency: 1 cycle.  Throughput: one a cycle. Resources:
+    Equation: `o[k] = i`, a cycle later. Latency: 1 cycle. Throughput: one a cycle. Resources:
     `count` times `bits` flip-flops, without reset; they start at zero. Source: Lattice
     FPGA-DS-02012, "ECP5 and ECP5-5G Family Data Sheet", the register of a slice; cell and ports as
     in Yosys's ecp5/cells_sim.v.

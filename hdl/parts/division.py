@@ -21,7 +21,7 @@ class SoftmaxDivision(wiring.Component):
     The product is made of two halves, each of which fits a hard multiplier with a register before
     and after it.
 
-    Latency: 5 cycles, no handshake.  Throughput: one a cycle.  Resources: 2 hard multipliers
+    Latency: 5 cycles, no handshake. Throughput: one a cycle. Resources: 2 hard multipliers
     (ECP5).
 
     Attributes:

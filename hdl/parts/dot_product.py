@@ -3,7 +3,7 @@
 """Multipliers and adders side by side: the arithmetic shared by the matrix-vector core and the
 attention circuit.
 
-Nothing here has a handshake.  Every register loads only while `en` is high, so that the core around
+Nothing here has a handshake. Every register loads only while `en` is high, so that the core around
 it can stall the whole pipeline with one signal, and results appear a fixed number of stages after
 their operands.
 
@@ -26,7 +26,7 @@ from .registers import data_register
 class LaneProducts(wiring.Component):
     """One signed multiplier a lane, with all of its registers on.
 
-    Equation: `o[l] = a[l] * b[l]`.  Latency: 3 stages, `Multiplier`'s.  Throughput: `lanes`
+    Equation: `o[l] = a[l] * b[l]`. Latency: 3 stages, `Multiplier`'s. Throughput: `lanes`
     products a cycle. Resources: a hard multiplier a lane (ECP5: a MULT18X18D, 18 bits or less).
 
     Attributes:
@@ -69,7 +69,7 @@ class LaneProducts(wiring.Component):
 class AdderTree(wiring.Component):
     """The sum of an array, by a tree with a register behind every level.
 
-    Equation: `o = sum(i)`.  Latency: `ceil(log2(count))` stages.  Throughput: one a cycle.
+    Equation: `o = sum(i)`. Latency: `ceil(log2(count))` stages. Throughput: one a cycle.
     No overflow: the result is `ceil(log2(count))` bits wider than an element.
 
     Attributes:
@@ -112,7 +112,7 @@ class AdderTree(wiring.Component):
 
 
 class Delay(wiring.Component):
-    """A value, `stages` enabled cycles later, beside a pipeline of that latency.  Starts at zero.
+    """A value, `stages` enabled cycles later, beside a pipeline of that latency. Starts at zero.
 
     Attributes:
         stages: The delay.

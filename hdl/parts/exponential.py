@@ -31,7 +31,7 @@ class Exponential(wiring.Component):
 
     Latency: `latency` = 3 cycles from a distance taken to its exponential offered, 5 with a table
     in block RAM, which is read through a register of its own and has its results shifted and
-    rounded in two steps.  Throughput: one a cycle; the whole pipeline stalls while a result
+    rounded in two steps. Throughput: one a cycle; the whole pipeline stalls while a result
     waits. Resources: a table of `2**table_bits` entries of `output_bits` bits (logic up to 256
     entries, else block RAM), a shifter of `output_bits` bits, no multiplier.
 

@@ -1,7 +1,7 @@
 """Signed multiplication with every pipeline register of a hard multiplier, and two narrow products
 from one of them.
 
-An ECP5 multiplier has registers before, inside and behind it.  Yosys infers the multiplier but none
+An ECP5 multiplier has registers before, inside and behind it. Yosys infers the multiplier but none
 of the registers, so on ECP5 the cell is instantiated by hand; everywhere else (simulators, other
 families) a behavioural model of the same latency takes its place. A test compares the two.
 """
@@ -19,7 +19,7 @@ OPERAND_BITS = 18  # of a hard multiplier, on ECP5 and Gowin alike; iCE40 has 16
 class Multiplier(wiring.Component):
     """A signed product, three stages after its operands.
 
-    Equation: `o = a * b`.  Latency: 3 stages.  Throughput: one product a cycle.
+    Equation: `o = a * b`. Latency: 3 stages. Throughput: one product a cycle.
     Registers hold data only and have no reset; they start at zero.
     Resources: one MULT18X18D on ECP5 and no flip-flop; what the tools infer elsewhere.
     Source: Lattice FPGA-TN-02205, "ECP5 and ECP5-5G sysDSP Usage Guide".
@@ -107,7 +107,7 @@ def pair_operand(lower: Value, upper: Value, spacing: int) -> Value:
 def pair_products(product: Value, spacing: int) -> tuple[Value, Value]:
     """Return (x·lower, x·upper) from x times a `pair_operand`.
 
-    The lower product is the low `spacing` bits, as a signed number.  A negative one has borrowed
+    The lower product is the low `spacing` bits, as a signed number. A negative one has borrowed
     from the upper product, which its sign gives back.
     """
     lower = product[:spacing].as_signed()

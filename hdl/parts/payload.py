@@ -23,7 +23,7 @@ class FixedPointShape(ShapeCastable):
     """The shape of a format's integers.
 
     A signal or field of this shape is a plain signed or unsigned value, so arithmetic is Amaranth's
-    own; what remembers the format is the port and the layout.  Two of these shapes are equal when
+    own; what remembers the format is the port and the layout. Two of these shapes are equal when
     their formats are.
 
     Attributes:
@@ -127,7 +127,7 @@ def connect(m: Module, *interfaces: object, **named: object) -> None:
 
     Raises:
         CircuitError: Two ports differ in a field's name or place, an array's length, a Q-format, a
-            sign or a width.  To connect them all the same, assign field by field.
+            sign or a width. To connect them all the same, assign field by field.
         amaranth.lib.wiring.ConnectionError: What `wiring.connect` refuses.
     """
     first, *others = [dict(_ports(one)) for one in (*interfaces, *named.values())] or [{}]

@@ -22,7 +22,7 @@ class _NormalizedTable(wiring.Component):
     """A function of a positive integer by normalization and table; the circuit under both classes
     below.
 
-    The argument counts as `digits` digits of `digit_bits` bits.  Level k of the normalization
+    The argument counts as `digits` digits of `digit_bits` bits. Level k of the normalization
     shifts out 2**k digits if they are all zero, largest k first, so that the leading digit ends up
     at the top whatever it was; what was shifted out is the exponent.
 
@@ -129,12 +129,12 @@ class ReciprocalSquareRoot(_NormalizedTable):
 
     Equation: `e = floor(log2 i)` with its lowest bit cleared,
     `mantissa = table[the leading index_bits bits of i / 2**e - start]`,
-    `exponent = e / 2 + mantissa_bits`.  Normalization moves pairs of bits, since a pair more halves
+    `exponent = e / 2 + mantissa_bits`. Normalization moves pairs of bits, since a pair more halves
     the root once more.
 
     Latency: `ceil(log2 ceil(width / 2)) + 2` cycles from an argument taken to its result offered.
     Throughput: one a cycle; the whole pipeline stalls while a result waits.
-    Resources: as `Reciprocal`, one level less.  The table has `2**index_bits` words, of which the
+    Resources: as `Reciprocal`, one level less. The table has `2**index_bits` words, of which the
     first quarter never is read: that saves the subtraction of `start`, and the block RAM is the
     same. In simulation an argument of 0 is an assertion's failure; in hardware its result means
     nothing.

@@ -9,7 +9,7 @@ def data_register(like: Value | ValueCastable | ShapeLike = 1, *, name: str | No
     A valid bit or a counter, which do have a reset, says when it counts. Without one, the reset net
     takes no routing to thousands of flip-flops, and synthesis may use the register inside a block
     RAM or a multiplier; Yosys would make the reset of a register behind a read port a block RAM's
-    own, which on silicon reads zero at times.  It starts at zero after configuration.
+    own, which on silicon reads zero at times. It starts at zero after configuration.
 
     Args:
         like: Its shape, or a value of the same shape and initial value.

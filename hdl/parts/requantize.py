@@ -32,7 +32,7 @@ class ShiftRoundSaturate(wiring.Component):
     i / 2**s rounded half up. A negative s shifts left: all numbers are first shifted by the
     constant `1 - lowest`, in wires, so that every variable shift goes to the right.
 
-    Latency: 4 stages (coarse shift, fine shift, round, saturate).  Throughput: one number a cycle.
+    Latency: 4 stages (coarse shift, fine shift, round, saturate). Throughput: one number a cycle.
 
     Attributes:
         latency: 4.
@@ -88,7 +88,7 @@ class Requantize(wiring.Component):
 
     Equation: `o[l] = requantize(value[l], shift[l], target)`.
 
-    Latency: 5 clock edges from a transfer taken to its results given.  Throughput: one transfer a
+    Latency: 5 clock edges from a transfer taken to its results given. Throughput: one transfer a
     cycle, so one result a cycle and lane. The whole pipeline stalls while a result waits.
     Resources: no multiplier, no memory; a shifter of `bits` bits a lane.
 
@@ -158,7 +158,7 @@ class Requantize(wiring.Component):
 class RowRequantize(wiring.Component):
     """Casts the accumulators of one or several linear layers whose rows follow each other.
 
-    Equation: `o = requantize(i + bias[row], shift[row])`, `fixedpoint.Linear`'s.  Bias and shift
+    Equation: `o = requantize(i + bias[row], shift[row])`, `fixedpoint.Linear`'s. Bias and shift
     stand in one memory. Latency: 7 stages (memory, its register, bias, then `ShiftRoundSaturate`).
     Throughput: one row a cycle.
 

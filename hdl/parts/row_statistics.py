@@ -28,8 +28,8 @@ class RowStatistics(wiring.Component):
     """The sum S of a row of C elements, and `v = C·Q − S² + epsilon` with Q its sum of squares; for
     RMSNorm, which has no S, `v = C·Q + epsilon`.
 
-    Elements arrive `lanes` a cycle.  Everything is a pipeline without a handshake that never stops;
-    it may give results every C / lanes cycles. S² is made of three products of half its width.  C·Q
+    Elements arrive `lanes` a cycle. Everything is a pipeline without a handshake that never stops;
+    it may give results every C / lanes cycles. S² is made of three products of half its width. C·Q
     costs an addition for each bit of C's odd factor below the leading one: nothing for a power of
     two, one addition for 192 or 384.
 

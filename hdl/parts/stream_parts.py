@@ -44,10 +44,10 @@ class StreamRegister(wiring.Component):
     """A register slice: no path leads through it, neither from `i` to `o` nor from `o.ready` to
     `i.ready`.
 
-    Equation: `o = i`.  It holds up to two payloads: the one that is offered, and one that arrived
+    Equation: `o = i`. It holds up to two payloads: the one that is offered, and one that arrived
     in the cycle in which the consumer first refused, of which the producer could not know yet.
 
-    Latency: 1 cycle from a payload taken to it offered.  Throughput: one a cycle.
+    Latency: 1 cycle from a payload taken to it offered. Throughput: one a cycle.
     Resources: two registers of the payload and a multiplexer.
 
     Attributes:
@@ -87,7 +87,7 @@ class StreamQueue(wiring.Component):
     """A FIFO whose output comes from flip-flops: Amaranth's buffered one, whose block RAM answers
     late in the cycle, and a register behind it.
 
-    Equation: `o = i`.  Latency: 3 cycles from a payload taken, with nothing before it, to it
+    Equation: `o = i`. Latency: 3 cycles from a payload taken, with nothing before it, to it
     offered. Throughput: one a cycle from a depth of 3 on; one in two cycles with 2. Resources: a
     memory of `depth` - 1 payloads, in block RAM where the tools find that worth while, and a
     register of the payload.
@@ -129,11 +129,11 @@ class StreamQueue(wiring.Component):
 class CreditQueue(wiring.Component):
     """A credit-controlled FIFO without back-pressure: the writer counts free places first.
 
-    Equation: `o = data` of each cycle with `write`.  Latency: 2 cycles from a payload written, with
+    Equation: `o = data` of each cycle with `write`. Latency: 2 cycles from a payload written, with
     nothing before it, to it offered. Throughput: one a cycle.
 
     A FIFO with back-pressure compares its level in the cycle of a write, and the result goes to
-    every cell of the memory; for wide payloads that is the longest path of a core.  A pipeline that
+    every cell of the memory; for wide payloads that is the longest path of a core. A pipeline that
     starts nothing without a free place for its result needs no such comparison. In simulation a
     write without room fails an assertion.
     Resources: a memory of `depth` - 1 payloads, distributed where it is small, and a register of
@@ -199,10 +199,10 @@ class WidthConverter(wiring.Component):
     """Rows in words of `i_lanes` elements become rows in words of `o_lanes` elements; one of the
     two divides the other.
 
-    Equation: the elements of `o`, word after word and lane after lane, are those of `i`.  `last`
+    Equation: the elements of `o`, word after word and lane after lane, are those of `i`. `last`
     stays on a row's final element.
 
-    Latency: 1 cycle, from a word that completes one of `o` taken to that one offered.  Throughput:
+    Latency: 1 cycle, from a word that completes one of `o` taken to that one offered. Throughput:
     a word of the narrower side each cycle, so that n of them pass in n cycles from the first one
     taken to the last one given. Resources: one register of the wider word.
     In simulation a row that ends inside a word of `o` is an assertion's failure; in hardware its

@@ -21,11 +21,11 @@ INIT_WORDS, INIT_WORD_BITS, INIT_SLOT_BITS = 16, 18, 20
 class BlockTable(wiring.Component):
     """A read-only table in block RAM.
 
-    Equation: `o = values[address]`.  Latency: 2 stages.  Throughput: one value a cycle.
+    Equation: `o = values[address]`. Latency: 2 stages. Throughput: one value a cycle.
 
     A block RAM answers some 5.6 ns after the clock, its own output register some 1 ns after it.
     Yosys never uses that register, so on ECP5 the cell is instantiated by hand; everywhere else a
-    memory and a register of the same latency stand in its place.  A test compares the two.
+    memory and a register of the same latency stand in its place. A test compares the two.
     Resources: one DP16KD (ECP5) for 1,024 words of up to 18 bits, more for more; what the tools
     infer elsewhere. Source: Lattice FPGA-TN-02204, "ECP5 and ECP5-5G Memory Usage Guide".
 

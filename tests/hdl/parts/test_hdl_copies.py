@@ -23,18 +23,18 @@ TEST_BENCH = """
 module bench;
     reg clk = 0, rst = 0;
     reg [{bits}-1:0] i = 0;
-    wire [{count}*{bits}-1:0] from_cells, from_twin;
+    wire [{count}*{bits}-1:0] from_cells, from_reference;
     integer moves = 0, differences = 0, wrong = 0, changes = 0, seed = 1;
     reg [{bits}-1:0] earlier;
     cell_top cell_top (.clk(clk), .rst(rst), .i(i), .o(from_cells));
-    twin_top twin_top (.clk(clk), .rst(rst), .i(i), .o(from_twin));
+    reference_top reference_top (.clk(clk), .rst(rst), .i(i), .o(from_reference));
     initial begin
-        #1 if (from_cells !== 0 || from_twin !== 0) differences = differences + 1;  // as after power-up
+        #1 if (from_cells !== 0 || from_reference !== 0) differences = differences + 1;  // as after power-up
         repeat ({moves}) begin
             earlier = i; i = $random(seed); rst = $random(seed) % 4 == 0;
-            #3 if (from_cells !== from_twin) differences = differences + 1;  // before the edge, too
+            #3 if (from_cells !== from_reference) differences = differences + 1;  // before the edge, too
             #1 clk = 1;
-            #4 if (from_cells !== from_twin) differences = differences + 1;
+            #4 if (from_cells !== from_reference) differences = differences + 1;
             if (from_cells !== {{{count}{{i}}}}) wrong = wrong + 1;
             if (i !== earlier) changes = changes + 1;
             moves = moves + 1;
@@ -49,19 +49,19 @@ endmodule
 
 @cache
 def both(bits, count):
-    """Verilog of the cells and of their twin."""
-    cells, twin = (to_verilog(kind(Copies(bits, count))) for kind in (OnECP5, lambda copies: copies))
-    assert cells.count("TRELLIS_FF #(") == bits * count and "TRELLIS_FF" not in twin
+    """Verilog of the cells and of their reference."""
+    cells, reference = (to_verilog(kind(Copies(bits, count))) for kind in (OnECP5, lambda copies: copies))
+    assert cells.count("TRELLIS_FF #(") == bits * count and "TRELLIS_FF" not in reference
     return {
         "cells.v": cells.replace("\\top", "\\cell_top").replace("module top", "module cell_top"),
         # An `always @*` that depends on registers alone would not run before one of them changes.
-        "twin.v": twin.replace("module top", "module twin_top").replace("always @*", "always_comb"),
+        "reference.v": reference.replace("module top", "module reference_top").replace("always @*", "always_comb"),
     }
 
 
 def compare(bits, count, directory, right="", wrong="", simulator="verilator"):
-    """Times at which cells and twin differ, and clock edges after which the cells are not copies of
-    the input, in any run.
+    """Times at which cells and reference differ, and clock edges after which the cells are not
+    copies of the input, in any run.
     """
     sources = dict(both(bits, count))
     assert right in sources["cells.v"]
@@ -77,7 +77,7 @@ def compare(bits, count, directory, right="", wrong="", simulator="verilator"):
 
 @pytest.mark.parametrize("simulator", EVERY_VERILOG_SIMULATOR)
 @pytest.mark.parametrize(("bits", "count"), [(1, 1), (1, 5), (3, 4)])
-def test_the_cells_and_their_twin_agree_whatever_the_reset_does(bits, count, simulator, tmp_path):
+def test_the_cells_and_their_reference_agree_whatever_the_reset_does(bits, count, simulator, tmp_path):
     assert compare(bits, count, tmp_path, simulator=simulator) == (0, 0)
 
 

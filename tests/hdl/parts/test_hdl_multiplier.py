@@ -40,19 +40,19 @@ TEST_BENCH = """
 module bench;
     reg clk = 0, rst = 0, en = 0;
     reg signed [{a}-1:0] a; reg signed [{b}-1:0] b;
-    wire signed [{a}+{b}-1:0] from_cell, from_twin;
+    wire signed [{a}+{b}-1:0] from_cell, from_reference;
     integer moves = 0, differences = 0, changes = 0, seed = 1;
     reg signed [{a}+{b}-1:0] earlier;
     cell_top cell_top (.clk(clk), .rst(rst), .en(en), .a(a), .b(b), .o(from_cell));
-    twin_top twin_top (.clk(clk), .rst(rst), .en(en), .a(a), .b(b), .o(from_twin));
+    reference_top reference_top (.clk(clk), .rst(rst), .en(en), .a(a), .b(b), .o(from_reference));
     initial repeat ({count}) begin
-        earlier = from_twin;
+        earlier = from_reference;
         a = $random(seed); b = $random(seed); en = $random(seed); rst = moves > 100 && $random(seed) % 16 == 0;
         if (moves % 5 == 0) a = 1 << ({a} - 1);
         if (moves % 7 == 0) b = 1 << ({b} - 1);
         #5 clk = 1;
-        #4 if (from_cell !== from_twin) differences = differences + 1;
-        if (from_twin !== earlier) changes = changes + 1;
+        #4 if (from_cell !== from_reference) differences = differences + 1;
+        if (from_reference !== earlier) changes = changes + 1;
         moves = moves + 1;
         #1 clk = 0;
     end
@@ -63,19 +63,19 @@ endmodule
 
 @cache
 def both(a_bits, b_bits):
-    """Verilog of the cell and of its twin."""
-    cell, twin = to_verilog(OnECP5(Multiplier(a_bits, b_bits))), to_verilog(Multiplier(a_bits, b_bits))
-    assert "MULT18X18D" in cell and "MULT18X18D" not in twin
+    """Verilog of the cell and of its reference."""
+    cell, reference = to_verilog(OnECP5(Multiplier(a_bits, b_bits))), to_verilog(Multiplier(a_bits, b_bits))
+    assert "MULT18X18D" in cell and "MULT18X18D" not in reference
     return {
         "cell.v": cell.replace("\\top", "\\cell_top").replace("module top", "module cell_top"),
         # An `always @*` that depends on registers alone would not run before one of them changes.
-        "twin.v": twin.replace("module top", "module twin_top").replace("always @*", "always_comb"),
+        "reference.v": reference.replace("module top", "module reference_top").replace("always @*", "always_comb"),
     }
 
 
 def compare(a_bits, b_bits, directory, model, simulator="verilator"):
-    """Clock edges, those after which cell and twin differ in any run, and those that changed the
-    result in all.
+    """Clock edges, those after which cell and reference differ in any run, and those that changed
+    the result in all.
     """
     bench = TEST_BENCH.format(a=a_bits, b=b_bits, count=MOVES)
     sources = {**both(a_bits, b_bits), "model.v": model, "bench.v": bench}
@@ -85,7 +85,7 @@ def compare(a_bits, b_bits, directory, model, simulator="verilator"):
 
 @pytest.mark.parametrize("simulator", EVERY_VERILOG_SIMULATOR)
 @pytest.mark.parametrize(("a_bits", "b_bits"), [(9, 17), (18, 18)])
-def test_the_cell_and_its_twin_agree(a_bits, b_bits, simulator, tmp_path):
+def test_the_cell_and_its_reference_agree(a_bits, b_bits, simulator, tmp_path):
     moves, differences, changes = compare(a_bits, b_bits, tmp_path, MODEL.read_text(), simulator)
     assert (moves, differences) == (MOVES, 0)
     assert changes > 500

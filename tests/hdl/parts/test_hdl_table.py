@@ -22,20 +22,20 @@ TEST_BENCH = """
 module bench;
     reg clk = 0, rst = 0, en = 0;
     reg [{address}-1:0] address;
-    wire [{bits}-1:0] from_cell, from_twin;
+    wire [{bits}-1:0] from_cell, from_reference;
     integer moves = 0, differences = 0, changes = 0, seed = 1;
     reg [{bits}-1:0] earlier;
     cell_top cell_top (.clk(clk), .rst(rst), .en(en), .address(address), .o(from_cell));
-    twin_top twin_top (.clk(clk), .rst(rst), .en(en), .address(address), .o(from_twin));
+    reference_top reference_top (.clk(clk), .rst(rst), .en(en), .address(address), .o(from_reference));
     initial repeat ({count}) begin
-        earlier = from_twin;
+        earlier = from_reference;
         address = moves < {depth} ? moves : $unsigned($random(seed)) % {depth};
         en = moves < {depth} + 2 ? 1 : $random(seed);
         rst = moves > 100 && $random(seed) % 16 == 0;
         #5 clk = 1;
         // The first edge lets through what a memory happens to show before its first read.
-        #4 if (moves > 0 && from_cell !== from_twin) differences = differences + 1;
-        if (from_twin !== earlier) changes = changes + 1;
+        #4 if (moves > 0 && from_cell !== from_reference) differences = differences + 1;
+        if (from_reference !== earlier) changes = changes + 1;
         moves = moves + 1;
         #1 clk = 0;
     end
@@ -52,20 +52,22 @@ def values(depth, bits):
 
 @cache
 def both(depth, bits):
-    """Verilog of the cells and of their twin."""
-    cell, twin = (to_verilog(kind(BlockTable(values(depth, bits), bits))) for kind in (OnECP5, lambda table: table))
-    assert "DP16KD" in cell and "DP16KD" not in twin
+    """Verilog of the cells and of their reference."""
+    cell, reference = (
+        to_verilog(kind(BlockTable(values(depth, bits), bits))) for kind in (OnECP5, lambda table: table)
+    )
+    assert "DP16KD" in cell and "DP16KD" not in reference
     assert '.REGMODE_A("OUTREG")' in cell
     return {
         "cell.v": cell.replace("\\top", "\\cell_top").replace("module top", "module cell_top"),
         # An `always @*` that depends on registers alone would not run before one of them changes.
-        "twin.v": twin.replace("module top", "module twin_top").replace("always @*", "always_comb"),
+        "reference.v": reference.replace("module top", "module reference_top").replace("always @*", "always_comb"),
     }
 
 
 def compare(depth, bits, directory, model, simulator="verilator"):
-    """Clock edges after which cell and twin differ in any run, and those that changed the result in
-    all.
+    """Clock edges after which cell and reference differ in any run, and those that changed the
+    result in all.
     """
     count = depth + MOVES
     bench = TEST_BENCH.format(address=(depth - 1).bit_length(), bits=bits, depth=depth, count=count)
@@ -77,7 +79,7 @@ def compare(depth, bits, directory, model, simulator="verilator"):
 
 @pytest.mark.parametrize("simulator", EVERY_VERILOG_SIMULATOR)
 @pytest.mark.parametrize(("depth", "bits"), SHAPES)
-def test_the_cells_and_their_twin_agree(depth, bits, simulator, tmp_path):
+def test_the_cells_and_their_reference_agree(depth, bits, simulator, tmp_path):
     differences, changes = compare(depth, bits, tmp_path, MODEL.read_text(), simulator)
     assert differences == 0
     assert changes > 200

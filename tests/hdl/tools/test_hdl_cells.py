@@ -198,7 +198,7 @@ def random_pins(generator, parameters):
 
 
 @pytest.mark.parametrize("simulator", EVERY_VERILOG_SIMULATOR)
-def test_the_block_ram_equals_its_twin_in_every_mode(simulator, tmp_path):
+def test_the_block_ram_equals_its_reference_in_every_mode(simulator, tmp_path):
     """All pairs of widths; register, reset and write modes, chip selects and clock polarities at
     random; clocks together and apart.
     """
@@ -207,14 +207,14 @@ def test_the_block_ram_equals_its_twin_in_every_mode(simulator, tmp_path):
     configurations = [random_block_ram(generator, *pair) for pair in pairs]
     stimuli, expected = [], []
     for parameters in configurations:
-        twin, words, outputs, clocks = BlockRAM(parameters), [], [], [0, 0]
-        twin.clocks = [0, 0]
+        reference, words, outputs, clocks = BlockRAM(parameters), [], [], [0, 0]
+        reference.clocks = [0, 0]
         for _ in range(STEPS):
             pins = random_pins(generator, parameters)
             together = generator.random() < 0.6
             clocks = [1 - clock for clock in clocks] if together else [generator.getrandbits(1) for _ in clocks]
             words.append([pins[pin] for pin in BLOCK_RAM_INPUTS] + clocks)
-            outputs.append(twin.step(pins, clocks))
+            outputs.append(reference.step(pins, clocks))
         stimuli.append(words)
         expected.append(outputs)
     results = instances(
@@ -289,7 +289,7 @@ def random_multiplier(generator, registers):
 
 
 @pytest.mark.parametrize("simulator", EVERY_VERILOG_SIMULATOR)
-def test_the_multiplier_equals_its_twin_in_every_register_mode(simulator, tmp_path):
+def test_the_multiplier_equals_its_reference_in_every_register_mode(simulator, tmp_path):
     """All 16 choices of registers, clocks and enables and resets at random, both signs of both
     operands, the rails.
     """
@@ -297,7 +297,7 @@ def test_the_multiplier_equals_its_twin_in_every_register_mode(simulator, tmp_pa
     configurations = [random_multiplier(generator, registers % 16) for registers in range(32)]
     stimuli, expected = [], []
     for parameters in configurations:
-        twin, words, outputs, clocks = HardMultiplier(parameters), [], [], [0] * 4
+        reference, words, outputs, clocks = HardMultiplier(parameters), [], [], [0] * 4
         for _ in range(STEPS):
             pins = {pin: generator.getrandbits(1) for pin in MULTIPLIER_INPUTS}
             for letter in "AB":
@@ -307,7 +307,7 @@ def test_the_multiplier_equals_its_twin_in_every_register_mode(simulator, tmp_pa
             pins.update({"SOURCEA": 0, "SOURCEB": 0})
             clocks = [1 - clocks[0]] * 4 if generator.random() < 0.5 else [generator.getrandbits(1) for _ in clocks]
             words.append([pins[pin] for pin in MULTIPLIER_INPUTS] + clocks)
-            outputs.append(twin.step(pins, clocks))
+            outputs.append(reference.step(pins, clocks))
         stimuli.append(words)
         expected.append(outputs)
     results = instances(

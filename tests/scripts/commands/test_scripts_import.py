@@ -174,8 +174,8 @@ def test_bad_files_of_others_are_one_line(tmp_path, capsys):
     path.write_bytes(path.read_bytes()[:500])
     assert "no whole file of torch.save" in refused(capsys, out, path)
     for name, content, message in (
-        ("a.safetensors", b"rubbish", "not a whole safetensors file"),
-        ("a.bin", b"rubbish", "is not a llama2.c model"),
+        ("a.safetensors", b"no model", "not a whole safetensors file"),
+        ("a.bin", b"no model", "is not a llama2.c model"),
         ("a.txt", b"text", "is not known as a model"),
     ):
         (tmp_path / name).write_bytes(content)
