@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from fixedpoint_builders import NORMED, RESIDUAL, random_attention, random_linear
-from model_kinds import make_model, with_rms_norms
+from model_kinds import KINDS, make_model, with_rms_norms
 
 from fixedpoint import (
     Embedding,
@@ -188,6 +188,27 @@ def test_nothing_exceeds_the_table(model):
 
 
 # Single quantities
+
+
+def test_rotations_and_products_reach_what_the_table_says():
+    model = KINDS["rotary, gated, grouped queries, rms norm"](0)
+    rows = {row.name: row for row in accumulator_table(model)}
+    block = model.blocks[0]
+    for name, source, rotation in zip(
+        ("query", "key"), (block.attention.query, block.attention.key), block.attention.rotations, strict=True
+    ):
+        values = source.compute(extremes(source))
+        ends = int(values.min()), int(values.max())
+        cosine, sine = rotation.table.cosine, rotation.table.sine
+        sums = [part for a in ends for b in ends for part in (a * cosine - b * sine, a * sine + b * cosine)]
+        largest, row = int(np.abs(sums).max()), rows[f"blocks.0.attention.rotated_{name}.sum"]
+        assert row.lowest == -row.highest
+        assert 0.99 * row.highest <= largest <= row.highest
+    gates = block.activation.output.minimum_integer, block.activation.output.maximum_integer
+    ups = block.up.compute(extremes(block.up))
+    products = [gate * int(up) for gate in gates for up in (ups.min(), ups.max())]
+    row = rows["blocks.0.feed_forward.activation.product"]
+    assert (row.lowest, row.highest) == (min(products), max(products))
 
 
 def test_a_row_by_hand():
