@@ -13,11 +13,12 @@ a reset net to thousands of flip-flops costs routing that the data needs.
 
 from itertools import pairwise
 
-from amaranth.hdl import Module, Shape, ShapeLike, Signal, signed
+from amaranth.hdl import Cat, Const, Module, Shape, ShapeLike, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
+from ..errors import CircuitError
 from .multiplier import Multiplier
 from .parameter_checks import check_whole
 from .registers import data_register
@@ -72,43 +73,71 @@ class AdderTree(wiring.Component):
     Equation: `o = sum(i)`. Latency: `ceil(log2(count))` stages. Throughput: one a cycle.
     No overflow: the result is `ceil(log2(count))` bits wider than an element.
 
+    Owing, each summand may lack one: `o + o_owed = sum(i) + sum(owed)`. The ones go into the carry
+    inputs of the adders, which are one fewer than the summands; the last one is left.
+
     Attributes:
         count: Number of summands.
+        owing: Whether summands may lack one.
         latency: Stages from summands to sum.
         en: In, 1 bit. Enables every stage.
         i: In, array of `count` signed elements.
         o: Out, signed sum.
+        owed: In, array of `count` bits. Only if owing.
+        o_owed: Out, 1 bit. Only if owing.
     """
 
-    def __init__(self, count: int, bits: int):
+    def __init__(self, count: int, bits: int, *, owing: bool = False):
         check_whole("an adder tree's count", count)
         check_whole("an adder tree's bits", bits)
-        self.count = count
+        if not isinstance(owing, bool):
+            raise CircuitError(f"owing must be a bool, not {owing!r}")
+        self.count, self.owing = count, owing
         self.latency = ceil_log2(count)
-        super().__init__(
-            {
-                "en": In(1),
-                "i": In(data.ArrayLayout(signed(bits), count)),
-                "o": Out(signed(bits + self.latency)),
-            }
-        )
+        ports = {"en": In(1), "i": In(data.ArrayLayout(signed(bits), count)), "o": Out(signed(bits + self.latency))}
+        if owing:
+            ports |= {"owed": In(data.ArrayLayout(1, count)), "o_owed": Out(1)}
+        super().__init__(ports)
 
     def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
         level = [self.i[index] for index in range(self.count)]
+        owed = [self.owed[index] for index in range(self.count)] if self.owing else []
         while len(level) > 1:
-            sums = []
+            sums, left_over = [], []
             for left in range(0, len(level), 2):
-                pair = level[left : left + 2]
-                total = sum(pair[1:], start=pair[0])
+                pair, ones = level[left : left + 2], owed[left : left + 2]
+                total = add_owed(pair[0], pair[1], ones[0]) if len(ones) == 2 else sum(pair[1:], start=pair[0])
                 register = data_register(Shape.cast(total.shape()), name=f"sum_{len(level)}_{left}")
                 with m.If(self.en):
                     m.d.sync += register.eq(total)
                 sums.append(register)
-            level = sums
+                if ones:
+                    one = data_register(name=f"owed_{len(level)}_{left}")
+                    with m.If(self.en):
+                        m.d.sync += one.eq(ones[-1])
+                    left_over.append(one)
+            level, owed = sums, left_over
         m.d.comb += self.o.eq(level[0])
+        if self.owing:
+            m.d.comb += self.o_owed.eq(owed[0])
         return m
+
+
+def add_owed(one: Value, other: Value, owed: Value) -> Value:
+    """Return `one + other + owed` as one adder with a carry input; two of them would be made of
+    three summands written down as such.
+
+    Args:
+        one: Signed.
+        other: Signed.
+        owed: A bit.
+
+    Returns:
+        A bit more than the wider one has.
+    """
+    return (Cat(Const(1, 1), one).as_signed() + Cat(owed, other).as_signed())[1:].as_signed()
 
 
 class Delay(wiring.Component):

@@ -1,5 +1,7 @@
 """What every core asks of its parameters, in one wording, before a signal exists."""
 
+from collections.abc import Collection
+
 from amaranth.hdl import Shape, ShapeLike
 
 from ..errors import CircuitError
@@ -22,6 +24,16 @@ def check_whole(name: str, value: int, lowest: int = 1, highest: int | None = No
     if not whole or value < lowest or (highest is not None and value > highest):
         wanted = f"of at least {lowest}" if highest is None else f"from {lowest} to {highest}"
         raise CircuitError(f"{name} must be a whole number {wanted}{f' ({limit})' if limit else ''}, not {value!r}")
+
+
+def check_collection(name: str, value: object) -> None:
+    """Refuse what is no collection; a text is none.
+
+    Raises:
+        CircuitError: It is something else.
+    """
+    if not isinstance(value, Collection) or isinstance(value, str):
+        raise CircuitError(f"{name} must be a collection, not {value!r}")
 
 
 def check_shape(name: str, shape: ShapeLike) -> None:

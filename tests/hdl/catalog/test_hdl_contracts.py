@@ -16,6 +16,7 @@ from amaranth.hdl import Signal, signed
 
 import fixedpoint
 from fixedpoint import QFormat, load_export
+from fixedpoint.operators.dot_product_engine import DotProductEngine, Operation
 from hdl import CircuitError
 from hdl.board.boards import BOARDS
 from hdl.board.requirements import requirements
@@ -23,7 +24,8 @@ from hdl.catalog.example_model import SMALL, example_model
 from hdl.catalog.registry import CORES, CoreEntry
 from hdl.cores.activation import TableActivation
 from hdl.cores.argmax import ArgMax
-from hdl.cores.engine import Engine, Operation
+from hdl.cores.engine import Engine
+from hdl.cores.engine_datapath import EngineDatapath
 from hdl.cores.key_value_cache import KeyValueCache
 from hdl.cores.layer_norm import LayerNorm
 from hdl.cores.matrix_vector import MatrixVector
@@ -33,6 +35,7 @@ from hdl.cores.softmax import Softmax, SoftmaxNumerators
 from hdl.cores.tile import Tile
 from hdl.cores.uart import UART, UARTReceiver, UARTTransmitter
 from hdl.decoder.attention import Attention
+from hdl.parts.banked_memory import BankedMemory
 from hdl.parts.copies import Copies
 from hdl.parts.division import SoftmaxDivision
 from hdl.parts.dot_product import AdderTree, Delay, LaneProducts
@@ -65,9 +68,10 @@ def parameters(kind):
 # Every part, and every core that does not keep its arguments as attributes, with arguments that
 # make one.
 ARGUMENTS = {
-    AdderTree: {"count": 3, "bits": 8},
+    AdderTree: {"count": 3, "bits": 8, "owing": True},
     ArgMax: {"logits": QFormat(8, 4), "length": 4},
     Attention: {"parameters": BLOCK.attention},
+    BankedMemory: {"width": 8, "depth": 6, "init": [1], "bank_words": 4, "write_parts": 2},
     BlockTable: {"values": [1, 2, 3], "bits": 4},
     Copies: {"bits": 2, "count": 3},
     Delay: {"shape": signed(4), "stages": 2},
@@ -80,6 +84,11 @@ ARGUMENTS = {
         "element_bits": 8,
         "operations": [Operation.DOT],
         "init": [1],
+    },
+    EngineDatapath: {
+        "parameters": DotProductEngine(8, (2, 8), 2),
+        "operations": [Operation.PAIRS],
+        "weight_bits": 4,
     },
     Exponential: {"parameters": SOFTMAX.exponential, "width": 8},
     KeyValueCache: {"element": signed(8), "channels": 8, "context_length": 4, "lanes": 2},
@@ -116,7 +125,13 @@ for core in map(CoreEntry.example, CORES.values()):
 
 NO_NUMBER = (True, 1.5, np.int64(4), "4", None)
 NOTHING_LIKE_IT = (None, 2.5, "formats")
-ALSO_GOOD = [(Delay, "stages", 0), (Requantize, "lowest", 0), (Requantize, "lowest", -1)]
+ALSO_GOOD = [
+    (BankedMemory, "write_parts", 0),
+    (Delay, "stages", 0),
+    (EngineDatapath, "weight_bits", None),
+    (Requantize, "lowest", 0),
+    (Requantize, "lowest", -1),
+]
 
 
 def wrong_arguments():
