@@ -2,12 +2,15 @@
 multiplier.
 """
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, ValueLike
+from collections.abc import Sequence
+
+from amaranth.hdl import Cat, Const, Module, Mux, Shape, Signal, Value, ValueLike
 
 from fixedpoint import QFormat
 
 from .multiplier import Multiplier
 from .payload import FixedPointShape
+from .registers import data_register
 
 
 def shape_of(number_format: QFormat) -> FixedPointShape:
@@ -54,10 +57,57 @@ def saturate(value: Value, number_format: QFormat) -> Value:
     return Mux(sign, 0, kept | above.any().replicate(kept_bits))
 
 
-def multiply(m: Module, name: str, a: ValueLike, b: ValueLike, en: ValueLike = 1) -> Signal:
-    """Return the product of two values, three stages (`Multiplier.latency`) after them."""
+def add_three(bits: int, *values: Value) -> Value:
+    """Return the lowest bits of a sum of three, by one carry chain behind one level of logic."""
+    a, b, c = (extended(value, bits) for value in values)
+    return (a ^ b ^ c) + (((a & b) | (a & c) | (b & c)) << 1)[:bits]
+
+
+def extended(value: ValueLike, bits: int) -> Value:
+    """Return the lowest bits of a value, by its sign extended where it has fewer."""
+    value = Value.cast(value)
+    missing = bits - len(value)
+    return (
+        value[:bits]
+        if missing <= 0
+        else Cat(value, (value[-1] if value.shape().signed else Const(0, 1)).replicate(missing))
+    )
+
+
+def ternary_depth(count: int, kept: int) -> int:
+    """Return the levels of `ternary_sums`."""
+    depth = 0
+    while count > kept:
+        count, depth = max(kept, -(-count // 3)), depth + 1
+    return depth
+
+
+def ternary_sums(m: Module, name: str, values: Sequence[Value], kept: int) -> list[Value]:
+    """Add values up until at most `kept` are left, three at a time, with a register behind every
+    one of `ternary_depth` levels.
+    """
+    level = 0
+    while len(values) > kept:
+        groups = max(kept, -(-len(values) // 3))
+        sums = []
+        for group in range(groups):
+            members = values[group::groups]
+            shape = sum(members[1:], start=members[0]).shape()
+            register = data_register(Shape.cast(shape), name=f"{name}_{level}_{group}")
+            total = add_three(len(register), *members) if len(members) == 3 else sum(members[1:], start=members[0])
+            m.d.sync += register.eq(total)
+            sums.append(register)
+        values, level = sums, level + 1
+    return list(values)
+
+
+def multiply(
+    m: Module, name: str, a: ValueLike, b: ValueLike, en: ValueLike = 1, input_registers: bool = True
+) -> Signal:
+    """Return the product of two values, `Multiplier`'s latency after them: 3 stages, or 2."""
     a_shape, b_shape = Value.cast(a).shape(), Value.cast(b).shape()
     # A hard multiplier is wider than these operands: an unsigned one fits with a sign of 0.
-    m.submodules[name] = unit = Multiplier(*(shape.width + (not shape.signed) for shape in (a_shape, b_shape)))
+    a_bits, b_bits = (shape.width + (not shape.signed) for shape in (a_shape, b_shape))
+    m.submodules[name] = unit = Multiplier(a_bits, b_bits, input_registers)
     m.d.comb += [unit.en.eq(en), unit.a.eq(a), unit.b.eq(b)]
     return unit.o

@@ -17,15 +17,16 @@ OPERAND_BITS = 18  # of a hard multiplier, on ECP5 and Gowin alike; iCE40 has 16
 
 
 class Multiplier(wiring.Component):
-    """A signed product, three stages after its operands.
+    """A signed product, three stages after its operands, or two.
 
-    Equation: `o = a * b`. Latency: 3 stages. Throughput: one product a cycle.
-    Registers hold data only and have no reset; they start at zero.
+    Equation: `o = a * b`. Latency: 3 stages; 2 without `input_registers`, for operands that come
+    from registers nearby: they must be there 3.5 ns before the clock. Throughput: one product a
+    cycle. Registers hold data only and have no reset; they start at zero.
     Resources: one MULT18X18D on ECP5 and no flip-flop; what the tools infer elsewhere.
     Source: Lattice FPGA-TN-02205, "ECP5 and ECP5-5G sysDSP Usage Guide".
 
     Attributes:
-        latency: 3.
+        latency: 3 or 2.
         en: In, 1 bit. Enables every stage.
         a, b: In, signed, 1 to 18 bits.
         o: Out, signed, as wide as both together.
@@ -33,9 +34,10 @@ class Multiplier(wiring.Component):
 
     latency = 3
 
-    def __init__(self, a_bits: int, b_bits: int):
+    def __init__(self, a_bits: int, b_bits: int, input_registers: bool = True):
         for name, bits in (("a_bits", a_bits), ("b_bits", b_bits)):
             check_whole(name, bits, 1, OPERAND_BITS, "a hard multiplier's operand")
+        self.latency = 2 + input_registers
         super().__init__(
             {"en": In(1), "a": In(signed(a_bits)), "b": In(signed(b_bits)), "o": Out(signed(a_bits + b_bits))}
         )
@@ -45,10 +47,13 @@ class Multiplier(wiring.Component):
         if getattr(platform, "family", None) == "ecp5":
             return self._cell()
         m = Module()
-        a, b = data_register(self.a), data_register(self.b)
+        a, b = self.a, self.b
         product, result = (data_register(self.o) for _ in range(2))
         with m.If(self.en):
-            m.d.sync += [a.eq(self.a), b.eq(self.b), product.eq(a * b), result.eq(product)]
+            if self.latency == 3:
+                a, b = data_register(self.a), data_register(self.b)
+                m.d.sync += [a.eq(self.a), b.eq(self.b)]
+            m.d.sync += [product.eq(a * b), result.eq(product)]
         m.d.comb += self.o.eq(result)
         return m
 
@@ -59,7 +64,7 @@ class Multiplier(wiring.Component):
         m.d.comb += [a.eq(self.a), b.eq(self.b), self.o.eq(p[: len(self.o)].as_signed())]
         registers = {
             f"p_REG_{stage}_{pin}": f"{pin}0"
-            for stage in ("INPUTA", "INPUTB", "PIPELINE", "OUTPUT")
+            for stage in ("INPUTA", "INPUTB", "PIPELINE", "OUTPUT")[(3 - self.latency) * 2 :]
             for pin in ("CLK", "CE", "RST")
         }
         operands = {f"i_{name}{bit}": value[bit] for name, value in (("A", a), ("B", b)) for bit in range(OPERAND_BITS)}
