@@ -28,16 +28,17 @@ NEEDED_TOOLS = {"verilator": ("verilator", "perl", "make", "c++"), "icarus": ("i
 FILLS = {"zeros": 0, "ones": 1, "random": 2}
 PROGRAM = "bench"
 # These programs run for milliseconds, so what counts is how long they take to compile. Coroutines,
-# which delays need, are C++20. An x that is assigned would be random, the same in each run; the
-# header makes it what `FILLS` says, like all else that is unknown.
+# which delays need, are C++20; --main defines a macro, so the header is made with it. An x that is
+# assigned would be random, the same in each run; the header makes it what `FILLS` says, like all
+# else that is unknown.
 COMPILATION = Compilation(
-    ("--timing", "--output-split", "0", "-CFLAGS", "-std=c++20 -fcoroutines"),
+    ("--exe", "--main", "--timing", "--output-split", "0", "-CFLAGS", "-std=c++20 -fcoroutines"),
     "-O0",
     '#include "verilated.h"\n#include "verilated_timing.h"\n'
     + "".join(f"#define VL_SCOPED_RAND_RESET_ASSIGN_{width} VL_SCOPED_RAND_RESET_{width}\n" for width in "IQW"),
 )
 VERILATOR_OPTIONS = (
-    *("--cc", "--exe", "--main", "--quiet", "-Mdir", ".", "--prefix", "Vbench", "-o", PROGRAM, *COMPILATION.options),
+    *("--cc", "--quiet", "-Mdir", ".", "--prefix", "Vbench", "-o", PROGRAM, *COMPILATION.options),
     *("--x-assign", "unique", "--x-initial", "unique", "-Wno-fatal", "-Wno-lint", "-Wno-style"),
 )
 

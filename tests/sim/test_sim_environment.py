@@ -17,7 +17,7 @@ from hdl.tools.toolchain import TOOLS, find_tool, run_tool, tool_environment, to
 from scripts import cli
 from scripts.commands import doctor
 from sim.bench.harness import Harness
-from sim.simulators.builds import simulator_environment
+from sim.simulators.builds import Compilation, simulator_environment
 from sim.simulators.native_bench import NEEDED_TOOLS, NativeBench
 from sim.simulators.runner import simulate
 from sim.verilog_export import export_core, run_testbench
@@ -91,8 +91,22 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
+@pytest.fixture
+def header_must_fit(monkeypatch):
+    """Compiling fails where the precompiled header was made with other options than the circuit."""
+    flags = Compilation.flags
+
+    def strict(self, library=None):
+        *others, last = flags(self, library)
+        return [*others, last if library is None else f"{last} -Winvalid-pch -Werror=invalid-pch"]
+
+    monkeypatch.setattr(Compilation, "flags", strict)
+
+
 @needs_compiler
-def test_every_kind_of_simulation_works_whatever_other_tools_have_set(foreign, simulation_builds, tmp_path):
+def test_every_kind_of_simulation_works_whatever_other_tools_have_set(
+    foreign, header_must_fit, simulation_builds, tmp_path
+):
     """With a circuit that no other test builds, so that nothing is found ready."""
     bench = make_bench(count=20, offset=6)
     assert simulate(bench, "verilator", build_directory=simulation_builds).transfers == {"o": 20}
