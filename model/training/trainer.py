@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..config import TrainingConfig
 from ..data import random_batch
-from ..errors import DivergenceError
+from ..errors import DivergenceError, InputError
 from ..files import file_digest, write_json
 from ..generation.generate import generate_text
 from ..run import RunDirectory
@@ -85,6 +85,8 @@ class Trainer:
         self.run, self.show, self.source = run, progress, dict(source or {})
         self.straight_through = straight_through
         self.length = config.seq_len or model.config.max_seq_len
+        if self.length > model.config.max_seq_len:
+            raise InputError(f"seq_len {self.length} exceeds the model's context of {model.config.max_seq_len}")
         self.tokens_per_step = config.batch_size * self.length
         if config.num_epochs is None:
             assert config.num_steps is not None
@@ -198,7 +200,8 @@ class Trainer:
         validation_loss, stop = None, False
         if evaluate:
             self._take_parameters(executor)
-            validation_loss = self._evaluate(executor, self.config.evaluation_batches * self.config.batch_size)
+            windows = self.config.evaluation_batches * self.tokens_per_step // self.model.config.max_seq_len
+            validation_loss = self._evaluate(executor, max(1, windows))
             stop = self._judge(validation_loss)
         if evaluate or step % self.config.log_every == 0:
             self._log(last, validation_loss)

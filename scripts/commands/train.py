@@ -132,6 +132,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"sequences a step (default: {training.batch_size}, or RUN's)",
     )
     learning.add_argument(
+        "--seq-len", type=int, metavar="N", help="tokens of a training sequence (default: the context, or RUN's)"
+    )
+    learning.add_argument(
         "--learning-rate",
         type=float,
         metavar="X",
@@ -283,6 +286,7 @@ def chosen_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "learning_rate": arguments.learning_rate,
         "batch_size": arguments.batch_size,
+        "seq_len": arguments.seq_len,
         "num_steps": steps if arguments.steps is None else arguments.steps,
         "seed": arguments.seed,
         "time_limit": None if arguments.minutes is None else 60 * arguments.minutes,

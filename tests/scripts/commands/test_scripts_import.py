@@ -9,7 +9,9 @@ import pytest
 from stories260k import MODEL, TOKENIZER, needs_stories260k
 from torch_files import torch_file
 
+from fixedpoint.quantization.quantization_aware import QuantizationAware
 from model import InputError, Llama2cTokenizer, ModelConfig, RunDirectory, Transformer, generate
+from model.data import windows
 from model.formats.gpt2 import to_gpt2
 from model.formats.imported import import_model
 from model.formats.llama2c import HEADER, save_llama2c
@@ -89,6 +91,43 @@ def test_samples_and_text_are_calibrated_on(tmp_path, capsys):
     ):
         assert cli.main(["quantize", str(run.path), *options]) == 1
         assert message in capsys.readouterr().err
+
+
+def test_an_imported_model_is_distilled_into_integers_on_its_own_samples(tmp_path, capsys):
+    """Rotary positions, a gate, shared keys and tied embeddings: 2-bit weights come nearer to the
+    float model's probabilities, and sequences are shorter than the context.
+    """
+    sharp = Transformer(LLAMA, seed=1)
+    sharp.parameters.flat[: sharp.parameters.num_decayed] *= 6
+    llama(tmp_path)
+    save_llama2c(sharp, tmp_path / "model.bin")
+    run = run_of(tmp_path / "model.bin", tmp_path / "run", "--calibrate-on-samples", 1600)
+    options = ("train", "--resume", str(run.path), "--quantize", "2", "--seq-len", "4", "--workers", "1")
+
+    def divergence(steps):
+        out = RunDirectory(tmp_path / f"{steps} steps")
+        rate = ("--steps", str(steps), "--learning-rate", "1e-2", "--out", str(out.path))
+        assert cli.main([*options, *rate]) == 0
+        integers = QuantizationAware.load(out).quantize(out.load_model())
+        inputs, _ = windows(run.load_validation_tokens(), 8)
+        student = log_softmax(integers.logits.output.dequantize(integers.forward(inputs)))
+        teacher = log_softmax(sharp.forward(inputs).astype(np.float64))
+        return (np.exp(teacher) * (teacher - student)).sum(axis=-1).mean()
+
+    before, after = divergence(1), divergence(100)
+    assert 0 < after < 0.8 * before
+    record = RunDirectory(tmp_path / "100 steps").load_training_record()
+    assert (record["training"]["seq_len"], record["source"]["samples"]) == (4, 1600)
+    capsys.readouterr()
+    assert cli.main([*options, "--seq-len", "9", "--out", str(tmp_path / "long")]) == 1
+    assert "seq_len 9 exceeds the model's context of 8" in capsys.readouterr().err
+    assert cli.main(["train", "--resume", "--out", str(tmp_path / "1 steps"), "--seq-len", "5"]) == 1
+    assert "--seq-len 5 (the run: 4)" in capsys.readouterr().err
+
+
+def log_softmax(logits):
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 def test_a_trained_run_keeps_its_text(tiny_run, tmp_path, capsys):
