@@ -11,11 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from .parameters import Parameters
-from .workspace import Workspace
-
-# Up to this vocabulary the token gradient is a product with a one-hot matrix, at the speed of BLAS;
-# beyond, rows are sorted by token.
-ONE_HOT_VOCAB_SIZE = 512
+from .workspace import Workspace, row_blocks
 
 
 def sinusoidal_positions(length: int, width: int, dtype: np.dtype) -> np.ndarray:
@@ -52,7 +48,7 @@ class Embedding:
             x += self.positions[:length]  # (B, T, C) + (T, C) -> (B, T, C)
         return x.reshape(batch * length, width)  # (B, T, C) -> (N, C)
 
-    def backward(self, d_x: np.ndarray, tokens: np.ndarray, workspace: Workspace, *, add: bool) -> None:
+    def backward(self, d_x: np.ndarray, tokens: np.ndarray, *, add: bool) -> None:
         """Write the tables' gradients for dx (N, C); `add` keeps what the tied output wrote."""
         batch, length = tokens.shape
         if self.d_positions is not None:
@@ -61,16 +57,10 @@ class Embedding:
             np.sum(d_x.reshape(batch, length, -1), axis=0, out=self.d_positions[:length])
         if not add:
             self.d_tokens[...] = 0
-        places = tokens.reshape(-1)  # (B, T) -> (N,)
-        vocab_size = len(self.d_tokens)
-        if vocab_size <= ONE_HOT_VOCAB_SIZE:
-            one_hot = workspace.array("one hot", len(places), vocab_size)
-            one_hot[...] = 0
-            one_hot[np.arange(len(places)), places] = 1
-            self.d_tokens += one_hot.T @ d_x  # (V, N) @ (N, C) -> (V, C)
-        else:
-            order = np.argsort(places, kind="stable")
-            ordered = places[order]
-            # U different tokens: (N,) -> (U,); (N, C) -> (U, C)
-            starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
-            self.d_tokens[ordered[starts]] += np.add.reduceat(d_x[order], starts, axis=0)
+        # np.add.at is fast with one index for each value, and only then: the time depends neither on
+        # the vocabulary nor on how often a token occurs.
+        width = d_x.shape[1]
+        flat, first = self.d_tokens.reshape(-1, copy=False), tokens.reshape(-1, 1) * width
+        for rows in row_blocks(*d_x.shape):
+            # (n, 1) + (C,) -> (n, C) -> (n·C,)
+            np.add.at(flat, (first[rows] + np.arange(width)).reshape(-1), d_x[rows].reshape(-1))

@@ -342,7 +342,7 @@ class Transformer:
             block.backward(d_x, batch, workspace)
         if self.embedding_dropped:
             d_x *= workspace.array("embedding mask", *d_x.shape)
-        self.embedding.backward(d_x, tokens, workspace, add=self.config.tie_embeddings)
+        self.embedding.backward(d_x, tokens, add=self.config.tie_embeddings)
 
     def _check_tokens(self, tokens: np.ndarray) -> np.ndarray:
         array = np.asarray(tokens)

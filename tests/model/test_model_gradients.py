@@ -23,7 +23,7 @@ VARIANTS = [
     {"tie_embeddings": True},
     {"dropout": 0.3},
     {"ff_dim": 8},
-    {"vocab_size": 600},  # the embedding gradient by sorting
+    {"vocab_size": 600},
     {
         "num_kv_heads": 2,
         "dropout": 0.2,
@@ -125,6 +125,21 @@ def test_all_targets_ignored_gives_zero():
     loss, gradients = model.loss_and_gradients(tokens, np.full_like(targets, -1))
     assert loss == 0
     assert not gradients.flat.any()
+
+
+@pytest.mark.parametrize("add", [False, True])
+def test_embedding_gradient_sums_the_rows_of_each_token(add):
+    # 400 rows of 512 channels are several blocks; sums of whole numbers are exact in float32
+    generator = np.random.default_rng(0)
+    config = ModelConfig(vocab_size=7, embed_dim=512, max_seq_len=200, tie_embeddings=True)
+    model = Transformer(config)
+    tokens = generator.integers(0, 6, (2, 200))  # token 6 does not occur
+    d_x = generator.integers(-99, 100, (400, 512)).astype(np.float32)
+    model.gradients["token_embedding"][...] = 3
+    model.embedding.backward(d_x, tokens, add=add)
+    expected = np.eye(7)[tokens.reshape(-1)].T @ d_x + 3 * add  # (7, 400) @ (400, 512)
+    np.testing.assert_array_equal(model.gradients["token_embedding"], expected)
+    np.testing.assert_array_equal(model.gradients["position_embedding"], d_x[:200] + d_x[200:])
 
 
 def test_single_batch_is_overfitted():
