@@ -57,8 +57,8 @@ class Embedding:
             np.sum(d_x.reshape(batch, length, -1), axis=0, out=self.d_positions[:length])
         if not add:
             self.d_tokens[...] = 0
-        # np.add.at is fast with one index for each value, and only then: the time depends neither on
-        # the vocabulary nor on how often a token occurs.
+        # np.add.at is fast with one index for each value, and only then. Neither the vocabulary nor
+        # how often a token occurs changes the time.
         width = d_x.shape[1]
         flat, first = self.d_tokens.reshape(-1, copy=False), tokens.reshape(-1, 1) * width
         for rows in row_blocks(*d_x.shape):

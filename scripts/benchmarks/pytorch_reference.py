@@ -174,6 +174,7 @@ class TorchTransformer(nn.Module):
         if config.position == "learned":
             tensors["position_embedding"] = of(self.position_embedding)
         for index, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
             name = f"blocks.{index}"
             sizes = [config.embed_dim, config.kv_dim, config.kv_dim]
             parts = ("query", "key", "value")
