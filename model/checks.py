@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -44,3 +44,15 @@ def checked_tokens(tokens: Iterable[object], vocab_size: int, what: str) -> list
             raise InputError(f"{what} {token} is outside the vocabulary of {vocab_size} tokens")
         numbers.append(int(token))
     return numbers
+
+
+def check_settings(program: str, config: object, wanted: Mapping[str, object]) -> None:
+    """Refuse a model that another program cannot run, with all that differs in one message.
+
+    Raises:
+        InputError: An attribute of the configuration is not the wanted one.
+    """
+    given = {name: getattr(config, name) for name in wanted}
+    other = [f"{name} {value!r} (not {given[name]!r})" for name, value in wanted.items() if given[name] != value]
+    if other:
+        raise InputError(f"{program} has {', '.join(other)}")

@@ -31,6 +31,7 @@ from ..transformer import Norm, Operation, QuantizedTransformer
 
 LARGEST_ACTIVATION_BITS = 16
 LARGEST_SUM_BITS = 32  # as the accumulators of linear layers
+VECTOR = 16  # numbers that a vector instruction takes at once; rows of weights are whole vectors
 NUMBERS_PER_LINE = 32  # of vectors; a matrix has a row a line
 
 
@@ -63,11 +64,14 @@ class Header:
             "HEADS": quantized.blocks[0].attention.num_heads,
             "KV_HEADS": quantized.blocks[0].attention.core.num_kv_heads,
             "CHANNELS": quantized.final_norm.channels,
-            "WIDEST": max(operation.channels for operation in quantized.operations),
+            "WIDEST": _padded(max(operation.channels for operation in quantized.operations)),
             "CONTEXT": quantized.context_length,
             "VOCABULARY": quantized.vocab_size,
             "TENSORS": count,
             "OPERATIONS": len(body),
+            "VECTOR": VECTOR,
+            "ATTENTION_TABLE_BITS": quantized.blocks[0].attention.softmax.exponential.table_bits,
+            "ATTENTION_OUTPUT_BITS": quantized.blocks[0].attention.softmax.exponential.output_bits,
         }
         self.parts.append(
             "/* A quantized transformer, written by Positron. Included by transformer.c, which declares the types. */"
@@ -77,6 +81,10 @@ class Header:
             if kind in kinds:  # the compiler would warn of a function without a caller
                 self.parts += [f"#define USES_{name.upper()}", f"static function apply_{name};"]
         self.parts.append(f"enum {{ {', '.join(f'{name} = {value}' for name, value in sizes.items())} }};")
+        layers = (operation.operator for operation in quantized.operations)
+        shapes = sorted({_shape(layer) for layer in layers if isinstance(layer, Linear)})
+        self.parts.append(f"#define LINEAR_SHAPES(define) {' '.join(f'define{shape}' for shape in shapes)}")
+        self.parts.append(f"static function {', '.join(_linear_function(shape) for shape in shapes)};")
         self.parts.append(f"static const format residual = {_format(quantized.residual)};")
         self.parts.append("static int16_t tensors[TENSORS][WIDEST];")
         self.exponential("attention_exponential", quantized.blocks[0].attention.softmax.exponential)
@@ -91,9 +99,9 @@ class Header:
             rows.append(_braces([function, parameters, inputs, f"tensors[{place[operation.name]}]"], " "))
         self.parts.append(f"static const operation operations[OPERATIONS] = {_braces(rows)};")
         self.parts.append(f"static const linear logits = {self.linear('logits', quantized.logits)};")
-        self.parts.append(
-            f"static int16_t *const embedded = tensors[{place[EMBEDDING.name]}], *const last = tensors[{place[body[-1].name]}];"
-        )
+        self.parts.append(f"static function *const apply_logits = {_linear_function(_shape(quantized.logits))};")
+        self.parts.append(f"static int16_t *const embedded = tensors[{place[EMBEDDING.name]}];")
+        self.parts.append(f"static const int16_t *const last = tensors[{place[body[-1].name]}];")
         return "\n".join(self.parts) + "\n"
 
     def define(self, kind: str, name: str, value: str) -> str:
@@ -136,13 +144,12 @@ class Header:
 
     def linear(self, name: str, layer: Linear) -> str:
         """Write a layer's arrays and return its value."""
+        padding = (0, 0), (0, -layer.columns % VECTOR)
         return _braces(
             [
                 _format(layer.input),
                 _format(layer.output),
-                str(layer.rows),
-                str(layer.columns),
-                self.array(f"{name}_weight", "int8_t", layer.weight),
+                self.array(f"{name}_weight", "int8_t", np.pad(layer.weight, padding)),
                 self.array(f"{name}_fraction", "int8_t", layer.weight_fraction),
                 self.array(f"{name}_bias", "int32_t", layer.bias),
             ]
@@ -181,7 +188,7 @@ def c_operation(operator: Operator, header: Header, name: str, channels: int) ->
 
 @c_operation.register
 def _(operator: Linear, header: Header, name: str, channels: int) -> tuple[str, str]:
-    return "apply_linear", header.define("linear", name, header.linear(name, operator))
+    return _linear_function(_shape(operator)), header.define("linear", name, header.linear(name, operator))
 
 
 @c_operation.register(LayerNorm)
@@ -227,7 +234,7 @@ def _(operator: ResidualAdd, header: Header, name: str, channels: int) -> tuple[
 def _check_widths(operation: Operation) -> None:
     """Refuse what is wider than the program's types."""
     operator = operation.operator
-    if operation.step != LOGITS and operator.output.bits > LARGEST_ACTIVATION_BITS:
+    if operator.output.bits > LARGEST_ACTIVATION_BITS:
         raise QuantizationError(
             f"{operation.name} has {operator.output.bits} bits; the C program takes {LARGEST_ACTIVATION_BITS}"
         )
@@ -235,6 +242,20 @@ def _check_widths(operation: Operation) -> None:
         raise QuantizationError(
             f"{operation.name} sums weighted values in {operator.weighted_sum_bits} bits; the C program takes {LARGEST_SUM_BITS}"
         )
+
+
+def _padded(columns: int) -> int:
+    return columns + -columns % VECTOR
+
+
+def _shape(layer: Linear) -> tuple[int, int]:
+    """Return the rows of a layer and the padded length of each."""
+    return layer.rows, _padded(layer.columns)
+
+
+def _linear_function(shape: tuple[int, int]) -> str:
+    """Return the name of the function that multiplies by matrices of a shape."""
+    return f"apply_linear_{shape[0]}_{shape[1]}"
 
 
 def _places(operations: Sequence[Operation]) -> tuple[dict[str, int], int]:

@@ -25,7 +25,7 @@ from ..transformer import QuantizedTransformer
 from .c_header import c_header
 
 SOURCES = Path(__file__).with_name("native")
-SOURCE, MAKEFILE, HEADER, EXECUTABLE = "transformer.c", "Makefile", "model.h", "transformer"
+SOURCE, MAKEFILE, HEADER = "transformer.c", "Makefile", "model.h"
 COMPILERS = ("cc", "gcc", "clang")
 OPTIMIZED = ("-O3", "-march=native")  # for this machine
 WARNINGS = ("-std=c11", "-pedantic", "-Wall", "-Wextra", "-Wconversion", "-Werror")
@@ -51,6 +51,13 @@ def write_program(quantized: QuantizedTransformer, directory: str | Path) -> Non
             shutil.copyfile(SOURCES / name, temporary / name)
 
 
+def stated_seconds(messages: str) -> float:
+    """Return the seconds that a program says it took."""
+    match = re.search(r"in (\d+) ns", messages)
+    assert match, messages
+    return int(match[1]) * 1e-9
+
+
 def find_compiler() -> list[str]:
     """Return the C compiler's command: `$CC` with its options, else the first of `COMPILERS`.
 
@@ -69,6 +76,20 @@ def find_compiler() -> list[str]:
     raise CompilerError(
         f"there is no C compiler ({', '.join(COMPILERS)}); install one, for instance gcc, or name it in the variable CC"
     )
+
+
+def compile_program(directory: Path, source: str, *options: str) -> Path:
+    """Compile a source file of a directory, warnings being errors; return the executable beside it.
+
+    Raises:
+        CompilerError: There is no compiler, or it fails; the message ends with what it said.
+    """
+    path = directory.absolute()
+    command = [*find_compiler(), *WARNINGS, "-o", Path(source).stem, source, *options]
+    result = subprocess.run(command, cwd=path, capture_output=True, encoding="utf-8", errors="replace", check=False)
+    if result.returncode != 0:
+        raise CompilerError(f"`{shlex.join(command)}` in {path} failed:\n{result.stderr.strip()[-2000:]}")
+    return path / Path(source).stem
 
 
 @dataclass(frozen=True)
@@ -101,14 +122,10 @@ class NativeTransformer:
             CompilerError: There is no compiler, or it fails; the message ends with what it said.
             QuantizationError: As `write_program`.
         """
-        compiler = find_compiler()
+        find_compiler()
         write_program(quantized, directory)
-        path = Path(directory).absolute()
-        command = [*compiler, *WARNINGS, *options, "-o", EXECUTABLE, SOURCE]
-        result = subprocess.run(command, cwd=path, capture_output=True, encoding="utf-8", errors="replace", check=False)
-        if result.returncode != 0:
-            raise CompilerError(f"`{shlex.join(command)}` in {path} failed:\n{result.stderr.strip()[-2000:]}")
-        return cls(path / EXECUTABLE, quantized.context_length, quantized.vocab_size)
+        executable = compile_program(Path(directory), SOURCE, *options)
+        return cls(executable, quantized.context_length, quantized.vocab_size)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], num_tokens: int, *, temperature: float = 0.0, seed: int = 0
@@ -139,9 +156,7 @@ class NativeTransformer:
             )
         options = ["--tokens", str(num_tokens), "--temperature", text, "--seed", str(seed), "--time"]
         lines, messages = self._run(options, prompts)
-        match = re.search(r"in (\d+) ns", messages)
-        assert match, messages
-        return [[int(word) for word in line.split()] for line in lines], int(match[1]) * 1e-9
+        return [[int(word) for word in line.split()] for line in lines], stated_seconds(messages)
 
     def logits(self, prompt: Sequence[int]) -> IntegerArray:
         """Return the logits, int64 (T, V), after each token of a prompt, T <= context_length."""

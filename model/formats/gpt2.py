@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import check_settings
 from ..config import ModelConfig
 from ..errors import InputError
 from ..transformer import Transformer
@@ -41,9 +42,7 @@ def to_gpt2(model: Transformer) -> dict[str, np.ndarray]:
         "use_bias": True,
         "kv_heads": config.num_heads,
     }
-    for name, value in wanted.items():
-        if getattr(config, name) != value:
-            raise InputError(f"GPT-2 has {name} {value!r}; this model has {getattr(config, name)!r}")
+    check_settings("GPT-2", config, wanted)
     state = {}
     for theirs, ours in _names(config):
         # query, key, value: 3 × (C, C) -> (3·C, C); Conv1D: (outputs, inputs) -> (inputs, outputs)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..checks import check_settings
 from ..config import ModelConfig
 from ..errors import InputError
 from ..files import atomic_write, read_bytes
@@ -56,9 +57,7 @@ def save_llama2c(model: Transformer, path: str | Path) -> None:
         "norm_epsilon": NORM_EPSILON,
         "rotary_base": 10000.0,
     }
-    for name, value in wanted.items():
-        if getattr(config, name) != value:
-            raise InputError(f"llama2.c has {name} {value!r}; this model has {getattr(config, name)!r}")
+    check_settings("llama2.c", config, wanted)
     vocab_size = config.vocab_size if config.tie_embeddings else -config.vocab_size
     sizes = (
         config.embed_dim,

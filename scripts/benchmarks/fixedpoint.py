@@ -2,14 +2,17 @@
 
 The model is a quantized run's, or M (4 layers, 4 heads, 128 wide, 64 tokens) with random weights,
 quantized to 8 bits. The float model's forward pass and the integer model's loss go over the same
-windows; generation fills the context from one token to the end at temperature 0.8. The contestants
-take turns, and medians are compared.
+windows; generation fills the context from one token to the end at temperature 0.8. For a Llama
+there is also a plain float program in C; it and the integer program take the likeliest tokens. The
+contestants take turns, and medians are compared.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -19,13 +22,15 @@ from typing import Any
 import numpy as np
 
 from fixedpoint.errors import CompilerError
-from fixedpoint.export.c_program import NativeTransformer
+from fixedpoint.export.c_program import NativeTransformer, compile_program, stated_seconds
 from fixedpoint.fast.transformer import FastDecoder, prepared
 from fixedpoint.generation import generate_batch
 from fixedpoint.quantization.calibration import QuantizationSettings, calibrate
 from fixedpoint.quantization.quantize import quantize_transformer
 from fixedpoint.transformer import QuantizedTransformer
 from model.data import windows
+from model.errors import InputError
+from model.formats.llama2c import save_llama2c
 from model.generation import generate as float_generation
 from model.generation.cached_decoder import CachedDecoder
 from model.generation.sampling import Sampling
@@ -39,6 +44,7 @@ from scripts.runs import load_quantized, open_run
 RANDOM_WINDOWS = 512
 CALIBRATION_WINDOWS = 32
 MINIMUM_TURNS = 5
+FLOAT_PROGRAM = Path(__file__).with_name("float_llama.c")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -124,6 +130,13 @@ def measure_generation(model: Transformer, quantized: QuantizedTransformer, seco
             skipped = str(error)
         else:
             contestants["integer, C program"] = lambda: program.timed([[0]], count, temperature=TEMPERATURE)[1]
+            try:
+                float_program = FloatProgram(model, Path(directory))
+            except InputError:
+                pass  # not a Llama
+            else:
+                contestants["integer, C program, likeliest"] = lambda: program.timed([[0]], count)[1]
+                contestants["float, C program, likeliest"] = lambda: float_program.timed(0, count)[1]
         times = _take_turns(contestants, seconds)
     return {
         "skipped": skipped,
@@ -133,6 +146,28 @@ def measure_generation(model: Transformer, quantized: QuantizedTransformer, seco
             for name, spent in times.items()
         },
     }
+
+
+class FloatProgram:
+    """A Llama in float32 as plain C, with all that the compiler can do for its speed."""
+
+    def __init__(self, model: Transformer, directory: Path) -> None:
+        """Compile the program in a directory.
+
+        Raises:
+            InputError: The model is not a Llama as llama2.c knows it.
+            CompilerError: The compiler fails.
+        """
+        self.model = directory / "model.bin"
+        save_llama2c(model, self.model)
+        shutil.copy(FLOAT_PROGRAM, directory)
+        self.executable = compile_program(directory, FLOAT_PROGRAM.name, "-Ofast", "-march=native", "-lm")
+
+    def timed(self, first: int, count: int) -> tuple[list[int], float]:
+        """Return the `count` likeliest tokens after token `first`, and the seconds they took."""
+        command = [str(self.executable), str(self.model), str(first), str(count)]
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+        return [int(word) for word in result.stdout.split()], stated_seconds(result.stderr)
 
 
 def _take_turns(contestants: Mapping[str, Callable[[], float]], seconds: float) -> dict[str, list[float]]:

@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 from shlex import quote
 
-from fixedpoint.export.c_program import EXECUTABLE, MAKEFILE, SOURCE, NativeTransformer, write_program
+from fixedpoint.export.c_program import MAKEFILE, SOURCE, NativeTransformer, write_program
 from fixedpoint.export.onnx_export import export_onnx
 from model.errors import InputError
 from model.files import write_json
@@ -107,7 +107,7 @@ def write_c(directory: RunDirectory, target: Path) -> None:
     write_program(load_quantized(directory), target)
     print(f"program: {target / SOURCE}, with model.h and {MAKEFILE}")
     # with a slash in "." too: a bare name is looked for elsewhere
-    program = quote(f"{target}/{EXECUTABLE}")
+    program = quote(f"{target}/{Path(SOURCE).stem}")
     print(f'compile and run: make -C {quote(str(target))} && echo "0" | {program} --temperature 0.8')
 
 

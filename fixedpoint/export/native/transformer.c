@@ -48,11 +48,13 @@ typedef struct {
     const int32_t *entries;
 } exponential_table;
 
-/* Rows of weights, each with a fraction of its own; biases count units of the products. */
+/*
+ * Rows of weights, each with a fraction of its own; biases count units of the products. Zeros
+ * lengthen every row to whole vectors.
+ */
 typedef struct {
     format input, output;
-    int rows, columns;
-    const int8_t *weight;   /* rows x columns */
+    const int8_t *weight;   /* rows x padded columns */
     const int8_t *fraction; /* rows */
     const int32_t *bias;    /* rows */
 } linear;
@@ -98,7 +100,7 @@ typedef struct {
 
 /* What an operation computes: tensors of the token that stands at `position`, into another one. */
 typedef void function(const void *parameters, const int16_t *const x[], int16_t *y, int position);
-static function apply_linear, apply_norm, apply_activation, apply_attention, apply_residual_add;
+static function apply_norm, apply_activation, apply_attention, apply_residual_add;
 
 typedef struct {
     function *function;
@@ -109,15 +111,14 @@ typedef struct {
 
 /*
  * Sizes, `residual`, the tables and the layers; `tensors`; the operations from the embedding to the
- * norm before the logits in their order.
+ * norm before the logits in their order. VECTOR numbers are what a vector instruction of any
+ * processor may take at once.
  */
 #include "model.h"
 
 enum {
     HEAD = CHANNELS / HEADS,
-    KV_CHANNELS = KV_HEADS * HEAD,
     FACTOR_FRACTION = 14, /* of cosines and sines */
-    VECTOR = 16, /* numbers that a vector instruction of any processor may take at once */
     PADDED = (CONTEXT + VECTOR - 1) / VECTOR * VECTOR
 };
 
@@ -142,9 +143,25 @@ static inline int64_t saturate(int64_t value, format to)
     return value < -limit ? -limit : value > limit - 1 ? limit - 1 : value;
 }
 
-static inline int64_t requantize(int64_t value, int shift, format to)
+static inline int64_t requantize_wide(int64_t value, int shift, format to)
 {
     return saturate(shift_right(value, shift), to);
+}
+
+/*
+ * The same in 32 bits and without a branch, so that a vector instruction takes many values. Adding
+ * half a unit could overflow: the last bit that is shifted out is added instead. 15 doublings
+ * saturate 16 bits as more of them do.
+ */
+static inline int16_t requantize(int32_t value, int shift, format to)
+{
+    const int32_t limit = (int32_t)1 << (to.bits - 1);
+    const int right = shift < 1 ? 0 : shift > 32 ? 31 : shift - 1, left = shift > 0 ? 0 : shift < -15 ? 15 : -shift;
+    int32_t rounded = value >> right;
+    rounded = shift > 0 ? (rounded >> 1) + (rounded & 1) : rounded;
+    rounded = rounded < -limit ? -limit : rounded > limit - 1 ? limit - 1 : rounded;
+    rounded *= (int32_t)1 << left;
+    return (int16_t)(rounded < -limit ? -limit : rounded > limit - 1 ? limit - 1 : rounded);
 }
 
 /* ---- Functions by table ---- */
@@ -212,25 +229,31 @@ static inline int64_t exponential(const exponential_table *table, int64_t t, int
 /* ---- Layers ---- */
 
 /*
- * Output `row` of y = requantize(W x + b). The compiler turns the loop into vector instructions: 16
- * products each, or more.
+ * y = requantize(W x + b). The compiler turns the loops into vector instructions, since it knows
+ * how long they are: `model.h` names the shapes that there are, and each has a function of its own.
  */
-static inline int64_t linear_row(const linear *layer, int row, const int16_t *x)
+static inline void multiply(const linear *layer, const int16_t *restrict x, int16_t *restrict y, int rows, int columns)
 {
-    const int8_t *weight = layer->weight + (size_t)row * (size_t)layer->columns;
-    int32_t sum = layer->bias[row];
-    for (int k = 0; k < layer->columns; k++)
-        sum += weight[k] * x[k];
-    return requantize(sum, layer->input.fraction + layer->fraction[row] - layer->output.fraction, layer->output);
+    int32_t sums[WIDEST];
+    for (int row = 0; row < rows; row++) {
+        const int8_t *weight = layer->weight + (size_t)row * (size_t)columns;
+        int32_t sum = layer->bias[row];
+        for (int k = 0; k < columns; k++)
+            sum += weight[k] * x[k];
+        sums[row] = sum;
+    }
+    const int shift = layer->input.fraction - layer->output.fraction;
+    for (int row = 0; row < rows; row++)
+        y[row] = requantize(sums[row], shift + layer->fraction[row], layer->output);
 }
 
-static void apply_linear(const void *parameters, const int16_t *const x[], int16_t *y, int position)
-{
-    const linear *layer = parameters;
-    (void)position;
-    for (int row = 0; row < layer->rows; row++)
-        y[row] = (int16_t)linear_row(layer, row, x[0]);
-}
+#define DEFINE_LINEAR(rows, columns)                                                                                  \
+    static void apply_linear_##rows##_##columns(const void *layer, const int16_t *const x[], int16_t *y, int position) \
+    {                                                                                                                 \
+        (void)position;                                                                                               \
+        multiply(layer, x[0], y, rows, columns);                                                                      \
+    }
+LINEAR_SHAPES(DEFINE_LINEAR)
 
 /*
  * LayerNorm without dividing: with S and Q the sums of x and x^2, (x - mean) / deviation = (C x -
@@ -253,17 +276,48 @@ static void apply_norm(const void *parameters, const int16_t *const inputs[], in
     const int fraction = layer->normalized.fraction;
     for (int c = 0; c < CHANNELS; c++) {
         const int64_t difference = (int64_t)CHANNELS * x[c] - sum;
-        const int64_t normalized = requantize(difference * root.mantissa, root.exponent - fraction, layer->normalized);
+        const int64_t normalized =
+            requantize_wide(difference * root.mantissa, root.exponent - fraction, layer->normalized);
         const int64_t product = normalized * layer->scale[c] + (layer->centered ? layer->shift[c] : 0);
-        y[c] = (int16_t)requantize(product, fraction + layer->scale_format.fraction - layer->output.fraction, layer->output);
+        y[c] = (int16_t)requantize_wide(product, fraction + layer->scale_format.fraction - layer->output.fraction, layer->output);
     }
 }
 
-/*
- * Keys token by token, values channel by channel: scores and weighted sums are both dot products
- * then.
- */
-static int16_t key_cache[LAYERS][CONTEXT][KV_CHANNELS], value_cache[LAYERS][KV_CHANNELS][PADDED];
+/* Channel by channel, so that many tokens are read at once; zeros follow the last token. */
+static int16_t key_cache[LAYERS][KV_HEADS][HEAD][PADDED], value_cache[LAYERS][KV_HEADS][HEAD][PADDED];
+
+/* 2^-t by the integer and fraction of t that index `attention_exponential`; 0 from NOTHING on. */
+enum { NOTHING = (ATTENTION_OUTPUT_BITS + 1) << ATTENTION_TABLE_BITS };
+_Static_assert(NOTHING <= 1 << 15, "15 doublings of any distance must give no weight");
+static int16_t powers[NOTHING + 1];
+
+static void make_powers(void)
+{
+    for (int index = 0; index <= NOTHING; index++)
+        powers[index] = (int16_t)exponential(&attention_exponential, index, ATTENTION_TABLE_BITS);
+}
+
+/* Weights 2^(score - largest) of scores with `fraction` fraction bits; returns their sum. */
+static int32_t weigh(const int32_t *scores, int32_t largest, int fraction, int length, int16_t *weights)
+{
+    static uint16_t indices[PADDED];
+    const int shift = fraction - ATTENTION_TABLE_BITS, left = shift < -15 ? 15 : -shift;
+    for (int j = 0; j < length; j++) {
+        const uint32_t distance = (uint32_t)largest - (uint32_t)scores[j]; /* may have 32 bits */
+        uint32_t index = distance < NOTHING ? distance : NOTHING;
+        if (shift > 0)
+            index = ((distance >> (shift - 1)) + 1) >> 1;
+        else
+            index <<= left;
+        indices[j] = (uint16_t)(index < NOTHING ? index : NOTHING);
+    }
+    int32_t total = 0;
+    for (int j = 0; j < length; j++)
+        weights[j] = powers[indices[j]];
+    for (int j = 0; j < length; j++)
+        total += weights[j];
+    return total;
+}
 
 /*
  * Causal attention of one token to itself and those before it. log2(e) / sqrt(head size) is part of
@@ -274,37 +328,38 @@ static int16_t key_cache[LAYERS][CONTEXT][KV_CHANNELS], value_cache[LAYERS][KV_C
 static void apply_attention(const void *parameters, const int16_t *const x[], int16_t *context, int position)
 {
     static int16_t weights[PADDED];
-    static int32_t scores[CONTEXT];
+    static int32_t scores[PADDED];
     const attention *layer = parameters;
-    const int16_t *query = x[0], *value = x[2];
-    const int index = layer->index;
-    const int length = (position / VECTOR + 1) * VECTOR; /* weights beyond `position` are 0 */
-    const int score_fraction = layer->query.fraction + layer->key.fraction;
+    const int length = (position / VECTOR + 1) * VECTOR;
     const int shift = layer->value.fraction - layer->output.fraction;
-    memcpy(key_cache[index][position], x[1], sizeof key_cache[index][position]);
-    for (int c = 0; c < KV_CHANNELS; c++)
-        value_cache[index][c][position] = value[c];
+    int16_t(*keys)[HEAD][PADDED] = key_cache[layer->index], (*values)[HEAD][PADDED] = value_cache[layer->index];
+    for (int head = 0; head < KV_HEADS; head++)
+        for (int c = 0; c < HEAD; c++) {
+            keys[head][c][position] = x[1][head * HEAD + c];
+            values[head][c][position] = x[2][head * HEAD + c];
+        }
     for (int head = 0; head < HEADS; head++) {
-        const int first = head * HEAD, shared = head / (HEADS / KV_HEADS) * HEAD;
-        int32_t largest = INT32_MIN;
-        for (int j = 0; j <= position; j++) {
+        const int16_t *query = x[0] + head * HEAD;
+        const int16_t(*key)[PADDED] = (const int16_t(*)[PADDED])keys[head / (HEADS / KV_HEADS)];
+        const int16_t(*value)[PADDED] = (const int16_t(*)[PADDED])values[head / (HEADS / KV_HEADS)];
+        for (int j = 0; j < length; j++) {
             int32_t sum = 0;
             for (int c = 0; c < HEAD; c++)
-                sum += query[first + c] * key_cache[index][j][shared + c];
+                sum += query[c] * key[c][j];
             scores[j] = sum;
-            largest = sum > largest ? sum : largest;
         }
-        int32_t total = 0;
-        for (int j = 0; j < length; j++) {
-            weights[j] = j > position ? 0 : (int16_t)exponential(&attention_exponential, (int64_t)largest - scores[j], score_fraction);
-            total += weights[j];
-        }
+        int32_t largest = INT32_MIN;
+        for (int j = 0; j <= position; j++)
+            largest = scores[j] > largest ? scores[j] : largest;
+        const int32_t total = weigh(scores, largest, layer->query.fraction + layer->key.fraction, position + 1, weights);
+        memset(weights + position + 1, 0, (size_t)(length - position - 1) * sizeof *weights);
         const scaled inverse = reciprocal(&layer->reciprocal, total);
         for (int c = 0; c < HEAD; c++) {
             int32_t sum = 0;
             for (int j = 0; j < length; j++)
-                sum += weights[j] * value_cache[index][shared + c][j];
-            context[first + c] = (int16_t)requantize(sum * inverse.mantissa, inverse.exponent + shift, layer->output);
+                sum += weights[j] * value[c][j];
+            context[head * HEAD + c] =
+                (int16_t)requantize_wide(sum * inverse.mantissa, inverse.exponent + shift, layer->output);
         }
     }
 }
@@ -330,8 +385,8 @@ static void apply_rotation(const void *parameters, const int16_t *const x[], int
     for (int c = 0; c < turn->channels; c += 2) {
         const int i = c % HEAD / 2;
         const int32_t even = x[0][c], odd = x[0][c + 1];
-        y[c] = (int16_t)requantize(even * cosine[i] - odd * sine[i], shift, turn->output);
-        y[c + 1] = (int16_t)requantize(even * sine[i] + odd * cosine[i], shift, turn->output);
+        y[c] = requantize(even * cosine[i] - odd * sine[i], shift, turn->output);
+        y[c + 1] = requantize(even * sine[i] + odd * cosine[i], shift, turn->output);
     }
 }
 #endif
@@ -343,7 +398,7 @@ static void apply_product(const void *parameters, const int16_t *const x[], int1
     const int shift = layer->first.fraction + layer->second.fraction - layer->output.fraction;
     (void)position;
     for (int c = 0; c < layer->channels; c++)
-        y[c] = (int16_t)requantize((int32_t)x[0][c] * x[1][c], shift, layer->output);
+        y[c] = requantize((int32_t)x[0][c] * x[1][c], shift, layer->output);
 }
 #endif
 
@@ -368,13 +423,6 @@ static void step(int token, int position)
     }
     for (int i = 0; i < OPERATIONS; i++)
         operations[i].function(operations[i].parameters, operations[i].x, operations[i].y, position);
-}
-
-/* The logits of the next token. */
-static void compute_logits(int64_t *values)
-{
-    for (int row = 0; row < VOCABULARY; row++)
-        values[row] = linear_row(&logits, row, last);
 }
 
 /* ---- Sampling ---- */
@@ -412,7 +460,7 @@ static sampler make_sampler(uint64_t temperature)
         shorten++;
     }
     const int shift = logits.output.fraction - EXPONENT_FRACTION + 43 - shorten;
-    if (shift < -28 || shift > 62 || logits.output.bits > 16)
+    if (shift < -28 || shift > 62)
         fail("the temperature does not suit these logits", "");
     return (sampler){(int64_t)quotient, shift};
 }
@@ -446,22 +494,25 @@ static uint32_t next_random(uint32_t *state)
  * The lowest index of the maximum, or a token drawn with probability 2^-((max - logit) * log2(e) /
  * T) / sum.
  */
-static int choose(const sampler *how, const int64_t *values, uint32_t *random)
+static int choose(const sampler *how, const int16_t *values, uint32_t *random)
 {
     static uint64_t cumulative[VOCABULARY];
-    int best = 0;
-    for (int v = 1; v < VOCABULARY; v++)
-        best = values[v] > values[best] ? v : best;
-    if (how->multiplier == 0)
-        return best;
+    int16_t largest = INT16_MIN;
+    int token = 0;
+    for (int v = 0; v < VOCABULARY; v++)
+        largest = values[v] > largest ? values[v] : largest;
+    if (how->multiplier == 0) {
+        while (values[token] < largest)
+            token++;
+        return token;
+    }
     uint64_t total = 0;
     for (int v = 0; v < VOCABULARY; v++) {
-        const int64_t t = shift_right((values[best] - values[v]) * how->multiplier, how->shift);
+        const int64_t t = shift_right((largest - values[v]) * how->multiplier, how->shift);
         total += (uint64_t)exponential(&sampling_exponential, t, EXPONENT_FRACTION);
         cumulative[v] = total;
     }
     const uint64_t threshold = next_random(random) * total >> 32; /* both below 2^32 */
-    int token = 0;
     while (cumulative[token] <= threshold)
         token++;
     return token;
@@ -502,14 +553,14 @@ static size_t context_start(size_t length)
  */
 static void generate(sequence *text, size_t count, const sampler *how, uint32_t random)
 {
-    static int64_t values[VOCABULARY];
+    static int16_t values[VOCABULARY];
     size_t start = SIZE_MAX;
     for (size_t made = 0; made < count; made++) {
         const size_t first = context_start(text->length);
         for (size_t i = first == start ? text->length - 1 : first; i < text->length; i++)
             step(text->tokens[i], (int)(i - first));
         start = first;
-        compute_logits(values);
+        apply_logits(&logits, &last, values, 0);
         append(text, choose(how, values, &random));
         printf(made ? " %d" : "%d", text->tokens[text->length - 1]);
     }
@@ -519,14 +570,14 @@ static void generate(sequence *text, size_t count, const sampler *how, uint32_t 
 /* Print the logits after each token of a sequence that fits the context, a line a token. */
 static void print_logits(const sequence *text)
 {
-    static int64_t values[VOCABULARY];
+    static int16_t values[VOCABULARY];
     if (text->length > CONTEXT)
         fail("--logits takes prompts no longer than the context", "");
     for (size_t i = 0; i < text->length; i++) {
         step(text->tokens[i], (int)i);
-        compute_logits(values);
+        apply_logits(&logits, &last, values, 0);
         for (int v = 0; v < VOCABULARY; v++)
-            printf(v ? " %lld" : "%lld", (long long)values[v]);
+            printf(v ? " %d" : "%d", values[v]);
         putchar('\n');
     }
 }
@@ -622,6 +673,7 @@ int main(int count, char **words)
         }
     }
     const sampler how = make_sampler(temperature);
+    make_powers();
     sequence text = {NULL, 0, 0};
     uint64_t sequences = 0;
     int64_t elapsed = 0;

@@ -19,9 +19,10 @@ def test_the_header_is_plain_and_repeatable():
     # no float
     assert "." not in text.replace("transformer.c", "").replace("Positron.", "").replace("types.", "")
     assert (
-        "LAYERS = 2, HEADS = 3, KV_HEADS = 3, CHANNELS = 12, WIDEST = 20, CONTEXT = 7, VOCABULARY = 11, TENSORS = 5, OPERATIONS = 25"
+        "LAYERS = 2, HEADS = 3, KV_HEADS = 3, CHANNELS = 12, WIDEST = 32, CONTEXT = 7, VOCABULARY = 11, TENSORS = 5, OPERATIONS = 25"
         in text
     )
+    assert "define(11, 16) define(12, 16) define(12, 32) define(20, 16)\n" in text
     assert text.count("reciprocal_square_root_10_16[768]") == 1
 
 
@@ -52,3 +53,5 @@ def test_activations_too_wide_for_the_program_are_refused():
         QuantizationError, match=r"blocks.0.feed_forward.activation has 18 bits; the C program takes 16"
     ):
         c_header(replace(model, blocks=(replace(block, activation=activation, down=down),)))
+    with pytest.raises(QuantizationError, match=r"logits has 18 bits; the C program takes 16"):
+        c_header(replace(model, logits=replace(model.logits, output=wide)))

@@ -38,9 +38,37 @@ def at_the_rails(seed):
     return replace(model, blocks=(block,), logits=extreme(model.logits))
 
 
-MODELS = {**KINDS, "at the rails": at_the_rails}
+def with_scores(seed, fraction):
+    """A model whose rows are shifted by every length, and scores with 2 * fraction - 1 fraction
+    bits.
+    """
+    model, generator = make_model(seed, num_layers=1), np.random.default_rng(seed)
+
+    def shifted(layer, output=None):
+        output = output or layer.output
+        shifts = generator.permutation(np.linspace(-28, 40, layer.rows).astype(np.int64))
+        return replace(layer, output=output, weight_fraction=shifts + output.fraction - layer.input.fraction)
+
+    attention, block = model.blocks[0].attention, model.blocks[0]
+    attention = replace(
+        attention,
+        query=shifted(attention.query, QFormat(8, fraction)),
+        key=shifted(attention.key, QFormat(8, fraction - 1)),
+        value=shifted(attention.value),
+    )
+    block = replace(block, attention=attention, up=shifted(block.up))
+    return replace(model, blocks=(block,))
+
+
+MODELS = {
+    **KINDS,
+    "at the rails": at_the_rails,
+    "coarse scores": lambda seed: with_scores(seed, -14),
+    "fine scores": lambda seed: with_scores(seed, 20),
+}
 SANITIZED = (
     "at the rails",
+    "coarse scores",
     "layer norm",
     "twelve-bit activations",
     "one of everything",
@@ -182,16 +210,19 @@ def test_a_sequence_does_not_depend_on_the_others(built):
     ("change", "options"),
     [
         (("+ ((int64_t)1 << (shift - 1))", ""), []),  # rounding down
-        (("limit - 1 ? limit - 1", "limit ? limit"), []),  # a rail one too high
+        (("(rounded & 1)", "0"), []),  # the same in 32 bits
+        (("value > limit - 1 ? limit - 1", "value > limit ? limit"), []),  # a rail one too high
+        (("(int32_t)1 << left", "(int32_t)1 << left / 2"), []),  # to the left by less
         (("c = 0; c < CHANNELS; c++) {\n        sum +=", "c = 1; c < CHANNELS; c++) {\n        sum +="), []),
-        (("j > position ? 0", "j >= position + (position == 0) ? 0"), []),  # not to itself
+        # not to itself
+        (("fraction, position + 1, weights", "fraction, position + (position == 0), weights"), []),
         (("*state << 13", "*state << 12"), ["--temperature", "1"]),
         (("CONTEXT / 2", "CONTEXT / 3"), []),
     ],
 )
 def test_a_changed_program_is_noticed(change, options, tmp_path):
     """The comparisons above can fail: each of these edits changes a result that they look at."""
-    model = make_model(0)
+    model = with_scores(0, 4)
     write_program(model, tmp_path / "c")
     source = tmp_path / "c" / "transformer.c"
     before, after = change
@@ -362,7 +393,9 @@ def test_no_compiler_is_named(tmp_path, monkeypatch):
 
 def test_a_failing_compiler_is_quoted(tmp_path, monkeypatch):
     monkeypatch.setenv("CC", str(executable(tmp_path / "broken", "#!/bin/sh\necho out of registers >&2\nexit 4\n")))
-    with pytest.raises(CompilerError, match=r"(?s)-o transformer transformer\.c` in .* failed:.out of registers"):
+    with pytest.raises(
+        CompilerError, match=r"(?s)-o transformer transformer\.c -O3 -march=native` in .* failed:.out of registers"
+    ):
         NativeTransformer.build(make_model(0), tmp_path / "c")
 
 
