@@ -25,6 +25,13 @@ def plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.integer | np.floating) else value
 
 
+def refuse(*problems: str | None) -> None:
+    """Raise one InputError that names every problem; None is no problem."""
+    found = [problem for problem in problems if problem is not None]
+    if found:
+        raise InputError("; ".join(found))
+
+
 def checked_tokens(tokens: Iterable[object], vocab_size: int, what: str) -> list[int]:
     """Return token numbers as a list.
 
@@ -53,6 +60,10 @@ def check_settings(program: str, config: object, wanted: Mapping[str, object]) -
         InputError: An attribute of the configuration is not the wanted one.
     """
     given = {name: getattr(config, name) for name in wanted}
-    other = [f"{name} {value!r} (not {given[name]!r})" for name, value in wanted.items() if given[name] != value]
-    if other:
-        raise InputError(f"{program} has {', '.join(other)}")
+    refuse(
+        *(
+            f"{program} has {name} {value!r}, not {given[name]!r}"
+            for name, value in wanted.items()
+            if given[name] != value
+        )
+    )

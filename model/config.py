@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from .checks import is_real, is_whole, plain
-from .errors import InputError
+from .checks import is_real, is_whole, plain, refuse
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "relu_squared", "silu", "swiglu")
 POSITIONS = ("learned", "sinusoidal", "rotary")
@@ -22,13 +21,6 @@ SCHEDULES = ("cosine", "linear", "constant")
 LARGEST_SIZE = 1 << 20
 LARGEST_PARAMETER_COUNT = 1 << 31
 DEFAULT_STEPS = 5000
-
-
-def refuse(*problems: str | None) -> None:
-    """Raise one InputError that names every problem; None is no problem."""
-    found = [problem for problem in problems if problem is not None]
-    if found:
-        raise InputError("; ".join(found))
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,8 @@ def split_tokens(tokens: np.ndarray, validation_split: float, length: int) -> tu
 def windows(tokens: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Cut tokens (n,) into non-overlapping windows; a short last one is dropped.
 
+    Tokens (N, T + 1) are texts of their own: each is a window and its last target.
+
     Returns:
         Inputs and targets, each (N, T) with N = (n − 1) // T; the target of a token is the one
             after it.
@@ -105,6 +107,8 @@ def windows(tokens: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     """
     tokens = np.asarray(tokens)
     count = count_windows(tokens, length)
+    if tokens.ndim == 2 and tokens.shape[1] == length + 1:
+        return tokens[:, :-1], tokens[:, 1:]  # (N, T + 1) -> (N, T)
     if tokens.ndim != 1 or count < 1:
         raise InputError(f"{tokens.size:,} tokens do not fill one window of {length} tokens and its targets")
     inputs = tokens[: count * length].reshape(count, length)  # (N·T,) -> (N, T)
@@ -113,7 +117,7 @@ def windows(tokens: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
 
 def count_windows(tokens: np.ndarray, length: int) -> int:
     """Return how many windows `windows` cuts."""
-    return (len(tokens) - 1) // length
+    return len(tokens) if tokens.ndim == 2 else (len(tokens) - 1) // length
 
 
 def random_batch(
@@ -148,7 +152,7 @@ def load_tokens(path: str | Path, vocab_size: int | None = None) -> np.ndarray:
         raise InputError(f"{path} does not exist; train the run again") from None
     except (OSError, ValueError, EOFError, SyntaxError) as error:
         raise InputError(f"{path} is not a whole .npy file of tokens ({error}); train the run again") from None
-    if not isinstance(tokens, np.ndarray) or tokens.ndim != 1 or tokens.dtype not in (np.uint16, np.uint32):
+    if not isinstance(tokens, np.ndarray) or tokens.ndim > 2 or tokens.dtype not in (np.uint16, np.uint32):
         raise InputError(f"{path} does not hold a vector of uint16 or uint32 tokens; train the run again")
     if vocab_size is not None and len(tokens) and int(tokens.max()) >= vocab_size:
         raise InputError(

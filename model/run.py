@@ -179,7 +179,7 @@ class RunDirectory:
         return self._load_tokens(self.train_tokens, vocab_size)
 
     def load_validation_tokens(self, vocab_size: int | None = None) -> np.ndarray:
-        """Return the held-out tokens, memory-mapped."""
+        """Return the held-out tokens, memory-mapped: (m,), or (N, T + 1) of the model's samples."""
         return self._load_tokens(self.validation_tokens, vocab_size)
 
     def _load_tokens(self, path: Path, vocab_size: int | None) -> np.ndarray:

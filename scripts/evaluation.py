@@ -53,9 +53,9 @@ def compare(model: Transformer, quantized: QuantizedTransformer, tokens: np.ndar
         InputError: The text is shorter than one window.
     """
     length = model.config.max_seq_len
-    if len(tokens) < length + 1:
+    if tokens.size < length + 1:
         raise InputError(
-            f"the text has {len(tokens)} tokens; the loss needs at least {length + 1} (one context and one more)"
+            f"the text has {tokens.size} tokens; the loss needs at least {length + 1} (one context and one more)"
         )
     inputs, targets = windows(tokens, length)
     losses = np.zeros(2)

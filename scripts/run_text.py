@@ -46,7 +46,7 @@ class RunText:
     Attributes:
         source: What `training.json` says of the text.
         training: Tokens to calibrate and train on, (n,).
-        held_out: Tokens to measure on, (m,).
+        held_out: Tokens to measure on, (m,), or samples (N, T + 1).
     """
 
     source: dict[str, Any]
@@ -93,15 +93,16 @@ def chosen_text(model: Transformer, tokenizer: Tokenizer, arguments: argparse.Na
     beginning = tokenizer.beginning()
     contexts = sample_contexts(model, beginning, -(-count // length), seed)
     held_out = max(1, round(HELD_OUT_SAMPLES * len(contexts)))
-    name = f"{contexts.size:,} tokens that the model wrote, seed {seed}"
-    # the token after the last one, so that every context is whole
-    parts = (np.append(part, part.dtype.type(beginning)) for part in (contexts[:-held_out], contexts[-held_out:]))
-    return RunText({"name": name, "samples": contexts.size, "seed": seed}, *parts)
+    count = len(contexts) * length
+    name = f"{count:,} tokens that the model wrote, seed {seed}"
+    # one text to train on, with a token after the last one, so that every context is whole
+    training = np.append(contexts[:-held_out, :-1], contexts.dtype.type(beginning))
+    return RunText({"name": name, "samples": count, "seed": seed}, training, contexts[-held_out:])
 
 
 def sample_contexts(model: Transformer, beginning: int, count: int, seed: int) -> np.ndarray:
-    """Return contexts (N, T) that a model writes: the token `beginning` and what is drawn after it
-    at temperature 1.
+    """Return contexts (N, T + 1) that a model writes: the token `beginning` and what is drawn after
+    it at temperature 1. The last token is only to be predicted.
 
     Context i draws its random numbers from (seed + i // 32, i % 32).
     """
@@ -109,7 +110,7 @@ def sample_contexts(model: Transformer, beginning: int, count: int, seed: int) -
     for block in tqdm(range(0, count, SEQUENCES), desc="sampling", unit="batch", leave=False, disable=None):
         prompts = [[beginning]] * min(SEQUENCES, count - block)
         drawn = generate_batch(
-            model, prompts, model.config.max_seq_len - 1, sampling=Sampling(1.0), seed=seed + block // SEQUENCES
+            model, prompts, model.config.max_seq_len, sampling=Sampling(1.0), seed=seed + block // SEQUENCES
         )
         contexts += [[beginning, *tokens] for tokens in drawn]
     return np.array(contexts, np.uint16 if model.config.vocab_size <= 1 << 16 else np.uint32)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -76,19 +76,14 @@ class Overrides:
         """Check a mapping from patterns to tables.
 
         Raises:
-            QuantizationError: It is none, a key is unknown, or a value impossible.
+            QuantizationError: It is none, or keys are unknown or values impossible; the message
+                names all.
         """
         if not isinstance(content, Mapping):
             raise QuantizationError(f"overrides are tables by layer name, not {type(content).__name__}")
-        for pattern, table in content.items():
-            if not isinstance(table, Mapping) or not table:
-                raise QuantizationError(f"override {pattern!r} must be a table with some of {', '.join(KEYS)}")
-            for key, value in table.items():
-                _check(pattern, key, value)
-            if "format" in table and "activation_bits" in table:
-                raise QuantizationError(
-                    f"override {pattern!r} gives a format, which has its own width: drop activation_bits"
-                )
+        problems = [problem for pattern, table in content.items() for problem in _problems(pattern, table)]
+        if problems:
+            raise QuantizationError("; ".join(problems))
         return cls(
             tuple((pattern, {key: plain(value) for key, value in table.items()}) for pattern, table in content.items())
         )
@@ -105,7 +100,8 @@ class Overrides:
             activations: Names of all that has a format of its own.
 
         Raises:
-            QuantizationError: A pattern matches nothing that it could change.
+            QuantizationError: A pattern matches nothing that it could change, or a value is not one
+                for it; the message says it of all.
         """
         narrow = [name for name in activations if name not in WIDE]
         places: dict[str, Collection[str]] = {
@@ -113,16 +109,17 @@ class Overrides:
             "activation_bits": narrow,
             "format": activations,
         }
-        resolved = ResolvedOverrides()
+        resolved, problems = ResolvedOverrides(), []
         for pattern, table in self.tables:
             for key, value in table.items():
                 names = [name for name in places[key] if fnmatchcase(name, pattern)]
                 if not names:
-                    raise QuantizationError(
+                    problems.append(
                         f"override {pattern!r} matches nothing that has {key}; names are: {', '.join(sorted(places[key]))}"
                     )
-                for name in names:
-                    resolved.set(name, key, value)
+                problems += filter(None, (resolved.set(name, key, value) for name in names))
+        if problems:
+            raise QuantizationError("; ".join(problems))
         return resolved
 
 
@@ -140,15 +137,15 @@ class ResolvedOverrides:
     activation_bits: dict[str, int] = field(default_factory=dict)
     formats: dict[str, QFormat] = field(default_factory=dict)
 
-    def set(self, name: str, key: str, value: Any) -> None:
+    def set(self, name: str, key: str, value: Any) -> str | None:
         """Change one name; the last change wins.
 
-        Raises:
-            QuantizationError: The value is possible elsewhere, but not for this name.
+        Returns:
+            Why this name cannot have the value, though others can; else None.
         """
         if key == "weight_bits":
             if name in TABLES and value == "ternary":
-                raise QuantizationError(f"{name} cannot be ternary: weight_bits of a table are 2 to 8")
+                return f"{name} cannot be ternary: weight_bits of a table are 2 to 8"
             self.weight_bits[name] = value
         elif key == "activation_bits":
             self.formats.pop(name, None)
@@ -156,26 +153,26 @@ class ResolvedOverrides:
         else:
             target, (lowest, highest) = QFormat.parse(value), (8, 16) if name in WIDE else ACTIVATION_BITS
             if not target.signed or not lowest <= target.bits <= highest:
-                raise QuantizationError(f"{name} needs a signed format of {lowest} to {highest} bits, not {target}")
+                return f"{name} needs a signed format of {lowest} to {highest} bits, not {target}"
             self.formats[name] = target
+        return None
 
 
-def _check(pattern: str, key: str, value: Any) -> None:
-    """Refuse a key or value that no name could have."""
-    if key == "weight_bits":
-        try:
-            storage_bits(value)
-        except QuantizationError as error:
-            raise QuantizationError(f"override {pattern!r}: {error}") from None
-    elif key == "activation_bits":
-        if not is_whole(value) or not ACTIVATION_BITS[0] <= value <= ACTIVATION_BITS[1]:
-            raise QuantizationError(
-                f"override {pattern!r}: activation_bits must be a whole number from 4 to 10, not {value!r}"
-            )
-    elif key == "format":
-        try:
-            QFormat.parse(value)
-        except QuantizationError as error:
-            raise QuantizationError(f"override {pattern!r}: {error}") from None
-    else:
-        raise QuantizationError(f"override {pattern!r} has {key!r}; keys are {', '.join(KEYS)}")
+def _problems(pattern: str, table: object) -> Iterator[str]:
+    """Yield what is wrong with a table whatever it is for."""
+    if not isinstance(table, Mapping) or not table:
+        yield f"override {pattern!r} must be a table with some of {', '.join(KEYS)}"
+        return
+    for key, value in table.items():
+        if key not in KEYS:
+            yield f"override {pattern!r} has {key!r}; keys are {', '.join(KEYS)}"
+        elif key == "activation_bits":
+            if not is_whole(value) or not ACTIVATION_BITS[0] <= value <= ACTIVATION_BITS[1]:
+                yield f"override {pattern!r}: activation_bits must be a whole number from 4 to 10, not {value!r}"
+        else:
+            try:
+                storage_bits(value) if key == "weight_bits" else QFormat.parse(value)
+            except QuantizationError as error:
+                yield f"override {pattern!r}: {error}"
+    if "format" in table and "activation_bits" in table:
+        yield f"override {pattern!r} gives a format, which has its own width: drop activation_bits"

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import check_settings
+from ..checks import check_settings, refuse
 from ..config import ModelConfig
 from ..errors import InputError
 from ..transformer import Transformer
@@ -124,22 +124,25 @@ def from_gpt2(
     missing, extra = sorted(names.keys() - arrays.keys()), sorted(arrays.keys() - names.keys())
     if missing or extra:
         raise InputError(f"these are not the weights of a GPT-2: missing {missing[:5]}, unknown {extra[:5]}")
-    target = model.parameters
+    target, problems = model.parameters, []
     for theirs, ours in names.items():
         array = arrays[theirs]
         is_transposed = is_conv and _is_linear(theirs)
         shape = (sum(len(target[name]) for name in ours), *target[ours[0]].shape[1:])
         wanted = shape[::-1] if is_transposed else shape
         if array.shape != wanted:
-            raise InputError(f"{theirs} has shape {array.shape}, not {wanted}")
+            problems.append(f"{theirs} has shape {array.shape}, not {wanted}")
+            continue
         # Conv1D: (inputs, outputs) -> (outputs, inputs); (3·C, C) -> 3 × (C, C)
         parts = np.split(array.T if is_transposed else array, len(ours))
         for name, part in zip(ours, parts, strict=True):
             target[name] = part
     if not config.tie_embeddings:
         if head.shape != (vocab_size, width):
-            raise InputError(f"{HEAD} has shape {head.shape}, not {(vocab_size, width)}")
-        target["output.weight"] = head
+            problems.append(f"{HEAD} has shape {head.shape}, not {(vocab_size, width)}")
+        else:
+            target["output.weight"] = head
+    refuse(*problems)
     return model
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import is_whole
+from ..checks import is_whole, refuse
 from ..config import ModelConfig
 from ..errors import InputError
 from ..files import read_bytes, read_json
@@ -166,11 +166,7 @@ def _read_config(weights: Path) -> Mapping[str, Any]:
     path = weights.with_name(CONFIG_NAME)
     if not path.is_file():
         return {}
-    config = read_json(path)
-    for name, value in PLAIN_SETTINGS.items():
-        if config.get(name, value) != value:
-            raise InputError(f"{path} says {name} {config[name]!r}; only {value!r} is read")
-    return config
+    return read_json(path)
 
 
 def _gpt2(
@@ -178,24 +174,32 @@ def _gpt2(
 ) -> Transformer:
     """Return a GPT-2 of Hugging Face or nanoGPT whose configuration agrees with its weights."""
     heads = config.get("n_head") if num_heads is None else num_heads
-    if not is_whole(heads):
-        raise InputError(
-            f"{path}: the weights do not show the number of heads, and no {CONFIG_NAME} is beside; give --heads"
-        )
     name = config.get("activation_function")
+    problems = [
+        f"the configuration says {setting} {config[setting]!r}, only {value!r} is read"
+        for setting, value in PLAIN_SETTINGS.items()
+        if config.get(setting, value) != value
+    ]
+    if not is_whole(heads):
+        problems.append("the weights do not show the number of heads, and no configuration says it: give --heads")
     if name is not None and name not in ACTIVATIONS:
-        raise InputError(f"{path}: activation_function {name!r} is unknown; known are {', '.join(ACTIVATIONS)}")
-    activation = None if name is None else ACTIVATIONS[name]
+        problems.append(f"activation_function {name!r} is unknown, known are {', '.join(ACTIVATIONS)}")
     try:
-        model = from_gpt2(arrays, heads, config.get("layer_norm_epsilon", 1e-5), activation)
+        refuse(*problems)
+        assert is_whole(heads)
+        model = from_gpt2(
+            arrays, heads, config.get("layer_norm_epsilon", 1e-5), None if name is None else ACTIVATIONS[name]
+        )
+        sizes = {theirs: getattr(model.config, ours) for theirs, ours in SIZES}
+        refuse(
+            *(
+                f"the configuration says {theirs} {config[theirs]!r}, the weights are for {size:,}"
+                for theirs, size in sizes.items()
+                if config.get(theirs, size) != size
+            )
+        )
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    for theirs, ours in SIZES:
-        size = getattr(model.config, ours)
-        if config.get(theirs, size) != size:
-            raise InputError(
-                f"{path}: the configuration says {theirs} {config[theirs]!r}, the weights are for {size:,}"
-            )
     return model
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from ..checks import refuse
 from ..config import ModelConfig
 from ..errors import InputError
 from ..files import atomic_write
@@ -103,8 +104,14 @@ def check_shapes(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[in
     missing, extra = sorted(shapes.keys() - arrays.keys()), sorted(arrays.keys() - shapes.keys())
     if missing or extra:
         raise InputError(f"{where} does not fit the configuration: missing {missing[:5]}, unknown {extra[:5]}")
-    for name, shape in shapes.items():
-        if arrays[name].shape != shape:
-            raise InputError(f"{where}: {name} has shape {arrays[name].shape}, not {shape}")
-        if arrays[name].dtype.kind not in "f":
-            raise InputError(f"{where}: {name} has type {arrays[name].dtype}, not a floating-point type")
+    problems = [
+        f"{name} has shape {arrays[name].shape}, not {shape}"
+        for name, shape in shapes.items()
+        if arrays[name].shape != shape
+    ]
+    problems += [
+        f"{name} has type {array.dtype}, not a floating-point type"
+        for name, array in arrays.items()
+        if array.dtype.kind != "f"
+    ]
+    refuse(*(f"{where}: {problem}" for problem in problems[:1]), *problems[1:])

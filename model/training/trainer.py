@@ -320,7 +320,7 @@ class Trainer:
             "vocabulary_sha256": self.tokenizer.fingerprint(),
             "total_steps": self.total_steps,
             "training_tokens": len(self.training_tokens),
-            "validation_tokens": len(self.validation_tokens),
+            "validation_tokens": self.validation_tokens.size,
             "num_workers": self.progress.num_workers,
             "results": dict(results or {}),
         }

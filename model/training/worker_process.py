@@ -44,7 +44,7 @@ def open_tokens(place: dict[str, Any]) -> np.ndarray:
         assert isinstance(tokens, np.ndarray)
         return tokens
     memory = mmap.mmap(place["descriptor"], 0, access=mmap.ACCESS_READ)
-    return np.frombuffer(memory, place["dtype"], place["length"])
+    return np.ndarray(place["shape"], place["dtype"], memory)
 
 
 def main(build_straight_through: Callable[[dict[str, Any]], StraightThrough] | None = None) -> None:

@@ -260,13 +260,13 @@ def _describe(tokens: np.ndarray, resources: ExitStack) -> dict[str, Any]:
     if (
         isinstance(tokens, np.memmap)
         and tokens.filename is not None
-        and len(tokens) == len(np.load(tokens.filename, mmap_mode="r"))
+        and tokens.shape == np.load(tokens.filename, mmap_mode="r").shape
     ):
         return {"path": str(tokens.filename)}
     copy = _unnamed_file(resources)
     copy.write(np.ascontiguousarray(tokens).tobytes())
     copy.flush()
-    return {"descriptor": copy.fileno(), "dtype": tokens.dtype.str, "length": len(tokens)}
+    return {"descriptor": copy.fileno(), "dtype": tokens.dtype.str, "shape": tokens.shape}
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     simulator, reason = (arguments.simulator, "") if arguments.simulator else default_simulator()
     if reason:
         print(reason)
-    tokens = directory.load_validation_tokens()
+    tokens = directory.load_validation_tokens().ravel()
     quantized, manifest_sha256 = load_named_quantized(directory)
     unsupported = why_unsupported(quantized.blocks[0].attention)
     if unsupported and not arguments.only:

@@ -80,6 +80,14 @@ def test_a_width_after_a_format_wins():
         ({"*": 4}, "must be a table"),
         ({"*": {}}, "must be a table"),
         ([1], "tables by layer name, not list"),
+        (
+            {"a": 4, "*": {"bits": 4, "weight_bits": 9, "format": "Q4", "activation_bits": 3}},
+            "'a' must be a table.*has 'bits'.*2 to 8.*Qm.n.*4 to 10, not 3.*drop activation_bits",
+        ),
+        (
+            {"a*": {"weight_bits": 4}, "*": {"weight_bits": "ternary", "format": "Q8.8"}, "b": {"format": "Q4.4"}},
+            r"'a\*' matches.*token_embedding cannot.*attention_norm needs.*blocks.1.*up needs.*'b' matches",
+        ),
     ],
     ids=str,
 )

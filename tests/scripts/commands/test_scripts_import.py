@@ -10,7 +10,7 @@ from stories260k import MODEL, TOKENIZER, needs_stories260k
 from torch_files import torch_file
 
 from fixedpoint.quantization.quantization_aware import QuantizationAware
-from model import InputError, Llama2cTokenizer, ModelConfig, RunDirectory, Transformer, generate
+from model import InputError, Llama2cTokenizer, ModelConfig, RunDirectory, Transformer, generate, generate_batch
 from model.data import windows
 from model.formats.gpt2 import to_gpt2
 from model.formats.imported import import_model
@@ -77,7 +77,11 @@ def test_samples_and_text_are_calibrated_on(tmp_path, capsys):
     assert len(contexts) == 15
     assert contexts[0].tolist() == [beginning, *generate(model, [beginning], 7, seed=3)]
     assert set(contexts[:, 0]) == {beginning}
-    assert len(run.load_validation_tokens()) == 5 * 8 + 1
+    held_out = run.load_validation_tokens()
+    assert held_out.shape == (5, 9)  # with the token that ends a context, which the model wrote too
+    assert held_out[0].tolist() == [beginning, *generate_batch(model, [[beginning]] * 20, 8, seed=3)[15]]
+    comparison = json.loads((run.path / "quantization.json").read_text(encoding="utf-8"))["comparison"]
+    assert comparison["float_loss"] == pytest.approx(model.loss(held_out[:, :-1], held_out[:, 1:]), abs=1e-5)
     assert run.load_training_record()["source"]["seed"] == 3
     assert cli.main(["quantize", str(run.path), "--text", str(text)]) == 0
     assert run.load_tokenizer().decode(run.load_training_tokens()).startswith("thequick")
@@ -238,7 +242,16 @@ def test_a_gate_without_its_matrix_and_a_table_that_is_too_short(tmp_path, capsy
     assert "give --heads" in refused(capsys, tmp_path / "x", folder)
     for settings, message in (
         ({"n_head": 4, "n_positions": 1024}, "says n_positions 1024, the weights are for 8"),
-        ({"n_head": 4, "model_type": "llama"}, "says model_type 'llama'; only 'gpt2' is read"),
+        ({"n_head": 4, "model_type": "llama"}, "says model_type 'llama', only 'gpt2' is read"),
+        (
+            {"model_type": "llama", "scale_attn_weights": False, "activation_function": "mish"},
+            "'gpt2' is read; the configuration says scale_attn_weights False, only True is read; the weights do not show "
+            "the number of heads, and no configuration says it: give --heads; activation_function 'mish'",
+        ),
+        (
+            {"n_head": 4, "n_embd": 5, "n_layer": 6},
+            "n_embd 5, the weights are for 16; the configuration says n_layer 6",
+        ),
         ({"n_head": 4, "activation_function": "mish"}, "activation_function 'mish' is unknown"),
     ):
         (folder / "config.json").write_text(json.dumps(settings))
