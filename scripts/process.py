@@ -1,4 +1,4 @@
-"""Ctrl-C and output encoding of a command's process; importing this package changes neither.
+"""Ctrl-C, output encoding and BLAS threads of a command; importing this package changes none.
 
 Ctrl-C at any moment gives one line or none and exit status 130, never a traceback. While Python
 imports modules, a KeyboardInterrupt can come up anywhere, also where somebody's `except` swallows
@@ -20,16 +20,21 @@ from types import FrameType
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 STANDARD_ERROR = 2
 WRITE_ANYTHING = "positron.write-anything"
+# BLAS threads wait for each other by spinning: where other programs use the cores too, 32 sequences
+# are generated 20 times as slowly with two threads as with one. Training has worker processes.
+BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 NOTHING_STARTED = b"\nstopped: nothing was started; run the command again\n"
 
 
 def prepare() -> None:
-    r"""Take over Ctrl-C, and let the output's encoding refuse nothing.
+    r"""Take over Ctrl-C, let the output's encoding refuse nothing, give NumPy one BLAS thread.
 
     What a terminal or pipe cannot show is written as an escape like `\u2014`, and the name of a
     file that is not text as the bytes that it is. Ctrl-C stays ignored where whoever started the
-    process wants it so.
+    process wants it so, and so do numbers of threads that the environment has.
     """
+    for name in BLAS_THREADS:
+        os.environ.setdefault(name, "1")
     codecs.register_error(WRITE_ANYTHING, _bytes_or_escape)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

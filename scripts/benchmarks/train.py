@@ -12,6 +12,7 @@ import importlib.util
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -100,7 +101,7 @@ def _measure_shape(name: str, seconds: float, activation: str, compare: bool) ->
     operations = (
         6 * model.count_multiply_accumulates((config.max_seq_len + 1) // 2)["total"] * batch_size * config.max_seq_len
     )
-    rate, peak = operations / medians["numpy"] / 1e9, 2 * PEAK_SIZE**3 / medians["peak"] / 1e9
+    rate, peak = operations / medians["numpy"] / 1e9, THREADS * 2 * PEAK_SIZE**3 / medians["peak"] / 1e9
     ratio = statistics.median(a / b for a, b in zip(times["numpy"], times["pytorch"], strict=True)) if compare else None
     return {
         "shape": name,
@@ -118,13 +119,13 @@ def _measure_shape(name: str, seconds: float, activation: str, compare: bool) ->
 # next measurement.
 SETTLE_SECONDS = 0.1
 PEAK_SIZE = 768
-_LEFT, _RIGHT, _PRODUCT = (np.ones((PEAK_SIZE, PEAK_SIZE), np.float32) for _ in range(3))
+_LEFT, _RIGHT, *_PRODUCTS = (np.ones((PEAK_SIZE, PEAK_SIZE), np.float32) for _ in range(2 + THREADS))
 
 
 def _matrix_products(step: int) -> None:
-    """Multiply large matrices with all of BLAS's threads: the peak speed of this machine."""
-    for _ in range(TURN):
-        np.matmul(_LEFT, _RIGHT, out=_PRODUCT)
+    """Multiply large matrices, each thread its own: the peak speed of so many cores."""
+    with ThreadPoolExecutor(THREADS) as executor:
+        list(executor.map(lambda product: [np.matmul(_LEFT, _RIGHT, out=product) for _ in range(TURN)], _PRODUCTS))
 
 
 def _pytorch_steps(model: Transformer, training: TrainingConfig, tokens: np.ndarray) -> Callable[[int], object]:

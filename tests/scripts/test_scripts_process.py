@@ -96,6 +96,24 @@ def test_importing_the_package_changes_no_process() -> None:
     assert python(program, PYTHONIOENCODING="utf-8").stdout == "True strict\n"
 
 
+@pytest.mark.parametrize(("asked", "threads"), [({}, 1), ({"OPENBLAS_NUM_THREADS": "2"}, 2)], ids=str)
+def test_a_command_has_one_blas_thread_unless_the_environment_says_otherwise(
+    asked: dict[str, str], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS")
+    program = """
+import sys
+sys.argv[0] = "-m"  # as `python -m scripts.cli` begins
+import scripts
+assert "numpy" not in sys.modules
+import os, numpy
+numpy.ones((512, 512)) @ numpy.ones((512, 512))
+print(len(os.listdir("/proc/self/task")))
+"""
+    result = python(program, **asked)
+    assert result.stdout == f"{min(threads, os.cpu_count() or 1)}\n", result.stderr
+
+
 SMALL = [
     "--embed-dim",
     "16",
