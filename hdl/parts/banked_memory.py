@@ -40,6 +40,7 @@ class BankedMemory(wiring.Component):
         init: The first words, unsigned; the rest is zero.
         bank_words: Words of a bank, a power of two; the last bank has what is left.
         write_parts: Equal parts of a word, each written or not; 0 for a memory that is only read.
+        writable_from: The first address that is ever written; banks below it have no write port.
         banks: Number of banks.
         latency: See above.
         address: In, the word to read.
@@ -49,12 +50,20 @@ class BankedMemory(wiring.Component):
     """
 
     def __init__(
-        self, width: int, depth: int, init: Sequence[int] = (), *, bank_words: int = 512, write_parts: int = 0
+        self,
+        width: int,
+        depth: int,
+        init: Sequence[int] = (),
+        *,
+        bank_words: int = 512,
+        write_parts: int = 0,
+        writable_from: int = 0,
     ):
         check_whole("width", width)
         check_whole("depth", depth)
         check_whole("bank_words", bank_words)
         check_whole("write_parts", write_parts, 0, width, "a part is at least a bit")
+        check_whole("writable_from", writable_from, 0, depth - 1, "the last word")
         if bank_words & (bank_words - 1):
             raise CircuitError(f"bank_words must be a power of two, not {bank_words}")
         if write_parts and width % write_parts:
@@ -64,7 +73,7 @@ class BankedMemory(wiring.Component):
             wanted = f"{depth} words of {width} bits, unsigned"
             raise CircuitError(f"init must be at most {wanted}, not {reprlib.repr(list(init))}")
         self.width, self.depth, self.init = width, depth, list(init)
-        self.bank_words, self.write_parts = bank_words, write_parts
+        self.bank_words, self.write_parts, self.writable_from = bank_words, write_parts, writable_from
         self.banks = -(-depth // bank_words)
         self.latency = 2 if self.banks == 1 else 4
         ports = {"address": In(range(depth)), "word": Out(width)}
@@ -101,7 +110,7 @@ class BankedMemory(wiring.Component):
             m.d.sync += [answer.eq(read_port.data), result.eq(answer)]
             answers.append(result)
             banks.append(words)
-            if self.write_parts:
+            if self.write_parts and start + depth > self.writable_from:
                 write_port = words.write_port(granularity=self.width // self.write_parts)
                 enable = Signal(self.write_parts, name=f"enable_{bank}") if several else self.write_enable
                 if several:
