@@ -22,7 +22,7 @@ from ..errors import CircuitError
 from ..parts.copies import Copies
 from ..parts.dot_product import AdderTree, Delay, LaneProducts, add_owed
 from ..parts.internals import Internals
-from ..parts.multiplier import OPERAND_BITS, pair_operand, pair_spacing
+from ..parts.multiplier import OPERAND_BITS, pair_operand, pair_products, pair_spacing
 from ..parts.parameter_checks import check_collection, check_whole
 from ..parts.registers import data_register
 from ..parts.requantize import WIDEST_INPUT
@@ -105,9 +105,7 @@ class EngineDatapath(wiring.Component):
                 f"activation_bits {activation_bits} with {'pairs of ' if self.pairs else ''}{element_bits} element_bits "
                 f"need operands of {max(b_bits, activation_bits)} bits; a multiplier takes {OPERAND_BITS}"
             )
-        self._products = LaneProducts(parameters.lanes, activation_bits, b_bits)
-        # A lane's lower product and what stands above it.
-        self._lower_bits = self.spacing if self.pairs else parameters.product_bits
+        # Of what stands above a lane's lower product.
         self._upper_bits = max(self.spacing, parameters.product_bits - self.spacing + 1)
         self.tree_latency = parameters.tree_levels
         self.latency = LaneProducts.latency + self.tree_latency + 2
@@ -120,6 +118,7 @@ class EngineDatapath(wiring.Component):
             raise CircuitError(
                 f"terms of {parameters.terms} words need sums of {widest} bits; at most {WIDEST_INPUT} can be requantized"
             )
+        self._products = LaneProducts(parameters.lanes, activation_bits, b_bits)
         flags = {name: Shape.cast(1) for name in ("dot", "pairs", "accumulate", "first", "last")}
         self._tag = data.StructLayout({**flags, "tap": range(len(parameters.columns))})
         ports: dict[str, wiring.Member] = {
@@ -150,18 +149,17 @@ class EngineDatapath(wiring.Component):
         m.submodules.tags = tags = Delay(self._tag, self.latency if self.sums else self.lanes_latency)
         m.d.comb += [tags.en.eq(1), tags.i.eq(self.i)]
         self.internals = Internals(tags=tags)
-        for name, possible in (("pairs", self.pairs), ("accumulate", self.accumulates), ("dot", self.sums)):
-            if not possible:
-                m.d.sync += Assert(~self.i[name], f"this engine was made without {name}")
-        if self.pairs and not self.dots:
-            m.d.sync += Assert(~self.i.dot | self.i.pairs, "this engine was made without dot")
+        asked = {Operation.PAIRS: self.i.dot & self.i.pairs, Operation.ACCUMULATE: self.i.accumulate}
+        asked[Operation.DOT] = self.i.dot & ~self.i.pairs
+        for operation in sorted(asked.keys() - self.operations):
+            m.d.sync += Assert(~asked[operation], f"this engine was made without {operation.name}")
 
         # Multiply.
         m.submodules.products = products = self._products
         m.d.comb += [products.en.eq(1), products.a.eq(self.activations)]
         in_pairs: list = [None] * lanes
         if self.pairs and self.whole:
-            announced = Signal()
+            self.internals.announced = announced = Signal()
             m.d.sync += [
                 announced.eq(self.pairs_next),
                 Assert(~(self.i.dot | self.i.accumulate) | (announced == self.i.pairs), "pairs_next was not pairs"),
@@ -178,9 +176,12 @@ class EngineDatapath(wiring.Component):
         if self.accumulates:
             self._accumulate(m, tags.taps[multiplied - 1], tags.taps[multiplied + 1])
         if self.sums:
-            lower = [products.o[lane][: self._lower_bits].as_signed() for lane in range(lanes)]
-            above = slice(spacing, spacing + self._upper_bits)
-            upper = [products.o[lane][above].as_signed() for lane in range(lanes)] if self.pairs else []
+            lower = [product[: self.parameters.product_bits].as_signed() for product in products.o]
+            upper = []
+            if self.pairs:
+                split = [pair_products(product, spacing) for product in products.o]
+                lower = [low for low, *_ in split]
+                upper = [(above[: self._upper_bits].as_signed(), owed) for _, above, owed in split]
             self._sum_groups(m, lower, upper, tags)
         return m
 
@@ -208,13 +209,14 @@ class EngineDatapath(wiring.Component):
                 m.d.sync += sums[lane].eq(sums[lane] + product)
         m.d.comb += [self.o_lanes.valid.eq(now.accumulate & now.last), self.o_lanes.sums.eq(sums)]
         m.d.sync += Assert(~self.o_lanes.valid | ~add[0], "a sum of lanes began while the one before was given")
-        self.internals.fresh, self.internals.clear, self.internals.add = fresh, m.submodules.clear, m.submodules.add
+        self.internals.fresh, self.internals.ending = fresh, ending
+        self.internals.clear, self.internals.add = m.submodules.clear, m.submodules.add
 
-    def _sum_groups(self, m: Module, lower: list[Value], upper: list[Value], tags: Delay) -> None:
+    def _sum_groups(self, m: Module, lower: list[Value], upper: list[tuple[Value, Value]], tags: Delay) -> None:
         """Sum up products within groups of lanes, then over words."""
         groups, spacing = self.parameters.groups, self.spacing
         lower_taps = self._tapped(m, "lower", [(product, Const(0, 1)) for product in lower])
-        upper_taps = self._tapped(m, "upper", [(above, below[-1]) for above, below in zip(upper, lower, strict=False)])
+        upper_taps = self._tapped(m, "upper", upper)
         # One of the taps; then the sum over words.  Each group has copies of what they look at.
         tap_bits = Value.cast(tags.i.tap)
         m.submodules.tap = tap = Copies(len(tap_bits) + 1, groups)

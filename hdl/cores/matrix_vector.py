@@ -30,8 +30,8 @@ class MatrixVector(wiring.Component):
 
     Latency: `cycles(V)` = V·(K + W) + `pipeline` − 1 clock edges from the first element of V
     vectors taken to the last result given, without stalls; W = `tile.num_words(R, K)`, that is
-    R·ceil(K / lanes) without pairs and sharing; `pipeline` = 18 + ceil(log2 `tile.columns`) + rows
-    of the last tile. Throughput: a vector in K + W cycles.
+    R·ceil(K / lanes) without pairs and sharing; `pipeline` = 17 + ceil(log2 `tile.columns`) + rows
+    of the last tile, one more with W > 512. Throughput: a vector in K + W cycles.
     Resources: `lanes` hard multipliers; W words of `lanes` weights, or pairs of weights, in block
     RAM; K·8 flip-flops for the ring.
 

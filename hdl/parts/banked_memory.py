@@ -68,10 +68,7 @@ class BankedMemory(wiring.Component):
             raise CircuitError(f"bank_words must be a power of two, not {bank_words}")
         if write_parts and width % write_parts:
             raise CircuitError(f"words of {width} bits cannot be written in {write_parts} equal parts")
-        check_collection("init", init)
-        if len(init) > depth or any(not isinstance(word, int) or not 0 <= word < 1 << width for word in init):
-            wanted = f"{depth} words of {width} bits, unsigned"
-            raise CircuitError(f"init must be at most {wanted}, not {reprlib.repr(list(init))}")
+        check_words(init, depth, width)
         self.width, self.depth, self.init = width, depth, list(init)
         self.bank_words, self.write_parts, self.writable_from = bank_words, write_parts, writable_from
         self.banks = -(-depth // bank_words)
@@ -140,3 +137,15 @@ class BankedMemory(wiring.Component):
         m.submodules[f"{name}_copies"] = copies = Copies(len(address), self.banks)
         m.d.comb += copies.i.eq(address)
         return list(copies.o)
+
+
+def check_words(init: Sequence[int], depth: int, width: int) -> None:
+    """Refuse what cannot be the first words of a memory.
+
+    Raises:
+        CircuitError: It is something else than at most `depth` unsigned numbers of `width` bits.
+    """
+    check_collection("init", init)
+    if len(init) > depth or any(not isinstance(word, int) or not 0 <= word < 1 << width for word in init):
+        wanted = f"{depth} words of {width} bits, unsigned"
+        raise CircuitError(f"init must be at most {wanted}, not {reprlib.repr(list(init))}")

@@ -109,11 +109,11 @@ def pair_operand(lower: Value, upper: Value, spacing: int) -> Value:
     return Cat(lower, negative.replicate(spacing - len(lower)), *bits).as_signed()
 
 
-def pair_products(product: Value, spacing: int) -> tuple[Value, Value]:
-    """Return (x·lower, x·upper) from x times a `pair_operand`.
+def pair_products(product: Value, spacing: int) -> tuple[Value, Value, Value]:
+    """Return x·lower, and two numbers of which x·upper is the sum, from x times a `pair_operand`.
 
     The lower product is the low `spacing` bits, as a signed number. A negative one has borrowed
-    from the upper product, which its sign gives back.
+    from what stands above, and its sign, which is the third number, gives that back.
     """
     lower = product[:spacing].as_signed()
-    return lower, product[spacing:].as_signed() + lower[-1]
+    return lower, product[spacing:].as_signed(), lower[-1]

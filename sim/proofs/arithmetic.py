@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from amaranth.hdl import Value
+from amaranth.hdl import Const, Value
 from amaranth.lib import data, wiring
 
 import fixedpoint
@@ -178,7 +178,9 @@ def products() -> list[Proof]:
             1,
             "the upper product keeps what the lower one borrowed",
             lambda: PairsOfProducts(
-                8, 4, lambda product, spacing: (product[:spacing].as_signed(), product[spacing:].as_signed())
+                8,
+                4,
+                lambda product, spacing: (product[:spacing].as_signed(), product[spacing:].as_signed(), Const(0, 1)),
             ),
         )
     ]

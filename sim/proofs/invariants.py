@@ -1,6 +1,7 @@
 """Invariants of stream parts, engine, matrix-vector product, argmax, cache and UART."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from amaranth.asserts import AnySeq
 from amaranth.hdl import Assert, Const, Module, Mux, Signal, Value
@@ -114,10 +115,15 @@ def key_value_cache(environment: Conservation, m: Module) -> list[Assert]:
     ]
 
 
+def _commands(core: Engine) -> list[Any]:
+    """Return the tags of an engine's commands, the last one taken first."""
+    return [*core.internals.fetching.taps[1:], *core.internals.datapath.internals.tags.taps[1:]]
+
+
 def _results(elaborated: ElaboratedCore, core: Engine) -> tuple[list[Assert], Value]:
     """Return the claims about an engine's credits, and its results."""
     fifo, credits = core.internals.results, core.internals.credits
-    results = count_ones(tag.dot & tag.last for tag in stages(core.internals.tags)) + fifo.level
+    results = count_ones(tag.dot & tag.last for tag in _commands(core)) + fifo.level
     return [
         *fifo_claims(elaborated, fifo, "results"),
         Assert(credits + results == core.latency + 1, "credits: each result has its place"),
@@ -125,32 +131,35 @@ def _results(elaborated: ElaboratedCore, core: Engine) -> tuple[list[Assert], Va
 
 
 def _lane_sums(environment: WholeSums, m: Module) -> list[Assert]:
-    """The lanes' registers belong to one sum, from its first word to the transfer of its result."""
+    """The register of lane sums belongs to one sum from its last word to the transfer of its
+    result, and the lanes are clear when another one reaches them.
+    """
     core, internals = environment.elaborated.core, environment.elaborated.internals
-    tags = internals.tags.taps[1 : core.lanes_latency]
-    lanes, ends = [tag.lanes for tag in tags], [tag.lanes & tag.last for tag in tags]
-    free, given, valid = internals.lanes_free, internals.given, environment.core.o_lanes.valid
-    add, clear = Value.cast(internals.add.o), Value.cast(internals.clear.o)
-    # The copies of `add` have no reset: for a cycle after one they may add what the lanes forget in
-    # the next.
-    fresh = Signal(init=1)
-    m.d.sync += fresh.eq(0)
+    path = internals.datapath
+    # From the last command taken to that whose sums are given by the datapath.
+    tags = _commands(core)[: core.lanes_latency - 1]
+    lanes, ends = [tag.accumulate for tag in tags], [tag.accumulate & tag.last for tag in tags]
+    free, valid = internals.lanes_free, environment.core.o_lanes.valid
+    add, clear = Value.cast(path.internals.add.o), Value.cast(path.internals.clear.o)
+    fresh, ending = path.internals.fresh, path.internals.ending
+    # The copies have no reset: for a cycle after one they may add what the lanes forget then.
+    settled = Signal()
+    m.d.sync += settled.eq(~fresh)
     return [
         Assert(count_ones(ends) + valid == ~free, "lanes: taken means that a result is there or on its way"),
-        Assert(~valid | ~count_ones(lanes).bool(), "lanes: nothing is added to a result"),
         *(
             Assert(~end | ~count_ones(lanes[:place]).bool(), "lanes: no sum follows before the transfer")
             for place, end in enumerate(ends)
         ),
+        Assert(~valid | ~count_ones(lanes).bool(), "lanes: no sum follows a result that waits"),
         Assert(
             environment.between | (environment.operation != Operation.ACCUMULATE) | free, "lanes: owned by a sum begun"
         ),
-        Assert(fresh | (add == lanes[-1].replicate(len(add))), "lanes: added is what has come so far"),
+        Assert(fresh | (add == lanes[-2].replicate(len(add))), "lanes: added is what has come so far"),
+        Assert(ending == ends[-2], "lanes: the end of a sum is seen a cycle before"),
+        Assert(~settled | (clear == ends[-1].replicate(len(clear))), "lanes: cleared while they are given"),
+        Assert(~(settled & fresh), "lanes: cleared once after a reset"),
         Assert(~fresh | ~(count_ones(lanes).bool() | valid), "lanes: empty after a reset"),
-        Assert(~given | ~(count_ones(lanes).bool() | valid), "lanes: empty after a transfer"),
-        Assert(
-            ~clear.any() | ~(count_ones(lanes[1:]).bool() | valid), "lanes: cleared before another sum comes so far"
-        ),
     ]
 
 
@@ -168,7 +177,10 @@ def engine(environment: WholeSums, m: Module) -> list[Assert]:
         )
     )
     given = environment.transfers(m, "o")
+    internals = environment.elaborated.core.internals
+    announced = internals.datapath.internals.announced
     return [
+        Assert(announced == internals.fetching.o.pairs, "pairs are announced"),
         *claims,
         *_lane_sums(environment, m),
         Assert((asked - given)[: environment.COUNTER_BITS] == results, "each sum gives one result"),

@@ -33,15 +33,17 @@ class PairsOfProducts(Elaboratable):
         x = AnyConst(signed(self.bits))
         lower, upper = (Value.cast(AnyConst(signed(self.weight_bits))) for _ in range(2))
         spacing = pair_spacing(self.bits, self.weight_bits)
-        product = Signal(signed(self.bits + spacing + self.weight_bits + 1))
-        m.d.comb += product.eq(x * pair_operand(lower, upper, spacing))
-        low, high = self.split(product, spacing)
-        m.d.comb += [Assert(low == x * lower), Assert(high == x * upper)]
+        both = Signal(signed(self.bits + spacing + self.weight_bits + 1))
+        m.d.comb += both.eq(x * pair_operand(lower, upper, spacing))
+        low, above, owed = self.split(both, spacing)
+        m.d.comb += [Assert(low == x * lower), Assert(above + owed == x * upper)]
         return m
 
 
 class TreesNeverOverflow(Elaboratable):
-    """The sums of adder trees equal sums of more bits; a bug cuts off `lost` bits."""
+    """The sums of adder trees equal sums of more bits, with summands that lack ones and without; a
+    bug cuts off `lost` bits.
+    """
 
     def __init__(self, counts: range, bits: int, lost: int = 0):
         self.counts, self.bits, self.lost = counts, bits, lost
@@ -53,11 +55,16 @@ class TreesNeverOverflow(Elaboratable):
         m.d.comb += Value.cast(summands).eq(AnyConst(len(Value.cast(summands))))
         cycles = Signal(range(max(self.counts) + 1))
         m.d.sync += cycles.eq(cycles + (cycles != max(self.counts)))
-        for count in self.counts:
-            m.submodules[f"tree_{count}"] = tree = AdderTree(count, self.bits)
+        ones = Signal(max(self.counts))
+        m.d.comb += ones.eq(AnyConst(len(ones)))
+        for count, owing in [(count, owing) for count in self.counts for owing in (False, True)]:
+            m.submodules[f"tree_{count}_{owing}"] = tree = AdderTree(count, self.bits, owing=owing)
             m.d.comb += [tree.en.eq(1), *(tree.i[place].eq(summands[place]) for place in range(count))]
             exact = sum((summands[place] for place in range(1, count)), start=summands[0])
             result = tree.o[: len(tree.o) - self.lost].as_signed()
+            if owing:
+                m.d.comb += tree.owed.eq(ones[:count])
+                exact, result = exact + sum(ones[:count]), result + tree.o_owed
             m.d.comb += Assert((cycles < tree.latency) | (result == exact))
         return m
 
@@ -82,7 +89,7 @@ class SumsAreExact(WholeSums):
         assume_no_stalls(self, m)
         core, command, taken = self.core, self.core.i.payload, self.taken["i"]
         bits, half = core.element_bits, core.element_bits // 2
-        word = word_at(self.elaborated.fragment(self.core.internals.words), command.address)
+        word = word_at(self.elaborated.fragment(self.core.internals.words.internals.banks[0]), command.address)
         place = Signal(range(self.terms + 1))
         with m.If(taken):
             m.d.sync += place.eq(Mux(command.last, 0, place + 1))

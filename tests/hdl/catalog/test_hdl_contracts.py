@@ -71,7 +71,7 @@ ARGUMENTS = {
     AdderTree: {"count": 3, "bits": 8, "owing": True},
     ArgMax: {"logits": QFormat(8, 4), "length": 4},
     Attention: {"parameters": BLOCK.attention},
-    BankedMemory: {"width": 8, "depth": 6, "init": [1], "bank_words": 4, "write_parts": 2},
+    BankedMemory: {"width": 8, "depth": 6, "init": [1], "bank_words": 4, "write_parts": 2, "writable_from": 4},
     BlockTable: {"values": [1, 2, 3], "bits": 4},
     Copies: {"bits": 2, "count": 3},
     Delay: {"shape": signed(4), "stages": 2},
@@ -127,6 +127,7 @@ NO_NUMBER = (True, 1.5, np.int64(4), "4", None)
 NOTHING_LIKE_IT = (None, 2.5, "formats")
 ALSO_GOOD = [
     (BankedMemory, "write_parts", 0),
+    (BankedMemory, "writable_from", 0),
     (Delay, "stages", 0),
     (EngineDatapath, "weight_bits", None),
     (Requantize, "lowest", 0),

@@ -9,13 +9,13 @@ from amaranth.sim import Simulator
 from core_bench import STALLS, ResetOnce, every_row, needs_compiler, run, run_compiled
 from verilog_benches import EVERY_VERILOG_SIMULATOR
 
-import hdl.cores.engine
+import hdl.parts.dot_product
 from fixedpoint import QFormat
 from fixedpoint.operators.dot_product_engine import Commands, Operation
 from hdl import CircuitError
 from hdl.catalog.engine_vectors import command_columns, engine_vectors, result_columns
 from hdl.catalog.vectors import Vectors
-from hdl.cores.engine import FETCH_STAGES, Engine
+from hdl.cores.engine import Engine
 from hdl.cores.tile import Tile
 from sim.bench.bench import BenchFailure, StreamBench
 from sim.bench.payload import pack_all
@@ -55,6 +55,7 @@ SHAPES = [
     (4, (4,), 9, 2, {"operations": (DOT, WRITE), "element_bits": 5, "activation_bits": 18}),
     (4, (1,), 9, 9, {"operations": (ACCUMULATE,), "element_bits": 7, "init": list(range(9))}),
     (4, (4,), 3, 2, {"operations": (PAIRS, ACCUMULATE, WRITE), "element_bits": 4, "activation_bits": 12}),
+    (2, (2,), 1030, 3, {"init": range(600)}),
 ]
 
 
@@ -141,8 +142,10 @@ class Busy(wiring.Component):
         m.submodules.core = core = self.core
         for name in ("i", "o"):
             wiring.connect(m, wiring.flipped(getattr(self, name)), getattr(core, name))
-        lanes = [(core._products.a[lane] != 0) & (core._products.b[lane] != 0) for lane in range(core.lanes)]
-        at_work = [self.i.valid & self.i.ready, *(Signal(name=f"at_work_{stage}") for stage in range(FETCH_STAGES))]
+        products = core._datapath._products
+        lanes = [(products.a[lane] != 0) & (products.b[lane] != 0) for lane in range(core.lanes)]
+        stages = range(core.fetch_stages)
+        at_work = [self.i.valid & self.i.ready, *(Signal(name=f"at_work_{stage}") for stage in stages)]
         m.d.sync += [after.eq(before) for before, after in pairwise(at_work)]
         m.d.comb += self.busy.eq(Mux(at_work[-1], sum(lanes), 0))
         return m
@@ -224,10 +227,7 @@ def test_one_flipped_bit_of_a_word_is_found(tmp_path):
 
 
 def test_an_uncorrected_upper_product_is_found(tmp_path, monkeypatch):
-    def without_correction(product, spacing):
-        return product[:spacing].as_signed(), product[spacing:].as_signed()
-
-    monkeypatch.setattr(hdl.cores.engine, "pair_products", without_correction)
+    monkeypatch.setattr(hdl.parts.dot_product, "add_owed", lambda one, other, owed: one + other)
     with pytest.raises(BenchFailure) as failure:
         run(random_bench(Engine(4, (4,), 8, 3)), tmp_path)
     assert failure.value.kind == "value"

@@ -88,7 +88,7 @@ def test_the_tile_that_keeps_the_multipliers_busiest(rows, columns, lanes, weigh
 def test_the_pipeline_is_the_docstrings_formula(rows, lanes, words, levels, last_rows):
     """For 64 columns of 4-bit weights; that the prediction is the simulation's is shown above."""
     core = MatrixVector(layer(rows, 64, weight_bits=4), lanes)
-    assert core.pipeline == 18 + levels + last_rows
+    assert core.pipeline == 17 + levels + last_rows
     assert core.cycles(3) == 3 * (64 + words) + core.pipeline - 1
 
 
