@@ -15,10 +15,8 @@ from model.generation.loop import UncachedDecoder, check_decoder, continue_promp
 from model.tokenizers.tokenizer import Tokenizer
 
 from .arithmetic import Integers
-from .fast.layers import Floats
 from .fast.transformer import FastDecoder
-from .operators.sampling import RandomArray, Sampler, XorShift32
-from .qformat import IntegerArray
+from .operators.sampling import Sampler, XorShift32
 from .transformer import QuantizedTransformer
 
 
@@ -73,30 +71,13 @@ def stream_batch(
     generators = XorShift32.from_seed(seed, len(sequences))
     if decoder is not None:
         check_decoder(decoder, quantized, len(sequences))
-    draw = _TableSampler(sampler).choose if use_cache and temperature else sampler.choose
 
     def choose(logits: np.ndarray, rows: list[int], contexts: list[list[int]]) -> list[int]:
         active = np.isin(np.arange(len(sequences)), rows) if len(rows) < len(sequences) else None
-        return draw(logits, generators.next(active)[rows]).tolist()
+        return sampler.choose(logits.astype(np.int64, copy=False), generators.next(active)[rows]).tolist()
 
     used = (decoder or FastDecoder(quantized, len(sequences))) if use_cache else UncachedDecoder(quantized.forward)
     return stream(used, choose, sequences, quantized.context_length)
-
-
-class _TableSampler:
-    """A `Sampler` whose numerators are one table over all distances that logits can have."""
-
-    def __init__(self, sampler: Sampler) -> None:
-        lowest, highest = sampler.logits.minimum_integer, sampler.logits.maximum_integer
-        self.numerators = sampler.numerators(np.arange(highest, lowest - 1, -1))
-
-    def choose(self, logits: Floats, random: RandomArray) -> IntegerArray:
-        """Return the token of each row of logits (B, V) for random numbers (B,)."""
-        distance = logits.max(axis=-1, keepdims=True) - logits
-        cumulative = self.numerators.take(distance.astype(np.int64)).cumsum(axis=-1)  # (B, V)
-        threshold = (random.astype(np.uint64) * cumulative[:, -1].astype(np.uint64)) >> np.uint64(32)
-        # (B, V) <= (B, 1), summed over V -> (B,)
-        return (cumulative <= threshold.astype(np.int64)[:, None]).sum(axis=-1, dtype=np.int64)
 
 
 def generate_text(

@@ -28,13 +28,14 @@ from .arithmetic import FLOAT32_EXACT, requantize
 from .errors import QuantizationError
 from .operators.attention import CausalAttention
 from .operators.embedding import Embedding
+from .operators.gumbel import INDEX_BITS
 from .operators.layer_norm import LayerNorm
 from .operators.linear import MAXIMUM_ACCUMULATOR_BITS, Linear
 from .operators.operator import Operator, ResidualAdd
 from .operators.product import Product
 from .operators.rms_norm import RMSNorm
 from .operators.rotation import Rotation
-from .operators.sampling import EXPONENTIAL, MULTIPLIER_BITS
+from .operators.sampling import MULTIPLIER_BITS
 from .qformat import IntegerArray, bits_for
 from .topology import TOKENS
 from .transformer import QuantizedTransformer
@@ -270,13 +271,10 @@ def _widths(quantized: QuantizedTransformer) -> Iterator[AccumulatorWidth]:
         yield from operator_widths(operation.operator, operation.name, *inputs)
         ranges[operation.name] = output_range(operation.operator, *inputs)
     low, high = _output_range(quantized.logits)
-    distance = int(high.max() - low.min())
-    bits = quantized.logits.output.bits
-    yield _width("sampling.distance", 0, distance, bits, exact=False, signed=False)
-    largest = (1 << MULTIPLIER_BITS) - 1
-    yield _width("sampling.product", 0, distance * largest, bits + MULTIPLIER_BITS, exact=False, signed=False)
-    numerators = EXPONENTIAL.maximum, quantized.vocab_size * EXPONENTIAL.maximum
-    yield _width("sampling.sum", *numerators, MAXIMUM_ACCUMULATOR_BITS, signed=False)
+    largest, bits = (1 << MULTIPLIER_BITS) - 1, quantized.logits.output.bits
+    lowest, highest = int(low.min()) * largest, int(high.max()) * largest
+    yield _width("sampling.product", lowest, highest, bits + MULTIPLIER_BITS, exact=False)
+    yield _width("sampling.index", 0, quantized.vocab_size - 1, INDEX_BITS, signed=False)
 
 
 def accumulator_table(quantized: QuantizedTransformer) -> tuple[AccumulatorWidth, ...]:

@@ -79,6 +79,36 @@ def mix(seed, index):
     return avalanche((avalanche(seed) + (index + 1) * 0x9E3779B9) & WORD) or 0x9E3779B9
 
 
+def hashed(random, x, rounds):
+    for rotation, left, right in rounds:
+        x ^= (random << rotation | random >> (32 - rotation)) & WORD
+        x = x + (x << left) & WORD
+        x ^= x >> right
+    return x
+
+
+def gumbel(word, noise):
+    half = word >> 31
+    y = 2 * (WORD - word if half else word) + 1
+    octave = 32 - y.bit_length()
+    mantissa = moved(y, noise["segment_bits"] + noise["rest_bits"] - 31 + octave)
+    segment = mantissa >> noise["rest_bits"] & ((1 << noise["segment_bits"]) - 1)
+    rest = mantissa & ((1 << noise["rest_bits"]) - 1)
+    row = min(octave, noise["octaves"] - 1)
+
+    def f(m):
+        u = m * 2.0 ** -(row + 2)
+        return math.log2(-math.log2(u)) if half else -math.log2(-math.log2(1 - u)) - row
+
+    first, middle, last = (f(1 + (segment + part) / (1 << noise["segment_bits"])) for part in (0, 0.5, 1))
+    value = nearest(2.0 ** noise["fraction"] * (middle + (first + last) / 2) / 2)
+    value = min(value, (1 << noise["value_bits"]) - 1)
+    slope = nearest(2.0 ** noise["slope_fraction"] * (first - last))
+    fall = slope * (2 * rest + 1 - (1 << noise["rest_bits"]))
+    size = value - rounded(fall, noise["rest_bits"] + 1 - noise["fraction"] + noise["slope_fraction"])
+    return -size if half else (octave << noise["fraction"]) + size
+
+
 class Decoder:
     """A model from an exported directory."""
 
@@ -238,16 +268,14 @@ class Decoder:
 
     def sample(self, logits, temperature, random):
         sampler, (form,) = self.manifest["sampler"], self.formats("logits", "output")
-        bits, function = sampler["multiplier_bits"], sampler["exponential"]
+        bits, noise = sampler["multiplier_bits"], sampler["noise"]
         scale = math.log2(math.e) / temperature
         size = math.floor(math.log2(scale)) + 1
-        multiplier, shift = nearest(scale * 2.0 ** (bits - size)), form.fraction - function["fraction"] + bits - size
+        multiplier, shift = nearest(scale * 2.0 ** (bits - size)), form.fraction - noise["fraction"] + bits - size
         if multiplier == 1 << bits:
             multiplier, shift = multiplier // 2, shift - 1
-        weights = [exponential(rounded((max(logits) - x) * multiplier, shift), **function) for x in logits]
-        threshold, total = random * sum(weights) >> 32, 0
-        for token, weight in enumerate(weights):
-            total += weight
-            if total > threshold:
-                return token
-        raise AssertionError("the threshold is below the sum")
+        scores = [
+            rounded(x * multiplier, shift) + gumbel(hashed(random, token, noise["rounds"]), noise)
+            for token, x in enumerate(logits)
+        ]
+        return scores.index(max(scores))

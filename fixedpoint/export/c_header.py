@@ -17,6 +17,7 @@ from ..operators.activation import TableActivation
 from ..operators.attention import CausalAttention
 from ..operators.embedding import EmbeddingTable
 from ..operators.exponential import Exponential
+from ..operators.gumbel import noise_table
 from ..operators.layer_norm import LayerNorm
 from ..operators.linear import Linear
 from ..operators.operator import Operator, ResidualAdd
@@ -24,7 +25,6 @@ from ..operators.product import Product
 from ..operators.reciprocal import Reciprocal, ReciprocalSquareRoot
 from ..operators.rms_norm import RMSNorm
 from ..operators.rotation import Rotation
-from ..operators.sampling import EXPONENTIAL
 from ..qformat import QFormat
 from ..topology import EMBEDDING, LOGITS
 from ..transformer import Norm, Operation, QuantizedTransformer
@@ -88,7 +88,7 @@ class Header:
         self.parts.append(f"static const format residual = {_format(quantized.residual)};")
         self.parts.append("static int16_t tensors[TENSORS][WIDEST];")
         self.exponential("attention_exponential", quantized.blocks[0].attention.softmax.exponential)
-        self.exponential("sampling_exponential", EXPONENTIAL)
+        self.array("noise_table", "int32_t", noise_table())
         self.embedding("token_embedding", quantized.embedding.token)
         self.embedding("position_embedding", quantized.embedding.position)
         rows = []

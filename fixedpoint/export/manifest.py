@@ -18,6 +18,7 @@ from ..errors import QuantizationError
 from ..operators.activation import TableActivation
 from ..operators.attention import CausalAttention
 from ..operators.embedding import Embedding, EmbeddingTable
+from ..operators.gumbel import NOISE, ROUNDS
 from ..operators.layer_norm import LayerNorm
 from ..operators.linear import Linear
 from ..operators.operator import Operator, ResidualAdd
@@ -25,14 +26,14 @@ from ..operators.product import Product
 from ..operators.reciprocal import Reciprocal, ReciprocalSquareRoot
 from ..operators.rms_norm import RMSNorm
 from ..operators.rotation import FACTOR, Rotation, RotationTable
-from ..operators.sampling import EXPONENTIAL, MULTIPLIER_BITS
+from ..operators.sampling import MULTIPLIER_BITS
 from ..qformat import IntegerArray, QFormat
 from ..topology import EMBEDDING, LOGITS, Kind, Step, block_steps, final_norm_step, in_decoder
 from ..transformer import Block, Norm, QuantizedTransformer
 
 ROTATION = "rotation"  # of all layers
 SCHEMA = "positron-quantized-transformer"
-VERSION = 4
+VERSION = 5
 ARITHMETIC = {
     "rounding": "half up: (x + (1 << (s - 1))) >> s, toward +infinity on ties",
     "overflow": "saturate",
@@ -81,7 +82,7 @@ def describe(quantized: QuantizedTransformer) -> tuple[dict[str, Any], dict[str,
         "rotary": quantized.rotation is not None,
         "gated": quantized.blocks[0].gate is not None,
         "context_length": quantized.context_length,
-        "sampler": {"multiplier_bits": MULTIPLIER_BITS, "exponential": asdict(EXPONENTIAL)},
+        "sampler": {"multiplier_bits": MULTIPLIER_BITS, "noise": {**NOISE, "rounds": [list(one) for one in ROUNDS]}},
         "layers": layers,
         "tensors": {
             name: {

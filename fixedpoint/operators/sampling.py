@@ -1,18 +1,15 @@
 r"""Choosing a token from integer logits, in integers: the most likely, or one at a temperature.
 
-A softmax at temperature \(T\) is a base-2 softmax of \(x \log_2 e / T\). The distance of each
-logit below the row's maximum, times that one constant, is the argument of `Exponential`; a random
-number, scaled to the sum of all numerators, then falls into the share of one token:
+A softmax at temperature \(T\) is a base-2 softmax of \(x \log_2 e / T\). The token is the index of
+the largest sum of that and of Gumbel noise:
 
-\[ t_i = \frac{(\max x - x_i)\, m}{2^s}, \quad e_i = 2^{-t_i}, \quad
-   \theta = \left\lfloor \frac{r \sum_i e_i}{2^{32}} \right\rfloor, \quad \mathrm{token} = \min
-   \Big\{ i : \sum_{j \le i} e_j > \theta \Big\} . \]
+\[ \mathrm{token} = \min \arg\max_i \left( \frac{x_i\, m}{2^s} + g_i \right), \quad
+   \frac{m}{2^s} \approx \frac{\log_2 e}{T} . \]
 
-Nothing is divided, so nothing is normalized: one multiplication a token of the vocabulary, and one
-for the threshold.
+One pass over the logits, in any order, with one multiplication a logit; nothing is summed.
 
-References: Marsaglia, "Xorshift RNGs", Journal of Statistical Software 8(14), 2003; the mixing of
-seeds is the finalizer of Appleby's MurmurHash3.
+References: `gumbel`; Marsaglia, "Xorshift RNGs", Journal of Statistical Software 8(14), 2003; the
+mixing of seeds is the finalizer of Appleby's MurmurHash3.
 """
 
 from __future__ import annotations
@@ -28,18 +25,14 @@ from numpy.typing import ArrayLike, NDArray
 from ..arithmetic import Integers, shift_right_half_up
 from ..checks import is_real, is_whole, plain
 from ..errors import QuantizationError
-from ..qformat import IntegerArray, QFormat, as_int64
-from .exponential import Exponential
+from ..qformat import IntegerArray, QFormat, as_int64, bits_for
+from .gumbel import FRACTION, INDEX_BITS, LARGEST, SMALLEST, RandomArray, gumbel_noise, random_words
 from .linear import LARGEST_LEFT_SHIFT
-
-RandomArray = NDArray[np.uint32]
 
 MULTIPLIER_BITS = 16
 LONGEST_SHIFT = 62
 MAXIMUM_LOGITS_BITS = 16
-MAXIMUM_VOCABULARY = 1 << 16  # so many numerators of 16 bits sum to less than 2**32
-# a table that fills one block RAM of 1,024 × 16
-EXPONENTIAL = Exponential(fraction=10, table_bits=10, output_bits=16)
+MAXIMUM_VOCABULARY = 1 << INDEX_BITS
 GOLDEN_RATIO = 0x9E3779B9  # 2**32 / 1.618…, odd: its multiples are spread evenly over 32 bits
 WORD = (1 << 32) - 1
 
@@ -123,19 +116,17 @@ class XorShift32:
 class Sampler:
     """Choice of a token at a temperature.
 
-    Equations: `t_i = (max x − x_i) · multiplier / 2**shift`, rounding half up, with 10 fraction
-    bits, where `multiplier / 2**shift ~ 2**10 · log2(e) / T` in units of a logit;
-    `e_i = exponential(t_i)`, 16 bits; `threshold = floor(random · Σe / 2**32)`; the token is the
-    first whose cumulative sum exceeds it.
+    Equation: the token is the lowest index of the largest `score_i = x_i · multiplier / 2**shift +
+    gumbel_noise(random_words(random, V))_i`, where the quotient rounds half up and has the noise's
+    11 fraction bits: `multiplier / 2**shift ~ 2**11 · log2(e) / T` in units of a logit.
 
-    Widths: distance 16 bits, product 32, Σe 32 (at most 65,536 logits), `random · Σe` 64, all
-    unsigned.
+    Widths: product 32 bits, signed; noise 18; a score as many as the shift leaves, at most 61.
 
-    Error: with p_i the real softmax's probability, V logits, D = Σe and N = 65535·Σ2**-t the real
-    sum, the share of the generator's numbers that choose token i differs from p_i by at most
-    `(2·r·p_i·N + 3/4·(1 + V·p_i)) / D + 2**-31`, `r = 2**(2**-11 + 17·2**-16) − 1` = 0.0005. A
-    token less likely than the best by a factor of more than 2**17 is never chosen. Derived in
-    docs/fixedpoint/sampling.md.
+    Error: with p_i the softmax's probability at temperature T·(1 ± 2**-16) and V logits, the
+    probability of token i over all words differs from p_i by at most
+    `p_i · (1 − p_i) · 0.0022 + V · 2**-22 + 2**-15`; half the sum of all differences was below
+    0.0001 wherever it was computed. A token less likely than the best by a factor of more than
+    2**37 is never chosen. Derived in docs/fixedpoint/sampling.md.
 
     Attributes:
         logits: Format of the logits, signed, at most 16 bits.
@@ -181,22 +172,34 @@ class Sampler:
 
     @property
     def shift(self) -> int:
-        """Right shift from distance · multiplier to the exponential's argument; may be negative."""
-        return self.logits.fraction - EXPONENTIAL.fraction - self._scale[1]
+        """Right shift from logit · multiplier to the units of the noise; may be negative."""
+        return self.logits.fraction - FRACTION - self._scale[1]
 
-    def numerators(self, logits: Integers) -> IntegerArray:
-        """Return `2**-t` in units of 1/65535, int64 (..., V), for logits (..., V).
+    @property
+    def score_bits(self) -> int:
+        """Width of a score, signed: of the extreme logits with the extreme noise."""
+        logits = np.array([self.logits.minimum_integer, self.logits.maximum_integer])
+        extremes = shift_right_half_up(logits * self.multiplier, self.shift)
+        return bits_for(int(extremes[0]) + SMALLEST, int(extremes[1]) + LARGEST, signed=True)
+
+    def scores(self, logits: Integers, random: RandomArray) -> IntegerArray:
+        """Return what `choose` compares, int64 (..., V), for logits (..., V) and numbers (...).
 
         Raises:
-            ValueError: No logit, more than 65,536, or one outside the format `logits`.
+            ValueError: No logit, more than 65,536, or one outside the format `logits`; random
+                numbers of another type or shape.
         """
         wide = as_int64(logits)
         if not 1 <= wide.shape[-1] <= MAXIMUM_VOCABULARY:
             raise ValueError(f"a sampler chooses from 1 to {MAXIMUM_VOCABULARY} logits, not {wide.shape[-1]}")
         if not self.logits.holds(wide):
             raise ValueError(f"a logit does not fit {self.logits}")
-        distance = wide.max(axis=-1, keepdims=True) - wide  # (..., 1) - (..., V) -> (..., V)
-        return EXPONENTIAL.compute(shift_right_half_up(distance * self.multiplier, self.shift))
+        if random.dtype != np.uint32 or random.shape != wide.shape[:-1]:
+            raise ValueError(
+                f"random numbers must be uint32 of shape {wide.shape[:-1]}, not {random.dtype} of {random.shape}"
+            )
+        scaled = shift_right_half_up(wide * self.multiplier, self.shift)
+        return scaled + gumbel_noise(random_words(random, wide.shape[-1]))
 
     def choose(self, logits: Integers, random: RandomArray) -> IntegerArray:
         """Choose a token from each row.
@@ -207,15 +210,8 @@ class Sampler:
 
         Returns:
             Token indices, int64 (...).
+
+        Raises:
+            ValueError: See `scores`.
         """
-        if not self.temperature:
-            return argmax(np.asarray(logits))
-        cumulative = self.numerators(logits).cumsum(axis=-1)
-        if random.dtype != np.uint32 or random.shape != cumulative.shape[:-1]:
-            raise ValueError(
-                f"random numbers must be uint32 of shape {cumulative.shape[:-1]}, not {random.dtype} of {random.shape}"
-            )
-        # Both factors are below 2**32: the product fits 64 unsigned bits.
-        threshold = (random.astype(np.uint64) * cumulative[..., -1].astype(np.uint64)) >> np.uint64(32)
-        # (..., V) <= (..., 1) -> (..., V) -> (...)
-        return (cumulative <= threshold.astype(np.int64)[..., None]).sum(axis=-1, dtype=np.int64)
+        return argmax(self.scores(logits, random) if self.temperature else np.asarray(logits))

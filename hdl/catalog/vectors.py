@@ -271,18 +271,14 @@ def argmax_vectors(core: wiring.Component, generator: np.random.Generator, count
     return Vectors({"i": row_columns("data", rows)}, {"o": {"token": tokens}}, cycles)
 
 
-def sampler_vectors(
-    core: wiring.Component, generator: np.random.Generator, count: int, one_length: bool = False
-) -> Vectors:
-    """Return rows of logits, all of the longest length if asked for, random numbers with both
-    extremes, and the tokens that they choose.
-    """
-    rows = random_rows(core.parameters.logits, core.length if one_length else 1, core.length, generator, count)
+def sampler_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:
+    """Return rows of logits, random numbers with both extremes, and the tokens they choose."""
+    rows = random_rows(core.parameters.logits, 1, core.length, generator, count)
     extremes = np.array([0, (1 << 32) - 1], dtype=np.uint32)
     numbers = np.concatenate([extremes, generator.integers(0, 1 << 32, count, dtype=np.uint32)])[:count]
     tokens = each_row(core.parameters.choose, rows, numbers)
     inputs: dict[str, Columns] = {"i": row_columns("data", rows), "i_random": numbers}
-    return Vectors(inputs, {"o": {"token": tokens}}, cycles_of_rows(core, rows))
+    return Vectors(inputs, {"o": {"token": tokens}}, sum(map(len, rows)) - 1 + core.latency)
 
 
 def random_number_vectors(core: wiring.Component, generator: np.random.Generator, count: int) -> Vectors:

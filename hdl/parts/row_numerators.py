@@ -24,7 +24,7 @@ MAXIMA = 16  # rows whose maximum is known and whose first score has not been re
 
 
 class RowNumerators(wiring.Component):
-    """The circuit under `SoftmaxNumerators` and `Sampler`.
+    """The circuit under `SoftmaxNumerators`.
 
     Equation: `o[j] = exponential(t[j])`, `t[j] = (max(i) - i[j]) * multiplier / 2**shift`, rounding
     half up, `o_denominator = sum_j o[j]`; without a scale `t[j] = max(i) - i[j]`.

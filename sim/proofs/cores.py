@@ -110,10 +110,7 @@ TINY_CORES: dict[str, TinyCore] = {
     "rms-norm": TinyCore(lambda: RMSNorm(tiny_rms_norm()), row_invariants.row_norm, 28, _rows(2, 2)),
     "argmax": TinyCore(lambda: ArgMax(QFormat(3, 0), 3), invariants.argmax, 5, _rows(1, 3)),
     "sampler": TinyCore(
-        few_maxima(lambda: Sampler(fixedpoint.Sampler(QFormat(4, 0), 0.8), 2)),
-        row_invariants.sampler,
-        30,
-        _rows(1, 2),
+        lambda: Sampler(fixedpoint.Sampler(QFormat(4, 0), 0.8), 2), row_invariants.sampler, 24, _rows(1, 2)
     ),
     "key-value-cache": TinyCore(lambda: KeyValueCache(signed(2), 2, 2, 1), invariants.key_value_cache, 10, _rows(4, 4)),
     "stream-queue": TinyCore(lambda: StreamQueue(unsigned(3), 4), invariants.stream_queue, 4),

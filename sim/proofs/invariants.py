@@ -74,13 +74,14 @@ def width_converter(environment: Conservation, m: Module) -> list[Assert]:
 def argmax(environment: Conservation, m: Module) -> list[Assert]:
     """Each row gives a token of `ArgMax`, and its counters stay below the row's length."""
     core, internals = environment.elaborated.core, environment.elaborated.internals
-    counters = [internals.place, internals.index, internals.best_index, internals.token]
+    counters = [internals.place, internals.best_index, internals.token]
+    counters += [tag.index for tag in internals.tags.taps[1:]]
     ended = Signal(environment.COUNTER_BITS)
     m.d.sync += ended.eq(ended + (environment.taken["i"] & core.i.payload.last))
     tokens = environment.transfers(m, "o")
-    stored = (internals.valid & internals.last) + core.o.valid
+    stored = count_ones(tag.valid & tag.last for tag in internals.tags.taps[1:]) + core.o.valid
     return [
-        *(Assert(counter < core.length, f"{counter.name}: below the row's length") for counter in counters),
+        *(Assert(counter < core.length, "below the row's length") for counter in counters),
         Assert(environment.index["i"] == internals.place, ROW_COUNTERS),
         Assert((ended - tokens)[: environment.COUNTER_BITS] == stored, "each row gives a token"),
     ]

@@ -150,20 +150,24 @@ def softmax(environment: Conservation, m: Module) -> list[Assert]:
 
 
 def sampler(environment: Conservation, m: Module) -> list[Assert]:
-    """Each row of numerators has a threshold, each random number gives a token of `Sampler`."""
-    internals = environment.elaborated.internals
-    queue, thresholds = internals.queue, internals.thresholds
-    numerators = environment.elaborated.queue_slots(queue)
-    claims, _, waiting = _numerators(environment, m, internals.numerators, numerators)
-    stored = count_ones(internals.made.taps[1:]) + count_full(register_slots(thresholds))
-    searched = stages(internals.tags)
-    ends = count_ones(slot.last for slot in numerators) + count_ones(tag.valid & tag.last for tag in searched)
-    random_numbers = environment.accepted_minus_delivered(m, "i_random", "o")
-    searching = count_ones(tag.valid & tag.last for tag in searched)
+    """Each row gives a token of `Sampler`, and so does each random number."""
+    core, internals = environment.elaborated.core, environment.elaborated.internals
+    maximum, place = internals.maximum.internals, internals.place
+    scores = [Slot(tag.valid, tag) for tag in stages(internals.tags)]
+    arriving, runs = _run(scores, maximum.place)
+    for longer, value in runs:
+        m.d.comb += longer.eq(value)
+    compared = maximum.tags.taps[1:]
+    ends = [slot.last for slot in scores] + [tag.valid & tag.last for tag in compared]
+    stored = (count_ones(ends) + core.o.valid)[: environment.COUNTER_BITS]
+    counters = [place, maximum.place, maximum.best_index, maximum.token, *(tag.index for tag in compared)]
     return [
-        *claims,
-        *fifo_claims(environment.elaborated, queue.internals.memory, "queue"),
-        *register_claims(thresholds, "thresholds"),
-        Assert(ends - searching == waiting + stored, "each row of numerators has a threshold"),
-        Assert(random_numbers == stored + searching, "each random number gives a token"),
+        *(Assert(counter < core.length, "below the row's length") for counter in counters),
+        *(
+            Assert((longer < core.length) | (longer == core.length) & (slot.last | ~slot.full), "no row is too long")
+            for slot, (longer, _) in zip(scores, runs, strict=True)
+        ),
+        Assert(arriving == place, "scores on their way belong to the row that arrives"),
+        Assert(environment.index["i"] == place, ROW_COUNTERS),
+        Assert(environment.accepted_minus_delivered(m, "i_random", "o") == stored, "each random number gives a token"),
     ]

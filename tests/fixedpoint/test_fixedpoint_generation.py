@@ -14,7 +14,7 @@ from fixedpoint import Sampler, generation, load_export
 from fixedpoint.errors import QuantizationError
 from fixedpoint.export.c_program import NativeTransformer
 from fixedpoint.fast.transformer import FastDecoder
-from fixedpoint.generation import _TableSampler, generate_batch, generate_text
+from fixedpoint.generation import generate_batch, generate_text
 from fixedpoint.operators.sampling import XorShift32, mix
 from model.errors import InputError
 from model.run import RunDirectory
@@ -154,23 +154,6 @@ def test_a_decoder_serves_many_calls():
     for wrong in ({"quantized": make_model(0), "prompts": prompts}, {"quantized": model, "prompts": [[1]]}):
         with pytest.raises(InputError, match="another model or for 2 sequences"):
             generate_batch(**wrong, num_tokens=1, decoder=decoder)
-
-
-@pytest.mark.parametrize("temperature", [0.01, 0.8, 1.0, 30.0])
-def test_the_table_of_numerators_chooses_like_the_sampler(temperature):
-    sampler = Sampler(make_model(0).logits.output, temperature)
-    generator = np.random.default_rng(0)
-    logits = generator.integers(-32768, 32768, size=(400, 7))
-    logits[:200] = np.clip(logits[:200] // 64, -500, 500)
-    logits[0], logits[1] = -32768, [32767, -32768, 0, 0, 0, 0, 0]
-    random = XorShift32.from_seed(9, 400).next()
-    random[:4] = 0xFFFFFFFF, 1, 0x80000000, 0x7FFFFFFF
-    chosen = sampler.choose(logits, random)
-    np.testing.assert_array_equal(_TableSampler(sampler).choose(logits.astype(np.float32), random), chosen)
-    # Half of two equal shares: the threshold is the first cumulative sum, and that does not exceed
-    # it.
-    halves, half = np.zeros((2, 2), np.float32), np.array([0x7FFFFFFF, 0x80000000], np.uint32)
-    assert _TableSampler(sampler).choose(halves, half).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_a_full_context_takes_no_token():
         lambda model, x: model.blocks[0].attention.softmax.exponential.compute(np.array([0.5])),
         lambda model, x: model.blocks[0].attention.reciprocal.compute(np.array([1.5])),
         lambda model, x: ResidualAdd(model.residual).compute(np.array([0.5]), np.array([1])),
-        lambda model, x: Sampler(model.logits.output, 1.0).numerators(np.array([0.5])),
+        lambda model, x: Sampler(model.logits.output, 1.0).choose(np.array([0.5]), np.array(1, dtype=np.uint32)),
     ],
 )
 def test_real_values_are_refused_instead_of_cut_off(operator):

@@ -434,15 +434,15 @@ static void fail(const char *message, const char *detail)
 }
 
 /*
- * log2(e) / temperature as a multiplier of 16 bits and a shift, from logits to exponents of
- * `sampling_exponential`; 0: take the maximum.
+ * log2(e) / temperature as a multiplier of 16 bits and a shift, from logits to units of the noise;
+ * 0: take the maximum.
  */
 typedef struct {
     int64_t multiplier;
     int shift;
 } sampler;
 
-enum { EXPONENT_FRACTION = 10, UNITS = 1000000, HIGHEST_TEMPERATURE = 1000 };
+enum { NOISE_FRACTION = 11, UNITS = 1000000, HIGHEST_TEMPERATURE = 1000 };
 
 /* A sampler of a temperature in millionths. */
 static sampler make_sampler(uint64_t temperature)
@@ -459,7 +459,7 @@ static sampler make_sampler(uint64_t temperature)
         quotient >>= 1;
         shorten++;
     }
-    const int shift = logits.output.fraction - EXPONENT_FRACTION + 43 - shorten;
+    const int shift = logits.output.fraction - NOISE_FRACTION + 43 - shorten;
     if (shift < -28 || shift > 62)
         fail("the temperature does not suit these logits", "");
     return (sampler){(int64_t)quotient, shift};
@@ -490,32 +490,72 @@ static uint32_t next_random(uint32_t *state)
     return *state;
 }
 
+/* A round of the hash below: a multiplication by 2^left + 1 is a shift and an addition. */
+static inline uint32_t mixed(uint32_t word, uint32_t key, int left, int right)
+{
+    word = (word ^ key) * ((UINT32_C(1) << left) + 1);
+    return word ^ word >> right;
+}
+
+/* The word of a token: a hash of the random number and the token's index. */
+static inline uint32_t word_of(uint32_t random, uint32_t index)
+{
+    index = mixed(index, random, 13, 19);
+    index = mixed(index, random << 4 | random >> 28, 15, 6);
+    index = mixed(index, random << 13 | random >> 19, 5, 6);
+    index = mixed(index, random << 20 | random >> 12, 11, 10);
+    return mixed(index, random << 30 | random >> 2, 16, 8);
+}
+
 /*
- * The lowest index of the maximum, or a token drawn with probability 2^-((max - logit) * log2(e) /
- * T) / sum.
+ * -log2(-log2(u)) for 1 - u = (word + 1/2) / 2^32, from a table of straight lines: 16 octaves of
+ * 1 - u and 16 of u, 32 lines each, with the value in the middle and how far it falls, in fours.
+ */
+static int32_t gumbel_noise(uint32_t word)
+{
+    const int upper = (int)(word >> 31), segment_bits = 5, rest_bits = 7, slope_bits = 5;
+    uint32_t odd = (upper ? ~word : word) << 1 | 1;
+    int octave = 0;
+    while (odd >> 31 == 0) {
+        odd <<= 1;
+        octave++;
+    }
+    const int line = (16 * upper + (octave < 15 ? octave : 15)) << segment_bits;
+    const int32_t entry = noise_table[line + (int)(odd >> (31 - segment_bits) & 31)];
+    const int32_t rest = (int32_t)(odd >> (31 - segment_bits - rest_bits) & 127);
+    const int32_t fall = (int32_t)shift_right((entry & 31) * (2 * rest - 127), 6);
+    const int32_t size = (entry >> slope_bits) - fall;
+    return upper ? -size : size + (octave << NOISE_FRACTION);
+}
+
+/*
+ * The lowest index of the maximum, of the logits or of their sums with Gumbel noise: a token drawn
+ * with probability 2^(logit * log2(e) / T) / sum.
  */
 static int choose(const sampler *how, const int16_t *values, uint32_t *random)
 {
-    static uint64_t cumulative[VOCABULARY];
-    int16_t largest = INT16_MIN;
-    int token = 0;
-    for (int v = 0; v < VOCABULARY; v++)
-        largest = values[v] > largest ? values[v] : largest;
+    static uint32_t words[VOCABULARY];
+    int best = 0;
     if (how->multiplier == 0) {
-        while (values[token] < largest)
-            token++;
-        return token;
+        int16_t largest = INT16_MIN;
+        for (int v = 0; v < VOCABULARY; v++)
+            largest = values[v] > largest ? values[v] : largest;
+        while (values[best] < largest)
+            best++;
+        return best;
     }
-    uint64_t total = 0;
+    const uint32_t number = next_random(random);
+    for (int v = 0; v < VOCABULARY; v++)
+        words[v] = word_of(number, (uint32_t)v);
+    int64_t largest = INT64_MIN;
     for (int v = 0; v < VOCABULARY; v++) {
-        const int64_t t = shift_right((largest - values[v]) * how->multiplier, how->shift);
-        total += (uint64_t)exponential(&sampling_exponential, t, EXPONENT_FRACTION);
-        cumulative[v] = total;
+        const int64_t score = shift_right(values[v] * how->multiplier, how->shift) + gumbel_noise(words[v]);
+        if (score > largest) {
+            largest = score;
+            best = v;
+        }
     }
-    const uint64_t threshold = next_random(random) * total >> 32; /* both below 2^32 */
-    while (cumulative[token] <= threshold)
-        token++;
-    return token;
+    return best;
 }
 
 /* ---- Generation ---- */

@@ -14,6 +14,7 @@ from model_kinds import KINDS, make_model
 from fixedpoint import QFormat, QuantizationError, Sampler, XorShift32
 from fixedpoint.errors import CompilerError
 from fixedpoint.export.c_program import COMPILERS, OPTIMIZED, NativeTransformer, find_compiler, write_program
+from fixedpoint.operators.gumbel import gumbel_noise, random_words
 from model.generation.loop import context_start
 
 needs_compiler = pytest.mark.skipif(
@@ -190,7 +191,30 @@ def test_the_programs_multiplier_is_the_samplers_for_every_thousandth():
         if multiplier == 1 << 16:
             multiplier, shorten = multiplier >> 1, shorten + 1
         sampler = Sampler(QFormat(16, 9), thousandths / 1000)
-        assert (multiplier, 9 - 10 + 43 - shorten) == (sampler.multiplier, sampler.shift), thousandths
+        assert (multiplier, 9 - 11 + 43 - shorten) == (sampler.multiplier, sampler.shift), thousandths
+
+
+@needs_compiler
+def test_the_programs_noise_is_the_specifications(tmp_path):
+    """Words of all octaves, and the words of 60 tokens for 300 random numbers."""
+    write_program(make_model(0), tmp_path / "c")
+    (tmp_path / "c" / "noise.c").write_text(
+        '#define main program\n#include "transformer.c"\n#undef main\n'
+        "int main(void)\n{\n    unsigned word, number, index;\n"
+        '    while (scanf("%u %u %u", &word, &number, &index) == 3)\n'
+        '        printf("%d %u\\n", gumbel_noise(word), word_of(number, index));\n    return 0;\n}\n'
+    )
+    subprocess.run([*find_compiler(), "-O1", "-o", "noise", "noise.c"], cwd=tmp_path / "c", check=True)
+    generator = np.random.default_rng(10)
+    words = (generator.integers(0, 2**32, 18000) >> generator.integers(0, 32, 18000)).astype(np.uint32)
+    words[::2] = ~words[::2]
+    numbers = generator.integers(1, 2**32, 300, dtype=np.uint32)
+    rows = [f"{word} {numbers[i // 60]} {i % 60}" for i, word in enumerate(words.tolist())]
+    said = subprocess.run(
+        [tmp_path / "c" / "noise"], input="\n".join(rows), capture_output=True, text=True, check=True
+    ).stdout
+    expected = np.stack([gumbel_noise(words), random_words(numbers, 60).ravel()], axis=1)
+    assert said == "".join(f"{noise} {word}\n" for noise, word in expected.tolist())
 
 
 @needs_compiler
@@ -217,6 +241,9 @@ def test_a_sequence_does_not_depend_on_the_others(built):
         # not to itself
         (("fraction, position + 1, weights", "fraction, position + (position == 0), weights"), []),
         (("*state << 13", "*state << 12"), ["--temperature", "1"]),
+        (("random, 13, 19)", "random, 13, 18)"), ["--temperature", "1"]),
+        (("upper ? -size", "upper ? size"), ["--temperature", "1"]),
+        (("octave < 15 ? octave : 15", "0"), ["--temperature", "1"]),
         (("CONTEXT / 2", "CONTEXT / 3"), []),
     ],
 )

@@ -69,7 +69,7 @@ def parameters(kind):
 # make one.
 ARGUMENTS = {
     AdderTree: {"count": 3, "bits": 8, "owing": True},
-    ArgMax: {"logits": QFormat(8, 4), "length": 4},
+    ArgMax: {"logits": QFormat(8, 4), "length": 4, "lanes": 2},
     Attention: {"parameters": BLOCK.attention},
     BankedMemory: {"width": 8, "depth": 6, "init": [1], "bank_words": 4, "write_parts": 2, "writable_from": 4},
     BlockTable: {"values": [1, 2, 3], "bits": 4},
@@ -102,7 +102,7 @@ ARGUMENTS = {
     ReciprocalSquareRoot: {"parameters": NORM.reciprocal_square_root, "width": 12},
     Requantize: {"bits": 20, "target": QFormat(8, 4), "lowest": 1, "highest": 8, "lanes": 2},
     RowRequantize: {"layers": [BLOCK.up]},
-    Sampler: {"parameters": fixedpoint.Sampler(QFormat(8, 4), 0.8), "length": 4},
+    Sampler: {"parameters": fixedpoint.Sampler(QFormat(8, 4), 0.8), "length": 4, "lanes": 2},
     Softmax: {"parameters": SOFTMAX},
     SoftmaxNumerators: {"parameters": SOFTMAX},
     StreamQueue: {"shape": signed(8), "depth": 4},
@@ -239,7 +239,7 @@ def test_only_rows_of_mixed_lengths_have_no_prediction():
         if entry.vectors(entry.example(), np.random.default_rng(1), COUNT).cycles is None
     }
     assert mixed == {name for name, entry in CORES.items() if entry.steady_vectors}
-    assert mixed == {"softmax", "softmax-numerators", "sampler"}
+    assert mixed == {"softmax", "softmax-numerators"}
 
 
 # Cores that no model has a say in.
