@@ -16,7 +16,7 @@ from amaranth.utils import ceil_log2
 from fixedpoint import LayerNorm, QFormat, RMSNorm
 
 from ..errors import CircuitError
-from ..parts.arithmetic import add_three, extended, multiply, saturate, shape_of, ternary_depth, ternary_sums
+from ..parts.arithmetic import add_three, extended, multiply, round_and_saturate, shape_of, ternary_depth, ternary_sums
 from ..parts.dot_product import Delay
 from ..parts.internals import Internals
 from ..parts.multiplier import OPERAND_BITS, Multiplier
@@ -134,16 +134,15 @@ class RowNorms(wiring.Component):
     def _plan_outputs(self) -> None:
         """Choose each norm's left shift of its scale and right shift of the product."""
         widest = max(norm.output_shift for norm in self.norms)
-        self._scales, self._addends, self._casts = [], [], []
+        self._scales, self._shifts, self._casts = [], [], []
         for norm in self.norms:
             values = norm.scale
             used = max(int(values.max()), ~int(values.min())).bit_length() + 1
             left = min(OPERAND_BITS - used, widest - norm.output_shift)
             right = norm.output_shift + left
-            half = 1 << right >> 1 if right > 0 else 0
             self._scales.append(values << left)
-            shifts = norm.shift if isinstance(norm, LayerNorm) else np.zeros_like(values)
-            self._addends.append((shifts << left) + half)
+            if isinstance(norm, LayerNorm):
+                self._shifts.append(norm.shift << left)
             self._casts.append((right, norm.output.bits))
 
     @staticmethod
@@ -229,8 +228,7 @@ class RowNorms(wiring.Component):
             m.d.sync += later.eq(digit)
             digit = later
 
-        affine, width = self._affine_memory()
-        m.submodules.affine = affine
+        m.submodules.affine = affine = self._affine_memory()
         port = affine.read_port()
         ahead = tags.taps[self._normalized - READ_STAGES - self._read]
         m.d.comb += port.addr.eq(Cat(ahead.part, ahead.word, ahead.norm))
@@ -239,7 +237,7 @@ class RowNorms(wiring.Component):
         late_norm = tags.taps[-2].norm
         for lane in range(self.lanes):
             normalized = self._quotient(m, f"lane_{lane}", elements[lane], total, root.mantissa, digit)
-            self._affine(m, f"lane_{lane}", normalized, parameters[lane], width, late_norm, self.o.data[lane])
+            self._affine(m, f"lane_{lane}", normalized, parameters[lane], late_norm, self.o.data[lane])
         self.internals = Internals(place=place, running=running, word=word, part=part, rows=rows, tags=tags, root=root)
         return m
 
@@ -363,15 +361,12 @@ class RowNorms(wiring.Component):
             multiples.extend(ternary_sums(m, f"lane_{lane}_multiple", terms, 1))
         return multiples
 
-    def _affine_memory(self) -> tuple[memory.Memory, Shape]:
-        """Return the words of all norms' scales and, in LayerNorm, of shifts with half an output
-        unit, and the shape of the sums of both.
-        """
+    def _affine_memory(self) -> memory.Memory:
+        """Return the words of all norms' scales and, in LayerNorm, shifts."""
         shapes = {"scale": self._covering(self._scales)}
         columns = {"scale": self._scales}
-        addend = self._covering(self._addends)
         if self._centered:
-            shapes["shift"], columns["shift"] = addend, self._addends
+            shapes["shift"], columns["shift"] = self._covering(self._shifts), self._shifts
         ratio = max(self.i_lanes // self.lanes, 1)
         part_bits, word_bits = ceil_log2(ratio), ceil_log2(self._words // ratio)
         init: list[object] = [None] * (len(self.norms) << (part_bits + word_bits))
@@ -383,12 +378,11 @@ class RowNorms(wiring.Component):
         layout = data.ArrayLayout(data.StructLayout(shapes), self.lanes)
         # A few wide words would leave most of many block RAMs empty.
         style = {"ram_style": "logic"} if len(init) <= LOGIC_WORDS else {}
-        bits = max(shapes["scale"].width + self._first.normalized.bits, addend.width) + 1
         while init[-1] is None:
             init.pop()
         zeros = [dict.fromkeys(columns, 0)] * self.lanes
         init = [zeros if word is None else word for word in init]
-        return memory.Memory(shape=layout, depth=len(init), init=init, attrs=style), signed(bits)
+        return memory.Memory(shape=layout, depth=len(init), init=init, attrs=style)
 
     def _quotient(
         self, m: Module, name: str, multiple: Value, total: Value | None, mantissa: Value, digit: Value
@@ -422,24 +416,21 @@ class RowNorms(wiring.Component):
         m.d.sync += doubled.eq(aligned >> digit)
         return doubled
 
-    def _affine(
-        self, m: Module, name: str, doubled: Value, entry: data.View, width: Shape, norm: Value, result: Value
-    ) -> None:
+    def _affine(self, m: Module, name: str, doubled: Value, entry: data.View, norm: Value, result: Value) -> None:
         """Round, multiply by the scale, add the shift, cast to the norm's output format."""
-        normalized = saturate((doubled + 1) >> 1, self._first.normalized)
+        normalized = round_and_saturate(doubled, 1, self._first.normalized)
         total = multiply(m, f"{name}_scaled", normalized, entry.scale)
         if self._centered:
             shifts = [data_register(entry.shift, name=f"{name}_shift_{stage}") for stage in range(Multiplier.latency)]
             m.d.sync += [after.eq(before) for before, after in pairwise([entry.shift, *shifts])]
-            product, total = total, data_register(width, name=f"{name}_total")
+            product = total
+            total = data_register(signed(max(len(product), len(entry.shift)) + 1), name=f"{name}_total")
             m.d.sync += total.eq(product + shifts[-1])
         output = data_register(result, name=f"{name}_output")
         casts = sorted(set(self._casts))
         with m.Switch(norm):
             for right, bits in casts:
                 members = [index for index, cast in enumerate(self._casts) if cast == (right, bits)]
-                half = 0 if self._centered or right <= 0 else 1 << (right - 1)
-                rounded = (total + half) >> right if right > 0 else total << -right
                 with m.Case(*members) if len(casts) > 1 else m.Default():
-                    m.d.sync += output.eq(saturate(rounded, QFormat(bits, 0)))
+                    m.d.sync += output.eq(round_and_saturate(total, right, QFormat(bits, 0)))
         m.d.comb += result.eq(output)

@@ -57,6 +57,21 @@ def saturate(value: Value, number_format: QFormat) -> Value:
     return Mux(sign, 0, kept | above.any().replicate(kept_bits))
 
 
+def round_and_saturate(value: Value, shift: int, number_format: QFormat) -> Value:
+    """Return `value / 2**shift`, rounded half up and clipped to a signed format's range, from a
+    signed value.
+
+    What `saturate(shift_right_half_up(value, shift))` is, but the range is looked at beside the
+    addition: a value in range leaves it by rounding only from the maximum, where it stays.
+    """
+    bits = number_format.bits
+    if shift <= 0 or len(value) - shift < bits:
+        return saturate(shift_right_half_up(value, shift), number_format)
+    kept, half, above, sign = value[shift:][:bits], value[shift - 1], value[shift:][bits - 1 :], value[-1]
+    stays = (above.all() | ~above.any()) & ~(~sign & kept[:-1].all() & half)
+    return Mux(stays, (kept + half)[:bits], Cat((~sign).replicate(bits - 1), sign)).as_signed()
+
+
 def add_three(bits: int, *values: Value) -> Value:
     """Return the lowest bits of a sum of three, by one carry chain behind one level of logic."""
     a, b, c = (extended(value, bits) for value in values)

@@ -50,6 +50,30 @@ def test_constant_shifts_round_half_up(tmp_path, shape, shift):
     check(tmp_path, lambda value: arithmetic.shift_right_half_up(value, shift), shape, values, expected)
 
 
+@pytest.mark.parametrize("shift", [-2, 0, 1, 2, 3, 6, 7, 9])
+@pytest.mark.parametrize("bits", [1, 2, 5, 8])
+def test_rounding_and_saturating_at_once(tmp_path, shift, bits):
+    target = QFormat(bits, 0)
+    values = every(signed(9))
+    expected = requantize(values, shift, target)
+    check(tmp_path, lambda value: arithmetic.round_and_saturate(value, shift, target), signed(9), values, expected)
+
+
+@pytest.mark.parametrize("bits", [3, 5, 9])
+def test_sums_of_three(tmp_path, bits):
+    shape = data.StructLayout({"a": signed(4), "b": unsigned(3), "c": signed(3)})
+    a, b, c = (axis.ravel() for axis in np.meshgrid(every(signed(4)), every(unsigned(3)), every(signed(3))))
+    expected = (a + b + c + (1 << bits - 1)) % (1 << bits) - (1 << bits - 1)
+    columns = {"a": a, "b": b, "c": c}
+    check(
+        tmp_path,
+        lambda one: arithmetic.add_three(bits, one.a, one.b, one.c)[:bits].as_signed(),
+        shape,
+        columns,
+        expected,
+    )
+
+
 @SHAPES
 def test_shifts_known_when_the_circuit_runs_round_half_up(tmp_path, shape):
     pair = data.StructLayout({"value": shape, "shift": 4})
