@@ -232,9 +232,9 @@ class SoftmaxRows(wiring.Component):
         ((candidate, _),) = level
         maxima = [data_register(candidate, name=f"maximum_{row}") for row in range(ROWS)]
         arrived = arrivals.o
-        exceeds = candidate > Mux(arrived.half, maxima[1], maxima[0])
+        # Each row is compared by itself: choosing one before the comparison would take too long.
         for row, maximum in enumerate(maxima):
-            with m.If(arrived.valid & (arrived.half == row) & (arrived.first | exceeds)):
+            with m.If(arrived.valid & (arrived.half == row) & (arrived.first | (candidate > maximum))):
                 m.d.sync += maximum.eq(candidate)
         return maxima
 

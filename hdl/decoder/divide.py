@@ -1,0 +1,295 @@
+"""Late normalization of attention: the engine's lane sums become contexts, several a cycle."""
+
+from collections.abc import Sequence
+
+from amaranth.hdl import Array, Assert, Cat, Const, Module, Mux, Signal, Value, signed, unsigned
+from amaranth.lib import data, memory, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
+
+from fixedpoint import QFormat
+from fixedpoint.operators.attention import CausalAttention
+
+from ..errors import CircuitError
+from ..parts.arithmetic import add_three, multiply, round_and_saturate, ternary_depth, ternary_sums
+from ..parts.dot_product import Delay
+from ..parts.internals import Internals
+from ..parts.multiplier import OPERAND_BITS
+from ..parts.parameter_checks import check_whole
+from ..parts.reciprocal_lookup import ReciprocalLookup
+from ..parts.registers import data_register
+
+ROWS = 2  # that are kept
+LOW_BITS = 16  # of a sum that is wider than a hard multiplier
+PRODUCT_STAGES = 2  # a multiplier without input registers
+
+
+class DivideRows(wiring.Component):
+    """`fixedpoint.CausalAttention.normalize` as a circuit, for the attentions of all layers, which
+    differ in the fractions of values and contexts.
+
+    Equation: `o[c] = requantize(sum_s i[s, c] * mantissa, exponent + f)` with mantissa and exponent
+    the reciprocal of the denominator of channel c's head, f the value's fraction less the
+    context's.
+
+    A row is K·d channels of K heads, which arrive at once: S partial sums of each channel, and K
+    denominators, before or after them. The partial sums are added up before they are stored. The
+    denominators pass one after the other through one `ReciprocalLookup`.
+
+    Latency, of the first contexts: the later one of `latency` edges from the sums and
+    `denominator_latency` from the denominators. `latency` = A + 1 (choice of a word) + 2 (times
+    mantissa) + 1 (two halves of a wide sum) + 1 (shift) + 1 (round), A = 1, 2 (add up) for up to 3,
+    9 slots. `denominator_latency` = 1 (register) + 3 (reciprocal) + 1 (memory) + `latency` - A, and
+    as many more as K exceeds the words W = K·d / lanes.
+    Throughput: a word of `lanes` contexts a cycle, W words a row without a gap. Resources: hard
+    multipliers: two a lane (one where a sum has 18 bits or less). Two rows of K·d sums in
+    flip-flops and their selection, K·d·(S − 1) adders, the reciprocal's table.
+
+    Attributes:
+        attentions: One of each layer, alike in sizes, widths and reciprocal.
+        slots: S, partial sums of each channel.
+        lanes: Contexts a word; divides d, or is a multiple of d that divides K·d.
+        latency, denominator_latency: The formulas above, for a unit without an earlier row.
+        i: In, {valid, sums, layer}: a row's S·K·d signed partial sums, `weighted_sum_bits` bits
+            each, slot by slot. Sums and denominators of a third row must not come before the
+            first's contexts have been given.
+        i_denominators: In, {valid, values}: a row's K denominators, unsigned and positive.
+        o: Out, {valid, data, last}: contexts, channel 0 first.
+    """
+
+    def __init__(self, attentions: Sequence[CausalAttention], slots: int, lanes: int):
+        attentions = list(attentions)
+        if not attentions or not all(isinstance(one, CausalAttention) for one in attentions):
+            raise CircuitError("attentions must be one fixedpoint.CausalAttention or more")
+
+        def common(one: CausalAttention) -> tuple[object, ...]:
+            sizes = one.head_dim, one.num_kv_heads, one.context_length, one.value.bits, one.output.bits
+            return *sizes, one.reciprocal, one.softmax.exponential.output_bits
+
+        if len({common(one) for one in attentions}) > 1:
+            raise CircuitError("attentions must have the same sizes, widths and reciprocal")
+        self.attentions, self.slots, self.lanes = attentions, slots, lanes
+        self._first = first = attentions[0]
+        check_whole("slots", slots)
+        check_whole("lanes", lanes)
+        head_dim, heads = first.head_dim, first.num_kv_heads
+        if head_dim % lanes and (lanes % head_dim or heads * head_dim % lanes):
+            raise CircuitError(
+                f"lanes must divide the heads' {head_dim} channels or be a multiple of them that divides "
+                f"{heads * head_dim}, not {lanes}"
+            )
+        if first.reciprocal.mantissa_bits >= OPERAND_BITS:
+            raise CircuitError(
+                f"the reciprocal must have at most {OPERAND_BITS - 1} mantissa bits, for a hard multiplier with a sign, "
+                f"not {first.reciprocal.mantissa_bits}"
+            )
+        self._words = heads * head_dim // lanes
+        self._word_heads = max(1, lanes // head_dim)  # heads in a word
+        self._head_words = max(1, head_dim // lanes)  # words in a head
+        self._sum_bits = first.weighted_sum_bits
+        self._groups = heads // self._word_heads
+        depth = ternary_depth(slots, 3)
+        # As few summands of the last addition as take no stage more.
+        self._kept = min(kept for kept in (1, 2, 3) if ternary_depth(slots, kept) == depth)
+        self._stored = depth + 1
+        self._product_stages = PRODUCT_STAGES + (self._sum_bits > OPERAND_BITS)
+        self._output_stages = 1 + self._product_stages + 2
+        self.latency = self._stored + self._output_stages
+        # from a denominator in the first register to all reciprocals in time for their words
+        self._reciprocals_ready = ReciprocalLookup.latency + 1 + max(0, heads - self._words)
+        self.denominator_latency = 1 + self._reciprocals_ready + self._output_stages
+        sums = data.ArrayLayout(signed(self._sum_bits), slots * heads * head_dim)
+        values = data.ArrayLayout(unsigned(first.softmax.denominator_bits), heads)
+        contexts = data.ArrayLayout(signed(first.output.bits), lanes)
+        super().__init__(
+            {
+                "i": In(data.StructLayout({"valid": 1, "sums": sums, "layer": range(len(attentions))})),
+                "i_denominators": In(data.StructLayout({"valid": 1, "values": values})),
+                "o": Out(data.StructLayout({"valid": 1, "data": contexts, "last": 1})),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        """Build the circuit."""
+        m = Module()
+        name = type(self).__name__
+
+        # Rows are given in the order in which they come, when both of their parts are there.
+        summed, divided, half, active = Signal(ROWS), Signal(ROWS), Signal(), Signal()
+        part, group = Signal(range(self._head_words)), Signal(range(self._groups))
+        final_part, final_group = part == self._head_words - 1, group == self._groups - 1
+        final = Signal()
+        m.d.comb += [active.eq((summed & divided).bit_select(half, 1)), final.eq(active & final_part & final_group)]
+        with m.If(active):
+            m.d.sync += [part.eq(Mux(final_part, 0, part + 1)), half.eq(half ^ final)]
+            with m.If(final_part):
+                m.d.sync += group.eq(Mux(final_group, 0, group + 1))
+        rows_summed, buffers, layers = self._add_up(m)
+        rows_divided, reciprocals = self._reciprocals(m, Cat(group, half))
+        m.d.sync += [
+            summed.eq((summed | rows_summed) & ~(final << half)),
+            divided.eq((divided | rows_divided) & ~(final << half)),
+            Assert(~(summed & rows_summed).any(), f"{name}: sums of a third row"),
+            Assert(~(divided & rows_divided).any(), f"{name}: denominators of a third row"),
+        ]
+        m.submodules.tags = tags = Delay(data.StructLayout({"valid": 1, "last": 1}), self._output_stages)
+        m.d.comb += [
+            tags.en.eq(1),
+            tags.i.valid.eq(active),
+            tags.i.last.eq(final),
+            self.o.valid.eq(tags.o.valid),
+            self.o.last.eq(tags.o.last),
+        ]
+
+        # A word of sums, its heads' reciprocals, and what its layer adds to their digits; no
+        # denominator is smaller than the full-scale numerator of the row's maximum.
+        first, lanes, channels = self._first, self.lanes, len(buffers[0])
+        fractions = [one.value.fraction - one.output.fraction for one in self.attentions]
+        least_digit = first.softmax.exponential.output_bits - 1
+        least = least_digit + first.reciprocal.mantissa_bits + min(fractions)
+        largest = len(self.i_denominators.values[0]) - 1 - least_digit + max(fractions) - min(fractions)
+        amount_shape = unsigned(largest.bit_length())
+        further = Array(Const(fraction - min(fractions) - least_digit, signed(8)) for fraction in fractions)
+        layer = Mux(half, layers[1], layers[0])
+        extra = data_register(signed(8))
+        m.d.sync += extra.eq(further[layer])
+        place = Cat(part, group, half)
+        select = [
+            (row << len(group) | index // self._head_words) << len(part) | index % self._head_words
+            for row in range(ROWS)
+            for index in range(channels // lanes)
+        ]
+        amounts = []
+        mantissas = []
+        for number, reciprocal in enumerate(reciprocals):
+            mantissa = data_register(reciprocal.mantissa, name=f"mantissa_{number}")
+            digit = data_register(reciprocal.digit, name=f"digit_{number}")
+            m.d.sync += [mantissa.eq(reciprocal.mantissa), digit.eq(reciprocal.digit)]
+            amount = digit + extra
+            for stage in range(self._product_stages):
+                later = data_register(amount_shape, name=f"amount_{number}_{stage}")
+                m.d.sync += later.eq(amount)
+                amount = later
+            mantissas.append(mantissa)
+            amounts.append(amount)
+        for lane in range(lanes):
+            chosen = data_register(signed(self._sum_bits), name=f"chosen_{lane}")
+            words = [buffer[word * lanes + lane] for buffer in buffers for word in range(channels // lanes)]
+            with m.Switch(place):
+                for value, word in zip(select, words, strict=True):
+                    with m.Case(value):
+                        m.d.sync += chosen.eq(word)
+            head = lane * len(reciprocals) // lanes
+            product = self._product(m, f"lane_{lane}", chosen, mantissas[head])
+            aligned = product >> (least - 1) if least else product << 1
+            doubled = data_register(signed(len(aligned)), name=f"doubled_{lane}")
+            output = data_register(self.o.data[lane], name=f"output_{lane}")
+            m.d.sync += [
+                doubled.eq(aligned >> amounts[head]),
+                output.eq(round_and_saturate(doubled, 1, QFormat(first.output.bits, 0))),
+            ]
+            m.d.comb += self.o.data[lane].eq(output)
+        self.internals = Internals(summed=summed, divided=divided, half=half, part=part, group=group, tags=tags)
+        return m
+
+    def _product(self, m: Module, name: str, weighted: Value, mantissa: Value) -> Value:
+        """Return a sum times a mantissa, `_product_stages` after them."""
+        if self._sum_bits <= OPERAND_BITS:
+            return multiply(m, f"{name}_product", weighted, mantissa, input_registers=False)
+        low = multiply(m, f"{name}_low", weighted[:LOW_BITS], mantissa, input_registers=False)
+        high = multiply(m, f"{name}_high", weighted[LOW_BITS:].as_signed(), mantissa, input_registers=False)
+        product = data_register(signed(len(weighted) + len(mantissa)), name=f"{name}_joined")
+        m.d.sync += product.eq((high << LOW_BITS) + low)
+        return product
+
+    def _add_up(self, m: Module) -> tuple[Value, list[data.View], list[Signal]]:
+        """Add a row's partial sums up; return which row is stored in this cycle, both rows' sums,
+        and their layers.
+        """
+        channels = len(self.i.sums) // self.slots
+        half = Signal()
+        m.d.sync += half.eq(half ^ self.i.valid)
+        layout = data.StructLayout({"valid": 1, "half": 1, "layer": range(len(self.attentions))})
+        m.submodules.arrivals = arrivals = Delay(layout, self._stored - 1)
+        m.d.comb += [
+            arrivals.en.eq(1),
+            arrivals.i.valid.eq(self.i.valid),
+            arrivals.i.half.eq(half),
+            arrivals.i.layer.eq(self.i.layer),
+        ]
+        buffers = [
+            data_register(data.ArrayLayout(signed(self._sum_bits), channels), name=f"sums_{row}") for row in range(ROWS)
+        ]
+        layers = [data_register(self.i.layer, name=f"layer_{row}") for row in range(ROWS)]
+        arrived = arrivals.o
+        totals = []
+        for channel in range(channels):
+            sums = [self.i.sums[slot * channels + channel] for slot in range(self.slots)]
+            sums = ternary_sums(m, f"sum_{channel}", sums, self._kept)
+            totals.append(add_three(self._sum_bits, *sums) if len(sums) == 3 else sum(sums[1:], start=sums[0]))
+        for row in range(ROWS):
+            with m.If(arrived.valid & (arrived.half == row)):
+                m.d.sync += layers[row].eq(arrived.layer)
+                m.d.sync += [buffers[row][channel].eq(total) for channel, total in enumerate(totals)]
+        return arrived.valid << arrived.half, buffers, layers
+
+    def _reciprocals(self, m: Module, address: Value) -> tuple[Value, list[data.View]]:
+        """Pass a row's denominators through the table one by one; return which row's reciprocals
+        are there in time from the next cycle on, and those of the word's heads that is addressed.
+        """
+        heads, given = self._first.num_kv_heads, self.i_denominators
+        m.submodules.lookup = lookup = ReciprocalLookup(self._first.reciprocal, len(given.values[0]))
+        current, waiting = data_register(given.values), data_register(given.values)
+        busy, waits, half = Signal(), Signal(), Signal()
+        member, group = Signal(range(self._word_heads)), Signal(range(self._groups))
+        final_member = member == self._word_heads - 1
+        final = final_member & (group == self._groups - 1)
+        free = ~busy | final
+        tag = data.StructLayout({"valid": 1, "first": 1, "member": member.shape(), "group": group.shape(), "half": 1})
+        m.submodules.heads = passing = Delay(tag, max(lookup.latency, self._reciprocals_ready - 1))
+        m.d.comb += [
+            lookup.valid.eq(busy),
+            lookup.i.eq(current[0]),
+            passing.en.eq(1),
+            passing.i.valid.eq(busy),
+            passing.i.first.eq(busy & (member == 0) & (group == 0)),
+            passing.i.member.eq(member),
+            passing.i.group.eq(group),
+            passing.i.half.eq(half),
+        ]
+        with m.If(free):
+            m.d.sync += [
+                busy.eq(waits | given.valid),
+                waits.eq(0),
+                current.eq(Mux(waits, Value.cast(waiting), Value.cast(given.values))),
+            ]
+        with m.Else():
+            m.d.sync += [
+                waits.eq(waits | given.valid),
+                *(current[head].eq(current[head + 1]) for head in range(heads - 1)),
+            ]
+        with m.If(given.valid):
+            m.d.sync += [waiting.eq(given.values), Assert(~waits, "DivideRows: denominators of a third row")]
+        with m.If(busy):
+            m.d.sync += [member.eq(Mux(final_member, 0, member + 1)), half.eq(half ^ final)]
+            with m.If(final_member):
+                m.d.sync += group.eq(Mux(final, 0, group + 1))
+
+        found = passing.taps[lookup.latency]
+        layout = data.StructLayout({"mantissa": lookup.mantissa.shape(), "digit": lookup.digit.shape()})
+        read = []
+        for number in range(self._word_heads):
+            m.submodules[f"reciprocals_{number}"] = rows = memory.Memory(
+                shape=layout, depth=ROWS << ceil_log2(self._groups), init=[]
+            )
+            write, port = rows.write_port(), rows.read_port(domain="comb")
+            m.d.comb += [
+                write.en.eq(found.valid & (found.member == number)),
+                write.addr.eq(Cat(found.group, found.half)),
+                write.data.mantissa.eq(lookup.mantissa),
+                write.data.digit.eq(lookup.digit),
+                port.addr.eq(address),
+            ]
+            read.append(port.data)
+        ready = passing.taps[self._reciprocals_ready - 1]
+        return ready.first << ready.half, read
