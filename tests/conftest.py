@@ -9,6 +9,7 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("icarus"):
                 item.add_marker(pytest.mark.skip(reason="Icarus Verilog is not installed"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def losses_drawn_once() -> Iterator[None]:
+    """Let the first training of each test process draw its losses and give the others the same
+    picture, which takes longer than most of them train.
+
+    `tests/model/training/test_model_pictures.py` draws losses of all kinds.
+    """
+    from model.training import pictures
+
+    draw, kept = pictures.plot_losses, []
+
+    def plot_losses(rows: list, path: str | Path) -> None:
+        if kept:
+            Path(path).write_bytes(kept[0])
+        else:
+            draw(rows, path)
+            kept.append(Path(path).read_bytes())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "plot_losses", plot_losses)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,8 @@ PAGE = ROOT / "docs" / "hardware" / "adding_a_core.md"
 NAME = "gated-product"
 COPIED = ("model", "fixedpoint", "hdl", "sim", "scripts", "tests")
 # Tests of all cores, by their files, and of lists that a core must be in.
-FILES = ("tests/hdl/catalog", "tests/hdl/parts/test_hdl_payload.py", "tests/hdl/cores/test_hdl_gated_product.py")
+OWN_TESTS = "tests/hdl/cores/test_hdl_gated_product.py"
+FILES = ("tests/hdl/catalog", "tests/hdl/parts/test_hdl_payload.py", OWN_TESTS)
 LISTS = ("tests/sim/proofs/test_sim_proof.py", "tests/scripts/test_scripts_base_install.py")
 IN_LISTS = "gated or its_claims or names_are_those"
 SLOW = "(verilator or made_from)"
@@ -72,7 +73,7 @@ def run(directory: Path, *words: str) -> subprocess.CompletedProcess:
 
 
 def run_tests(directory: Path, chosen: str, *files: str) -> subprocess.CompletedProcess:
-    return run(directory, "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, *files)
+    return run(directory, "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", chosen, *files)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,9 @@ def test_the_core_of_the_page_is_proven_by_what_is_proven_of_every_core(copy):
 
 
 CORE, OPERATOR = "hdl/cores/gated_product.py", "fixedpoint/operators/gated_product.py"
-EQUAL, EQUATION = "gated-product-amaranth", "is_its_equation"
+# The tests that find a wrong line: where they are, and a part of their names.
+EQUAL = ("tests/hdl/catalog/test_hdl_registry.py", "gated-product-amaranth")
+EQUATION = (OWN_TESTS, "is_its_equation")
 # Offers a result only while it is taken, and moves only then or while there is none.
 WAITING = """        waiting = m.submodules.valid.o
         m.d.comb += [self.o.valid.eq(waiting & self.o.ready), enable.eq(~waiting | self.o.ready)]
@@ -133,13 +136,13 @@ MISTAKES = {
     "mistake", [name if name == "rounds down" else pytest.param(name, marks=pytest.mark.slow) for name in MISTAKES]
 )
 def test_a_wrong_line_is_found(copy, mistake):
-    name, right, wrong, chosen, message = MISTAKES[mistake]
+    name, right, wrong, (file, chosen), message = MISTAKES[mistake]
     path = copy / name
     text = path.read_text(encoding="utf-8")
     assert text.count(right) == 1
     try:
         path.write_text(text.replace(right, wrong), encoding="utf-8")
-        result = run_tests(copy, f"gated and {chosen}", *FILES)
+        result = run_tests(copy, f"gated and {chosen}", file)
     finally:
         path.write_text(text, encoding="utf-8")
     assert result.returncode == 1
