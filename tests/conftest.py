@@ -14,6 +14,10 @@ from pathlib import Path
 
 import pytest
 
+# What tests write must survive the death of a process, not of the machine: waiting for the disk
+# takes longer than many of them.
+os.fsync = lambda descriptor: None
+
 # A shell that starts the tests in the background lets them ignore Ctrl-C, and whatever they start
 # inherits that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -45,7 +45,8 @@ def test_articles_and_number():
     assert not re.search(r"\b[Aa]n [^aeiou]", TEXT)
     different = [(singular, plural) for singular, plural in CREATURES + THINGS if singular != plural]
     singulars, plurals = map("|".join, zip(*different, strict=True))
-    counted = "|".join(one for one, _ in different if one != "orange")  # an orange is a thing, and orange a colour
+    # An orange is a thing, and orange a colour.
+    counted = "|".join(one for one, _ in different if one != "orange")
     for wrong in (
         rf"\b({plurals}) was\b",
         rf"\b({singulars}) were\b",

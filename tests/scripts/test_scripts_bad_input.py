@@ -1,5 +1,7 @@
-"""A user's mistakes end with one clear line and a non-zero exit status, in real processes."""
+"""A user's mistakes end with one clear line and a non-zero exit status, some in real processes."""
 
+import contextlib
+import io
 import json
 import os
 import shlex
@@ -17,7 +19,18 @@ from scripts import cli
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def positron(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+def positron(*words: object) -> subprocess.CompletedProcess[str]:
+    """Run a command in this process; an exception that would end a real one with a traceback fails
+    the test.
+    """
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = cli.main(list(map(str, words)))
+    printed = [stream.buffer.getvalue().decode() for stream in (out, err)]
+    return subprocess.CompletedProcess(words, status, *printed)
+
+
+def positron_process(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "scripts.cli", *map(str, words)],
         cwd=ROOT,
@@ -98,12 +111,12 @@ def test_training_settings(words: tuple[str, ...], fragment: str, tmp_path: Path
 
 def test_output_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    assert_refused(positron("train", "--out", tmp_path / "file" / "run", "--steps", 1), str(tmp_path / "file"))
+    assert_refused(positron_process("train", "--out", tmp_path / "file" / "run", "--steps", 1), str(tmp_path / "file"))
 
 
 def test_training_over_a_trained_run(tiny_run: Path) -> None:
     before = (tiny_run / "model_weights.npz").read_bytes()
-    assert_refused(positron("train", "--out", tiny_run, "--steps", 1), "--force", "--resume")
+    assert_refused(positron_process("train", "--out", tiny_run, "--steps", 1), "--force", "--resume")
     assert (tiny_run / "model_weights.npz").read_bytes() == before
 
 
@@ -113,7 +126,8 @@ def test_resuming_what_is_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["generate", "quantize", "evaluate", "simulate", "synthesize", "report"])
 def test_run_that_is_not_there(command: str, tmp_path: Path) -> None:
-    assert_refused(positron(command, tmp_path / "absent"), "there is no run directory", "positron train")
+    run = positron_process if command == "quantize" else positron
+    assert_refused(run(command, tmp_path / "absent"), "there is no run directory", "positron train")
     (tmp_path / "bare").mkdir()
     assert_refused(positron(command, tmp_path / "bare"), "no trained model", "positron train")
 
@@ -160,7 +174,7 @@ def test_character_that_the_model_does_not_know(tiny_run: Path) -> None:
 @pytest.mark.parametrize("words", [("generate",), ("generate", "--quantized"), ("export", "--format", "c")])
 def test_prompt_that_is_not_utf_8(words: tuple[str, ...], tiny_run: Path) -> None:
     # the byte 0xff, for a process
-    result = positron(words[0], tiny_run, *words[1:], "--prompt", "ab\udcff")
+    result = positron_process(words[0], tiny_run, *words[1:], "--prompt", "ab\udcff")
     assert_refused(result, "--prompt is not UTF-8 text (byte 0xff at offset 2)")
     assert result.stdout == ""
 
@@ -245,12 +259,12 @@ def test_evaluation_text(make: Callable[[Path], None], fragment: str, tiny_run: 
 
 @pytest.mark.parametrize(("simulator", "lacks"), [("icarus", "iverilog"), ("verilator", "perl")])
 def test_missing_simulator(simulator: str, lacks: str, tiny_run: Path, tmp_path: Path) -> None:
-    result = positron("simulate", tiny_run, "--simulator", simulator, "--vectors", 2, PATH=str(tmp_path))
+    result = positron_process("simulate", tiny_run, "--simulator", simulator, "--vectors", 2, PATH=str(tmp_path))
     assert_refused(result, simulator, lacks)
 
 
 def test_circuit_that_is_not_there(tiny_run: Path) -> None:
-    result = positron("simulate", tiny_run, "--only", "softmacs")
+    result = positron_process("simulate", tiny_run, "--only", "softmacs")
     assert result.returncode == 2
     assert "invalid choice: 'softmacs'" in result.stderr.splitlines()[-1]
 
@@ -271,7 +285,7 @@ def test_board_and_layer_that_do_not_exist(tiny_run: Path) -> None:
 
 
 def test_host_without_a_board(tiny_run: Path, tmp_path: Path) -> None:
-    assert_refused(positron("host", tiny_run, "--port", tmp_path / "no_port"), "cannot open the serial port")
+    assert_refused(positron_process("host", tiny_run, "--port", tmp_path / "no_port"), "cannot open the serial port")
 
 
 def test_report_to_a_place_that_does_not_exist(tiny_run: Path, tmp_path: Path) -> None:
