@@ -20,6 +20,8 @@ READS_MODEL = {
     "fixedpoint/generation.py",
     "fixedpoint/quantization/quantization_aware.py",
     "fixedpoint/quantization/quantization_aware_worker.py",
+    "fixedpoint/quantization/sequential.py",
+    "fixedpoint/quantization/tensor_rounding.py",
 }
 MODEL_NEEDS = {"numpy", "matplotlib", "tqdm", "safetensors"}
 # Runs inside a simulator's process, where seconds of imports would be paid for every bench.

@@ -45,7 +45,7 @@ BATCH = 16
 CHOICES = {
     "calibration": ("least-squares", "maximum", "percentile"),
     "scales": ("row", "tensor"),
-    "rounding": ("compensated", "nearest"),
+    "rounding": ("compensated", "sequential", "nearest"),
 }
 
 
@@ -62,7 +62,7 @@ class QuantizationSettings:
             value seen ("maximum") or 99.99 % of the values ("percentile").
         scales: Weights have a power of two a "row" or a "tensor".
         rounding: Weights are rounded one after the other, each making good the errors before it
-            ("compensated"), or each to the "nearest".
+            ("compensated"), layers too ("sequential"), or each weight to the "nearest".
     """
 
     weight_bits: WeightBits = 8
@@ -129,6 +129,7 @@ class Calibration:
             to nearest.
         weight_bits: Widths that differ from the settings', by layer.
         histograms: Of every tensor with a format.
+        tokens: The calibration text (N, T).
     """
 
     formats: Mapping[str, QFormat]
@@ -136,6 +137,7 @@ class Calibration:
     moments: Mapping[str, Moments] = field(default_factory=dict)
     weight_bits: Mapping[str, WeightBits] = field(default_factory=dict)
     histograms: Mapping[str, Histogram] = field(default_factory=dict)
+    tokens: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.int64))
 
 
 def refuse_unsupported(config: ModelConfig, parameters: Mapping[str, np.ndarray] | None = None) -> None:
@@ -229,6 +231,7 @@ def calibrate(
         moments=observed.moments,
         weight_bits=changes.weight_bits,
         histograms={name: histogram for name, (histogram, _) in used.items()},
+        tokens=windows,
     )
 
 
@@ -268,6 +271,13 @@ def integer_factor(config: ModelConfig, name: str) -> float:
 def query_scale(head_dim: int) -> float:
     """Return log2(e) / sqrt(d), the query projection's factor for a base-2 softmax."""
     return math.log2(math.e) / math.sqrt(head_dim)
+
+
+def weight_parameter(config: ModelConfig, name: str) -> str:
+    """Return the name of the parameter that holds a linear layer's weights."""
+    if name == "logits":
+        return "token_embedding" if config.tie_embeddings else "output.weight"
+    return f"{name}.weight"
 
 
 def layer_names(config: ModelConfig) -> list[str]:

@@ -18,6 +18,7 @@ arXiv:2307.13304. The bias: Nagel et al., arXiv:1906.04721.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,6 +29,8 @@ DAMPING = 0.01  # of the inputs' mean variance, added to each: calibration text 
 # Fractions that are tried, above the covering one. Compensated errors grow elsewhere, so the
 # covering scale's coarser neighbour counts too.
 FINER = (-1, 0, 1, 2, 3, 4)
+# Passes over the columns that improve rounded weights; most rows settle after three.
+MOST_PASSES = 8
 # columns whose errors are fed forward one by one; further ones get them by a matrix product
 BLOCK = 64
 
@@ -75,8 +78,7 @@ class Moments:
         return self.products / self.count - np.outer(offset, offset)
 
 
-@dataclass(frozen=True, eq=False)
-class Compensated:
+class Compensated(NamedTuple):
     """A layer's rounded weights.
 
     Attributes:
@@ -97,6 +99,7 @@ def compensate(
     moments: Moments,
     largest_fraction: FloatArray,
     one_scale: bool = False,
+    improve: bool = False,
 ) -> Compensated:
     """Round weights (R, K), each row at the scale of least output error.
 
@@ -107,6 +110,7 @@ def compensate(
         moments: Of the layer's inputs.
         largest_fraction: Bound on each row's fraction (R,), for the bias's sake.
         one_scale: All rows share one fraction.
+        improve: Change single weights afterwards as long as the output error falls.
 
     Raises:
         QuantizationError: A weight is not finite, or too large.
@@ -121,6 +125,8 @@ def compensate(
     repeated = np.tile(weight, (len(FINER), 1))  # (R, K) -> (F · R, K)
     # F fractions a row: (F, R) -> (F · R,), and back
     integers, errors = inputs.round(repeated, candidates.reshape(-1), weight_bits)
+    if improve:
+        integers, errors = inputs.improve(repeated, candidates.reshape(-1), weight_bits, integers)
     by_candidate = errors.reshape(candidates.shape)  # (F · R,) -> (F, R)
     if one_scale:
         by_candidate = np.broadcast_to(by_candidate.sum(axis=1, keepdims=True), candidates.shape)
@@ -141,11 +147,13 @@ class Feedback:
             can compensate.
         upper: U (K, K), unit upper triangular, of the reordered covariance U D Uᵀ.
         variance: D (K,).
+        covariance: H (K, K), damped, columns in their own order.
     """
 
     order: IntegerArray
     upper: FloatArray
     variance: FloatArray
+    covariance: FloatArray
 
     @classmethod
     def of(cls, covariance: FloatArray) -> Feedback:
@@ -160,7 +168,7 @@ class Feedback:
         # upper triangular F with F Fᵀ = H
         factor = np.linalg.cholesky(reordered[::-1, ::-1])[::-1, ::-1]
         diagonal = np.diag(factor)
-        return cls(order, factor / diagonal, diagonal**2)
+        return cls(order, factor / diagonal, diagonal**2, damped)
 
     def round(
         self, weight: FloatArray, fraction: IntegerArray, weight_bits: WeightBits
@@ -184,3 +192,29 @@ class Feedback:
         integers = np.empty(weight.shape, dtype=np.int64)
         integers[:, self.order] = wanted.T
         return integers, np.ldexp(total, -2 * fraction)
+
+    def improve(
+        self, weight: FloatArray, fraction: IntegerArray, weight_bits: WeightBits, integers: IntegerArray
+    ) -> tuple[IntegerArray, FloatArray]:
+        """Return integers (R, K) that no change of a single weight improves, and error variances.
+
+        With the others fixed, e H eᵀ is least at the integer nearest to ŵ_k + (e H)_k / H_kk.
+        """
+        lowest, highest = weight_range(weight_bits)
+        best = integers.T.astype(np.float64)  # (R, K) -> (K, R)
+        error = np.ldexp(weight, fraction[:, None]).T - best
+        slope = self.covariance @ error  # (K, K) @ (K, R) -> (K, R)
+        for _ in range(MOST_PASSES):
+            before = best.copy()
+            for column, row in enumerate(self.covariance):
+                target = best[column] + slope[column] / row[column]
+                change = np.clip(np.floor(target + 0.5), lowest, highest) - best[column]
+                rows = np.flatnonzero(change)
+                best[column] += change
+                error[column] -= change
+                slope[:, rows] -= np.outer(row, change[rows])
+            if np.array_equal(best, before):
+                break
+        # (K, R) * (K, R) -> (R,)
+        total = (error * (self.covariance @ error)).sum(axis=0)
+        return best.T.astype(np.int64), np.ldexp(total, -2 * fraction)

@@ -29,7 +29,6 @@ from model import InputError, ModelConfig, RunDirectory, Transformer
 from model.checkpoint import read_npz, write_npz
 from model.files import read_json, write_json
 from model.parameters import Parameters, parameter_counts, parameter_shapes
-from model.workspace import row_blocks
 
 from ..errors import QuantizationError
 from ..fast.transformer import prepared
@@ -39,12 +38,12 @@ from ..topology import linear_inputs, residual_format_tensors
 from ..transformer import QuantizedTransformer
 from .calibration import Calibration, QuantizationSettings, calibrate, integer_factor, model_steps
 from .quantize import quantize_transformer
+from .tensor_rounding import TensorRounding, round_half_up
 
 FloatVector = NDArray[np.float32]
 
 FORMAT = "positron-number-format"
 VERSION = 1
-HALF = np.float32(0.5)
 
 
 @dataclass(frozen=True)
@@ -191,7 +190,7 @@ class QuantizationAware:
             # (rows, ...) -> (rows, columns), of which `part`
             out = target[grid.parameter].reshape(len(grid.step), -1, copy=False)[part]
             np.multiply(source[grid.parameter].reshape(len(grid.step), -1)[part], grid.inverse[part], out=out)
-            _round(out, grid.lowest, grid.highest)
+            round_half_up(out, grid.lowest, grid.highest)
             out *= grid.step[part]
         if share == 0:
             for name in self._norms:
@@ -201,31 +200,16 @@ class QuantizationAware:
                 scale = target[name]
                 fraction = covering_fraction(float(np.abs(scale).max()), self.settings.activation_bits)
                 scale *= np.float32(2.0**fraction)
-                _round(scale, -np.inf, np.inf)
+                round_half_up(scale, -np.inf, np.inf)
                 scale *= np.float32(2.0**-fraction)
 
     def round_tensor(self, name: str, values: np.ndarray) -> None:
         """Round a tensor (N, channels) of the float model's forward pass in place."""
-        if name not in self._steps:
-            return
-        step, inverse, lowest, highest = self._steps[name]
-        for rows in row_blocks(*values.shape):
-            part = values[rows]
-            part *= inverse
-            _round(part, lowest, highest)
-            part *= step
+        self._rounding(name, values)
 
     @cached_property
-    def _steps(self) -> dict[str, tuple[np.float32, np.float32, int, int]]:
-        """For every activation that is rounded: step, 1 / step, and the range in steps."""
-        steps = {}
-        for name in _activations(self.model):
-            target = self.formats[name]
-            if name not in ("residual", "logits"):
-                scale = integer_factor(self.model, name)
-                step, inverse = np.float32(target.resolution / scale), np.float32(scale / target.resolution)
-                steps[name] = step, inverse, target.minimum_integer, target.maximum_integer
-        return steps
+    def _rounding(self) -> TensorRounding:
+        return TensorRounding(self.model, self.formats)
 
     @cached_property
     def _grids(self) -> tuple[_Grid, ...]:
@@ -267,10 +251,3 @@ def _matrices(config: ModelConfig, settings: QuantizationSettings) -> dict[str, 
             table = name == "position_embedding" or (name == "token_embedding" and not config.tie_embeddings)
             matrices[name] = integer_factor(config, name), settings.embedding_bits if table else settings.weight_bits
     return matrices
-
-
-def _round(values: np.ndarray, lowest: float, highest: float) -> None:
-    """Round float32 half up and saturate, in place; exact for multiples of 1/2 below 2**23."""
-    values += HALF
-    np.floor(values, out=values)
-    np.clip(values, lowest, highest, out=values)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from model import ModelConfig, Transformer
+from model import Transformer
 from model.activations import activation_function
 from model.rotary import rotation_table
 
@@ -31,9 +31,11 @@ from .calibration import (
     integer_factor,
     model_block,
     refuse_unsupported,
+    weight_parameter,
 )
 from .error_compensation import compensate
 from .histogram import signal_to_noise
+from .sequential import round_in_order
 
 
 def quantize_transformer(
@@ -61,6 +63,7 @@ def quantize_transformer(
     formats = calibration.formats
     residual = formats["residual"]
     parameters = model.parameters
+    in_order = round_in_order(model, calibration, settings) if settings.rounding == "sequential" else {}
 
     def linear(step: Step) -> Linear:
         name, (source,) = step.name, step.inputs
@@ -72,9 +75,10 @@ def quantize_transformer(
         one_scale, moments = settings.scales == "tensor", calibration.moments.get(source)
         if fractions is not None and parameter in fractions:
             fraction = fractions[parameter]
+        elif name in in_order:
+            weight, offset, fraction = in_order[name]
         elif moments is not None:
-            compensated = compensate(weight, offset, bits, moments, limit, one_scale)
-            weight, offset, fraction = compensated.weight, compensated.bias, compensated.fraction
+            weight, offset, fraction = compensate(weight, offset, bits, moments, limit, one_scale)
         else:
             fraction = least_squares_fractions(weight, bits, one_scale)
             fraction = np.full(len(weight), min(fraction.min(), limit.min()), np.int64) if one_scale else fraction
@@ -149,13 +153,6 @@ def quantize_transformer(
         logits=linear(LOGITS),
         residual=residual,
     )
-
-
-def weight_parameter(config: ModelConfig, name: str) -> str:
-    """Return the name of the parameter that holds a linear layer's weights."""
-    if name == "logits":
-        return "token_embedding" if config.tie_embeddings else "output.weight"
-    return f"{name}.weight"
 
 
 def weight_table(model: Transformer, quantized: QuantizedTransformer) -> tuple[TensorFormat, ...]:

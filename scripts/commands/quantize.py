@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "an activation's format has the least squared error, or covers the maximum, or 99.99 %% of the values",
         ),
         ("scales", "weights have a power of two a row or a tensor"),
-        ("rounding", "each weight compensates the errors of those before it, or is rounded to nearest"),
+        ("rounding", "each weight compensates the errors of those before it, each layer too, or neither does"),
     ):
         parser.add_argument(
             f"--{name}",

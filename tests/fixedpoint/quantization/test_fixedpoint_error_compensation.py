@@ -57,6 +57,28 @@ def test_the_error_that_is_minimized_is_the_outputs_variance():
     np.testing.assert_allclose(errors, np.einsum("rj,jk,rk->r", error, damped, error), rtol=1e-9)
 
 
+@pytest.mark.parametrize("width", [3, "ternary"])
+def test_no_change_of_a_single_weight_improves_what_was_improved(width):
+    feedback = Feedback.of(moments_of(correlated_inputs()).covariance)
+    fraction = least_squares_fractions(weights(), width)
+    first, errors = feedback.round(weights(), fraction, width)
+    integers, improved = feedback.improve(weights(), fraction, width, first)
+    assert (improved <= errors * (1 + 1e-12)).all()
+    assert improved.sum() < 0.97 * errors.sum()
+    lowest, highest = weight_range(width)
+    assert lowest <= integers.min() <= integers.max() <= highest
+
+    def error(changed):
+        left = weights() - np.ldexp(changed.astype(float), -fraction[:, None])
+        return np.einsum("rj,jk,rk->r", left, feedback.covariance, left)
+
+    np.testing.assert_allclose(error(integers), improved, rtol=1e-9)
+    for column, by in itertools.product(range(40), (-1, 1)):
+        changed = integers.copy()
+        changed[:, column] = np.clip(changed[:, column] + by, lowest, highest)
+        assert (error(changed) >= improved * (1 - 1e-9)).all()
+
+
 @pytest.mark.parametrize("width", [2, 3, 4, 8, "ternary"])
 def test_outputs_are_nearer_than_with_rounding_to_nearest(width):
     inputs, matrix = correlated_inputs(), weights()

@@ -12,8 +12,9 @@ from fixedpoint.errors import QuantizationError
 from fixedpoint.fast.transformer import prepared
 from fixedpoint.qformat import Overflow, Rounding
 from fixedpoint.quantization.calibration import QuantizationSettings, integer_factor, query_scale
-from fixedpoint.quantization.quantization_aware import QuantizationAware, _round
+from fixedpoint.quantization.quantization_aware import QuantizationAware
 from fixedpoint.quantization.quantize import named_linears
+from fixedpoint.quantization.tensor_rounding import round_half_up
 from model import CharacterTokenizer, InputError, RunDirectory, Transformer, generate_stories, train_model
 from model.data import windows
 from model.training.fine_tuning import fine_tune_model
@@ -57,7 +58,7 @@ def held_out(run):
 def test_rounding_is_half_up_on_ties_too():
     values = np.arange(-140 * 1024, 140 * 1024, dtype=np.float64) / 1024
     result = values.astype(np.float32)
-    _round(result, -128, 127)
+    round_half_up(result, -128, 127)
     np.testing.assert_array_equal(result, np.clip(np.floor(values + 0.5), -128, 127))
 
 
