@@ -16,6 +16,7 @@ from .internals import Internals
 from .parameter_checks import check_collection, check_whole
 from .registers import data_register
 
+LOGIC_WORDS = 16  # that a LUT of four inputs holds a bit of
 BITS_PER_COPY = 128  # of the word, for one copy of the number of the bank that is chosen
 
 
@@ -32,7 +33,8 @@ class BankedMemory(wiring.Component):
     Latency: 2 clock edges with one bank: block RAM and its output register. 4 with several: a copy
     of the address for each bank before, the choice of the bank after. Throughput: a word a cycle.
     Resources: `ceil(width / 36)` block RAMs a bank of 512 words, `ceil(width / 18)` a bank of
-    1,024; with several banks a register of the word, and another one if it is written.
+    1,024; with several banks a register of the word, and another one if it is written. A bank of at
+    most 16 words that is only read is logic, a LUT a bit, for it would waste as many block RAMs.
 
     Attributes:
         width: Bits of a word.
@@ -78,6 +80,10 @@ class BankedMemory(wiring.Component):
             ports |= {"write_address": In(range(depth)), "write_data": In(width), "write_enable": In(write_parts)}
         super().__init__(ports)
 
+    def in_block_ram(self, words: int) -> bool:
+        """Return whether a bank of so many words is block RAM, not logic."""
+        return self.write_parts > 0 or words > LOGIC_WORDS
+
     def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
@@ -99,7 +105,7 @@ class BankedMemory(wiring.Component):
                 shape=unsigned(self.width),
                 depth=depth,
                 init=self.init[start : start + depth],
-                attrs={"ram_style": "block", "no_rw_check": 1},
+                attrs={"ram_style": "block" if self.in_block_ram(depth) else "logic", "no_rw_check": 1},
             )
             read_port = words.read_port(domain="comb")
             answer, result = (data_register(self.width, name=f"{name}_{bank}") for name in ("answer", "result"))

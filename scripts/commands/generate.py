@@ -3,11 +3,14 @@
 The model continues the prompt token by token (a token is a character unless the run was trained
 otherwise). A low temperature prefers likely tokens, a high one gives more variety; the same seed
 gives the same text. With --quantized the run's integer model generates and samples, in integer
-arithmetic: the C program of `positron export` gives the same text.
+arithmetic: the C program of `positron export` gives the same text. With --device simulated the
+whole decoder as a circuit writes the same text, compiled by Verilator; it takes the likeliest
+token.
 
 Example:
   positron generate runs/demo --prompt "One morning" --temperature 0.7
   positron generate runs/demo --quantized --seed 1
+  positron generate runs/demo --device simulated --length 100
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import argparse
 import sys
 
 from fixedpoint.generation import generate_text as generate_integer_text
+from hdl.catalog.names import BOARD_NAMES, DEFAULT_BOARD
 from model.errors import InputError
 from model.files import file_digest
 from model.generation.generate import generate_text
@@ -24,6 +28,7 @@ from scripts.runs import add_run_argument, load_named_quantized, open_run
 from scripts.text import prompt_text
 
 DEFAULT_PROMPT = "One day"
+DEFAULT_TEMPERATURE = 0.8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,9 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--temperature",
         type=float,
-        default=0.8,
         metavar="X",
-        help="0 always takes the likeliest token (default: %(default)s)",
+        help=f"0 always takes the likeliest token (default: {DEFAULT_TEMPERATURE}, with --device 0)",
     )
     parser.add_argument("--top-k", type=int, metavar="K", help="choose among the K likeliest tokens (default: all)")
     parser.add_argument(
@@ -50,14 +54,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the choices (default: %(default)s)")
     parser.add_argument("--quantized", action="store_true", help="generate in integers, with the quantized model")
+    parser.add_argument("--device", choices=["simulated"], help="generate with the decoder circuit, simulated")
+    parser.add_argument(
+        "--board",
+        choices=BOARD_NAMES,
+        help=f"board whose multipliers and memories the circuit may use (default: {DEFAULT_BOARD})",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Generate, print as it comes, and keep the text in the run directory."""
     if arguments.length < 1:
         raise InputError(f"--length must be at least 1, not {arguments.length}")
-    if arguments.quantized and (arguments.top_k is not None or arguments.top_p is not None):
-        raise InputError("--top-k and --top-p exist for the float model alone; leave them out with --quantized")
+    integers = arguments.quantized or arguments.device is not None
+    if integers and (arguments.top_k is not None or arguments.top_p is not None):
+        raise InputError(
+            "--top-k and --top-p exist for the float model alone; leave them out with --quantized or --device"
+        )
+    if arguments.device is None and arguments.board is not None:
+        raise InputError("--board belongs to --device")
+    if arguments.device is not None and arguments.temperature:
+        raise InputError("the circuit takes the likeliest token: --device needs --temperature 0")
+    temperature = arguments.temperature
+    if temperature is None:
+        temperature = DEFAULT_TEMPERATURE if arguments.device is None else 0.0
     chosen = None if arguments.prompt is None else prompt_text(arguments.prompt)
     directory = open_run(arguments.run)
     tokenizer = directory.load_tokenizer()
@@ -71,11 +91,18 @@ def run(arguments: argparse.Namespace) -> int:
 
     options = {
         "num_tokens": arguments.length,
-        "temperature": arguments.temperature,
+        "temperature": temperature,
         "seed": arguments.seed,
         "on_text": show,
     }
-    if arguments.quantized:
+    if arguments.device is not None:
+        from scripts.decoder import generate_with_circuit
+
+        quantized, digest = load_named_quantized(directory)
+        made_from = {"manifest_sha256": digest}
+        board = DEFAULT_BOARD if arguments.board is None else arguments.board
+        continuation = generate_with_circuit(quantized, tokenizer, prompt, arguments.length, board, show)
+    elif arguments.quantized:
         quantized, digest = load_named_quantized(directory)
         made_from = {"manifest_sha256": digest}
         continuation = generate_integer_text(quantized, tokenizer, prompt, **options)

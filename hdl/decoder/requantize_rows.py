@@ -1,0 +1,105 @@
+# amaranth: UnusedElaboratable=no
+# (a unit may be built only to ask for its latency)
+"""Sums of products become activations, R at a time."""
+
+from amaranth.hdl import Module, Mux, Shape, Signal, signed, unsigned
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from ..parts.dot_product import Delay
+from ..parts.registers import data_register
+from ..parts.requantize import ShiftRoundSaturate
+from .plan import Plan
+from .row_ports import rows_of, table_word
+
+
+class RequantizeRows(wiring.Component):
+    """Sums become activations: R of them a cycle, each row with its own bias, shift and width.
+
+    Equation: `fixedpoint.Linear`'s, `o[r] = requantize(i[r] + bias[row], shift[row])`. Rows come in
+    the order of the plan's matrices, so their table needs no address from outside.
+
+    Latency: 5 cycles. Throughput: R a cycle.
+
+    Internals: the table is read while the engine still works on the rows: `soon` comes
+    `TABLE_STAGES` cycles before `i.valid`.
+
+    Attributes:
+        latency: 5.
+        soon: In, 1 bit: a set of rows comes in two cycles.
+        i, o: In and Out, R values with `valid`.
+    """
+
+    latency = 1 + ShiftRoundSaturate.latency
+
+    def __init__(self, plan: Plan, sum_bits: int):
+        self.rows = rows = plan.rows
+        self.sum_bits = max(sum_bits, *(linear.accumulator_bits for linear in plan.linears))
+        operators = {one.name: one.operator for one in plan.model.operations}
+        widths: list[list[int]] = []  # of each matrix's rows
+        for matrix in plan.matrices:
+            own = operators[matrix.name].output.bits
+            gate = operators.get(matrix.name.removesuffix("up") + "gate")
+            pattern = [own] if gate is None else [gate.output.bits, own]
+            widths.append(pattern * (len(matrix.weight) // len(pattern)))
+        self.widths = sorted({width for own_widths in widths for width in own_widths})
+        shifts = [int(shift) for matrix in plan.matrices for shift in matrix.shift]
+        biases = [int(bias) for matrix in plan.matrices for bias in matrix.bias]
+        self._lowest = min(shifts)
+        self._casts = [ShiftRoundSaturate(self.sum_bits, self._lowest, max(shifts), self.widths) for _ in range(rows)]
+        bias_shape = Shape.cast(range(min(*biases, -1), max(*biases, 0) + 1))
+        entry = data.StructLayout(
+            {"bias": bias_shape, "amount": self._casts[0].amount.shape(), "width": self._casts[0].width.shape()}
+        )
+        self.entry = data.ArrayLayout(entry, rows)
+        self.entries = []
+        for matrix, bits in zip(plan.matrices, widths, strict=True):
+            padded = matrix.sets * rows
+            columns = (
+                list(map(int, matrix.bias)),
+                [int(shift) - self._lowest for shift in matrix.shift],
+                [self.widths.index(width) for width in bits],
+            )
+            bias, amount, width = (column + [0] * (padded - len(column)) for column in columns)
+            for first in range(0, padded, rows):
+                self.entries.append(
+                    [
+                        {"bias": bias[row], "amount": amount[row], "width": width[row]}
+                        for row in range(first, first + rows)
+                    ]
+                )
+        super().__init__(
+            {
+                "soon": In(1),
+                "i": In(rows_of(signed(sum_bits), rows)),
+                "o": Out(rows_of(signed(self.widths[-1]), rows)),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        """Build the circuit."""
+        m = Module()
+        address = Signal(range(len(self.entries)))
+        with m.If(self.soon):
+            m.d.sync += address.eq(Mux(address == len(self.entries) - 1, 0, address + 1))
+        entry = table_word(m, "table", self.entry, self.entries, address)
+        m.submodules.valid = valid = Delay(unsigned(1), self.latency)
+        m.d.comb += [valid.en.eq(1), valid.i.eq(self.i.valid), self.o.valid.eq(valid.o)]
+        for row, cast in enumerate(self._casts):
+            m.submodules[f"cast_{row}"] = cast
+            total = data_register(signed(self.sum_bits), name=f"total_{row}")
+            amount = data_register(cast.amount, name=f"amount_{row}")
+            width = data_register(cast.width, name=f"width_{row}")
+            m.d.sync += [
+                total.eq(self.i.values[row] + entry[row].bias),
+                amount.eq(entry[row].amount),
+                width.eq(entry[row].width),
+            ]
+            m.d.comb += [
+                cast.en.eq(1),
+                cast.i.eq(total),
+                cast.amount.eq(amount),
+                cast.width.eq(width),
+                self.o.values[row].eq(cast.o),
+            ]
+        return m

@@ -1,0 +1,167 @@
+"""The machine's sequencer: executes a program, a word of the engine's memory a cycle."""
+
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from ..parts.registers import data_register
+from .program import Destination, Event, Program, Source, Work
+
+EVENT_COUNT_BITS = 2  # at most two of an event wait to be consumed
+
+
+class Sequencer(wiring.Component):
+    """Issues the engine's commands of one token, in the order of a program.
+
+    A step begins when the events that it waits for have happened, and takes them; its last word may
+    wait for others. Steps that wait for nothing follow each other without a gap.
+
+    Latency: a command is given one cycle after its issue.
+
+    Internals: a step stands in a register, the one that follows in another, so that the table of
+    steps has a cycle for itself.
+
+    Attributes:
+        program: The steps.
+        values_delay: Cycles from the beginning of a step of values to its first issue.
+        start: In, 1 bit: a new token; only when no step is left.
+        row: In: the token's position in words of keys, counted from 0.
+        events: In, a bit for each `Event`: it happens.
+        command: Out: what the engine does; `final` on a step's last word.
+        begin_values: Out, 1 bit: a step of values has begun, a cycle ago.
+        issued: Out: as `command`, a cycle earlier, for what counts cycles from an issue.
+    """
+
+    def __init__(self, program: Program, cache_words: int, values_delay: int):
+        self.program, self.values_delay = program, values_delay
+        steps = program.steps
+        span = max(step.address + (cache_words if step.words is None else step.words) for step in steps)
+        most = max(cache_words, *(step.words or 1 for step in steps))
+        self.fields = data.StructLayout(
+            {
+                "work": Work,
+                "layer": range(max(step.layer for step in steps) + 1),
+                "address": range(span),
+                "last_word": range(most),
+                "each_position": 1,
+                "last_slice": range(max(step.slices for step in steps)),
+                "hidden": 1,
+                "part": range(program.passes),
+                "destination": Destination,
+                "wait": len(Event),
+                "wait_last": len(Event),
+            }
+        )
+        self.command_layout = data.StructLayout(
+            {
+                "valid": 1,
+                "work": Work,
+                "layer": self.fields["layer"].shape,
+                "address": range(span),
+                "first": 1,
+                "last": 1,
+                "slice": self.fields["last_slice"].shape,
+                "hidden": 1,
+                "part": self.fields["part"].shape,
+                "destination": Destination,
+                "final": 1,
+            }
+        )
+        super().__init__(
+            {
+                "start": In(1),
+                "row": In(range(cache_words)),
+                "events": In(len(Event)),
+                "command": Out(self.command_layout),
+                "issued": Out(self.command_layout),
+                "begin_values": Out(1),
+            }
+        )
+
+    def _entries(self) -> list[dict[str, int]]:
+        return [
+            {
+                "work": step.work,
+                "layer": step.layer,
+                "address": step.address,
+                "last_word": (step.words or 1) - 1,
+                "each_position": step.words is None,
+                "last_slice": step.slices - 1,
+                "hidden": step.source is Source.HIDDEN,
+                "part": step.part,
+                "destination": step.destination,
+                "wait": sum(1 << event for event in step.wait),
+                "wait_last": sum(1 << event for event in step.wait_last),
+            }
+            for step in self.program.steps
+        ]
+
+    def elaborate(self, platform: object) -> Module:
+        """Build the circuit."""
+        m = Module()
+        entries = [Const(self.fields.const(entry).as_bits(), self.fields.size) for entry in self._entries()]
+        number = Signal(range(len(entries) + 1), init=len(entries))  # of the step to be looked up
+        now, following = data_register(self.fields), data_register(self.fields)
+        now_valid, following_valid = Signal(), Signal()
+        begun, pause = Signal(), Signal(range(max(self.values_delay, 1)))
+        index, part = data_register(now.last_word), data_register(now.last_slice)
+        counts = [Signal(EVENT_COUNT_BITS, name=f"{event.name.lower()}_count") for event in Event]
+        present = Cat(count.any() for count in counts)
+
+        allowed = ~(now.wait & ~present).any()
+        final = index == now.last_word
+        held = final & (now.wait_last & ~present).any()
+        begins, issue, ends = Signal(), Signal(), Signal()
+        delayed = (now.work == Work.VALUES) if self.values_delay else Const(0, 1)
+        m.d.comb += [
+            begins.eq(now_valid & ~begun & allowed),
+            issue.eq(now_valid & Mux(begun, pause == 0, allowed & ~delayed) & ~held),
+            ends.eq(issue & final),
+        ]
+        m.d.sync += self.begin_values.eq(begins & (now.work == Work.VALUES))
+        for bit, count in enumerate(counts):
+            taken = (begins & now.wait[bit]) | (ends & now.wait_last[bit])
+            m.d.sync += count.eq(count + self.events[bit] - taken)
+        with m.If(begins):
+            m.d.sync += [begun.eq(1), pause.eq(Mux(delayed, max(self.values_delay - 1, 0), 0))]
+        with m.Elif(pause != 0):
+            m.d.sync += pause.eq(pause - 1)
+        with m.If(issue):
+            m.d.sync += [index.eq(index + 1), part.eq(Mux(part == now.last_slice, 0, part + 1))]
+        advance = Signal()
+        m.d.comb += advance.eq(~now_valid | ends)
+        with m.If(advance):
+            m.d.sync += [
+                now.eq(following),
+                now_valid.eq(following_valid),
+                begun.eq(0),
+                index.eq(0),
+                part.eq(0),
+                following_valid.eq(0),
+            ]
+            with m.If(following.each_position):
+                m.d.sync += now.last_word.eq(self.row)
+        with m.If((advance | ~following_valid) & (number != len(entries))):
+            m.d.sync += [following.as_value().eq(Array(entries)[number]), following_valid.eq(1), number.eq(number + 1)]
+        with m.If(self.start):
+            m.d.sync += number.eq(0)
+
+        whole = now.work != Work.WEIGHTS  # scores: each word a sum; values: one sum
+        single = now.work == Work.SCORES
+        issued = self.issued
+        m.d.comb += [
+            issued.valid.eq(issue),
+            issued.work.eq(now.work),
+            issued.layer.eq(now.layer),
+            issued.address.eq(now.address + index),
+            issued.first.eq(Mux(whole, single | (index == 0), part == 0)),
+            issued.last.eq(Mux(whole, single | final, part == now.last_slice)),
+            issued.slice.eq(part),
+            issued.hidden.eq(now.hidden),
+            issued.part.eq(now.part),
+            issued.destination.eq(now.destination),
+            issued.final.eq(final),
+        ]
+        m.d.sync += self.command.eq(issued)
+        m.d.sync += self.command.valid.eq(issue)
+        return m

@@ -1,0 +1,65 @@
+"""Text from the decoder circuit, simulated."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+
+from fixedpoint.transformer import QuantizedTransformer
+from hdl.board.boards import find_board
+from hdl.board.decoder_estimate import best_estimate
+from hdl.decoder.machine import Machine
+from model.generation.loop import continue_text
+from model.tokenizers.tokenizer import Tokenizer
+from sim.simulators.builds import cache_directory
+from sim.simulators.decoder_process import SimulatedDecoder, stream_tokens
+
+FREQUENCY = 100e6  # Hz, at which tokens a second are stated
+
+
+def generate_with_circuit(
+    quantized: QuantizedTransformer,
+    tokenizer: Tokenizer,
+    prompt: str,
+    num_tokens: int,
+    board_name: str,
+    on_text: Callable[[str], None],
+) -> str:
+    """Return the text that the decoder circuit of a model writes, likeliest token by likeliest
+    token, and print its cycles to standard error.
+
+    Args:
+        quantized: The model.
+        tokenizer: Its tokenizer.
+        prompt: Beginning of the text.
+        num_tokens: At most so many tokens.
+        board_name: The board whose multipliers and block RAMs the circuit may use.
+        on_text: Called with each new piece of text.
+
+    Raises:
+        CircuitError: The model does not suit the machine, or the board is too small.
+        InputError: As `continue_text`.
+        ToolError: Verilator, or what it needs, is missing or failed.
+    """
+    board = find_board(board_name)
+    chosen = best_estimate(quantized, board)
+    plan = chosen.plan
+    print(
+        f"decoder for {board.name}: {plan.lanes} lanes, {chosen.needs.block_rams} of {board.block_rams} block RAMs, "
+        f"{chosen.needs.multipliers} of {board.multipliers} multipliers; compiling the circuit (minutes, once)",
+        file=sys.stderr,
+    )
+    with SimulatedDecoder(Machine(plan), cache_directory() / "decoder") as decoder:
+
+        def open_stream(sequences: list[list[int]]) -> Iterator[None]:
+            return stream_tokens(decoder, sequences[0], quantized.context_length)
+
+        text = continue_text(tokenizer, prompt, num_tokens, quantized.vocab_size, open_stream, on_text=on_text)
+        mean = sum(decoder.cycles) / len(decoder.cycles) if decoder.cycles else 0.0
+    if mean:
+        print(
+            f"\n{len(decoder.cycles):,} tokens through the circuit, {mean:,.0f} cycles each: "
+            f"{FREQUENCY / mean:,.0f} tokens/s at {FREQUENCY / 1e6:g} MHz",
+            file=sys.stderr,
+        )
+    return text

@@ -1,0 +1,107 @@
+"""A decoder machine compiled by Verilator, as a process that takes tokens and gives tokens."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+from hdl.decoder.machine import Machine
+from hdl.errors import ToolError
+from hdl.tools.toolchain import tool_environment
+from model.generation.loop import context_start
+
+from ..bench.harness import Harness
+from .native_bench import compile_bench
+
+SOURCE = Path(__file__).with_name("native") / "decoder.cpp"
+WATCHDOG_CYCLES = 1_000_000
+
+
+class SimulatedDecoder:
+    """A machine that is simulated, one token at a time.
+
+    Args:
+        machine: The circuit.
+        build_directory: Where compiled simulations are kept.
+
+    Attributes:
+        machine: The circuit.
+        cycles: Clock edges of each token so far, from the token taken to the next one offered.
+
+    Raises:
+        ToolError: A tool is missing or failed.
+    """
+
+    def __init__(self, machine: Machine, build_directory: Path):
+        self.machine = machine
+        self.cycles: list[int] = []
+        harness = Harness(machine)
+        directory = compile_bench("decoder", harness, {"machine.h": _header(harness)}, SOURCE, build_directory)
+        self._process = subprocess.Popen(
+            [directory / "bench"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=tool_environment(),
+        )
+
+    def step(self, token: int, *, restart: bool) -> int:
+        """Return the token after `token`, which begins a sequence if `restart` is set."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write(f"{token} {int(restart)}\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # the missing answer says so
+        answer = self._process.stdout.readline().split()
+        if len(answer) != 2:
+            raise ToolError(f"the simulated decoder gave no token (exit status {self._process.wait()})")
+        self.cycles.append(int(answer[1]))
+        return int(answer[0])
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def __enter__(self) -> SimulatedDecoder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: object, traceback: TracebackType | None) -> None:
+        self.close()
+
+
+def stream_tokens(decoder: SimulatedDecoder, sequence: list[int], context_length: int) -> Iterator[None]:
+    """Lengthen a token sequence in place, for ever, as the integer model does; see `stream` in
+    `model.generation.loop`.
+    """
+    start = -1
+    while True:
+        first = context_start(len(sequence), context_length)
+        begin = len(sequence) - 1 if first == start else first
+        for index in range(begin, len(sequence)):
+            chosen = decoder.step(sequence[index], restart=index == first)
+        start = first
+        sequence.append(chosen)
+        yield
+
+
+def _header(harness: Harness) -> str:
+    source, sink = harness.sources[0], harness.sinks[0]
+    numbers = {
+        "READY_BIT": source.flag_in,
+        "VALID_BIT": sink.flag_in,
+        "TOKEN_IN": source.offset,
+        "TOKEN_BITS": sink.width,
+        "RESTART_IN": source.offset + source.width - 1,
+        "TOKEN_OUT": sink.offset,
+        "I_VALID": source.flag_out,
+        "O_READY": sink.flag_out,
+        "WATCHDOG_CYCLES": WATCHDOG_CYCLES,
+    }
+    return "".join(f"constexpr unsigned {name} = {value};\n" for name, value in numbers.items())

@@ -1,0 +1,112 @@
+"""Run a decoder machine in Amaranth's simulator, and say what each of its units should give."""
+
+import numpy as np
+from amaranth.sim import Simulator
+
+LONGEST_TOKEN = 20_000  # cycles
+
+
+def run_machine(machine, tokens, restarts, *, watch=False, seed=None):
+    """Return the tokens given, the cycles each took, and for each token what the units gave.
+
+    With a seed, both ends pause at random.
+    """
+    generator = None if seed is None else np.random.default_rng(seed)
+    given, cycles, seen = [], [], []
+
+    def record(ctx, values):
+        units = {
+            "residual": (machine.residual.o, "values"),
+            "norms": (machine.norms.o, "data"),
+            "requantize": (machine.requantize.o, "values"),
+            "divide": (machine.divide.o, "data"),
+            "hidden": (machine.hidden.o, "values"),
+        }
+        if machine.rotate is not None:
+            units["rotate"] = (machine.rotate.o, "values")
+        for name, (port, field) in units.items():
+            if ctx.get(port.valid):
+                values.setdefault(name, []).extend(ctx.get(one) for one in port[field])
+
+    async def bench(ctx):
+        for token, restart in zip(tokens, restarts, strict=True):
+            for _ in range(0 if generator is None else int(generator.integers(0, 9))):
+                await ctx.tick()
+            ctx.set(machine.i.payload.token, int(token))
+            ctx.set(machine.i.payload.restart, int(restart))
+            ctx.set(machine.i.valid, 1)
+            while not ctx.get(machine.i.ready):
+                await ctx.tick()
+            await ctx.tick()
+            ctx.set(machine.i.valid, 0)
+            ctx.set(machine.i.payload.token, 0)
+            values, edges = {}, 1
+            while not ctx.get(machine.o.valid):
+                if watch:
+                    record(ctx, values)
+                await ctx.tick()
+                edges += 1
+                assert edges < LONGEST_TOKEN, "no token came"
+            for _ in range(0 if generator is None else int(generator.integers(0, 9))):
+                await ctx.tick()
+                assert ctx.get(machine.o.valid)
+            given.append(ctx.get(machine.o.payload))
+            ctx.set(machine.o.ready, 1)
+            await ctx.tick()
+            ctx.set(machine.o.ready, 0)
+            cycles.append(edges)
+            seen.append(values)
+
+    simulator = Simulator(machine)
+    simulator.add_clock(1e-6)
+    simulator.add_testbench(bench)
+    simulator.run()
+    return given, cycles, seen
+
+
+def expected_of_units(plan, model, tokens):
+    """Return for each token of one sequence what the units should give; None where nothing
+    counts.
+    """
+    tensors = {}
+    model.forward(np.asarray(tokens)[None], observe=lambda name, values: tensors.update({name: values[0]}))
+    order = plan.query_order
+
+    def padded(row, count):
+        return [*map(int, row), *[None] * (-len(row) % count)]
+
+    results = []
+    for place in range(len(tokens)):
+        row = {name: values[place] for name, values in tensors.items()}
+        wanted = {"residual": list(row["embedding"]), "norms": [], "requantize": [], "divide": [], "hidden": []}
+        if plan.rotary:
+            wanted["rotate"] = []
+        for layer in range(plan.layers):
+            one = {name.removeprefix(f"blocks.{layer}."): values for name, values in row.items()}
+            wanted["norms"] += [*one["attention_norm"], *one["feed_forward_norm"]]
+            wanted["residual"] += [*one["attention_residual"], *one["feed_forward_residual"]]
+            up = one["feed_forward.up"]
+            if plan.gated:
+                up = np.stack([one["feed_forward.gate"], up], axis=1).ravel()
+            wanted["requantize"] += [*one["attention.query"][order], *one["attention.key"], *one["attention.value"]]
+            wanted["requantize"] += [*one["attention.output"], *padded(up, plan.rows), *one["feed_forward.down"]]
+            if plan.rotary:
+                wanted["rotate"] += [*one["attention.rotated_query"][order], *one["attention.rotated_key"]]
+            wanted["divide"] += list(one["attention.context"][order])
+            wanted["hidden"] += padded(one["feed_forward.activation"], plan.rows // (1 + plan.gated))
+        wanted["norms"] += list(row["final_norm"])
+        wanted["requantize"] += padded(row["logits"], plan.rows)
+        results.append(wanted)
+    return results
+
+
+def first_difference(seen, wanted):
+    """Return the first unit, place and values that differ; None where nothing does."""
+    for name, values in wanted.items():
+        given = seen.get(name, [])
+        if len(given) != len(values):
+            return name, "length", len(given), len(values)
+        for place, (got, want) in enumerate(zip(given, values, strict=True)):
+            if want is not None and got != want:
+                return name, place, got, int(want)
+    return None

@@ -1,0 +1,82 @@
+"""The whole decoder as a circuit against the specification, unit by unit and token by token."""
+
+import numpy as np
+import pytest
+from machine_simulation import expected_of_units, first_difference, run_machine
+from model_kinds import make_model
+
+from hdl.decoder.machine import Machine
+from hdl.decoder.plan import Plan
+from hdl.errors import CircuitError
+
+SIZES = {"channels": 16, "num_heads": 4, "context_length": 4, "hidden": 20, "vocab_size": 11, "num_layers": 1}
+KINDS = {
+    "pairs of 4-bit weights": ({"weight_bits": 4}, 32, 4, 2),
+    "one 8-bit weight a lane, wider norms": ({"weight_bits": 8}, 32, 8, 4),
+    "3-bit weights, 10-bit activations": ({"weight_bits": 3, "activation_bits": 10}, 16, 2, 4),
+    "rotary, gated, grouped queries": (
+        {"weight_bits": 4, "rotary": True, "gated": True, "num_kv_heads": 2, "num_layers": 2},
+        32,
+        4,
+    ),
+    "one key head for all": ({"weight_bits": 4, "num_kv_heads": 1}, 32, 4),
+    "five heads, a hidden size of 7, an odd vocabulary": (
+        {"weight_bits": 4, "channels": 20, "num_heads": 5, "hidden": 7, "vocab_size": 13},
+        40,
+        4,
+    ),
+    "one head, a context of 2, three layers": (
+        {"weight_bits": 6, "channels": 12, "num_heads": 1, "context_length": 2, "num_layers": 3},
+        24,
+        2,
+    ),
+    "rows longer than the lanes": ({"weight_bits": 4, "num_kv_heads": 1}, 8, 4),
+}
+
+
+def machine_of(kind, seed=1):
+    changes, *lanes = KINDS[kind]
+    model = make_model(seed, **{**SIZES, **changes})
+    return model, Machine(Plan(model, *lanes))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_unit_gives_what_the_specification_says_in_the_predicted_cycle(kind):
+    model, machine = machine_of(kind)
+    length = model.context_length
+    tokens = np.random.default_rng(3).integers(0, model.vocab_size, length)
+    given, cycles, seen = run_machine(machine, tokens, [True] + [False] * (length - 1), watch=True)
+    for place, (values, wanted) in enumerate(zip(seen, expected_of_units(machine.plan, model, tokens), strict=True)):
+        assert first_difference(values, wanted) is None, f"token {place}"
+    assert given == model.forward(tokens[None])[0].argmax(axis=-1).tolist()
+    assert cycles == [machine.cycles(position) for position in range(length)]
+
+
+def test_sequences_leave_no_trace_whatever_the_pauses():
+    model, machine = machine_of("rotary, gated, grouped queries", seed=2)
+    generator = np.random.default_rng(4)
+    lengths = [3, 1, model.context_length, 2]
+    sequences = [generator.integers(0, model.vocab_size, length) for length in lengths]
+    # After a full context the next sequence begins by itself.
+    restarts = [
+        place == 0 and (not number or lengths[number - 1] != model.context_length)
+        for number, length in enumerate(lengths)
+        for place in range(length)
+    ]
+    given, cycles, _ = run_machine(machine, np.concatenate(sequences), restarts, seed=5)
+    wanted = [model.forward(tokens[None])[0].argmax(axis=-1) for tokens in sequences]
+    assert given == np.concatenate(wanted).tolist()
+    assert cycles == [machine.cycles(place) for length in lengths for place in range(length)]
+
+
+def test_what_does_not_suit_the_lanes_is_refused_with_all_reasons():
+    model = make_model(1, **{**SIZES, "weight_bits": 4})
+    with pytest.raises(CircuitError, match=r"24 lanes .* lanes and 16 channels must divide one another"):
+        Plan(model, 24)
+    with pytest.raises(
+        CircuitError, match="norm_lanes of 3 must divide 16 channels; context_lanes of 5 must divide the 16"
+    ):
+        Plan(model, 32, 3, 5)
+    rotary = make_model(1, **{**SIZES, "weight_bits": 8, "rotary": True})
+    with pytest.raises(CircuitError, match="need an even number of rows a word"):
+        Plan(rotary, 16)
