@@ -15,6 +15,7 @@ from collections.abc import Collection
 from amaranth.hdl import Assert, Cat, Const, Module, Mux, Shape, ShapeLike, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
 
 from fixedpoint.operators.dot_product_engine import DotProductEngine, Operation
 
@@ -44,10 +45,10 @@ class EngineDatapath(wiring.Component):
     their adders: of n summands with a one each, n - 1 adders take n - 1, and the last one goes into
     the sum over words. A whole product is cut in the same way, and put together again at the tap.
 
-    Latency: 5 clock edges and one for each level of the trees, `ceil(log2)` of each tap's columns
-    over those of the tap before, from a command to `o`; 4 to `o_lanes`. Throughput: one command a
-    cycle, but the sum of a lane is cleared in the cycle in which it is given: the first command of
-    one comes `lanes_gap` cycles after the last command of the one before, or later.
+    Latency: 5 clock edges and those of the trees, from a command to `o`; 4 to `o_lanes`. The trees
+    from a tap to the next one have `ceil(log2(fan-in) / levels)`. Throughput: one command a cycle,
+    but the sum of a lane is cleared in the cycle in which it is given: the first command of one
+    comes `lanes_gap` cycles after the last command of the one before, or later.
 
     Resources: `lanes` hard multipliers. The operands go into the multipliers' own registers; the
     logic that makes a pair one operand lies before them, so `word` should come from registers that
@@ -61,6 +62,7 @@ class EngineDatapath(wiring.Component):
         operations: What it can do; hardware for the rest is left out. WRITE is ignored.
         weight_bits: Of a weight of a pair: the lower one is an element's lowest bits, the upper one
             the next ones. None for half of an element.
+        levels: Adders from register to register in the trees.
         latency, lanes_latency, lanes_gap: See above.
         i: In, {dot, pairs, accumulate, tap, first, last}: a command.
         pairs_next: In, 1 bit: `i.pairs` of the next cycle, for there it goes to all lanes. Only
@@ -76,7 +78,12 @@ class EngineDatapath(wiring.Component):
     lanes_gap = 2
 
     def __init__(
-        self, parameters: DotProductEngine, operations: Collection[Operation], *, weight_bits: int | None = None
+        self,
+        parameters: DotProductEngine,
+        operations: Collection[Operation],
+        *,
+        weight_bits: int | None = None,
+        levels: int = 1,
     ):
         if not isinstance(parameters, DotProductEngine):
             raise TypeError(f"parameters must be a DotProductEngine, not {type(parameters).__name__}")
@@ -107,7 +114,10 @@ class EngineDatapath(wiring.Component):
             )
         # Of what stands above a lane's lower product.
         self._upper_bits = max(self.spacing, parameters.product_bits - self.spacing + 1)
-        self.tree_latency = parameters.tree_levels
+        check_whole("levels", levels)
+        self.levels = levels
+        fan_ins = (wide // narrow for narrow, wide in zip((1, *parameters.columns), parameters.columns, strict=False))
+        self.tree_latency = sum(-(-ceil_log2(fan_in) // levels) for fan_in in fan_ins)
         self.latency = LaneProducts.latency + self.tree_latency + 2
         self.sum_bits = (
             parameters.group_sum_bits if self.dots else parameters.group_sum_bits - element_bits + weight_bits
@@ -278,7 +288,7 @@ class EngineDatapath(wiring.Component):
             fan_in, results = columns // width, []
             for place in range(len(level) // fan_in):
                 products = level[place * fan_in : (place + 1) * fan_in]
-                tree = AdderTree(fan_in, len(products[0][0]), owing=name == "upper")
+                tree = AdderTree(fan_in, len(products[0][0]), owing=name == "upper", levels=self.levels)
                 m.submodules[f"{name}_{number}_{place}"] = tree
                 m.d.comb += tree.en.eq(1)
                 m.d.comb += [tree.i[index].eq(product) for index, (product, _) in enumerate(products)]

@@ -68,10 +68,10 @@ class LaneProducts(wiring.Component):
 
 
 class AdderTree(wiring.Component):
-    """The sum of an array, by a tree with a register behind every level.
+    """The sum of an array, by a tree of adders with registers between its levels.
 
-    Equation: `o = sum(i)`. Latency: `ceil(log2(count))` stages. Throughput: one a cycle.
-    No overflow: the result is `ceil(log2(count))` bits wider than an element.
+    Equation: `o = sum(i)`. Latency: `ceil(ceil(log2(count)) / levels)` stages. Throughput: one a
+    cycle. No overflow: the result is `ceil(log2(count))` bits wider than an element.
 
     Owing, each summand may lack one: `o + o_owed = sum(i) + sum(owed)`. The ones go into the carry
     inputs of the adders, which are one fewer than the summands; the last one is left.
@@ -79,6 +79,7 @@ class AdderTree(wiring.Component):
     Attributes:
         count: Number of summands.
         owing: Whether summands may lack one.
+        levels: Adders from register to register; before the first ones there may be fewer.
         latency: Stages from summands to sum.
         en: In, 1 bit. Enables every stage.
         i: In, array of `count` signed elements.
@@ -87,14 +88,16 @@ class AdderTree(wiring.Component):
         o_owed: Out, 1 bit. Only if owing.
     """
 
-    def __init__(self, count: int, bits: int, *, owing: bool = False):
+    def __init__(self, count: int, bits: int, *, owing: bool = False, levels: int = 1):
         check_whole("an adder tree's count", count)
         check_whole("an adder tree's bits", bits)
         if not isinstance(owing, bool):
             raise CircuitError(f"owing must be a bool, not {owing!r}")
-        self.count, self.owing = count, owing
-        self.latency = ceil_log2(count)
-        ports = {"en": In(1), "i": In(data.ArrayLayout(signed(bits), count)), "o": Out(signed(bits + self.latency))}
+        check_whole("an adder tree's levels", levels)
+        self.count, self.owing, self.levels = count, owing, levels
+        self.latency = -(-ceil_log2(count) // levels)
+        total = signed(bits + ceil_log2(count))
+        ports = {"en": In(1), "i": In(data.ArrayLayout(signed(bits), count)), "o": Out(total)}
         if owing:
             ports |= {"owed": In(data.ArrayLayout(1, count)), "o_owed": Out(1)}
         super().__init__(ports)
@@ -106,23 +109,25 @@ class AdderTree(wiring.Component):
         owed = [self.owed[index] for index in range(self.count)] if self.owing else []
         while len(level) > 1:
             sums, left_over = [], []
+            registered = ceil_log2(len(level)) % self.levels == 1 % self.levels
             for left in range(0, len(level), 2):
                 pair, ones = level[left : left + 2], owed[left : left + 2]
                 total = add_owed(pair[0], pair[1], ones[0]) if len(ones) == 2 else sum(pair[1:], start=pair[0])
-                register = data_register(Shape.cast(total.shape()), name=f"sum_{len(level)}_{left}")
-                with m.If(self.en):
-                    m.d.sync += register.eq(total)
-                sums.append(register)
-                if ones:
-                    one = data_register(name=f"owed_{len(level)}_{left}")
-                    with m.If(self.en):
-                        m.d.sync += one.eq(ones[-1])
-                    left_over.append(one)
+                name = f"{len(level)}_{left}"
+                sums.append(self._after(m, total, f"sum_{name}") if registered else total)
+                left_over += [self._after(m, one, f"owed_{name}") if registered else one for one in ones[-1:]]
             level, owed = sums, left_over
         m.d.comb += self.o.eq(level[0])
         if self.owing:
             m.d.comb += self.o_owed.eq(owed[0])
         return m
+
+    def _after(self, m: Module, value: Value, name: str) -> Value:
+        """Return what a value was a stage before."""
+        register = data_register(Shape.cast(value.shape()), name=name)
+        with m.If(self.en):
+            m.d.sync += register.eq(value)
+        return register
 
 
 def add_owed(one: Value, other: Value, owed: Value) -> Value:

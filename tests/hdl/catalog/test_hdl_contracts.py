@@ -68,7 +68,7 @@ def parameters(kind):
 # Every part, and every core that does not keep its arguments as attributes, with arguments that
 # make one.
 ARGUMENTS = {
-    AdderTree: {"count": 3, "bits": 8, "owing": True},
+    AdderTree: {"count": 3, "bits": 8, "owing": True, "levels": 2},
     ArgMax: {"logits": QFormat(8, 4), "length": 4, "lanes": 2},
     Attention: {"parameters": BLOCK.attention},
     BankedMemory: {"width": 8, "depth": 6, "init": [1], "bank_words": 4, "write_parts": 2, "writable_from": 4},
@@ -89,6 +89,7 @@ ARGUMENTS = {
         "parameters": DotProductEngine(8, (2, 8), 2),
         "operations": [Operation.PAIRS],
         "weight_bits": 4,
+        "levels": 2,
     },
     Exponential: {"parameters": SOFTMAX.exponential, "width": 8},
     KeyValueCache: {"element": signed(8), "channels": 8, "context_length": 4, "lanes": 2},

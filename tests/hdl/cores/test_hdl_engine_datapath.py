@@ -154,6 +154,15 @@ def test_sums_and_their_cycles_are_as_specified(parameters, operations, weight_b
     check(EngineDatapath(parameters, operations, weight_bits=weight_bits))
 
 
+@pytest.mark.parametrize(
+    ("lanes", "columns", "levels", "registers"), [(8, (4, 8), 2, 2), (16, (16,), 3, 2), (6, (6,), 2, 2)]
+)
+def test_several_levels_of_a_tree_may_lie_between_registers(lanes, columns, levels, registers):
+    core = EngineDatapath(DotProductEngine(lanes, columns, 3), EVERY, levels=levels)
+    assert core.latency == 5 + registers
+    check(core, count=40)
+
+
 def test_a_one_that_was_borrowed_and_is_not_given_back_is_found(monkeypatch):
     monkeypatch.setattr(hdl.parts.dot_product, "add_owed", lambda one, other, owed: one + other)
     with pytest.raises(AssertionError):
