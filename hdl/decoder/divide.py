@@ -11,7 +11,15 @@ from fixedpoint import QFormat
 from fixedpoint.operators.attention import CausalAttention
 
 from ..errors import CircuitError
-from ..parts.arithmetic import add_three, multiply, round_and_saturate, ternary_depth, ternary_sums
+from ..parts.arithmetic import (
+    add_three,
+    multiply,
+    round_and_saturate,
+    shift_right_by,
+    ternary_depth,
+    ternary_sums,
+)
+from ..parts.copies import Copies
 from ..parts.dot_product import Delay
 from ..parts.internals import Internals
 from ..parts.multiplier import OPERAND_BITS
@@ -20,6 +28,7 @@ from ..parts.reciprocal_lookup import ReciprocalLookup
 from ..parts.registers import data_register
 
 ROWS = 2  # that are kept
+COPY_READERS = 8  # sums that one copy of a register shifts
 LOW_BITS = 16  # of a sum that is wider than a hard multiplier
 PRODUCT_STAGES = 2  # a multiplier without input registers
 
@@ -37,13 +46,13 @@ class DivideRows(wiring.Component):
     denominators pass one after the other through one `ReciprocalLookup`.
 
     Latency, of the first contexts: the later one of `latency` edges from the sums and
-    `denominator_latency` from the denominators. `latency` = A + 1 (choice of a word) + 2 (times
+    `denominator_latency` from the denominators. `latency` = A + 1 (shifting register) + 2 (times
     mantissa) + 1 (two halves of a wide sum) + 1 (shift) + 1 (round), A = 1, 2 (add up) for up to 3,
     9 slots. `denominator_latency` = 1 (register) + 3 (reciprocal) + 1 (memory) + `latency` - A, and
     as many more as K exceeds the words W = K·d / lanes.
     Throughput: a word of `lanes` contexts a cycle, W words a row without a gap. Resources: hard
-    multipliers: two a lane (one where a sum has 18 bits or less). Two rows of K·d sums in
-    flip-flops and their selection, K·d·(S − 1) adders, the reciprocal's table.
+    multipliers: two a lane (one where a sum has 18 bits or less). K·d·(S − 1) adders; two rows of
+    K·d sums in flip-flops, one of which shifts; the reciprocal's table.
 
     Attributes:
         attentions: One of each layer, alike in sizes, widths and reciprocal.
@@ -114,25 +123,42 @@ class DivideRows(wiring.Component):
         m = Module()
         name = type(self).__name__
 
-        # Rows are given in the order in which they come, when both of their parts are there.
-        summed, divided, half, active = Signal(ROWS), Signal(ROWS), Signal(), Signal()
+        # A row's sums wait, then shift word by word to the first multiplication; `active` when its
+        # reciprocals are there too, and a word goes on.
+        summed, divided, loaded, active, half = Signal(), Signal(ROWS), Signal(), Signal(), Signal()
         part, group = Signal(range(self._head_words)), Signal(range(self._groups))
-        final_part, final_group = part == self._head_words - 1, group == self._groups - 1
-        final = Signal()
-        m.d.comb += [active.eq((summed & divided).bit_select(half, 1)), final.eq(active & final_part & final_group)]
-        with m.If(active):
-            m.d.sync += [part.eq(Mux(final_part, 0, part + 1)), half.eq(half ^ final)]
-            with m.If(final_part):
-                m.d.sync += group.eq(Mux(final_group, 0, group + 1))
-        rows_summed, buffers, layers = self._add_up(m)
-        rows_divided, reciprocals = self._reciprocals(m, Cat(group, half))
+        last_part, last_word = part == self._head_words - 1, Signal()
+        next_loaded, next_active, next_half, next_last = (
+            Signal(name=f"next_{n}") for n in ("loaded", "active", "half", "last")
+        )
+        next_part, next_group = Signal.like(part), Signal.like(group)
+        final = active & last_word
+        free = ~loaded | final
+        arrived, sums, layer = self._add_up(m)
+        rows_divided, reciprocals = self._reciprocals(m, Cat(next_group, next_half))
+        now_divided = (divided & ~(final << half)) | rows_divided
+        m.d.comb += [
+            last_word.eq(last_part & (group == self._groups - 1)),
+            next_loaded.eq(~free | summed),
+            next_half.eq(half ^ final),
+            next_active.eq(next_loaded & now_divided.bit_select(next_half, 1)),
+            next_part.eq(Mux(active, Mux(last_part, 0, part + 1), part)),
+            next_group.eq(Mux(active & last_part, Mux(last_word, 0, group + 1), group)),
+            next_last.eq((next_part == self._head_words - 1) & (next_group == self._groups - 1)),
+        ]
         m.d.sync += [
-            summed.eq((summed | rows_summed) & ~(final << half)),
-            divided.eq((divided | rows_divided) & ~(final << half)),
-            Assert(~(summed & rows_summed).any(), f"{name}: sums of a third row"),
+            loaded.eq(next_loaded),
+            active.eq(next_active),
+            half.eq(next_half),
+            part.eq(next_part),
+            group.eq(next_group),
+            summed.eq(arrived | (summed & ~free)),
+            divided.eq(now_divided),
+            Assert(~arrived | ~summed | free, f"{name}: sums of a third row"),
             Assert(~(divided & rows_divided).any(), f"{name}: denominators of a third row"),
         ]
-        m.submodules.tags = tags = Delay(data.StructLayout({"valid": 1, "last": 1}), self._output_stages)
+        words = self._words_of(m, sums, ~next_loaded | next_active, ~next_loaded | next_last)
+        m.submodules.tags = tags = Delay(data.StructLayout({"valid": 1, "last": 1}), self._output_stages - 1)
         m.d.comb += [
             tags.en.eq(1),
             tags.i.valid.eq(active),
@@ -143,22 +169,16 @@ class DivideRows(wiring.Component):
 
         # A word of sums, its heads' reciprocals, and what its layer adds to their digits; no
         # denominator is smaller than the full-scale numerator of the row's maximum.
-        first, lanes, channels = self._first, self.lanes, len(buffers[0])
+        first, lanes = self._first, self.lanes
         fractions = [one.value.fraction - one.output.fraction for one in self.attentions]
         least_digit = first.softmax.exponential.output_bits - 1
         least = least_digit + first.reciprocal.mantissa_bits + min(fractions)
         largest = len(self.i_denominators.values[0]) - 1 - least_digit + max(fractions) - min(fractions)
         amount_shape = unsigned(largest.bit_length())
         further = Array(Const(fraction - min(fractions) - least_digit, signed(8)) for fraction in fractions)
-        layer = Mux(half, layers[1], layers[0])
         extra = data_register(signed(8))
-        m.d.sync += extra.eq(further[layer])
-        place = Cat(part, group, half)
-        select = [
-            (row << len(group) | index // self._head_words) << len(part) | index % self._head_words
-            for row in range(ROWS)
-            for index in range(channels // lanes)
-        ]
+        with m.If(free):
+            m.d.sync += extra.eq(further[layer])
         amounts = []
         mantissas = []
         for number, reciprocal in enumerate(reciprocals):
@@ -173,24 +193,34 @@ class DivideRows(wiring.Component):
             mantissas.append(mantissa)
             amounts.append(amount)
         for lane in range(lanes):
-            chosen = data_register(signed(self._sum_bits), name=f"chosen_{lane}")
-            words = [buffer[word * lanes + lane] for buffer in buffers for word in range(channels // lanes)]
-            with m.Switch(place):
-                for value, word in zip(select, words, strict=True):
-                    with m.Case(value):
-                        m.d.sync += chosen.eq(word)
             head = lane * len(reciprocals) // lanes
-            product = self._product(m, f"lane_{lane}", chosen, mantissas[head])
+            product = self._product(m, f"lane_{lane}", words[lane], mantissas[head])
             aligned = product >> (least - 1) if least else product << 1
             doubled = data_register(signed(len(aligned)), name=f"doubled_{lane}")
             output = data_register(self.o.data[lane], name=f"output_{lane}")
             m.d.sync += [
-                doubled.eq(aligned >> amounts[head]),
+                doubled.eq(shift_right_by(aligned, amounts[head], len(doubled))),
                 output.eq(round_and_saturate(doubled, 1, QFormat(first.output.bits, 0))),
             ]
             m.d.comb += self.o.data[lane].eq(output)
-        self.internals = Internals(summed=summed, divided=divided, half=half, part=part, group=group, tags=tags)
+        self.internals = Internals(
+            summed=summed, divided=divided, loaded=loaded, active=active, half=half, part=part, group=group, tags=tags
+        )
         return m
+
+    def _words_of(self, m: Module, sums: data.View, enable: Value, load: Value) -> data.View:
+        """Return a register that shifts a row down by a word, or loads one; `enable` and `load`
+        come a cycle early, and are copied, since very many bits wait for them.
+        """
+        m.submodules.copies = copies = Copies(2, -(-len(sums) // COPY_READERS))
+        m.d.comb += copies.i.eq(Cat(enable, load))
+        shifted = data_register(sums)
+        for channel in range(len(sums)):
+            following, control = channel + self.lanes, copies.o[channel // COPY_READERS]
+            later = Mux(control[1], sums[channel], shifted[following]) if following < len(sums) else sums[channel]
+            with m.If(control[0]):
+                m.d.sync += shifted[channel].eq(later)
+        return shifted
 
     def _product(self, m: Module, name: str, weighted: Value, mantissa: Value) -> Value:
         """Return a sum times a mantissa, `_product_stages` after them."""
@@ -202,40 +232,29 @@ class DivideRows(wiring.Component):
         m.d.sync += product.eq((high << LOW_BITS) + low)
         return product
 
-    def _add_up(self, m: Module) -> tuple[Value, list[data.View], list[Signal]]:
-        """Add a row's partial sums up; return which row is stored in this cycle, both rows' sums,
-        and their layers.
+    def _add_up(self, m: Module) -> tuple[Value, data.View, Signal]:
+        """Add a row's partial sums up; return whether a row is stored in this cycle, its sums and
+        its layer.
         """
         channels = len(self.i.sums) // self.slots
-        half = Signal()
-        m.d.sync += half.eq(half ^ self.i.valid)
-        layout = data.StructLayout({"valid": 1, "half": 1, "layer": range(len(self.attentions))})
+        layout = data.StructLayout({"valid": 1, "layer": range(len(self.attentions))})
         m.submodules.arrivals = arrivals = Delay(layout, self._stored - 1)
-        m.d.comb += [
-            arrivals.en.eq(1),
-            arrivals.i.valid.eq(self.i.valid),
-            arrivals.i.half.eq(half),
-            arrivals.i.layer.eq(self.i.layer),
-        ]
-        buffers = [
-            data_register(data.ArrayLayout(signed(self._sum_bits), channels), name=f"sums_{row}") for row in range(ROWS)
-        ]
-        layers = [data_register(self.i.layer, name=f"layer_{row}") for row in range(ROWS)]
-        arrived = arrivals.o
+        m.d.comb += [arrivals.en.eq(1), arrivals.i.valid.eq(self.i.valid), arrivals.i.layer.eq(self.i.layer)]
+        stored = data_register(data.ArrayLayout(signed(self._sum_bits), channels))
+        layer = data_register(self.i.layer)
         totals = []
         for channel in range(channels):
             sums = [self.i.sums[slot * channels + channel] for slot in range(self.slots)]
             sums = ternary_sums(m, f"sum_{channel}", sums, self._kept)
             totals.append(add_three(self._sum_bits, *sums) if len(sums) == 3 else sum(sums[1:], start=sums[0]))
-        for row in range(ROWS):
-            with m.If(arrived.valid & (arrived.half == row)):
-                m.d.sync += layers[row].eq(arrived.layer)
-                m.d.sync += [buffers[row][channel].eq(total) for channel, total in enumerate(totals)]
-        return arrived.valid << arrived.half, buffers, layers
+        with m.If(arrivals.o.valid):
+            m.d.sync += layer.eq(arrivals.o.layer)
+            m.d.sync += [stored[channel].eq(total) for channel, total in enumerate(totals)]
+        return arrivals.o.valid, stored, layer
 
     def _reciprocals(self, m: Module, address: Value) -> tuple[Value, list[data.View]]:
         """Pass a row's denominators through the table one by one; return which row's reciprocals
-        are there in time from the next cycle on, and those of the word's heads that is addressed.
+        are there in time from this cycle on, and those of the word's heads that is addressed.
         """
         heads, given = self._first.num_kv_heads, self.i_denominators
         m.submodules.lookup = lookup = ReciprocalLookup(self._first.reciprocal, len(given.values[0]))
@@ -246,7 +265,7 @@ class DivideRows(wiring.Component):
         final = final_member & (group == self._groups - 1)
         free = ~busy | final
         tag = data.StructLayout({"valid": 1, "first": 1, "member": member.shape(), "group": group.shape(), "half": 1})
-        m.submodules.heads = passing = Delay(tag, max(lookup.latency, self._reciprocals_ready - 1))
+        m.submodules.heads = passing = Delay(tag, max(lookup.latency, self._reciprocals_ready))
         m.d.comb += [
             lookup.valid.eq(busy),
             lookup.i.eq(current[0]),
@@ -291,5 +310,5 @@ class DivideRows(wiring.Component):
                 port.addr.eq(address),
             ]
             read.append(port.data)
-        ready = passing.taps[self._reciprocals_ready - 1]
+        ready = passing.taps[self._reciprocals_ready]
         return ready.first << ready.half, read

@@ -16,7 +16,16 @@ from amaranth.utils import ceil_log2
 from fixedpoint import LayerNorm, QFormat, RMSNorm
 
 from ..errors import CircuitError
-from ..parts.arithmetic import add_three, extended, multiply, round_and_saturate, shape_of, ternary_depth, ternary_sums
+from ..parts.arithmetic import (
+    add_three,
+    choose,
+    extended,
+    multiply,
+    round_and_saturate,
+    shape_of,
+    ternary_depth,
+    ternary_sums,
+)
 from ..parts.dot_product import Delay
 from ..parts.internals import Internals
 from ..parts.multiplier import OPERAND_BITS, Multiplier
@@ -350,10 +359,9 @@ class RowNorms(wiring.Component):
         if i_lanes > lanes:
             chosen = data_register(data.ArrayLayout(element, lanes))
             part = m.submodules.tags.taps[READ_STAGES].part
-            groups = Array(
-                Value.cast(words).word_select(group, len(Value.cast(chosen))) for group in range(wide // lanes)
-            )
-            m.d.sync += Value.cast(chosen).eq(groups[part])
+            bits = len(Value.cast(chosen))
+            groups = [Value.cast(words).word_select(group, bits) for group in range(wide // lanes)]
+            m.d.sync += Value.cast(chosen).eq(choose(groups, part))
             words = chosen
         multiples = []
         for lane in range(lanes):

@@ -10,7 +10,7 @@ from amaranth.utils import ceil_log2
 from fixedpoint import Softmax
 
 from ..errors import CircuitError
-from ..parts.arithmetic import add_three, ternary_depth, ternary_sums
+from ..parts.arithmetic import add_three, choose, shift_right_by, ternary_depth, ternary_sums
 from ..parts.dot_product import Delay
 from ..parts.exponential import LOGIC_TABLE_BITS
 from ..parts.internals import Internals
@@ -31,7 +31,7 @@ class SoftmaxRows(wiring.Component):
 
     Half a table's step is added to the maximum once a row, so that rounding the distance is
     cutting it off. The memory is read ahead: a row's first word stands beside the subtraction when
-    `start` comes. Stages from there: subtract; choose the layer's bits, look up the table; shift
+    `start` comes. Stages from there: subtract, choose the layer's bits; look up the table; shift
     and round.
 
     Latency, in edges: `ready_latency` = max(3, 1 + max(1, ceil(log2 scores))) from a row's last
@@ -163,8 +163,9 @@ class SoftmaxRows(wiring.Component):
             m.d.sync += latched.eq(issued)
             with m.If(issued.valid):
                 m.d.sync += [address.eq(Mux(issued.last, 0, address + 1)), next_half.eq(next_half ^ issued.last)]
+        belongs = data_register(about[0], name="belongs")
         with m.If(refill):
-            m.d.sync += [waiting.eq(latched), word.eq(port.data)]
+            m.d.sync += [waiting.eq(latched), word.eq(port.data), belongs.eq(Mux(latched.half, about[1], about[0]))]
         with m.If(consumed):
             m.d.sync += running.eq(~waiting.last)
         m.d.sync += Assert(~self.start | (waiting.valid & ~running), f"{name}: started without a complete row")
@@ -184,13 +185,8 @@ class SoftmaxRows(wiring.Component):
             self.o_denominator.valid.eq(sums.o.last),
         ]
         maximum = Mux(waiting.half, maxima[1], maxima[0])
-        now = tags.taps[1]
-        count, shift = (Mux(now.half, about[1][field], about[0][field]) for field in ("count", "shift"))
         for lane in range(scores):
-            distance = data_register(unsigned(len(maximum)), name=f"distance_{lane}")
-            m.d.sync += distance.eq(maximum - word[lane])
-            none = now.last & (count <= lane)
-            self._numerator(m, lane, distance, shift, none)
+            self._numerator(m, lane, maximum - word[lane], belongs.shift, waiting.last & (belongs.count <= lane))
         self._denominator(m, sums)
         self.internals = Internals(place=place, complete=complete, held=held, running=running, waiting=waiting)
         return m
@@ -238,29 +234,33 @@ class SoftmaxRows(wiring.Component):
                 m.d.sync += maximum.eq(candidate)
         return maxima
 
-    def _numerator(self, m: Module, lane: int, distance: Signal, shift: Value, none: Value) -> None:
-        """Build the last two stages of one of the scores."""
+    def _numerator(self, m: Module, lane: int, distance: Value, shift: Value, none: Value) -> None:
+        """Build the three stages of one of the scores."""
         table_bits, output_bits = self._table_bits, self._output_bits
         values = self.softmaxes[0].exponential.table.tolist()
         m.submodules[f"table_{lane}"] = table = memory.Memory(
             shape=unsigned(output_bits), depth=len(values), init=values, attrs={"ram_style": "logic"}
         )
         port = table.read_port(domain="comb")
-        # From output_bits + 1 whole steps on the numerator is 0.
-        steps = Array(distance >> shift if shift >= 0 else distance << -shift for shift in self._shifts)[shift]
+        distance = distance.as_unsigned()  # none is negative
+        choices = [distance >> shift if shift >= 0 else distance << -shift for shift in self._shifts]
+        steps = data_register(unsigned(len(distance) - min(0, self._shifts[0])), name=f"steps_{lane}")
+        absent = data_register(name=f"absent_{lane}")
         entry = data_register(unsigned(output_bits), name=f"entry_{lane}")
         whole = data_register(range(output_bits + 1), name=f"whole_{lane}")
         zero = data_register(name=f"zero_{lane}")
-        m.d.comb += port.addr.eq(steps)
+        numerator = data_register(unsigned(output_bits), name=f"numerator_{lane}")
+        m.d.comb += [port.addr.eq(steps), self.o.numerators[lane].eq(numerator)]
         m.d.sync += [
+            steps.eq(choose(choices, shift)),
+            absent.eq(none),
             entry.eq(port.data),
             whole.eq(steps >> table_bits),
-            zero.eq(none | ((steps >> table_bits) > output_bits)),
+            # From output_bits + 1 whole steps on the numerator is 0.
+            zero.eq(absent | ((steps >> table_bits) > output_bits)),
+            # shift_right_half_up_by
+            numerator.eq(Mux(zero, 0, (shift_right_by(entry << 1, whole, output_bits + 1) + 1) >> 1)),
         ]
-        # shift_right_half_up_by
-        numerator = data_register(unsigned(output_bits), name=f"numerator_{lane}")
-        m.d.sync += numerator.eq(Mux(zero, 0, (((entry << 1) >> whole) + 1) >> 1))
-        m.d.comb += self.o.numerators[lane].eq(numerator)
 
     def _denominator(self, m: Module, sums: Delay) -> None:
         """Add up numerators."""

@@ -57,6 +57,32 @@ def saturate(value: Value, number_format: QFormat) -> Value:
     return Mux(sign, 0, kept | above.any().replicate(kept_bits))
 
 
+def choose(values: Sequence[Value], index: Value) -> Value:
+    """Return `values[index]` by a tree of multiplexers, a level for each bit of the index.
+
+    An `Array` or a `Switch` becomes comparisons of the index, ands and ors: some three times the
+    logic.
+    """
+    values = list(values)
+    for bit in index:
+        pairs = [values[start : start + 2] for start in range(0, len(values), 2)]
+        values = [Mux(bit, pair[1], pair[0]) if len(pair) == 2 else pair[0] for pair in pairs]
+    return values[0]
+
+
+def shift_right_by(value: Value, shift: Value, bits: int) -> Value:
+    """Return the lowest bits of `value >> shift`.
+
+    The longest shift comes first, so that each one after it is narrower; in the order of `>>` all
+    would be as wide as the value.
+    """
+    kept = extended(value, bits + (1 << len(shift)) - 1)
+    for position in reversed(range(len(shift))):
+        distance = 1 << position
+        kept = Mux(shift[position], kept[distance:], kept[:-distance])
+    return kept
+
+
 def round_and_saturate(value: Value, shift: int, number_format: QFormat) -> Value:
     """Return `value / 2**shift`, rounded half up and clipped to a signed format's range, from a
     signed value.

@@ -7,6 +7,7 @@ from amaranth.utils import ceil_log2
 
 import fixedpoint
 
+from .arithmetic import shift_right_by
 from .internals import Internals
 from .parameter_checks import check_whole
 from .reciprocal import WIDEST_ARGUMENT
@@ -86,7 +87,9 @@ class ReciprocalLookup(wiring.Component):
         # the next one's.
         m.d.comb += [
             values.en.eq(read.any()),
-            values.address.eq((held << below) >> (found[0] << self._root)),
+            values.address.eq(
+                shift_right_by(held << below, Cat(Const(0, int(self._root)), found[0]), len(values.address))
+            ),
             self.mantissa.eq(values.o),
             self.digit.eq(found[2]),
         ]

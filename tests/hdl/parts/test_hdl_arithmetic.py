@@ -59,6 +59,15 @@ def test_rounding_and_saturating_at_once(tmp_path, shift, bits):
     check(tmp_path, lambda value: arithmetic.round_and_saturate(value, shift, target), signed(9), values, expected)
 
 
+@SHAPES
+@pytest.mark.parametrize("bits", [1, 5, 12])
+def test_shifts_to_few_bits(tmp_path, shape, bits):
+    pair = data.StructLayout({"value": shape, "shift": 3})
+    values, shifts = (axis.ravel() for axis in np.meshgrid(every(shape), np.arange(8)))
+    columns, expected = {"value": values, "shift": shifts}, values >> shifts & (1 << bits) - 1
+    check(tmp_path, lambda one: arithmetic.shift_right_by(one.value, one.shift, bits), pair, columns, expected)
+
+
 @pytest.mark.parametrize("bits", [3, 5, 9])
 def test_sums_of_three(tmp_path, bits):
     shape = data.StructLayout({"a": signed(4), "b": unsigned(3), "c": signed(3)})
