@@ -85,7 +85,7 @@ class ArgMax(wiring.Component):
         # An assertion's message wants at least a bit.
         place, best_index = Signal(range(max(words, 2))), Signal(range(max(self.length, 2)))
         best, token = data_register(shape_of(self.logits)), data_register(range(self.length))
-        tag = data.StructLayout({"valid": 1, "last": 1, "index": place.shape()})
+        tag = data.StructLayout({"valid": 1, "first": 1, "last": 1, "index": place.shape()})
         m.submodules.tags = tags = Delay(tag, self.latency - 1)
         enable = Signal()
         final = self.i.payload.last | (place == words - 1)
@@ -95,6 +95,7 @@ class ArgMax(wiring.Component):
             self.o.payload.token.eq(token),
             tags.en.eq(enable),
             tags.i.valid.eq(self.i.valid),
+            tags.i.first.eq(place == 0),
             tags.i.last.eq(final),
             tags.i.index.eq(place),
         ]
@@ -136,7 +137,7 @@ class ArgMax(wiring.Component):
         index = Cat(lane, tags.o.index)
         with m.If(enable & tags.o.valid):
             m.d.sync += token.eq(best_index)
-            with m.If((tags.o.index == 0) | (logit > best)):
+            with m.If(tags.o.first | (logit > best)):
                 m.d.sync += [best.eq(logit), best_index.eq(index), token.eq(index)]
         self.internals = Internals(place=place, best_index=best_index, token=token, tags=tags)
         return m

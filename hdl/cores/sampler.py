@@ -84,10 +84,9 @@ class Sampler(wiring.Component):
     `i[j] · multiplier / 2**shift + GumbelNoise(i_random, j)`, the quotient rounded half up.
 
     Latency: `latency` = 20 cycles and one for each doubling of `lanes`, from a row's last word
-    taken to its token offered. A row waits for its random number, which is taken with its last
-    word. Throughput: a word a cycle, rows back to back without a gap; everything stalls while a
-    token waits. Resources: for each lane a hard multiplier, a `GumbelNoise` and 13 logits on their
-    way; an `ArgMax` of scores.
+    taken to its token offered; a row waits for its random number. Throughput: a word a cycle, rows
+    back to back without a gap; everything stalls while a token waits. Resources: for each lane a
+    hard multiplier, a `GumbelNoise` and 13 logits on their way; an `ArgMax` of scores.
     In simulation a row without `last` on its last word is an assertion's failure; in hardware it
     ends there.
 
@@ -138,12 +137,13 @@ class Sampler(wiring.Component):
         m.submodules.maximum = maximum = self._maximum
         m.submodules.tags = tags = Delay(data.StructLayout({"valid": 1, "last": 1}), SCORE_STAGES)
         place = Signal(range(max(words, 2)))  # an assertion's message wants at least a bit
-        enable, taken = Signal(), Signal()
+        enable, taken, held = Signal(), Signal(), Signal()
+        number = data_register(unsigned(RANDOM_BITS))
         final = self.i.payload.last | (place == words - 1)
         m.d.comb += [
             enable.eq(~maximum.i.valid | maximum.i.ready),
-            self.i.ready.eq(enable & self.i_random.valid),
-            self.i_random.ready.eq(enable & self.i.valid & final),
+            self.i.ready.eq(enable & (held | self.i_random.valid)),
+            self.i_random.ready.eq(~held),
             taken.eq(self.i.valid & self.i.ready),
             tags.en.eq(enable),
             tags.i.valid.eq(taken),
@@ -151,6 +151,10 @@ class Sampler(wiring.Component):
             maximum.i.valid.eq(tags.o.valid),
             maximum.i.payload.last.eq(tags.o.last),
         ]
+        # A row's number is taken as soon as it comes, and held until the row ends.
+        with m.If(~held):
+            m.d.sync += number.eq(self.i_random.payload)
+        m.d.sync += held.eq((held | self.i_random.valid) & ~(taken & final))
         with m.If(taken):
             m.d.sync += place.eq(Mux(final, 0, place + 1))
             m.d.sync += Assert(
@@ -168,7 +172,7 @@ class Sampler(wiring.Component):
             m.submodules[f"logits_{lane}"] = logits = Delay(unsigned(self.parameters.logits.bits), WAIT_STAGES)
             m.d.comb += [
                 noise.en.eq(enable),
-                noise.random.eq(self.i_random.payload),
+                noise.random.eq(Mux(held, number, self.i_random.payload)),
                 noise.index.eq(Cat(Const(lane, ceil_log2(self.lanes)), place)),
                 logits.en.eq(enable),
                 logits.i.eq(logit),
@@ -180,5 +184,5 @@ class Sampler(wiring.Component):
             with m.If(enable):
                 m.d.sync += [scaled.eq(rounded), total.eq(scaled + noise.o)]
             m.d.comb += score.eq(total)
-        self.internals = Internals(place=place, tags=tags, maximum=maximum)
+        self.internals = Internals(place=place, held=held, tags=tags, maximum=maximum)
         return m

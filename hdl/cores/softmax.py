@@ -4,8 +4,8 @@
 
 from itertools import pairwise
 
-from amaranth.hdl import Module, Signal, unsigned
-from amaranth.lib import data, stream, wiring
+from amaranth.hdl import Assert, Format, Module, Mux, Signal, unsigned
+from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 import fixedpoint
@@ -13,13 +13,15 @@ import fixedpoint
 from ..errors import CircuitError
 from ..parts.arithmetic import multiply, saturate, shape_of
 from ..parts.dot_product import Delay
+from ..parts.exponential import Exponential
 from ..parts.internals import Internals
 from ..parts.multiplier import OPERAND_BITS, Multiplier
 from ..parts.payload import connect
 from ..parts.reciprocal import Reciprocal
 from ..parts.registers import data_register
-from ..parts.row_numerators import RowNumerators
 from ..parts.stream_parts import StreamQueue, StreamRegister
+
+MAXIMA = 16  # rows whose maximum is known and whose first score has not been read
 
 
 def _check(parameters: fixedpoint.Softmax) -> None:
@@ -27,7 +29,7 @@ def _check(parameters: fixedpoint.Softmax) -> None:
         raise TypeError(f"parameters must be a fixedpoint.Softmax, not {type(parameters).__name__}")
 
 
-class SoftmaxNumerators(RowNumerators):
+class SoftmaxNumerators(wiring.Component):
     """`fixedpoint.Softmax.numerators` as a circuit, and the sum of a row's numerators beside it.
 
     Equation: `o[j] = exponential(max(i) - i[j])`, `o_denominator = sum_j o[j]`.
@@ -61,7 +63,100 @@ class SoftmaxNumerators(RowNumerators):
     def __init__(self, parameters: fixedpoint.Softmax):
         _check(parameters)
         self.parameters = parameters
-        super().__init__(parameters.score, parameters.length, parameters.exponential)
+        function = parameters.exponential
+        # Unscaled, a distance is at most the whole range of the scores.
+        self._exponential = Exponential(function, parameters.score.bits)
+        self.latency = 4 + self._exponential.latency
+        denominator = unsigned((parameters.length * function.maximum).bit_length())
+        numerator = data.StructLayout({"numerator": unsigned(function.output_bits), "last": 1})
+        super().__init__(
+            {
+                "i": In(stream.Signature(data.StructLayout({"score": shape_of(parameters.score), "last": 1}))),
+                "o": Out(stream.Signature(numerator)),
+                "o_denominator": Out(stream.Signature(denominator)),
+            }
+        )
+
+    def cycles(self, elements: int, rows: int = 1) -> int:
+        """Return the cycles from the first score taken to the last denominator given, for rows of
+        `elements` offered without a pause.
+        """
+        return (rows + 1) * elements - 1 + self.latency
+
+    def elaborate(self, platform: object) -> Module:
+        """Build the circuit."""
+        m = Module()
+        length, shape = self.parameters.length, shape_of(self.parameters.score)
+        layout = data.StructLayout({"score": shape, "last": 1})
+        maximum = data_register(shape)
+
+        m.submodules.exponential = exponential = self._exponential
+        # A row's first score is read three cycles after its last one has arrived.
+        m.submodules.row = row = StreamQueue(layout, length + 2)
+        m.submodules.maxima = maxima = fifo.SyncFIFOBuffered(width=len(maximum), depth=MAXIMA)
+        m.submodules.denominators = denominators = StreamRegister(self.o_denominator.payload.shape())
+        enable = exponential.i.ready  # of everything before the exponential too
+
+        # Store a row and find its maximum.
+        index = Signal(range(max(length, 2)))  # an assertion's message wants at least a bit
+        found = Signal()
+        score = self.i.payload.score
+        taken = self.i.valid & self.i.ready
+        final = self.i.payload.last | (index == length - 1)
+        m.d.comb += [
+            self.i.ready.eq(row.i.ready & (maxima.level < MAXIMA - 1)),
+            row.i.valid.eq(taken),
+            row.i.payload.score.eq(score),
+            row.i.payload.last.eq(final),
+            maxima.w_en.eq(found),
+            maxima.w_data.eq(maximum),
+        ]
+        m.d.sync += found.eq(taken & final)
+        with m.If(taken):
+            m.d.sync += index.eq(Mux(final, 0, index + 1))
+            with m.If((index == 0) | (score > maximum)):
+                m.d.sync += maximum.eq(score)
+            m.d.sync += Assert(
+                self.i.payload.last | (index != length - 1),
+                Format("softmax input: no last on element {} of a row of at most {}", index, length),
+            )
+
+        # Read it once the maximum is known; subtract; `valid` and `last` are delayed beside it.
+        m.submodules.tags = tags = Delay(data.StructLayout({"valid": 1, "last": 1}), 1 + exponential.latency)
+        issue = enable & maxima.r_rdy & row.o.valid
+        distance = data_register(unsigned(len(maximum)))
+        m.d.comb += [
+            row.o.ready.eq(issue),
+            maxima.r_en.eq(issue & row.o.payload.last),
+            tags.en.eq(enable),
+            tags.i.valid.eq(issue),
+            tags.i.last.eq(row.o.payload.last),
+            exponential.i.valid.eq(tags.taps[1].valid),
+            exponential.i.payload.eq(distance),
+        ]
+        with m.If(enable):
+            m.d.sync += distance.eq(maxima.r_data.as_signed() - row.o.payload.score)
+
+        # Give numerators and add them up.  The last one waits until there is room for the
+        # denominator.
+        hold = tags.o.last & ~denominators.i.ready
+        total = Signal.like(self.o_denominator.payload)
+        with_this = Signal.like(total)
+        m.d.comb += [
+            self.o.valid.eq(exponential.o.valid & ~hold),
+            exponential.o.ready.eq(self.o.ready & ~hold),
+            self.o.payload.numerator.eq(exponential.o.payload),
+            self.o.payload.last.eq(tags.o.last),
+            with_this.eq(total + exponential.o.payload),
+            denominators.i.valid.eq(self.o.valid & self.o.ready & tags.o.last),
+            denominators.i.payload.eq(with_this),
+        ]
+        with m.If(self.o.valid & self.o.ready):
+            m.d.sync += total.eq(Mux(tags.o.last, 0, with_this))
+        connect(m, wiring.flipped(self.o_denominator), denominators.o)
+        parts = {"row": row, "maxima": maxima, "denominators": denominators, "tags": tags, "exponential": exponential}
+        self.internals = Internals(**parts, index=index, found=found)
+        return m
 
 
 class Softmax(wiring.Component):

@@ -17,8 +17,8 @@ from amaranth.lib.fifo import SyncFIFO, SyncFIFOBuffered
 
 import hdl.cores.engine
 import hdl.cores.row_norm
+import hdl.cores.softmax
 import hdl.cores.uart
-import hdl.parts.row_numerators
 from hdl.catalog.registry import CORES
 from hdl.cores.layer_norm import LayerNorm
 from hdl.cores.softmax import SoftmaxNumerators
@@ -158,7 +158,7 @@ def overruns() -> list[Proof]:
             "the FIFO of maxima has two places fewer",
             lambda: Conservation(
                 build_patched(
-                    lambda: SoftmaxNumerators(tiny_softmax()), hdl.parts.row_numerators, MAXIMA=FEW_MAXIMA, fifo=fifos
+                    lambda: SoftmaxNumerators(tiny_softmax()), hdl.cores.softmax, MAXIMA=FEW_MAXIMA, fifo=fifos
                 ),
                 _maxima_find_room,
                 numerators.row_lengths,

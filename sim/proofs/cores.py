@@ -13,7 +13,7 @@ import numpy as np
 from amaranth.hdl import signed, unsigned
 
 import fixedpoint
-import hdl.parts.row_numerators
+import hdl.cores.softmax
 from fixedpoint import QFormat
 from hdl.catalog.example_model import ModelShape, example_model
 from hdl.cores.argmax import ArgMax
@@ -71,7 +71,7 @@ def tiny_attention() -> Attention:
 
 def few_maxima(build: Build) -> Build:
     """Return a builder of a core whose FIFO of maxima holds `FEW_MAXIMA`."""
-    return lambda: build_patched(build, hdl.parts.row_numerators, MAXIMA=FEW_MAXIMA)
+    return lambda: build_patched(build, hdl.cores.softmax, MAXIMA=FEW_MAXIMA)
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from amaranth.hdl import Assert, Const, Module, Mux, Signal, Value
 
+from hdl.cores.softmax import SoftmaxNumerators
 from hdl.parts.multiplier import Multiplier
-from hdl.parts.row_numerators import RowNumerators
 
 from .conservation import Conservation, fifo_claims, register_claims
 from .internals import Slot, count_full, count_ones, register_slots, stages
@@ -81,7 +81,7 @@ def _run(slots: Sequence[Slot], start: Value) -> tuple[Value, list[Value]]:
 
 
 def _numerators(
-    environment: Conservation, m: Module, core: RowNumerators, before: Sequence[Slot]
+    environment: Conservation, m: Module, core: SoftmaxNumerators, before: Sequence[Slot]
 ) -> tuple[list[Assert], Value, Value]:
     """Return a part's claims, numerators and denominators; `before` are the slots behind it."""
     elaborated, internals = environment.elaborated, core.internals
@@ -103,14 +103,17 @@ def _numerators(
         *fifo_claims(elaborated, internals.row.internals.memory, "row"),
         *fifo_claims(elaborated, maxima, "maxima"),
         *register_claims(internals.denominators, "denominators"),
-        Assert(index < core.length, "index: scores of a row are counted"),
+        Assert(index < core.parameters.length, "index: scores of a row are counted"),
         Assert(environment.index["i"] == index, ROW_COUNTERS),
         Assert(ends == maxima.level + internals.found, "maxima: each whole row has a maximum"),
         Assert(~maxima.w_en | maxima.w_rdy, "maxima: never overrun"),
         Assert(~denominator.valid | denominator.ready, "denominators: none is lost"),
         Assert(arriving == index, "row: it ends with the row that arrives"),
         Assert(ends.bool() | (unfinished == 0), "row: a row is read once it is whole"),
-        *(Assert(longer <= core.length, "no row is longer than the longest") for longer, _ in (*first_runs, *runs)),
+        *(
+            Assert(longer <= core.parameters.length, "no row is longer than the longest")
+            for longer, _ in (*first_runs, *runs)
+        ),
         *(
             Assert(tags.taps[skew + stage].valid == valid.taps[stage], "exponential: tags stay beside numbers")
             for stage in range(1, len(valid.taps))
@@ -159,7 +162,7 @@ def sampler(environment: Conservation, m: Module) -> list[Assert]:
         m.d.comb += longer.eq(value)
     compared = maximum.tags.taps[1:]
     ends = [slot.last for slot in scores] + [tag.valid & tag.last for tag in compared]
-    stored = (count_ones(ends) + core.o.valid)[: environment.COUNTER_BITS]
+    stored = (count_ones(ends) + core.o.valid + internals.held)[: environment.COUNTER_BITS]
     counters = [place, maximum.place, maximum.best_index, maximum.token, *(tag.index for tag in compared)]
     return [
         *(Assert(counter < core.length, "below the row's length") for counter in counters),

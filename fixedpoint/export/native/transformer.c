@@ -490,10 +490,11 @@ static uint32_t next_random(uint32_t *state)
     return *state;
 }
 
-/* A round of the hash below: a multiplication by 2^left + 1 is a shift and an addition. */
+/* A round of the hash below. */
 static inline uint32_t mixed(uint32_t word, uint32_t key, int left, int right)
 {
-    word = (word ^ key) * ((UINT32_C(1) << left) + 1);
+    word ^= key;
+    word += word << left;
     return word ^ word >> right;
 }
 
@@ -507,25 +508,39 @@ static inline uint32_t word_of(uint32_t random, uint32_t index)
     return mixed(index, random << 30 | random >> 2, 16, 8);
 }
 
+typedef struct {
+    uint32_t word, zeros; /* shifted out so far */
+} normalized;
+
+/* Shift `bits` zeros out at the top, if there are so many. */
+static inline normalized shifted(normalized x, int bits)
+{
+    const uint32_t empty = 0 - (((x.word >> (32 - bits)) - 1) >> 31); /* all ones, or 0 */
+    return (normalized){x.word ^ ((x.word ^ x.word << bits) & empty), x.zeros + ((uint32_t)bits & empty)};
+}
+
+/*
+ * Where a word lies: its highest bit, the zeros before the leading one of the rest (5 bits), and
+ * the 12 bits below that. Without branches, so that the compiler takes many words at a time.
+ */
+static inline uint32_t place_of(uint32_t word)
+{
+    const uint32_t half = word >> 31;
+    normalized odd = {(word ^ (0 - half)) << 1 | 1, 0};
+    odd = shifted(shifted(shifted(shifted(shifted(odd, 16), 8), 4), 2), 1);
+    return half << 17 | odd.zeros << 12 | (odd.word >> 19 & 4095);
+}
+
 /*
  * -log2(-log2(u)) for 1 - u = (word + 1/2) / 2^32, from a table of straight lines: 16 octaves of
  * 1 - u and 16 of u, 32 lines each, with the value in the middle and how far it falls, in fours.
  */
-static int32_t gumbel_noise(uint32_t word)
+static inline int32_t gumbel_noise(uint32_t place)
 {
-    const int upper = (int)(word >> 31), segment_bits = 5, rest_bits = 7, slope_bits = 5;
-    uint32_t odd = (upper ? ~word : word) << 1 | 1;
-    int octave = 0;
-    while (odd >> 31 == 0) {
-        odd <<= 1;
-        octave++;
-    }
-    const int line = (16 * upper + (octave < 15 ? octave : 15)) << segment_bits;
-    const int32_t entry = noise_table[line + (int)(odd >> (31 - segment_bits) & 31)];
-    const int32_t rest = (int32_t)(odd >> (31 - segment_bits - rest_bits) & 127);
-    const int32_t fall = (int32_t)shift_right((entry & 31) * (2 * rest - 127), 6);
-    const int32_t size = (entry >> slope_bits) - fall;
-    return upper ? -size : size + (octave << NOISE_FRACTION);
+    const int32_t half = (int32_t)(place >> 17), octave = place >> 12 & 31, rest = place & 127;
+    const int32_t entry = noise_table[half << 9 | (octave < 15 ? octave : 15) << 5 | (int32_t)(place >> 7 & 31)];
+    const int32_t size = (entry >> 5) - (((entry & 31) * (2 * rest - 127) + 32) >> 6);
+    return half ? -size : size + (octave << NOISE_FRACTION);
 }
 
 /*
@@ -534,27 +549,24 @@ static int32_t gumbel_noise(uint32_t word)
  */
 static int choose(const sampler *how, const int16_t *values, uint32_t *random)
 {
-    static uint32_t words[VOCABULARY];
+    static int64_t scores[VOCABULARY];
+    int64_t largest = INT64_MIN;
     int best = 0;
     if (how->multiplier == 0) {
-        int16_t largest = INT16_MIN;
         for (int v = 0; v < VOCABULARY; v++)
-            largest = values[v] > largest ? values[v] : largest;
-        while (values[best] < largest)
-            best++;
-        return best;
+            scores[v] = values[v];
+    } else {
+        static uint32_t places[VOCABULARY];
+        const uint32_t number = next_random(random);
+        for (int v = 0; v < VOCABULARY; v++)
+            places[v] = place_of(word_of(number, (uint32_t)v));
+        for (int v = 0; v < VOCABULARY; v++)
+            scores[v] = shift_right(values[v] * how->multiplier, how->shift) + gumbel_noise(places[v]);
     }
-    const uint32_t number = next_random(random);
     for (int v = 0; v < VOCABULARY; v++)
-        words[v] = word_of(number, (uint32_t)v);
-    int64_t largest = INT64_MIN;
-    for (int v = 0; v < VOCABULARY; v++) {
-        const int64_t score = shift_right(values[v] * how->multiplier, how->shift) + gumbel_noise(words[v]);
-        if (score > largest) {
-            largest = score;
-            best = v;
-        }
-    }
+        largest = scores[v] > largest ? scores[v] : largest;
+    while (scores[best] < largest)
+        best++;
     return best;
 }
 

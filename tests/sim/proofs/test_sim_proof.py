@@ -13,8 +13,8 @@ import sim.proofs.catalog
 import sim.proofs.proof
 from fixedpoint import QFormat
 from hdl.catalog.registry import CORES
+from hdl.cores import softmax
 from hdl.cores.argmax import ArgMax
-from hdl.parts import row_numerators
 from hdl.parts.amaranth_internals import word_at
 from hdl.parts.exponential import Exponential
 from hdl.parts.internals import Internals
@@ -310,9 +310,9 @@ def test_an_invariant_of_what_is_not_declared_fails_when_it_is_elaborated():
 def test_a_changed_name_is_in_force_for_one_core_only():
     build = few_maxima(CORES["softmax-numerators"].example)
     assert ElaboratedCore(build()).internals.maxima.depth == 4
-    assert row_numerators.MAXIMA == 16
+    assert softmax.MAXIMA == 16
     with pytest.raises(AttributeError, match="NOBODY"):
-        build_patched(build, row_numerators, NOBODY=1)
+        build_patched(build, softmax, NOBODY=1)
 
 
 def test_stated_limits_of_the_exponential_contain_its_table_and_not_a_wrong_one():
