@@ -12,6 +12,7 @@ from fixedpoint import QuantizedTransformer
 from fixedpoint.fast.transformer import prepared
 from model.data import windows
 from model.errors import InputError
+from model.threads import one_blas_thread
 from model.transformer import Transformer
 
 BATCH = 32
@@ -64,7 +65,8 @@ def compare(model: Transformer, quantized: QuantizedTransformer, tokens: np.ndar
     starts = range(0, len(inputs), step)
     for start in tqdm(starts, desc="comparing", unit="batch", leave=False, disable=None):
         batch, wanted = inputs[start : start + step], targets[start : start + step]
-        exact = model.forward(batch).astype(np.float64)
+        with one_blas_thread(batch.size * model.config.embed_dim * model.config.hidden_dim):
+            exact = model.forward(batch).astype(np.float64)
         fixed = quantized.logits.output.dequantize(prepared(quantized).forward(batch))
         losses += [cross_entropy_sum(exact, wanted), cross_entropy_sum(fixed, wanted)]
         same += int((exact.argmax(axis=-1) == fixed.argmax(axis=-1)).sum())

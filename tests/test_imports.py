@@ -11,19 +11,21 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ORDER = ("scripts", "sim", "hdl", "fixedpoint", "model")
 # `fixedpoint` meets the float model only where one becomes the other; integer inference runs
-# without it. Generated text needs the loop of `model/generation/loop.py`, which knows no model.
+# without it. Generated text needs the loop of `model/generation/loop.py`, and small products need
+# `model/threads.py`; these know no model.
 READS_MODEL = {
     "fixedpoint/quantization/quantize.py",
     "fixedpoint/quantization/analysis.py",
     "fixedpoint/quantization/calibration.py",
     "fixedpoint/export/onnx_export.py",
     "fixedpoint/generation.py",
+    "fixedpoint/fast/transformer.py",
     "fixedpoint/quantization/quantization_aware.py",
     "fixedpoint/quantization/quantization_aware_worker.py",
     "fixedpoint/quantization/sequential.py",
     "fixedpoint/quantization/tensor_rounding.py",
 }
-MODEL_NEEDS = {"numpy", "matplotlib", "tqdm", "safetensors"}
+MODEL_NEEDS = {"numpy", "matplotlib", "tqdm", "safetensors", "threadpoolctl"}
 # Runs inside a simulator's process, where seconds of imports would be paid for every bench.
 LIGHT = ("sim/__init__.py", "sim/bench/streams.py", "sim/bench/cocotb_bench.py")
 LIGHT_NEEDS = {"cocotb", "sim"}
@@ -213,7 +215,10 @@ def test_the_check_sees_what_it_should(path, source, wrong):
 
 
 def test_integer_generation_needs_the_loop_alone():
-    path = Path("fixedpoint/generation.py")
-    files = imported_files(path, (ROOT / path).read_text(encoding="utf-8"))
-    from_model = {file.as_posix() for file in files if file.parts[0] == "model"}
-    assert from_model == {"model/generation/loop.py", "model/tokenizers/tokenizer.py"}
+    from_model = set()
+    for name in ("fixedpoint/generation.py", "fixedpoint/fast/transformer.py", "model/generation/loop.py"):
+        files = imported_files(Path(name), (ROOT / name).read_text(encoding="utf-8"))
+        from_model |= {file.as_posix() for file in files if file.parts[0] == "model"}
+    assert from_model == {
+        f"model/{name}.py" for name in ("generation/loop", "tokenizers/tokenizer", "threads", "checks", "errors")
+    }

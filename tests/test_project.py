@@ -30,7 +30,8 @@ def test_names_and_versions() -> None:
 
 
 def test_base_installation_is_small() -> None:
-    assert distribution_names(PROJECT["dependencies"]) == {"numpy", "matplotlib", "tqdm", "safetensors"}
+    small = {"numpy", "matplotlib", "tqdm", "safetensors", "threadpoolctl"}
+    assert distribution_names(PROJECT["dependencies"]) == small
 
 
 def test_extras() -> None:

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from model.threads import one_blas_thread
+
 from ..arithmetic import Integers
 from ..operators.attention import AttentionCache
 from ..qformat import IntegerArray, QFormat
@@ -211,10 +213,12 @@ class FastTransformer:
         step = max(1, BLOCK_ROWS // max(1, tokens.shape[1]))
         for start in range(0, len(tokens), step):
             part = tokens[start : start + step]
-            x = self.embed(part)
-            for block in self.blocks:
-                block.forward(x, len(part), self.buffers)
-            yield slice(start, start + step), self.head(x).reshape(*part.shape, -1)
+            with one_blas_thread(part.size * self.model.blocks[0].up.weight.size):
+                x = self.embed(part)
+                for block in self.blocks:
+                    block.forward(x, len(part), self.buffers)
+                logits = self.head(x).reshape(*part.shape, -1)  # (b·T, V) -> (b, T, V)
+            yield slice(start, start + step), logits
 
     def embed(self, tokens: Integers, position: int = 0) -> Floats:
         """Return the residual stream (B·T, C) of tokens (B, T) that stand at `position` and

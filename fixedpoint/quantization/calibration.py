@@ -14,6 +14,7 @@ import numpy as np
 
 from model import ModelConfig, Transformer
 from model.parameters import parameter_shapes
+from model.threads import one_blas_thread
 
 from ..checks import is_whole
 from ..errors import QuantizationError
@@ -201,8 +202,9 @@ def calibrate(
     steps = model_steps(model.config)
     feed_linear = frozenset(linear_inputs(steps).values()) if settings.rounding == "compensated" else frozenset()
     observed = _Observed(model.config, feed_linear)
-    for start in range(0, len(windows), BATCH):
-        model.forward(windows[start : start + BATCH], observe=observed.add)
+    with one_blas_thread(BATCH * windows.shape[1] * model.config.embed_dim * model.config.hidden_dim):
+        for start in range(0, len(windows), BATCH):
+            model.forward(windows[start : start + BATCH], observe=observed.add)
     in_stream, shared = residual_stream(steps), residual_format_tensors(steps)
     own = [name for name in observed.histograms if name not in shared]
     changes = (overrides or Overrides()).resolve(layer_names(model.config), ["residual", *own])

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..checks import checked_tokens, is_whole
 from ..errors import InputError
+from ..threads import one_blas_thread
 from ..tokenizers.tokenizer import Tokenizer
 
 # Tokens for some rows of logits (B', V), given the sequences' indices and their contexts.
@@ -95,6 +96,7 @@ def stream(decoder: Decoder, choose: Choose, sequences: list[list[int]], context
         yield
 
 
+@one_blas_thread()
 def continue_prompts(
     prompts: Sequence[Sequence[int] | np.ndarray],
     num_tokens: int,
@@ -123,6 +125,7 @@ def continue_prompts(
     return [sequence[length : length + num_tokens] for sequence, length in zip(sequences, lengths, strict=True)]
 
 
+@one_blas_thread()
 def continue_text(
     tokenizer: Tokenizer,
     prompt: str,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..data import windows
+from ..threads import one_blas_thread
 from ..transformer import Transformer
 from ..workspace import Workspace
 
@@ -46,7 +47,8 @@ def summed_loss(
 ) -> float:
     """Return the sum over windows (N, T) of their mean losses, `batch_size` windows at a time."""
     total = 0.0
-    for start in range(0, len(inputs), batch_size):
-        part = slice(start, start + batch_size)
-        total += model.loss(inputs[part], targets[part], workspace=workspace) * len(inputs[part])
+    with one_blas_thread(batch_size * inputs.shape[1] * model.config.embed_dim * model.config.hidden_dim):
+        for start in range(0, len(inputs), batch_size):
+            part = slice(start, start + batch_size)
+            total += model.loss(inputs[part], targets[part], workspace=workspace) * len(inputs[part])
     return total

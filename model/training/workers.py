@@ -28,14 +28,13 @@ import numpy as np
 
 from ..config import ModelConfig, TrainingConfig
 from ..data import count_windows
+from ..threads import BLAS_THREADS
 from .step import StepResult, TrainingMemory, WorkerStep
 from .straight_through import StraightThrough
 
 MOST_WORKERS = 4
 WINDOWS_AT_A_TIME = 64  # of an evaluation, between two looks at its progress
-ONE_BLAS_THREAD = dict.fromkeys(
-    ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"
-)
+ONE_BLAS_THREAD = dict.fromkeys(BLAS_THREADS, "1")
 
 
 class TrainingExecutor(ABC):
