@@ -60,6 +60,7 @@ class Embedding:
         # np.add.at is fast with one index for each value, and only then. Neither the vocabulary nor
         # how often a token occurs changes the time.
         width = d_x.shape[1]
+        # (V, C) -> (V·C,); (...) -> (n, 1)
         flat, first = self.d_tokens.reshape(-1, copy=False), tokens.reshape(-1, 1) * width
         for rows in row_blocks(*d_x.shape):
             # (n, 1) + (C,) -> (n, C) -> (n·C,)
