@@ -1,4 +1,4 @@
-"""Text from the decoder circuit, simulated."""
+"""The decoder circuit of a run: what it needs, and text that it writes in simulation."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable, Iterator
 
 from fixedpoint.transformer import QuantizedTransformer
-from hdl.board.boards import find_board
-from hdl.board.decoder_estimate import best_estimate
+from hdl.board.boards import Board, find_board
+from hdl.board.decoder_estimate import Estimate, best_estimate
 from hdl.decoder.machine import Machine
 from model.generation.loop import continue_text
 from model.tokenizers.tokenizer import Tokenizer
@@ -15,6 +15,18 @@ from sim.simulators.builds import cache_directory
 from sim.simulators.decoder_process import SimulatedDecoder, stream_tokens
 
 FREQUENCY = 100e6  # Hz, at which tokens a second are stated
+
+
+def estimate_row(one: Estimate, board: Board) -> tuple[str, ...]:
+    """Return the cells of a board in the table of estimates."""
+    return (
+        board.name,
+        f"{one.plan.lanes}",
+        f"{one.needs.block_rams} of {board.block_rams}",
+        f"{one.needs.multipliers} of {board.multipliers}",
+        *(f"{cycles:,}" for cycles in (one.first, one.middle, one.last)),
+        f"{FREQUENCY / one.middle:,.0f}",
+    )
 
 
 def generate_with_circuit(

@@ -12,7 +12,9 @@ import fixedpoint
 
 from ..catalog.names import DEFAULT_BAUD, DEFAULT_FREQUENCY
 from ..cores.uart import UARTReceiver, UARTTransmitter, baud_divisor
+from ..decoder.accelerator import TOKEN_BYTES, DecoderAccelerator
 from ..decoder.attention import Attention
+from ..decoder.machine import Machine
 from ..errors import CircuitError
 from ..parts.payload import connect, payload_shape
 from .clocks import ClockGenerator, clock_frequency
@@ -203,3 +205,27 @@ class AttentionTop(BoardTop):
         # What cannot be is refused before any circuit exists.
         baud_divisor(clock_frequency(board.platform().default_clk_frequency, frequency), baud)
         super().__init__(Attention(parameters), identity, board, frequency, baud)
+
+
+class DecoderTop(BoardTop):
+    """The whole decoder on a board.
+
+    Args:
+        machine: The decoder.
+        digest: First bytes of a hash of the model, with which the host compares its own.
+        board: A board of `BOARDS`.
+        frequency: Hz wanted.
+        baud: Bits per second of the serial port.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        digest: bytes,
+        board: Board,
+        frequency: float = DEFAULT_FREQUENCY,
+        baud: float = DEFAULT_BAUD,
+    ):
+        identity = Identity(TOKEN_BYTES, machine.plan.context_length, digest)
+        baud_divisor(clock_frequency(board.platform().default_clk_frequency, frequency), baud)
+        super().__init__(DecoderAccelerator(machine), identity, board, frequency, baud)

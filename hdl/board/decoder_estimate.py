@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from fixedpoint import LayerNorm, QuantizedTransformer
+from fixedpoint.operators.rotation import FACTOR
 
 from ..decoder.machine import Machine
 from ..decoder.plan import Plan
@@ -19,7 +20,7 @@ from .requirements import Requirements, block_rams
 SMALLEST_BLOCK_BITS = 4096  # of a memory that becomes block RAM rather than lookup tables
 MOST_ROWS = 16  # results a cycle; each has a shifter of its own
 MOST_EXPONENTIALS = 16  # numerators a cycle
-ROW_LANES = (2, 3, 4, 6, 8, 12, 16)  # of norms, and of the division
+ROW_LANES = (1, 2, 3, 4, 6, 8, 12, 16)  # of norms, and of the division
 
 
 @dataclass(frozen=True)
@@ -62,31 +63,42 @@ def requirements_of(machine: Machine) -> Requirements:
     tables = machine.hidden.table_values()
     rams += machine.hidden.count * _rams(len(tables), machine.hidden.table_bits)
     norm = plan.norms[0]
-    centered = isinstance(norm, LayerNorm)
     words = len(plan.norms) * plan.channels // plan.norm_lanes
-    rams += _rams(words, plan.norm_lanes * (norm.scale_format.bits + (norm.product_bits if centered else 0)))
-    multipliers = plan.lanes + plan.rows + plan.norm_lanes * (3 if norm.difference_bits > OPERAND_BITS else 2)
-    multipliers += 3 * centered
-    multipliers += plan.context_lanes * (2 if plan.first.attention.weighted_sum_bits > OPERAND_BITS else 1)
+    shift_bits = norm.product_bits if isinstance(norm, LayerNorm) else 0
+    rams += _rams(words, plan.norm_lanes * (norm.scale_format.bits + shift_bits))
     if plan.rotary:
-        multipliers += 2 * plan.rows
         words = max(1, plan.head_dim // plan.rows)
-        rams += _rams(plan.context_length * words, 16 * min(plan.rows, plan.head_dim))
-    if plan.gated:
-        multipliers += plan.rows // 2
-    return Requirements(rams, multipliers)
+        rams += _rams(plan.context_length * words, FACTOR.bits * min(plan.rows, plan.head_dim))
+    return Requirements(rams, multipliers_of(plan))
 
 
-def plans(model: QuantizedTransformer, most_lanes: int) -> Iterator[Plan]:
-    """Yield the plans of a model with at most so many lanes."""
-    for lanes in range(1, most_lanes + 1):
+def multipliers_of(plan: Plan) -> int:
+    """Return the multipliers of a plan's machine: engine, norms, division, rotation, products."""
+    norm = plan.norms[0]
+    count = plan.lanes + plan.rows + plan.norm_lanes * (3 if norm.difference_bits > OPERAND_BITS else 2)
+    count += 3 if isinstance(norm, LayerNorm) else 0
+    count += plan.context_lanes * (2 if plan.first.attention.weighted_sum_bits > OPERAND_BITS else 1)
+    return count + (2 * plan.rows if plan.rotary else 0) + (plan.rows // 2 if plan.gated else 0)
+
+
+def plans(model: QuantizedTransformer, multipliers: int) -> Iterator[Plan]:
+    """Yield for each number of lanes the plan whose norms and division take the fewest cycles with
+    so many multipliers.
+    """
+    for lanes in range(1, multipliers):
+        best: tuple[int, Plan] | None = None
         for norm_lanes, context_lanes in product(ROW_LANES, ROW_LANES):
             try:
                 plan = Plan(model, lanes, norm_lanes, context_lanes)
             except CircuitError:
                 continue
-            if plan.rows <= MOST_ROWS and plan.slots * plan.kv_heads <= MOST_EXPONENTIALS:
-                yield plan
+            if plan.rows > MOST_ROWS or plan.slots * plan.kv_heads > MOST_EXPONENTIALS:
+                break
+            cycles = 2 * plan.channels // norm_lanes + plan.kv_channels // context_lanes
+            if multipliers_of(plan) <= multipliers and (best is None or cycles < best[0]):
+                best = cycles, plan
+        if best is not None:
+            yield best[1]
 
 
 def estimate(plan: Plan) -> Estimate:
@@ -100,33 +112,39 @@ def estimate(plan: Plan) -> Estimate:
     return Estimate(plan, requirements_of(machine), machine.cycles(0), machine.cycles(last // 2), machine.cycles(last))
 
 
-def best_estimate(model: QuantizedTransformer, board: Board) -> Estimate:
+def best_estimate(model: QuantizedTransformer, board: Board, lanes: int | None = None) -> Estimate:
     """Return the machine of fewest cycles in the middle of the context that a board has room for.
 
+    Args:
+        model: What it computes.
+        board: Where it shall run.
+        lanes: Multipliers of its engine; None for the best number.
+
     Raises:
-        CircuitError: There is none; the message says what the smallest machine needs.
+        CircuitError: There is none; the message says what the one with the fewest block RAMs needs,
+            or why there is none at all.
     """
-    best: Estimate | None = None
-    smallest: Estimate | None = None
+    found: list[Estimate] = []
     reasons: list[str] = []
     for plan in plans(model, board.multipliers):
+        if lanes is not None and plan.lanes != lanes:
+            continue
         try:
-            one = estimate(plan)
+            found.append(estimate(plan))
         except CircuitError as error:
             reasons.append(str(error))
-            continue
-        if smallest is None or one.needs.block_rams < smallest.needs.block_rams:
-            smallest = one
-        fits = one.needs.block_rams <= board.block_rams and one.needs.multipliers <= board.multipliers
-        if fits and (best is None or (one.middle, one.needs.multipliers) < (best.middle, best.needs.multipliers)):
-            best = one
-    if best is not None:
-        return best
-    if smallest is None:
-        reason = reasons[0] if reasons else f"no number of lanes up to {board.multipliers} suits its channels and heads"
+    fitting = [one for one in found if one.needs.block_rams <= board.block_rams]
+    if fitting:
+        return min(fitting, key=lambda one: (one.middle, one.needs.block_rams))
+    if not found:
+        wanted = (
+            f"no number of lanes below {board.multipliers} suits" if lanes is None else f"{lanes} lanes do not suit"
+        )
+        reason = reasons[0] if reasons else f"{wanted} its sizes and the board's {board.multipliers} multipliers"
         raise CircuitError(f"there is no decoder machine of this model for {board.name}: {reason}")
-    needs = smallest.needs
+    smallest = min(found, key=lambda one: one.needs.block_rams)
     raise CircuitError(
-        f"the decoder does not fit {board.name}: with {smallest.plan.lanes} lanes it needs {needs.block_rams} block RAMs and "
-        f"{needs.multipliers} multipliers, the board has {board.block_rams} and {board.multipliers}"
+        f"the decoder does not fit {board.name}: with {smallest.plan.lanes} lanes it needs "
+        f"{smallest.needs.block_rams} block RAMs, the board has {board.block_rams}; a narrower model, fewer layers, "
+        "narrower weights or a shorter context need fewer"
     )

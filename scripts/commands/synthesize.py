@@ -1,13 +1,18 @@
 """Make a bitstream of the attention accelerator, or measure resources and speed of one core.
 
 The accelerator holds the weights of one layer of a quantized run; results lie in RUN/synthesis.
-With --core, one core is placed and routed without pins, so there are figures and no bitstream; its
+With
+--circuit decoder it is the whole decoder instead, token in, next token out; results lie in
+RUN/decoder. --estimate says in seconds which boards have room for it and how fast it is there. With
+--core, one core is placed and routed without pins, so there are figures and no bitstream; its
 weights are a run's (--run) or an example's of a layer 128 wide (attention: 64), and results lie in
 RUN/synthesis_CORE or build/cores/CORE.
 
 Example:
   positron synthesize runs/demo
   positron synthesize runs/demo --board ulx3s-45f --frequency 40
+  positron synthesize runs/demo --estimate
+  positron synthesize runs/demo --circuit decoder --frequency 60
   positron synthesize --core softmax
   positron synthesize --core matrix-vector --run runs/demo
 """
@@ -24,7 +29,7 @@ from hdl.catalog.names import BOARD_NAMES, CORE_NAMES, DEFAULT_BAUD, DEFAULT_BOA
 from hdl.errors import CircuitError
 from model.errors import InputError
 from scripts.commands.export_verilog import add_model_arguments, make_core
-from scripts.output import add_json_argument, write_json
+from scripts.output import add_json_argument, format_table, write_json
 from scripts.runs import load_named_quantized, open_run, synthesized_file
 
 if TYPE_CHECKING:
@@ -38,6 +43,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument(
         "run", metavar="RUN", type=Path, nargs="?", help="directory of a trained run, for instance runs/demo"
+    )
+    parser.add_argument(
+        "--circuit",
+        choices=["attention", "decoder"],
+        default="attention",
+        help="what the bitstream holds: one layer's attention, or the whole decoder (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--estimate", action="store_true", help="only say which boards have room for the decoder, and its speed"
+    )
+    parser.add_argument(
+        "--lanes", type=int, metavar="N", help="the decoder's multipliers (default: the fastest that fit)"
     )
     parser.add_argument("--core", metavar="CORE", help=f"measure one core alone: {', '.join(CORE_NAMES)}")
     parser.add_argument(
@@ -66,7 +83,18 @@ def run(arguments: argparse.Namespace) -> int:
     """Synthesize, print, and keep the figures."""
     if arguments.frequency is not None and not 0 < arguments.frequency < float("inf"):
         raise InputError(f"--frequency must be positive, not {arguments.frequency:g}")
-    report = build_accelerator(arguments) if arguments.core is None else measure_core(arguments)
+    if arguments.core is not None and (arguments.estimate or arguments.circuit == "decoder"):
+        raise InputError("--core measures one core; --estimate and --circuit belong to a run")
+    if arguments.lanes is not None and not (arguments.circuit == "decoder" or arguments.estimate):
+        raise InputError("--lanes belongs to --circuit decoder and --estimate")
+    if arguments.estimate:
+        return show_estimates(arguments)
+    if arguments.core is not None:
+        report = measure_core(arguments)
+    elif arguments.circuit == "decoder":
+        report = build_decoder(arguments)
+    else:
+        report = build_accelerator(arguments)
     if arguments.json is not None:
         write_json(arguments.json, {**vars(report), "timing_met": report.timing_met})
         print(f"figures: {arguments.json}")
@@ -103,6 +131,65 @@ def build_accelerator(arguments: argparse.Namespace) -> SynthesisReport:
     write_json(synthesized_file(directory), made_from)
     show(report, before)
     print(f"bitstream: {directory.synthesis / str(report.bitstream)}")
+    return report
+
+
+def show_estimates(arguments: argparse.Namespace) -> int:
+    """Print for all boards what a run's decoder would need, and its speed."""
+    from hdl.board.boards import BOARDS
+    from hdl.board.decoder_estimate import best_estimate
+    from scripts.decoder import FREQUENCY, estimate_row
+
+    if arguments.run is None:
+        raise InputError("say which run: positron synthesize RUN --estimate")
+    quantized, _ = load_named_quantized(open_run(arguments.run))
+    rows, refusals, figures = [], [], {}
+    for board in BOARDS.values():
+        try:
+            one = best_estimate(quantized, board, arguments.lanes)
+        except CircuitError as error:
+            refusals.append(str(error))
+            continue
+        rows.append(estimate_row(one, board))
+        figures[board.name] = {"lanes": one.plan.lanes, **vars(one.needs), "cycles": [one.first, one.middle, one.last]}
+    if rows:
+        headings = ("board", "lanes", "block RAMs", "multipliers", "cycles: first", "middle", "last", "tokens/s")
+        print(format_table(headings, rows))
+        print(f"tokens a second in the middle of the context at {FREQUENCY / 1e6:g} MHz, before place and route")
+    for refusal in refusals:
+        print(refusal)
+    if arguments.json is not None:
+        write_json(arguments.json, figures)
+        print(f"figures: {arguments.json}")
+    return 0
+
+
+def build_decoder(arguments: argparse.Namespace) -> SynthesisReport:
+    """Make the bitstream of a run's whole decoder."""
+    from hdl.board.boards import DecoderTop, find_board
+    from hdl.board.decoder_estimate import best_estimate
+    from hdl.board.link import Identity
+    from hdl.decoder.machine import Machine
+    from hdl.tools.synthesis import read_report, synthesize
+
+    if arguments.run is None or arguments.core_run is not None:
+        raise InputError("say which run: positron synthesize RUN --circuit decoder; --run belongs to --core")
+    directory, board = open_run(arguments.run), find_board(arguments.board)
+    quantized, manifest_sha256 = load_named_quantized(directory)
+    chosen = best_estimate(quantized, board, arguments.lanes)
+    frequency = DEFAULT_FREQUENCY if arguments.frequency is None else arguments.frequency * 1e6
+    baud = DEFAULT_BAUD if arguments.baud is None else arguments.baud
+    digest = bytes.fromhex(manifest_sha256)[: Identity.DIGEST_BYTES]
+    top = DecoderTop(Machine(chosen.plan), digest, board, frequency, baud)
+    target = directory.path / "decoder"
+    before = read_report(target)
+    report = synthesize(top, board, target, name="decoder", seed=arguments.seed, baud=baud)
+    show(report, before)
+    print(
+        f"{chosen.plan.lanes} lanes; cycles a token at the first position, in the middle and at the end of the context: "
+        f"{chosen.first:,}, {chosen.middle:,}, {chosen.last:,}"
+    )
+    print(f"bitstream: {target / str(report.bitstream)}")
     return report
 
 

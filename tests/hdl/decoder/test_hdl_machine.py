@@ -2,9 +2,13 @@
 
 import numpy as np
 import pytest
+from amaranth.sim import Simulator
 from machine_simulation import expected_of_units, first_difference, run_machine
 from model_kinds import make_model
 
+from hdl.board.boards import BOARDS
+from hdl.board.decoder_estimate import best_estimate
+from hdl.decoder.accelerator import DecoderAccelerator
 from hdl.decoder.machine import Machine
 from hdl.decoder.plan import Plan
 from hdl.errors import CircuitError
@@ -80,3 +84,58 @@ def test_what_does_not_suit_the_lanes_is_refused_with_all_reasons():
     rotary = make_model(1, **{**SIZES, "weight_bits": 8, "rotary": True})
     with pytest.raises(CircuitError, match="need an even number of rows a word"):
         Plan(rotary, 16)
+
+
+def test_the_accelerator_takes_bytes_and_gives_the_token_and_its_cycles():
+    model, machine = machine_of("pairs of 4-bit weights")
+    accelerator = DecoderAccelerator(machine)
+    tokens = [5, 2, 9]
+    results = []
+
+    async def source(ctx):
+        for place, token in enumerate(tokens):
+            for byte in token.to_bytes(2, "little"):
+                ctx.set(accelerator.i.payload.data, byte)
+                ctx.set(accelerator.i.payload.restart, place == 0)
+                ctx.set(accelerator.i.valid, 1)
+                await ctx.tick().until(accelerator.i.ready)
+            ctx.set(accelerator.i.valid, 0)
+
+    async def sink(ctx):
+        ctx.set(accelerator.o.ready, 1)
+        for _ in range(2 * len(tokens)):
+            data, last = (
+                await ctx.tick()
+                .sample(accelerator.o.payload.data, accelerator.o.payload.last)
+                .until(accelerator.o.valid)
+            )
+            assert last == len(results) % 2
+            results.append(data)
+
+    simulator = Simulator(accelerator)
+    simulator.add_clock(1e-6)
+    simulator.add_testbench(source)
+    simulator.add_testbench(sink)
+    simulator.run()
+    wanted = model.forward(np.array([tokens]))[0].argmax(axis=-1).tolist()
+    assert results == [value for place, token in enumerate(wanted) for value in (token, machine.cycles(place))]
+
+
+def test_the_estimate_chooses_what_the_board_has_room_for():
+    model = make_model(1, **{**SIZES, "weight_bits": 4})
+    boards = {name: best_estimate(model, BOARDS[name]) for name in ("ulx3s-25f", "ulx3s-85f")}
+    for name, one in boards.items():
+        assert one.needs.multipliers <= BOARDS[name].multipliers
+        assert one.needs.block_rams <= BOARDS[name].block_rams
+        assert one.first <= one.middle <= one.last
+        assert one.last == Machine(one.plan).cycles(model.context_length - 1)
+    assert boards["ulx3s-85f"].middle < boards["ulx3s-25f"].middle
+    with pytest.raises(CircuitError, match="17 lanes do not suit its sizes"):
+        best_estimate(model, BOARDS["ulx3s-85f"], 17)
+    huge = make_model(
+        1, channels=128, num_heads=4, context_length=64, hidden=512, vocab_size=65, num_layers=4, weight_bits=8
+    )
+    with pytest.raises(
+        CircuitError, match=r"does not fit ulx3s-85f: with \d+ lanes it needs \d+ block RAMs, the board has 208"
+    ):
+        best_estimate(huge, BOARDS["ulx3s-85f"])
