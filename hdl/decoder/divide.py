@@ -30,7 +30,6 @@ from ..parts.registers import data_register
 ROWS = 2  # that are kept
 COPY_READERS = 8  # sums that one copy of a register shifts
 LOW_BITS = 16  # of a sum that is wider than a hard multiplier
-PRODUCT_STAGES = 2  # a multiplier without input registers
 
 
 class DivideRows(wiring.Component):
@@ -58,6 +57,8 @@ class DivideRows(wiring.Component):
         attentions: One of each layer, alike in sizes, widths and reciprocal.
         slots: S, partial sums of each channel.
         lanes: Contexts a word; divides d, or is a multiple of d that divides K·d.
+        input_registers: The multiplication takes a cycle more, for a larger circuit around this one
+            whose operands come from further away.
         latency, denominator_latency: The formulas above, for a unit without an earlier row.
         i: In, {valid, sums, layer}: a row's S·K·d signed partial sums, `weighted_sum_bits` bits
             each, slot by slot. Sums and denominators of a third row must not come before the
@@ -66,7 +67,7 @@ class DivideRows(wiring.Component):
         o: Out, {valid, data, last}: contexts, channel 0 first.
     """
 
-    def __init__(self, attentions: Sequence[CausalAttention], slots: int, lanes: int):
+    def __init__(self, attentions: Sequence[CausalAttention], slots: int, lanes: int, input_registers: bool = False):
         attentions = list(attentions)
         if not attentions or not all(isinstance(one, CausalAttention) for one in attentions):
             raise CircuitError("attentions must be one fixedpoint.CausalAttention or more")
@@ -96,12 +97,13 @@ class DivideRows(wiring.Component):
         self._word_heads = max(1, lanes // head_dim)  # heads in a word
         self._head_words = max(1, head_dim // lanes)  # words in a head
         self._sum_bits = first.weighted_sum_bits
+        self._registered, self._multiplication = input_registers, 2 + input_registers
         self._groups = heads // self._word_heads
         depth = ternary_depth(slots, 3)
         # As few summands of the last addition as take no stage more.
         self._kept = min(kept for kept in (1, 2, 3) if ternary_depth(slots, kept) == depth)
         self._stored = depth + 1
-        self._product_stages = PRODUCT_STAGES + (self._sum_bits > OPERAND_BITS)
+        self._product_stages = self._multiplication + (self._sum_bits > OPERAND_BITS)
         self._output_stages = 1 + self._product_stages + 2
         self.latency = self._stored + self._output_stages
         # from a denominator in the first register to all reciprocals in time for their words
@@ -225,9 +227,9 @@ class DivideRows(wiring.Component):
     def _product(self, m: Module, name: str, weighted: Value, mantissa: Value) -> Value:
         """Return a sum times a mantissa, `_product_stages` after them."""
         if self._sum_bits <= OPERAND_BITS:
-            return multiply(m, f"{name}_product", weighted, mantissa, input_registers=False)
-        low = multiply(m, f"{name}_low", weighted[:LOW_BITS], mantissa, input_registers=False)
-        high = multiply(m, f"{name}_high", weighted[LOW_BITS:].as_signed(), mantissa, input_registers=False)
+            return multiply(m, f"{name}_product", weighted, mantissa, input_registers=self._registered)
+        low = multiply(m, f"{name}_low", weighted[:LOW_BITS], mantissa, input_registers=self._registered)
+        high = multiply(m, f"{name}_high", weighted[LOW_BITS:].as_signed(), mantissa, input_registers=self._registered)
         product = data_register(signed(len(weighted) + len(mantissa)), name=f"{name}_joined")
         m.d.sync += product.eq((high << LOW_BITS) + low)
         return product

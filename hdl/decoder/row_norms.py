@@ -34,7 +34,6 @@ from ..parts.reciprocal_lookup import ReciprocalLookup
 from ..parts.registers import data_register
 
 READ_STAGES = 2  # a memory's latch and the register behind it
-PRODUCT_STAGES = 2  # a multiplier without input registers
 LOW_BITS = 16  # of an operand that is wider than a hard multiplier
 LOGIC_WORDS = 64  # of scale and shift that are cheaper in lookup tables than in block RAM
 ROWS = 2  # that the memory holds
@@ -65,6 +64,8 @@ class RowNorms(wiring.Component):
         norms: All of one kind, with one input format, one number of channels C and one root.
         i_lanes: Elements a word at the input.
         lanes: Elements a word at the output. One of both divides the other, both divide C.
+        input_registers: Squares and products with the root take a cycle more each, for a larger
+            circuit around this one whose operands come from further away.
         latency: The formula above.
         i: In, {valid, data, last, norm}: C / i_lanes words a row, `last` on the final one, at most
             one a cycle; `norm` counts with `last`. A row may begin when the one before the previous
@@ -77,7 +78,9 @@ class RowNorms(wiring.Component):
         shift behind the product is the same for all norms, if their formats are not far apart.
     """
 
-    def __init__(self, norms: "Sequence[LayerNorm] | Sequence[RMSNorm]", i_lanes: int, lanes: int):
+    def __init__(
+        self, norms: "Sequence[LayerNorm] | Sequence[RMSNorm]", i_lanes: int, lanes: int, input_registers: bool = False
+    ):
         first = norms[0] if isinstance(norms, Sequence) and norms else None
         if not isinstance(first, (LayerNorm, RMSNorm)) or not all(type(norm) is type(first) for norm in norms):
             raise CircuitError("norms must be fixedpoint.LayerNorms or fixedpoint.RMSNorms, of one kind")
@@ -100,6 +103,7 @@ class RowNorms(wiring.Component):
             )
         self.norms, self.i_lanes, self.lanes = list(norms), i_lanes, lanes
         self._first, self._centered = first, isinstance(first, LayerNorm)
+        self._registered, self._multiplication = input_registers, 2 + input_registers
         self._words = channels // lanes
         self._zeros = (channels & -channels).bit_length() - 1
         self._odd = channels >> self._zeros
@@ -113,7 +117,7 @@ class RowNorms(wiring.Component):
         one = 1 if len(self._terms) > 1 else self._kept
         self._tree_depth = ternary_depth(i_lanes, one)
         self._odd_depth = ternary_depth(len(self._terms), self._kept)
-        self._squared = PRODUCT_STAGES + self._tree_depth + self._odd_depth + 1
+        self._squared = self._multiplication + self._tree_depth + self._odd_depth + 1
         self._summed = ternary_depth(i_lanes, 2) + 1
         self._variance = self._squared + self._centered
         self._rooted = self._variance + ReciprocalLookup.latency
@@ -125,7 +129,7 @@ class RowNorms(wiring.Component):
         self._operand_bits = (
             first.difference_bits if self._centered else first.input.bits + self._odd.bit_length() - (self._odd == 1)
         )
-        self._quotient_stages = PRODUCT_STAGES + (self._operand_bits > OPERAND_BITS)
+        self._quotient_stages = self._multiplication + (self._operand_bits > OPERAND_BITS)
         self._normalized = self._rooted + self._quotient_stages + 1
         self._scaled = self._normalized + Multiplier.latency
         self.latency = self._scaled + self._centered + 1
@@ -260,7 +264,7 @@ class RowNorms(wiring.Component):
 
         # C·Q + epsilon: the odd factor of C is a sum of shifted copies, the rest a choice of wires.
         squares = [
-            multiply(m, f"square_{lane}", elements[lane], elements[lane], input_registers=False)[
+            multiply(m, f"square_{lane}", elements[lane], elements[lane], input_registers=self._registered)[
                 : 2 * norm.input.bits - 1
             ]
             for lane in range(self.i_lanes)
@@ -304,7 +308,7 @@ class RowNorms(wiring.Component):
         for half, total in enumerate(self._totals):
             with m.If(finished.valid & (finished.half == half)):
                 m.d.sync += total.eq(row_sum)
-        for stage in range(self._squared - PRODUCT_STAGES - self._summed):
+        for stage in range(self._squared - self._multiplication - self._summed):
             later = data_register(row_sum, name=f"row_sum_{stage}")
             m.d.sync += later.eq(row_sum)
             row_sum = later
@@ -313,7 +317,7 @@ class RowNorms(wiring.Component):
         m.d.comb += wide.eq(row_sum)
         low, high = wide[:split], wide[split:].as_signed()
         products = [
-            multiply(m, f"{name}_square", a, b, input_registers=False)
+            multiply(m, f"{name}_square", a, b, input_registers=self._registered)
             for name, a, b in (("low", low, low), ("high", high, high), ("cross", low, high))
         ]
         outer = Cat(*(product[: 2 * split] for product in products[:2]))
@@ -337,7 +341,7 @@ class RowNorms(wiring.Component):
         m.submodules.row = row = memory.Memory(
             shape=data.ArrayLayout(element, wide), depth=ROWS << ceil_log2(depth), init=[], attrs={"no_rw_check": 1}
         )
-        write, read = row.write_port(granularity=i_lanes), row.read_port()
+        write, read = row.write_port(granularity=i_lanes), row.read_port(domain="comb")
         m.d.comb += read.addr.eq(Cat(reading.word, reading.half))
         if i_lanes >= lanes:
             m.d.comb += [write.addr.eq(Cat(place[: ceil_log2(depth)], half)), write.en.eq(self.i.valid)]
@@ -354,8 +358,8 @@ class RowNorms(wiring.Component):
             m.d.comb += write.addr.eq(Cat(word, half))
             m.d.comb += write.en.eq(Mux(self.i.valid, 1 << part, 0))
             m.d.comb += [write.data[lane].eq(self.i.data[lane % i_lanes]) for lane in range(wide)]
-        words = data_register(read.data)
-        m.d.sync += words.eq(read.data)
+        latch, words = data_register(read.data), data_register(read.data)
+        m.d.sync += [latch.eq(read.data), words.eq(latch)]
         if i_lanes > lanes:
             chosen = data_register(data.ArrayLayout(element, lanes))
             part = m.submodules.tags.taps[READ_STAGES].part
@@ -411,10 +415,12 @@ class RowNorms(wiring.Component):
             zeros = 0
         operand = extended(operand, self._operand_bits).as_signed()
         if self._operand_bits <= OPERAND_BITS:
-            product = multiply(m, f"{name}_product", operand, mantissa, input_registers=False)
+            product = multiply(m, f"{name}_product", operand, mantissa, input_registers=self._registered)
         else:
-            low = multiply(m, f"{name}_low", operand[:LOW_BITS], mantissa, input_registers=False)
-            high = multiply(m, f"{name}_high", operand[LOW_BITS:].as_signed(), mantissa, input_registers=False)
+            low = multiply(m, f"{name}_low", operand[:LOW_BITS], mantissa, input_registers=self._registered)
+            high = multiply(
+                m, f"{name}_high", operand[LOW_BITS:].as_signed(), mantissa, input_registers=self._registered
+            )
             product = data_register(signed(self._operand_bits + len(mantissa)), name=f"{name}_quotient")
             m.d.sync += product.eq((high << LOW_BITS) + low)
         # The least shift is a choice of wires.

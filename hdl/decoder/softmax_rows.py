@@ -135,11 +135,11 @@ class SoftmaxRows(wiring.Component):
         m.submodules.row = row_memory = memory.Memory(
             shape=self.i.scores.shape(), depth=ROWS << index_bits, init=[], attrs={"no_rw_check": 1}
         )
-        write, port = row_memory.write_port(), row_memory.read_port()
+        write, port = row_memory.write_port(), row_memory.read_port(domain="comb")
         tag = data.StructLayout({"valid": 1, "last": 1, "half": 1})
         address, next_half = Signal(range(words)), Signal()
         issued, latched, waiting = Signal(tag), Signal(tag), Signal(tag)
-        word = data_register(port.data)
+        latch, word = data_register(port.data), data_register(port.data)
         running, consumed, refill, advance = (
             Signal(name=role) for role in ("running", "consumed", "refill", "advance")
         )
@@ -149,7 +149,6 @@ class SoftmaxRows(wiring.Component):
             write.addr.eq(Cat(place, half)) if index_bits else write.addr.eq(half),
             Value.cast(write.data).eq(Value.cast(self.i.scores)),
             port.addr.eq(Cat(address, next_half)) if index_bits else port.addr.eq(next_half),
-            port.en.eq(advance),
             consumed.eq(waiting.valid & (self.start | running)),
             refill.eq(~waiting.valid | consumed),
             advance.eq(~latched.valid | refill),
@@ -160,12 +159,12 @@ class SoftmaxRows(wiring.Component):
             used.eq(Mux(consumed & waiting.last, 1 << waiting.half, 0)),
         ]
         with m.If(advance):
-            m.d.sync += latched.eq(issued)
+            m.d.sync += [latched.eq(issued), latch.eq(port.data)]
             with m.If(issued.valid):
                 m.d.sync += [address.eq(Mux(issued.last, 0, address + 1)), next_half.eq(next_half ^ issued.last)]
         belongs = data_register(about[0], name="belongs")
         with m.If(refill):
-            m.d.sync += [waiting.eq(latched), word.eq(port.data), belongs.eq(Mux(latched.half, about[1], about[0]))]
+            m.d.sync += [waiting.eq(latched), word.eq(latch), belongs.eq(Mux(latched.half, about[1], about[0]))]
         with m.If(consumed):
             m.d.sync += running.eq(~waiting.last)
         m.d.sync += Assert(~self.start | (waiting.valid & ~running), f"{name}: started without a complete row")
