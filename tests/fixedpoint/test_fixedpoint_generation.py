@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from model_kinds import KINDS, make_model
+from stories260k import MODEL, needs_stories260k
 from test_fixedpoint_native import needs_compiler, random_prompts
 
 from fixedpoint import Sampler, generation, load_export
@@ -16,7 +17,12 @@ from fixedpoint.export.c_program import NativeTransformer
 from fixedpoint.fast.transformer import FastDecoder
 from fixedpoint.generation import generate_batch, generate_text
 from fixedpoint.operators.sampling import XorShift32, mix
+from fixedpoint.quantization.calibration import QuantizationSettings, calibrate
+from fixedpoint.quantization.quantize import quantize_transformer
 from model.errors import InputError
+from model.formats.llama2c import load_llama2c
+from model.generation.generate import generate_batch as generate_floats
+from model.generation.sampling import Sampling
 from model.run import RunDirectory
 from model.tokenizers.bpe import BPETokenizer
 
@@ -43,6 +49,28 @@ def test_the_c_program_makes_the_same_tokens(tmp_path):
     program = NativeTransformer.build(model, tmp_path / "c")
     prompts = random_prompts(model, 20, seed=3)
     check_three_ways(model, program, prompts, 16)
+
+
+@needs_compiler
+@needs_stories260k
+def test_greedy_text_of_a_public_llama(tmp_path):
+    """200 tokens from the beginning of a text. Integers write what floats write until the float
+    model itself finds two tokens almost equally likely.
+    """
+    exact, settings = load_llama2c(MODEL), QuantizationSettings(activation_bits=10)
+    begun = [[1]] * 16
+    samples = np.array([[1, *tokens] for tokens in generate_floats(exact, begun, 127, seed=5)])
+    model = quantize_transformer(exact, calibrate(exact, samples, settings), settings)
+    tokens = TokenMachine(model).generate([1], 200, Sampler(model.logits.output, 0.0), 1)
+    assert generate_batch(model, [[1]], 200, temperature=0) == [tokens]
+    assert generate_batch(model, begun[:2], 200, temperature=0) == [tokens, tokens]
+    assert NativeTransformer.build(model, tmp_path / "c").generate([[1]], 200) == [tokens]
+    floats = generate_floats(exact, [[1]], 200, sampling=Sampling(0))[0]
+    common = next((i for i, pair in enumerate(zip(tokens, floats, strict=True)) if pair[0] != pair[1]), 200)
+    assert common > 10
+    if common < 200:
+        logits = exact.forward(np.array([[1, *tokens[:common]]]))[0, -1]
+        assert 0 <= logits[floats[common]] - logits[tokens[common]] < 0.5
 
 
 class TokenMachine:
