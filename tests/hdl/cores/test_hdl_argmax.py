@@ -6,8 +6,10 @@ from core_bench import ResetOnce, bench, every_row, needs_compiler, pack_rows, r
 import fixedpoint
 from fixedpoint import QFormat
 from hdl import CircuitError
+from hdl.catalog.vectors import row_columns
 from hdl.cores.argmax import ArgMax
 from sim.bench.bench import BenchFailure
+from sim.bench.payload import pack_all
 
 LOGITS = QFormat(16, 8)
 
@@ -46,6 +48,20 @@ def test_every_row_of_three_3_bit_logits(tmp_path):
     rows = [np.array(row) - 4 for row in np.ndindex(8, 8, 8)]
     core = ArgMax(QFormat(3, 0), 3)
     run(make(rows, 3, QFormat(3, 0), expected_cycles=core.cycles(3, len(rows))), tmp_path)
+
+
+@pytest.mark.parametrize("lanes", [2, 4])
+def test_every_row_of_three_3_bit_logits_several_at_a_time(tmp_path, lanes):
+    """The last word has one logit less than lanes; what stands in its place is the largest."""
+    rows = [np.array(row) - 4 for row in np.ndindex(8, 8, 8)]
+    core = ArgMax(QFormat(3, 0), 3, lanes)
+    assert core.latency == 2 + lanes // 2
+    words = row_columns("data", [np.append(row, 3) for row in rows], lanes)
+    inputs = pack_all(core.i.payload.shape(), words)
+    tokens = [int(fixedpoint.argmax(row)) for row in rows]
+    cycles = core.cycles(3, len(rows))
+    assert cycles == 512 * (4 // lanes) - 1 + core.latency
+    run(bench("argmax", core, inputs, {"o": tokens}, expected_cycles=cycles), tmp_path)
 
 
 @needs_compiler
