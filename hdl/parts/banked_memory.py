@@ -33,8 +33,9 @@ class BankedMemory(wiring.Component):
     Latency: 2 clock edges with one bank: block RAM and its output register. 4 with several: a copy
     of the address for each bank before, the choice of the bank after. Throughput: a word a cycle.
     Resources: `ceil(width / 36)` block RAMs a bank of 512 words, `ceil(width / 18)` a bank of
-    1,024; with several banks a register of the word, and another one if it is written. A bank of at
-    most 16 words that is only read is logic, a LUT a bit, for it would waste as many block RAMs.
+    1,024, where a part that is written counts as a multiple of 9 bits; with several banks a
+    register of the word, and another one if it is written. A bank of at most 16 words that is only
+    read is logic, a LUT a bit, for it would waste as many block RAMs.
 
     Attributes:
         width: Bits of a word.
