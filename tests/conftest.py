@@ -9,10 +9,15 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# Hundreds of processes import the project: it is compiled once, not in each of them.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # What tests write must survive the death of a process, not of the machine: waiting for the disk
 # takes longer than many of them.

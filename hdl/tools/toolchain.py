@@ -6,6 +6,7 @@ user's PATH. Every tool runs in the environment that `tool_environment` returns,
 meant for another installation decides what it does.
 """
 
+import contextlib
 import ctypes
 import importlib.metadata
 import importlib.util
@@ -220,13 +221,12 @@ def run_program(name: str, command: Sequence[str], directory: Path, tick: Callab
             preexec_fn=_die_with_parent,
         )
         try:
-            while True:
-                try:
-                    status = process.wait(timeout=0.2)
+            while tick:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=0.2)
                     break
-                except subprocess.TimeoutExpired:
-                    if tick is not None:
-                        tick()
+                tick()
+            status = process.wait()  # with a timeout it looks only every 50 ms
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)

@@ -184,15 +184,23 @@ def test_closed_pipe_is_no_error() -> None:
         assert process.wait(timeout=60) == 1
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
-def test_a_command_runs_without_the_installed_program(name: str, tmp_path: Path) -> None:
+EVERY_HELP = """
+import runpy, sys
+script, *names = sys.argv[1:]
+for name in names:
+    sys.argv = [script, name, "--help"]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, (name, end.code)
+"""
+
+
+def test_a_command_runs_without_the_installed_program(tmp_path: Path) -> None:
     # From another directory, as `python …/scripts/cli.py train`.
-    result = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "cli.py", name, "--help"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    assert f"usage: positron {name}" in result.stdout
+    script = str(ROOT / "scripts" / "cli.py")
+    for command in ([script, cli.COMMANDS[0], "--help"], ["-P", "-c", EVERY_HELP, script, *cli.COMMANDS]):
+        result = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert result.returncode == 0, result.stderr
+    usages = re.findall(r"^usage: positron (\S+)", result.stdout, re.MULTILINE)
+    assert usages == list(cli.COMMANDS)
