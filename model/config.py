@@ -14,7 +14,7 @@ from .checks import is_real, is_whole, plain, refuse
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "relu_squared", "silu", "swiglu")
 POSITIONS = ("learned", "sinusoidal", "rotary")
 NORMS = ("layer", "rms")
-OPTIMIZERS = ("adamw", "adam", "rmsprop", "sgd")
+OPTIMIZERS = ("adamw", "muon", "adam", "rmsprop", "sgd")
 SCHEDULES = ("cosine", "linear", "constant")
 
 # Sizes beyond these are typing errors or damaged files, and would only end in exhausted memory.
@@ -200,11 +200,13 @@ class TrainingConfig(_Config):
         num_epochs: Passes over the training tokens, in place of `num_steps`; both is an error.
         seq_len: Tokens a sequence; None for the model's max_seq_len.
         seed: Of batches and dropout.
-        optimizer: `adamw`, `adam`, `rmsprop` or `sgd`.
+        optimizer: `adamw`, `muon` (for the blocks' matrices, `adamw` for the rest), `adam`,
+            `rmsprop` or `sgd`.
         beta1: Decay of the mean of gradients; momentum for `sgd`.
-        beta2: Decay of the mean of squared gradients (`adam`, `adamw`, `rmsprop`).
+        beta2: Decay of the mean of squared gradients (not `sgd`).
         epsilon: Added to the root of the mean square.
-        weight_decay: Decoupled decay of matrices (`adamw`), or L2 penalty on them (the others).
+        weight_decay: Decoupled decay of matrices (`adamw`), or L2 penalty on them (the others);
+            matrices that `muon` updates are not decayed.
         schedule: `cosine`, `linear` or `constant` after warm-up.
         warmup_steps: Steps of linear rise; None for 5 % of all steps, at most 100.
         final_learning_rate_ratio: Learning rate at the last step as a share of the highest.

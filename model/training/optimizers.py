@@ -5,7 +5,8 @@ With gradient g, step t = 1, 2, …, learning rate η, decay λ of matrices:
     RMSprop  v ← β₂·v + (1 − β₂)·g²;                p ← p − η·g / (√v + ε)
     Adam     m ← β₁·m + (1 − β₁)·g, v as above;     p ← p − η·(m/(1 − β₁ᵗ)) / (√(v/(1 − β₂ᵗ)) + ε)
     AdamW    p ← p·(1 − η·λ), then as Adam          (Kingma and Ba 2015; Loshchilov and Hutter 2019)
-The others add λ·p to g instead (L2 penalty). PyTorch defines them the same way.
+The others add λ·p to g instead (L2 penalty). PyTorch defines them the same way. `muon` is AdamW
+here; `model.training.muon` updates the blocks' matrices in its place.
 
 m and v are stored divided by (1 − β): then `m *= β; m += g` updates them without a temporary array,
 and the factors join the bias corrections in two numbers per step. The vector is worked on in chunks
@@ -22,7 +23,11 @@ from ..config import TrainingConfig
 
 CHUNK = 1 << 14
 
-STATE_NAMES = {"sgd": ("mean",), "rmsprop": ("square",), "adam": ("mean", "square"), "adamw": ("mean", "square")}
+STATE_NAMES = {
+    "sgd": ("mean",),
+    "rmsprop": ("square",),
+    **dict.fromkeys(("adam", "adamw", "muon"), ("mean", "square")),
+}
 
 
 class Optimizer:
@@ -80,7 +85,7 @@ class Optimizer:
         t = self._scratch[: p.size]
         if scale != 1.0:
             g *= scale
-        if config.optimizer == "adamw":
+        if config.optimizer in ("adamw", "muon"):
             if decay:
                 p *= 1 - rate * decay
         elif decay:

@@ -23,9 +23,10 @@ import numpy as np
 
 from ..config import ModelConfig, TrainingConfig
 from ..data import random_batch
-from ..parameters import parameter_counts
+from ..parameters import Parameters, parameter_counts, parameter_shapes
 from ..transformer import Transformer
 from .evaluation import evaluation_windows, summed_loss
+from .muon import Muon
 from .optimizers import STATE_NAMES, Optimizer, clip_scale
 from .schedules import learning_rate
 from .straight_through import StraightThrough
@@ -137,6 +138,19 @@ class WorkerStep:
         self.optimizer = Optimizer(config, self.model.parameters.num_decayed, memory.state)
         self.rows = _share(config.batch_size, worker, num_workers)
         self.part = _share(memory.parameters.size, worker, num_workers)
+        self.optimized = [self.part]
+        self.muon: Muon | None = None
+        if config.optimizer == "muon":
+            shapes = parameter_shapes(model_config)
+            parameters, gradients, means = (
+                Parameters(shapes, flat) for flat in (memory.parameters, memory.gradients[0], memory.state["mean"])
+            )
+            self.muon = Muon(model_config, parameters, gradients, means, worker, num_workers)
+            first, last = self.muon.part.start, self.muon.part.stop
+            self.optimized = [
+                slice(self.part.start, min(self.part.stop, first)),
+                slice(max(self.part.start, last), self.part.stop),
+            ]
 
     def run(self, step: int) -> StepResult:
         """Do one step, counted from 0."""
@@ -155,7 +169,10 @@ class WorkerStep:
         if math.isfinite(loss) and math.isfinite(norm):
             rate = learning_rate(config, step, self.total_steps)
             scale = clip_scale(norm, config.gradient_clip)
-            self.optimizer.update(memory.parameters, memory.gradients[0], self.part, step, rate, scale)
+            for part in self.optimized:
+                self.optimizer.update(memory.parameters, memory.gradients[0], part, step, rate, scale)
+            if self.muon is not None:
+                self.muon.update(rate, scale)
         self.barrier()
         return StepResult(loss, norm)
 

@@ -37,7 +37,7 @@ from model import (
     generate_stories,
     train_model,
 )
-from model.config import ACTIVATIONS, POSITIONS
+from model.config import ACTIVATIONS, OPTIMIZERS, POSITIONS
 from model.files import read_text
 from model.training.train import resume_model
 from scripts.output import format_duration
@@ -133,6 +133,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     learning.add_argument(
         "--seq-len", type=int, metavar="N", help="tokens of a training sequence (default: the context, or RUN's)"
+    )
+    learning.add_argument(
+        "--optimizer",
+        choices=OPTIMIZERS,
+        metavar="NAME",
+        help=f"one of {', '.join(OPTIMIZERS)} (default: {training.optimizer})",
     )
     learning.add_argument(
         "--learning-rate",
@@ -284,6 +290,7 @@ def chosen_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the training settings that arguments can choose, None where they do not."""
     steps = FINE_TUNING_STEPS if isinstance(arguments.resume, Path) else DEFAULT_STEPS
     return {
+        "optimizer": arguments.optimizer,
         "learning_rate": arguments.learning_rate,
         "batch_size": arguments.batch_size,
         "seq_len": arguments.seq_len,

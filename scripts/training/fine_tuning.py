@@ -83,6 +83,7 @@ def fine_tune(directory: RunDirectory, arguments: argparse.Namespace, chosen: di
         "learning_rate": NARROW_RATE if (arguments.activation_bits or 8) < 8 else FINE_TUNING_RATE,
         "final_learning_rate_ratio": 0.01,  # weights between two integers settle
         "weight_decay": 0.0,
+        "optimizer": "adamw",
         "seed": recorded.seed + 1,  # other batches
         "num_epochs": None,
         "time_limit": None,

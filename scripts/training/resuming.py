@@ -21,7 +21,7 @@ MODEL_OPTIONS = (
     "tokenizer",
     "vocab_size",
 )
-TRAINING_OPTIONS = ("steps", "batch_size", "seq_len", "learning_rate", "workers", "seed")
+TRAINING_OPTIONS = ("optimizer", "steps", "batch_size", "seq_len", "learning_rate", "workers", "seed")
 
 
 def refuse_contradictions(

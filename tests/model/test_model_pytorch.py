@@ -51,7 +51,7 @@ def test_loss_and_gradients(changes, dtype, tolerance):
         np.testing.assert_allclose(gradient, theirs[name].numpy(), atol=limit, err_msg=name)
 
 
-@pytest.mark.parametrize("kind", STATE_NAMES)
+@pytest.mark.parametrize("kind", sorted({*STATE_NAMES} - {"muon"}))
 def test_ten_steps_of_each_optimizer(kind):
     config = TrainingConfig(optimizer=kind, weight_decay=0.05, beta1=0.9, beta2=0.95)
     rate = 1e-2

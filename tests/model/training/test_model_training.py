@@ -100,7 +100,7 @@ def test_workers_compute_the_same_step(workers, tmp_path):
 
 
 @pytest.mark.parametrize("model_changes", [{}, {"dropout": 0.2}], ids=str)
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
 def test_stopped_and_resumed_run_ends_with_the_same_bytes(tmp_path, optimizer, model_changes):
     options = {"optimizer": optimizer, "learning_rate": 0.02, "model_changes": model_changes}
     whole, _ = train(tmp_path / "whole", **options)
