@@ -49,7 +49,7 @@ def random_words(random: RandomArray, count: int) -> RandomArray:
     Equation, modulo 2**32: x = i; for each (k, a, b) of `ROUNDS`: `x ^= rotate_left(random, k)`,
     `x += x << a`, `x ^= x >> b`. For one random number no two tokens have the same word.
     """
-    key = random[..., None]
+    key = random[..., None]  # (...) -> (..., 1)
     words: Any = np.arange(count, dtype=np.uint32)
     for rotation, left, right in ROUNDS:
         words = words ^ (key << rotation | key >> (WORD_BITS - rotation))  # (..., count)
@@ -69,10 +69,10 @@ def noise_table() -> IntegerArray:
     `value = min(round(2**11 · (f(mm) + (f(m0) + f(m1)) / 2) / 2), 2**13 − 1)`,
     `slope = round(2**9 · (f(m0) − f(m1)))`, both rounding half up.
     """
-    octave = np.arange(OCTAVES)[:, None]
+    octave = np.arange(OCTAVES)[:, None]  # -> (octaves, 1)
     ends = 1 + np.arange(2 << SEGMENT_BITS | 1) / (2 << SEGMENT_BITS)  # and middles
     near = -np.log2(-np.log1p(-ends * 2.0 ** -(octave + 2)) / np.log(2)) - octave
-    f = np.stack([near, np.log2(octave + 2 - np.log2(ends))])  # (2, octaves, ends and middles)
+    f = np.stack([near, np.log2(octave + 2 - np.log2(ends))])  # 2 × (octaves, n) -> (2, octaves, n)
     first, middle, last = f[..., :-1:2], f[..., 1::2], f[..., 2::2]
     value = np.floor(2.0**FRACTION * (middle + (first + last) / 2) / 2 + 0.5).astype(np.int64)
     slope = np.floor(2.0**SLOPE_FRACTION * (first - last) + 0.5).astype(np.int64)
