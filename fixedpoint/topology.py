@@ -56,10 +56,7 @@ def block_steps(*, rotary: bool = False, gated: bool = False) -> tuple[Step, ...
     rotations = (Step(rotated_query, Kind.ROTATION, (query,)), Step(rotated_key, Kind.ROTATION, (key,)))
     up, gate, gate_activation = "feed_forward.up", "feed_forward.gate", "feed_forward.gate_activation"
     activated = "feed_forward.activation"
-    plain = (
-        Step(up, Kind.LINEAR, ("feed_forward_norm",)),
-        Step(activated, Kind.ACTIVATION, (up,)),
-    )
+    plain = (Step(up, Kind.LINEAR, ("feed_forward_norm",)), Step(activated, Kind.ACTIVATION, (up,)))
     with_gate = (
         Step(gate, Kind.LINEAR, ("feed_forward_norm",)),
         Step(up, Kind.LINEAR, ("feed_forward_norm",)),

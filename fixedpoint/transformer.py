@@ -58,11 +58,7 @@ class Operation:
 
 
 def run_operations(
-    pairs: Sequence[tuple[Step, Operator]],
-    source: str,
-    values: IntegerArray,
-    cache: Cache,
-    observe: Observer = ignore,
+    pairs: Sequence[tuple[Step, Operator]], source: str, values: IntegerArray, cache: Cache, observe: Observer = ignore
 ) -> tuple[IntegerArray, Cache]:
     """Compute steps one after the other on the next tokens of sequences.
 

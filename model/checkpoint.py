@@ -33,12 +33,7 @@ class CheckpointManager:
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         write_npz(folder / f"{name}_weights.npz", model.parameters)
-        content = {
-            "format": FORMAT,
-            "version": VERSION,
-            "dtype": str(model.dtype),
-            "model": model.config.to_dict(),
-        }
+        content = {"format": FORMAT, "version": VERSION, "dtype": str(model.dtype), "model": model.config.to_dict()}
         write_json(folder / f"{name}_config.json", content)
 
     @staticmethod

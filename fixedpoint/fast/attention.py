@@ -23,16 +23,7 @@ import numpy as np
 
 from ..operators.attention import Attention
 from ..operators.rotation import FACTOR, RotationTable
-from .layers import (
-    Buffers,
-    Floats,
-    Product,
-    exact_dtype,
-    exponential_table,
-    reciprocal_table,
-    round_half_up,
-    whole,
-)
+from .layers import Buffers, Floats, Product, exact_dtype, exponential_table, reciprocal_table, round_half_up, whole
 
 MASKED = 2.0**30  # a distance beyond any table; in range of an int32
 
@@ -90,9 +81,7 @@ class PreparedAttention:
             product.lowest, product.highest = (np.insert(limit, ends, 1) for limit in (product.lowest, product.highest))
 
     def new_cache(self, batch: int) -> Floats:
-        """Return memory for the keys, values and ones of `batch` sequences, (B, context_length,
-        W).
-        """
+        """Return memory for keys, values and ones of `batch` sequences, (B, context_length, W)."""
         return np.zeros((batch, self.core.context_length, self.projections.rows - self.channels), self.dtype)
 
     def heads_of(self, rows: Floats, heads: tuple[int, ...]) -> Floats:
@@ -102,9 +91,7 @@ class PreparedAttention:
     def compute(
         self, x: Floats, batch: int, buffers: Buffers, cache: Floats | None = None, position: int = 0
     ) -> Floats:
-        """Return the outputs (B·T, C) for rows x (B·T, C); the arguments are those of
-        `PreparedBlock.forward`.
-        """
+        """Return the outputs (B·T, C) of rows x (B·T, C); arguments as `PreparedBlock.forward`."""
         # (B·T, C) -> (B, T, C + W)
         projected = self.projections.compute(x, buffers, "projected").reshape(batch, -1, self.projections.rows)
         self.rotate(projected[..., : self.turned], position, buffers)
@@ -121,9 +108,7 @@ class PreparedAttention:
         return self.output.compute(context.reshape(x.shape), buffers, "update")
 
     def rotate(self, x: Floats, position: int, buffers: Buffers) -> None:
-        """Turn queries and keys x (B, T, `turned`), in place, which stand at `position` and
-        after.
-        """
+        """Turn queries and keys x (B, T, `turned`) in place; they stand at `position` and after."""
         if not self.turned:
             return
         pairs = buffers.array("pairs", np.complex128, *x.shape[:-1], self.turned // 2)
@@ -171,7 +156,5 @@ def _rotation_factors(table: RotationTable, channels: int) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _later_keys(length: int) -> np.ndarray:
-    """Return what is added to the negative scores (keys, queries): `MASKED` where the key comes
-    later.
-    """
+    """Return the mask (keys, queries) of negative scores: `MASKED` where the key comes later."""
     return np.tril(np.full((length, length), MASKED, np.float32), -1)

@@ -244,9 +244,7 @@ def root_table(root: ReciprocalSquareRoot) -> Float64:
 
 @lru_cache(maxsize=8)
 def reciprocal_table(reciprocal: Reciprocal, largest: int) -> Float64:
-    """Return `mantissa · 2**-exponent` of the reciprocals of 0 to `largest`; entry 0 is never
-    used.
-    """
+    """Return `mantissa · 2**-exponent` of the reciprocals of 0 to `largest`; entry 0 is unused."""
     scaled = reciprocal.compute(np.maximum(np.arange(largest + 1), 1))
     return np.ldexp(scaled.mantissa.astype(np.float64), -scaled.exponent)
 

@@ -115,12 +115,7 @@ class SpecifiedBlock:
         return [self.block.attention.core.empty_cache(batch)]
 
     def forward(
-        self,
-        x: Floats,
-        batch: int,
-        buffers: Buffers,
-        cache: list[AttentionCache] | None = None,
-        position: int = 0,
+        self, x: Floats, batch: int, buffers: Buffers, cache: list[AttentionCache] | None = None, position: int = 0
     ) -> None:
         """Run the block on the residual stream x (B·T, C), in place; the arguments are those of
         `PreparedBlock.forward`.
@@ -221,9 +216,7 @@ class FastTransformer:
             yield slice(start, start + step), logits
 
     def embed(self, tokens: Integers, position: int = 0) -> Floats:
-        """Return the residual stream (B·T, C) of tokens (B, T) that stand at `position` and
-        after.
-        """
+        """Return the residual stream (B·T, C) of tokens (B, T), the first one at `position`."""
         x = self.tokens[tokens]  # (B, T) -> (B, T, C)
         x += self.positions[position : position + tokens.shape[1]]
         np.clip(x, self.lowest, self.highest, out=x)

@@ -104,11 +104,7 @@ class Overrides:
                 for it; the message says it of all.
         """
         narrow = [name for name in activations if name not in WIDE]
-        places: dict[str, Collection[str]] = {
-            "weight_bits": layers,
-            "activation_bits": narrow,
-            "format": activations,
-        }
+        places: dict[str, Collection[str]] = {"weight_bits": layers, "activation_bits": narrow, "format": activations}
         resolved, problems = ResolvedOverrides(), []
         for pattern, table in self.tables:
             for key, value in table.items():

@@ -28,14 +28,7 @@ from ..operators.linear import largest_fractions
 from ..qformat import QFormat
 from ..row_scales import storage_bits
 from ..topology import LOGITS, Kind, Step, final_norm_step, in_decoder, linear_inputs
-from .calibration import (
-    BATCH,
-    Calibration,
-    QuantizationSettings,
-    integer_factor,
-    model_block,
-    weight_parameter,
-)
+from .calibration import BATCH, Calibration, QuantizationSettings, integer_factor, model_block, weight_parameter
 from .error_compensation import Compensated, Moments, compensate
 from .tensor_rounding import TensorRounding
 

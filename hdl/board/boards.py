@@ -88,12 +88,7 @@ class SerialAccelerator(wiring.Component):
         element, result = payload_shape(accelerator.i)["data"].shape, payload_shape(accelerator.o)["data"].shape
         self._link = HostLink(identity, element, result)
         super().__init__(
-            {
-                "rx": wiring.In(1, init=1),
-                "tx": wiring.Out(1, init=1),
-                "busy": wiring.Out(1),
-                "fault": wiring.Out(1),
-            }
+            {"rx": wiring.In(1, init=1), "tx": wiring.Out(1, init=1), "busy": wiring.Out(1), "fault": wiring.Out(1)}
         )
 
     def elaborate(self, platform: object) -> Module:

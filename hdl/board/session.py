@@ -214,10 +214,7 @@ class Responder(wiring.Component):
                 with m.If(self.i_packet.valid & (self.i_packet.payload.remaining == 0)):
                     m.next = "PREPARE"
             with m.State("HAND ON"):
-                m.d.comb += [
-                    self.o_request.valid.eq(self.i_packet.valid),
-                    self.i_packet.ready.eq(self.o_request.ready),
-                ]
+                m.d.comb += [self.o_request.valid.eq(self.i_packet.valid), self.i_packet.ready.eq(self.o_request.ready)]
                 with m.If(self.i_packet.valid & self.i_packet.ready & (self.i_packet.payload.remaining == 0)):
                     m.next = "KEEP"
             with m.State("KEEP"):
@@ -239,10 +236,7 @@ class Responder(wiring.Component):
                         m.d.sync += place.eq(0)
                         m.next = "MESSAGE"
             with m.State("MESSAGE"):
-                m.d.comb += [
-                    self.o_packet.valid.eq(1),
-                    self.o_packet.payload.data.eq(Mux(refused, REFUSED, read.data)),
-                ]
+                m.d.comb += [self.o_packet.valid.eq(1), self.o_packet.payload.data.eq(Mux(refused, REFUSED, read.data))]
                 with m.If(self.o_packet.ready):
                     m.d.comb += read.addr.eq(index + 1)
                     m.d.sync += [index.eq(index + 1), left.eq(left - 1)]

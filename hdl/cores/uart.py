@@ -77,10 +77,7 @@ class UARTTransmitter(wiring.Component):
         timer = Signal(range(self.divisor))
         remaining = Signal(range(FRAME_BITS + 1))
         bit_ends = timer == 0
-        m.d.comb += [
-            self.tx.eq(shift[0]),
-            self.i.ready.eq((remaining == 0) | ((remaining == 1) & bit_ends)),
-        ]
+        m.d.comb += [self.tx.eq(shift[0]), self.i.ready.eq((remaining == 0) | ((remaining == 1) & bit_ends))]
         with m.If(~bit_ends):
             m.d.sync += timer.eq(timer - 1)
         with m.Elif(remaining != 0):

@@ -78,11 +78,7 @@ class SoftmaxDivision(wiring.Component):
         # The exponent is delayed beside the product; 1 is shift_right_half_up_by's doubling.
         shift = Signal(unsigned(self._exponent_bits + 1))
         shifts = [Signal.like(shift, name=f"shift_{stage}") for stage in range(2)]
-        m.d.sync += [
-            shift.eq(self.exponent + self._fraction_shift),
-            shifts[0].eq(shift),
-            shifts[1].eq(shifts[0]),
-        ]
+        m.d.sync += [shift.eq(self.exponent + self._fraction_shift), shifts[0].eq(shift), shifts[1].eq(shifts[0])]
         doubled = data_register(Shape(len(product) + 1, signed=True))
         m.d.sync += doubled.eq((product << 1) >> shifts[1])
         m.d.sync += self.o.eq(saturate((doubled + 1) >> 1, parameters.context))

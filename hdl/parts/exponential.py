@@ -74,10 +74,7 @@ class Exponential(wiring.Component):
         whole = data_register(range(output_bits + 2))
         m.d.comb += rounded.eq(steps)
         with m.If(enable):
-            m.d.sync += [
-                index.eq(rounded),
-                whole.eq(Mux(whole_in > output_bits, output_bits + 1, whole_in)),
-            ]
+            m.d.sync += [index.eq(rounded), whole.eq(Mux(whole_in > output_bits, output_bits + 1, whole_in))]
 
         values = parameters.table.tolist()
         entry = data_register(unsigned(output_bits))

@@ -1,6 +1,4 @@
-"""Reciprocals and reciprocal square roots as circuits: shift the leading one to the top, then read
-a table.
-"""
+"""Reciprocals and reciprocal square roots: shift the leading one to the top, read a table."""
 
 from amaranth.hdl import Assert, Cat, Format, Module, Mux, Signal, Value, unsigned
 from amaranth.lib import data, stream, wiring

@@ -124,10 +124,7 @@ class Requantize(wiring.Component):
                 "i": In(
                     stream.Signature(
                         data.StructLayout(
-                            {
-                                "value": data.ArrayLayout(signed(bits), lanes),
-                                "shift": data.ArrayLayout(shift, lanes),
-                            }
+                            {"value": data.ArrayLayout(signed(bits), lanes), "shift": data.ArrayLayout(shift, lanes)}
                         )
                     )
                 ),

@@ -281,7 +281,5 @@ class WidthConverter(wiring.Component):
 
 
 def word_shape(element: ShapeLike, lanes: int) -> ShapeLike:
-    """Return the shape of a word of `lanes` elements: the element itself for one lane, else an
-    array.
-    """
+    """Return the shape of `lanes` elements: the element itself for one lane, else an array."""
     return element if lanes == 1 else data.ArrayLayout(element, lanes)

@@ -67,9 +67,7 @@ def _ports(ram: dict) -> tuple[str, ...]:
 
 
 def _followers(cells: dict, sinks: dict, ram: dict, sides: str) -> dict[str, str]:
-    """Return the flip-flop behind each output of a port that is read; empty unless all of them can
-    be folded.
-    """
+    """Return the flip-flop behind each output that is read; empty unless all can be folded."""
     connections = ram["connections"]
     for side in sides:
         if ram["parameters"].get(f"REGMODE_{side}", "NOREG") != "NOREG":

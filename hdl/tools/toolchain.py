@@ -80,10 +80,7 @@ TOOLS = {
         ),
         Tool("vvp", ("vvp",), "simulation with Icarus", "apt-get install iverilog", version_arguments=("-V",)),
         Tool(
-            "openFPGALoader",
-            ("openFPGALoader",),
-            "loading a bitstream into a board",
-            "apt-get install openfpgaloader",
+            "openFPGALoader", ("openFPGALoader",), "loading a bitstream into a board", "apt-get install openfpgaloader"
         ),
     )
 }

@@ -66,9 +66,7 @@ class VerilogPort:
 
 @dataclass(frozen=True)
 class StreamPort:
-    """A stream of a component: its name, its payload's shape, and whether it enters the
-    component.
-    """
+    """A stream of a component: its name, its payload's shape, whether it is an input."""
 
     name: str
     shape: ShapeLike

@@ -108,11 +108,6 @@ class BPETokenizer(Tokenizer):
         """Return a byte, the bytes that were merged, or a special token's."""
         return self._bytes[token]
 
-    def token_label(self, token: int) -> str:
-        """Return a token as printable text."""
-        text = self.token_bytes(token).decode("utf-8", "backslashreplace")
-        return text.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥")
-
     def _split(self, text: str) -> list[str]:
         return [text] if self._special_pattern is None else self._special_pattern.split(text)
 

@@ -53,10 +53,6 @@ class CharacterTokenizer(Tokenizer):
         """Return a character."""
         return self.characters[token].encode("utf-8")
 
-    def token_label(self, token: int) -> str:
-        """Return a character as printable text."""
-        return {"\n": "↵", " ": "␣", "\t": "⇥"}.get(self.characters[token], self.characters[token])
-
     def to_dict(self) -> dict[str, Any]:
         """Return the vocabulary."""
         return {"vocabulary": self.characters}

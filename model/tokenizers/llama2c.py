@@ -144,10 +144,6 @@ class Llama2cTokenizer(Tokenizer):
             previous = token
         return b"".join(parts)
 
-    def token_label(self, token: int) -> str:
-        """Return a piece as printable text."""
-        return self.pieces[token].replace(" ", "␣").replace("\n", "↵")
-
     def to_dict(self) -> dict[str, Any]:
         """Return the vocabulary and its scores."""
         return {"vocabulary": self.pieces, "scores": self.scores}

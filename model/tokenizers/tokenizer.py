@@ -59,10 +59,6 @@ class Tokenizer(ABC):
         """Number of tokens."""
 
     @abstractmethod
-    def token_label(self, token: int) -> str:
-        """Return one token as printable text, for pictures and tables."""
-
-    @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """Return what the file holds besides format, version and kind."""
 

@@ -66,10 +66,6 @@ class WordTokenizer(Tokenizer):
         """Return a piece, `<UNK>` for token 0."""
         return self.pieces[token].encode("utf-8")
 
-    def token_label(self, token: int) -> str:
-        """Return a piece as printable text."""
-        return self.pieces[token].replace(" ", "␣").replace("\n", "↵")
-
     def to_dict(self) -> dict[str, Any]:
         """Return the vocabulary."""
         return {"max_vocab_size": self.max_vocab_size, "vocabulary": self.pieces}

@@ -87,13 +87,7 @@ def store_tokens(
     """Begin a run directory, and return its tokens memory-mapped."""
     run.path.mkdir(parents=True, exist_ok=True)
     # They do not belong to these tokens.
-    for earlier in (
-        run.training_state,
-        run.model_config,
-        run.model_weights,
-        run.number_format,
-        run.teacher_weights,
-    ):
+    for earlier in (run.training_state, run.model_config, run.model_weights, run.number_format, run.teacher_weights):
         earlier.unlink(missing_ok=True)
     tokenizer.save(run.tokenizer)
     save_tokens(run.train_tokens, training)

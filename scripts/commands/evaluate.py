@@ -43,12 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         f"difference {comparison.difference:+z.4f} nats over {comparison.tokens:,} tokens; the likeliest token is the same "
         f"at {comparison.same_choice:.1%}; logits differ by at most {comparison.largest_logit_error:.3f}"
     )
-    figures = {
-        "text": name,
-        "comparison": comparison,
-        "model_sha256": model_sha256,
-        "manifest_sha256": manifest_sha256,
-    }
+    figures = {"text": name, "comparison": comparison, "model_sha256": model_sha256, "manifest_sha256": manifest_sha256}
     for path in filter(None, (directory.evaluation, arguments.json)):
         write_json(path, figures)
         print(f"figures: {path}")

@@ -39,13 +39,7 @@ from scripts.runs import add_run_argument, load_quantized, open_run
 from scripts.text import prompt_text
 
 # Where each format goes within the run directory, unless --out says otherwise.
-PLACES = {
-    "llama2c": "llama2c",
-    "gpt2": "gpt2",
-    "safetensors": "model.safetensors",
-    "onnx": "quantized.onnx",
-    "c": "c",
-}
+PLACES = {"llama2c": "llama2c", "gpt2": "gpt2", "safetensors": "model.safetensors", "onnx": "quantized.onnx", "c": "c"}
 DEFAULTS = {"length": 500, "temperature": 0.8, "seed": 0}  # of the C program's run
 
 

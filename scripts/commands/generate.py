@@ -89,12 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(waiting + text, end="", flush=True)
         waiting = ""
 
-    options = {
-        "num_tokens": arguments.length,
-        "temperature": temperature,
-        "seed": arguments.seed,
-        "on_text": show,
-    }
+    options = {"num_tokens": arguments.length, "temperature": temperature, "seed": arguments.seed, "on_text": show}
     if arguments.device is not None:
         from scripts.decoder import generate_with_circuit
 

@@ -33,12 +33,7 @@ from model.transformer import Transformer
 from scripts.evaluation import compare
 from scripts.output import add_json_argument, format_table, write_json
 from scripts.quantization.analysis import analyze
-from scripts.quantization.options import (
-    CALIBRATION_WINDOWS,
-    calibration_windows,
-    load_number_format,
-    weight_bits,
-)
+from scripts.quantization.options import CALIBRATION_WINDOWS, calibration_windows, load_number_format, weight_bits
 from scripts.quantization.sweep import sweep
 from scripts.run_text import add_text_arguments, chosen_text
 from scripts.runs import add_run_argument, export_digest, file_digest, open_run, quantization_file
@@ -73,11 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("scales", "weights have a power of two a row or a tensor"),
         ("rounding", "each weight compensates the errors of those before it, each layer too, or neither does"),
     ):
-        parser.add_argument(
-            f"--{name}",
-            choices=CHOICES[name],
-            help=f"{about} (default: {getattr(defaults, name)})",
-        )
+        parser.add_argument(f"--{name}", choices=CHOICES[name], help=f"{about} (default: {getattr(defaults, name)})")
     parser.add_argument(
         "--overrides",
         type=Path,

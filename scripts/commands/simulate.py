@@ -100,11 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
     if unsupported and not arguments.only:
         print(f"attention is left out, there is no circuit of it: {unsupported}")
     benches = run_benches(
-        quantized,
-        tokens,
-        num_vectors=arguments.vectors,
-        seed=arguments.seed,
-        only=arguments.only or (),
+        quantized, tokens, num_vectors=arguments.vectors, seed=arguments.seed, only=arguments.only or ()
     )
     verdicts = simulate_all(benches, simulator, arguments.seed, directory.simulation / "build")
     print(

@@ -109,10 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shape.add_argument("--dropout", type=float, metavar="P", help=f"dropout in training (default: {model.dropout})")
     shape.add_argument("--tokenizer", choices=TOKENIZERS, help=f"what a token is (default: {DEFAULT_TOKENIZER})")
     shape.add_argument(
-        "--vocab-size",
-        type=int,
-        metavar="N",
-        help=f"of the word and bpe tokenizers (default: {DEFAULT_VOCAB_SIZE})",
+        "--vocab-size", type=int, metavar="N", help=f"of the word and bpe tokenizers (default: {DEFAULT_VOCAB_SIZE})"
     )
 
     learning = parser.add_argument_group("training")
@@ -126,10 +123,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--minutes", type=float, metavar="M", help="stop after so many minutes and save; may differ with --resume"
     )
     learning.add_argument(
-        "--batch-size",
-        type=int,
-        metavar="N",
-        help=f"sequences a step (default: {training.batch_size}, or RUN's)",
+        "--batch-size", type=int, metavar="N", help=f"sequences a step (default: {training.batch_size}, or RUN's)"
     )
     learning.add_argument(
         "--seq-len", type=int, metavar="N", help="tokens of a training sequence (default: the context, or RUN's)"
@@ -204,7 +198,7 @@ def start(directory: RunDirectory, arguments: argparse.Namespace) -> TrainingRes
         )
     text, source = load_text(arguments.text)
     training = TrainingConfig(
-        **{name: value for name, value in chosen_settings(arguments).items() if value is not None},
+        **{name: value for name, value in chosen_settings(arguments).items() if value is not None}
     )
     shape = model_shape(arguments)
     ModelConfig(**shape)  # refuses impossible sizes before time is spent on the text

@@ -130,8 +130,7 @@ def overruns() -> list[Proof]:
             CONSERVATION_INDUCTION,
             "the FIFO of results has two places fewer",
             lambda: WholeSums(
-                build_patched(tiny_engine, hdl.cores.engine, CreditQueue=_two_places_fewer),
-                no_invariants,
+                build_patched(tiny_engine, hdl.cores.engine, CreditQueue=_two_places_fewer), no_invariants
             ),
             internal=True,
         ),
@@ -244,13 +243,7 @@ def _blocking(core: TinyCore) -> Conservation:
 def reachability() -> list[Proof]:
     """The end of rows can be reached: the assumptions leave the cores something to do."""
     return [
-        Proof(
-            name,
-            "can give two rows",
-            partial(_reaches_two_rows, core),
-            "cover",
-            64,
-        )
+        Proof(name, "can give two rows", partial(_reaches_two_rows, core), "cover", 64)
         for name, core in TINY_CORES.items()
         if name != "engine"
     ]

@@ -29,12 +29,7 @@ class Transaction(Environment):
 
     asserts_rules = False
 
-    def __init__(
-        self,
-        core: wiring.Component,
-        relation: Relation,
-        allowed: Condition | None = None,
-    ):
+    def __init__(self, core: wiring.Component, relation: Relation, allowed: Condition | None = None):
         super().__init__(core)
         self.relation = relation
         self.allowed = allowed

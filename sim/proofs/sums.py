@@ -154,9 +154,7 @@ class DenominatorsAreExact(Environment):
 
 
 class StatisticsNeverOverflow(Elaboratable):
-    """The sums of a row are exact: S and v = C·Q − S² + epsilon for LayerNorm, v = C·Q + epsilon
-    for RMSNorm.
-    """
+    """S and v of a row are exact: v = C·Q − S² + epsilon (LayerNorm), C·Q + epsilon (RMSNorm)."""
 
     def __init__(self, statistics: RowStatistics):
         self.core = statistics

@@ -40,11 +40,7 @@ class SimulatedDecoder:
         harness = Harness(machine)
         directory = compile_bench("decoder", harness, {"machine.h": _header(harness)}, SOURCE, build_directory)
         self._process = subprocess.Popen(
-            [directory / "bench"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=tool_environment(),
+            [directory / "bench"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=tool_environment()
         )
 
     def step(self, token: int, *, restart: bool) -> int:

@@ -142,7 +142,6 @@ def test_the_rest_of_the_interface(tokenizer, tmp_path):
     assert tokenizer.vocab_size == len(vocabulary)
     assert tokenizer.beginning() == vocabulary["<|endoftext|>"]
     assert tokenizer.token_bytes(vocabulary["Ġ"]) == b" "
-    assert tokenizer.token_label(vocabulary["Ġ"]) == "␣"
     tokenizer.save(tmp_path / "tokenizer.json")
     tokenizer.write(tmp_path)
     for other in (load_tokenizer(tmp_path / "tokenizer.json"), GPT2Tokenizer.read(tmp_path / "vocab.json")):

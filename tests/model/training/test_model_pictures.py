@@ -5,7 +5,7 @@ import pytest
 
 from model.tokenizers.character import CharacterTokenizer
 from model.training.log import LogRow
-from model.training.pictures import attention_weights, plot_attention, plot_embeddings, plot_losses, plot_statistics
+from model.training.pictures import attention_weights, plot_losses
 from model.transformer import Transformer
 
 SIZES = {"embed_dim": 8, "num_heads": 2, "num_layers": 2, "max_seq_len": 12}
@@ -34,26 +34,8 @@ def test_losses(tmp_path):
     assert is_picture(tmp_path / "one.png")
 
 
-def test_attention(tmp_path, pair):
+def test_attention_weights(pair):
     model, tokenizer = pair
-    plot_attention(model, tokenizer, "a $tory of x_{y}\n a $tory", tmp_path / "attention.png")
-    assert is_picture(tmp_path / "attention.png")
     weights = attention_weights(model, tokenizer.encode("a $tory"))
     assert [layer.shape for layer in weights] == [(2, 7, 7)] * 2
     np.testing.assert_allclose(weights[1].sum(-1), 1, rtol=1e-5)
-
-
-def test_embeddings(tmp_path, pair):
-    plot_embeddings(*pair, tmp_path / "embeddings.png")
-    assert is_picture(tmp_path / "embeddings.png")
-
-
-def test_statistics(tmp_path, pair):
-    model, _ = pair
-    tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (2, 12))
-    figures = plot_statistics(model, tokens, tokens, tmp_path / "statistics.png")
-    assert is_picture(tmp_path / "statistics.png")
-    assert set(figures["gradients"]) == set(model.parameters)
-    assert figures["activations"]["logits"] == pytest.approx(
-        float(np.sqrt((model.forward(tokens) ** 2).mean())), rel=1e-5
-    )
