@@ -11,9 +11,10 @@ from fixedpoint.operators.rotation import FACTOR
 
 from ..decoder.machine import Machine
 from ..decoder.plan import Plan
+from ..decoder.row_norms import operand_bits
 from ..errors import CircuitError
+from ..parts.arithmetic import wide_multipliers
 from ..parts.banked_memory import BankedMemory
-from ..parts.multiplier import OPERAND_BITS
 from .boards import Board
 from .requirements import Requirements, block_rams
 
@@ -75,9 +76,9 @@ def requirements_of(machine: Machine) -> Requirements:
 def multipliers_of(plan: Plan) -> int:
     """Return the multipliers of a plan's machine: engine, norms, division, rotation, products."""
     norm = plan.norms[0]
-    count = plan.lanes + plan.rows + plan.norm_lanes * (3 if norm.difference_bits > OPERAND_BITS else 2)
+    count = plan.lanes + plan.rows + plan.norm_lanes * (1 + wide_multipliers(operand_bits(norm)))
     count += 3 if isinstance(norm, LayerNorm) else 0
-    count += plan.context_lanes * (2 if plan.first.attention.weighted_sum_bits > OPERAND_BITS else 1)
+    count += plan.context_lanes * wide_multipliers(plan.first.attention.weighted_sum_bits)
     return count + (2 * plan.rows if plan.rotary else 0) + (plan.rows // 2 if plan.gated else 0)
 
 

@@ -13,7 +13,7 @@ from fixedpoint.operators.attention import CausalAttention
 from ..errors import CircuitError
 from ..parts.arithmetic import (
     add_three,
-    multiply,
+    multiply_wide,
     round_and_saturate,
     shift_right_by,
     ternary_depth,
@@ -29,7 +29,6 @@ from ..parts.registers import data_register
 
 ROWS = 2  # that are kept
 COPY_READERS = 8  # sums that one copy of a register shifts
-LOW_BITS = 16  # of a sum that is wider than a hard multiplier
 
 
 class DivideRows(wiring.Component):
@@ -46,11 +45,11 @@ class DivideRows(wiring.Component):
 
     Latency, of the first contexts: the later one of `latency` edges from the sums and
     `denominator_latency` from the denominators. `latency` = A + 1 (shifting register) + 2 (times
-    mantissa) + 1 (two halves of a wide sum) + 1 (shift) + 1 (round), A = 1, 2 (add up) for up to 3,
+    mantissa) + 1 (both parts of a wide sum) + 1 (shift) + 1 (round), A = 1, 2 (add up) for up to 3,
     9 slots. `denominator_latency` = 1 (register) + 3 (reciprocal) + 1 (memory) + `latency` - A, and
     as many more as K exceeds the words W = K·d / lanes.
     Throughput: a word of `lanes` contexts a cycle, W words a row without a gap. Resources: hard
-    multipliers: two a lane (one where a sum has 18 bits or less). K·d·(S − 1) adders; two rows of
+    multipliers: one a lane (two for sums of more than 26 bits). K·d·(S − 1) adders; two rows of
     K·d sums in flip-flops, one of which shifts; the reciprocal's table.
 
     Attributes:
@@ -196,7 +195,7 @@ class DivideRows(wiring.Component):
             amounts.append(amount)
         for lane in range(lanes):
             head = lane * len(reciprocals) // lanes
-            product = self._product(m, f"lane_{lane}", words[lane], mantissas[head])
+            product = multiply_wide(m, f"lane_{lane}", words[lane], mantissas[head], self._registered)
             aligned = product >> (least - 1) if least else product << 1
             doubled = data_register(signed(len(aligned)), name=f"doubled_{lane}")
             output = data_register(self.o.data[lane], name=f"output_{lane}")
@@ -223,16 +222,6 @@ class DivideRows(wiring.Component):
             with m.If(control[0]):
                 m.d.sync += shifted[channel].eq(later)
         return shifted
-
-    def _product(self, m: Module, name: str, weighted: Value, mantissa: Value) -> Value:
-        """Return a sum times a mantissa, `_product_stages` after them."""
-        if self._sum_bits <= OPERAND_BITS:
-            return multiply(m, f"{name}_product", weighted, mantissa, input_registers=self._registered)
-        low = multiply(m, f"{name}_low", weighted[:LOW_BITS], mantissa, input_registers=self._registered)
-        high = multiply(m, f"{name}_high", weighted[LOW_BITS:].as_signed(), mantissa, input_registers=self._registered)
-        product = data_register(signed(len(weighted) + len(mantissa)), name=f"{name}_joined")
-        m.d.sync += product.eq((high << LOW_BITS) + low)
-        return product
 
     def _add_up(self, m: Module) -> tuple[Value, data.View, Signal]:
         """Add a row's partial sums up; return whether a row is stored in this cycle, its sums and

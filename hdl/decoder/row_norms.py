@@ -21,6 +21,7 @@ from ..parts.arithmetic import (
     choose,
     extended,
     multiply,
+    multiply_wide,
     round_and_saturate,
     shape_of,
     ternary_depth,
@@ -34,9 +35,18 @@ from ..parts.reciprocal_lookup import ReciprocalLookup
 from ..parts.registers import data_register
 
 READ_STAGES = 2  # a memory's latch and the register behind it
-LOW_BITS = 16  # of an operand that is wider than a hard multiplier
 LOGIC_WORDS = 64  # of scale and shift that are cheaper in lookup tables than in block RAM
 ROWS = 2  # that the memory holds
+
+
+def operand_bits(norm: LayerNorm | RMSNorm) -> int:
+    """Return the bits of what is multiplied with the root: d, less the factors of two in C where no
+    S is subtracted from it.
+    """
+    if isinstance(norm, LayerNorm):
+        return norm.difference_bits
+    odd = norm.channels // (norm.channels & -norm.channels)
+    return norm.input.bits + (odd - 1).bit_length()
 
 
 class RowNorms(wiring.Component):
@@ -52,13 +62,13 @@ class RowNorms(wiring.Component):
 
     Latency: `latency` edges from a row's last word taken to its first result valid: the sum of
     2 (squares), T (adders), 1 (Q, with C and epsilon), 1 (LayerNorm: − S²), 3 (root), 2 (times the
-    root), 1 (two halves of a wide d), 1 (shift), 3 (round, times scale), 1 (LayerNorm: + shift),
+    root), 1 (both parts of a wide d), 1 (shift), 3 (round, times scale), 1 (LayerNorm: + shift),
     1 (round). That is 13 + T for RMSNorm with C a power of two or three times one, 14 + T with
     another C, 16 + T for LayerNorm. T is the depth of trees that add three numbers at a time: where
     C is a power of two and epsilon the same in all norms, 0, 1, 2 for up to 2, 6, 18 input lanes.
     Throughput: one word a cycle. Resources: hard multipliers: one (square) an input lane, two an
-    output lane, three where d is wider than 18 bits, and 3 for S². A memory of two rows, one of the
-    scales and shifts of all norms, the root's table.
+    output lane (three where d has more than 26 bits), and 3 for S². A memory of two rows, one of
+    the scales and shifts of all norms, the root's table.
 
     Attributes:
         norms: All of one kind, with one input format, one number of channels C and one root.
@@ -125,10 +135,7 @@ class RowNorms(wiring.Component):
         self._multiple_depth = ternary_depth(len(self._terms), 1)
         self._operand_stages = READ_STAGES + (i_lanes > lanes) + self._multiple_depth + self._centered
         self._read = self._rooted - self._operand_stages
-        # d, without C's factors of two where nothing is subtracted
-        self._operand_bits = (
-            first.difference_bits if self._centered else first.input.bits + self._odd.bit_length() - (self._odd == 1)
-        )
+        self._operand_bits = operand_bits(first)
         self._quotient_stages = self._multiplication + (self._operand_bits > OPERAND_BITS)
         self._normalized = self._rooted + self._quotient_stages + 1
         self._scaled = self._normalized + Multiplier.latency
@@ -414,15 +421,7 @@ class RowNorms(wiring.Component):
             m.d.sync += operand.eq((multiple << zeros) - total)
             zeros = 0
         operand = extended(operand, self._operand_bits).as_signed()
-        if self._operand_bits <= OPERAND_BITS:
-            product = multiply(m, f"{name}_product", operand, mantissa, input_registers=self._registered)
-        else:
-            low = multiply(m, f"{name}_low", operand[:LOW_BITS], mantissa, input_registers=self._registered)
-            high = multiply(
-                m, f"{name}_high", operand[LOW_BITS:].as_signed(), mantissa, input_registers=self._registered
-            )
-            product = data_register(signed(self._operand_bits + len(mantissa)), name=f"{name}_quotient")
-            m.d.sync += product.eq((high << LOW_BITS) + low)
+        product = multiply_wide(m, f"{name}_product", operand, mantissa, self._registered)
         # The least shift is a choice of wires.
         least = len(mantissa) - norm.normalized.fraction - zeros - 1
         aligned = product >> least if least >= 0 else product << -least

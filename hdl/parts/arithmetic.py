@@ -4,13 +4,15 @@ multiplier.
 
 from collections.abc import Sequence
 
-from amaranth.hdl import Cat, Const, Module, Mux, Shape, Signal, Value, ValueLike
+from amaranth.hdl import Cat, Const, Module, Mux, Shape, Signal, Value, ValueLike, signed
 
 from fixedpoint import QFormat
 
-from .multiplier import Multiplier
+from .multiplier import OPERAND_BITS, Multiplier
 from .payload import FixedPointShape
 from .registers import data_register
+
+LOGIC_BITS = 8  # of an operand, beyond a hard multiplier's, that are multiplied in logic
 
 
 def shape_of(number_format: QFormat) -> FixedPointShape:
@@ -152,3 +154,37 @@ def multiply(
     m.submodules[name] = unit = Multiplier(a_bits, b_bits, input_registers)
     m.d.comb += [unit.en.eq(en), unit.a.eq(a), unit.b.eq(b)]
     return unit.o
+
+
+def wide_multipliers(bits: int) -> int:
+    """Return the hard multipliers of `multiply_wide` for so many bits."""
+    return 1 if bits <= OPERAND_BITS + LOGIC_BITS else 2
+
+
+def multiply_wide(m: Module, name: str, wide: Value, narrow: Value, input_registers: bool = True) -> Value:
+    """Return the product of a signed value and an unsigned one of up to 17 bits; a stage after
+    `multiply`'s latency where the first is wider than a hard multiplier's operand.
+
+    The few bits that are too many are multiplied in logic, some 30 lookup tables each.
+    """
+    excess = len(wide) - OPERAND_BITS
+    if excess <= 0:
+        return multiply(m, name, wide, narrow, input_registers=input_registers)
+    low_bits = excess if excess <= LOGIC_BITS else OPERAND_BITS - 1
+    high = multiply(m, f"{name}_high", wide[low_bits:].as_signed(), narrow, input_registers=input_registers)
+    if excess > LOGIC_BITS:
+        lows = [multiply(m, f"{name}_low", wide[:low_bits], narrow, input_registers=input_registers)]
+    else:
+        lows = [Mux(wide[bit], narrow, 0) << bit for bit in range(low_bits)]
+        for stage in range(m.submodules[f"{name}_high"].latency):
+            step = 2 if len(lows) > 2 else 1
+            pairs = [lows[start : start + step] for start in range(0, len(lows), step)]
+            lows = []
+            for number, pair in enumerate(pairs):
+                total = sum(pair[1:], start=pair[0])
+                lows.append(data_register(Shape.cast(total.shape()), name=f"{name}_low_{stage}_{number}"))
+                m.d.sync += lows[-1].eq(total)
+    product = data_register(signed(len(wide) + len(narrow)), name=f"{name}_joined")
+    summands = [high << low_bits, *lows]
+    m.d.sync += product.eq(add_three(len(product), *summands) if len(summands) == 3 else summands[0] + summands[1])
+    return product

@@ -118,6 +118,7 @@ def run_rows(unit, rows, generator):
         (3, 6, 20, 2, 3, (7, 11)),
         (5, 4, 100, 3, 20, (7, 15)),
         (1, 12, 4, 5, 1, (7, 10)),
+        (1, 4, 2048, 2, 2, (7, 11)),
     ],
 )
 def test_contexts_equal_the_specification(heads, head_dim, context, slots, lanes, latencies):
