@@ -61,13 +61,16 @@ class Muon:
         ]
 
     def update(self, rate: float, scale: float) -> None:
-        """Apply one step with a learning rate; `scale` is a factor on the gradients."""
+        """Apply one step; the gradients, here multiplied by `scale`, are overwritten."""
         for matrices, gradients, means in self.matrices:
+            gradients *= scale
             means *= MOMENTUM
-            means += scale * gradients
+            means += gradients
+            gradients += MOMENTUM * means
             _, num_rows, width = matrices.shape
-            direction = orthogonal(scale * gradients + MOMENTUM * means)
-            matrices -= (RATE_RATIO * rate * math.sqrt(max(1, num_rows / width))) * direction
+            direction = orthogonal(gradients)
+            direction *= RATE_RATIO * rate * math.sqrt(max(1, num_rows / width))
+            matrices -= direction
 
 
 def orthogonal(x: np.ndarray) -> np.ndarray:
@@ -77,18 +80,18 @@ def orthogonal(x: np.ndarray) -> np.ndarray:
     a, b, c = (x.dtype.type(coefficient) for coefficient in COEFFICIENTS)
     # (n, R, I) -> (n, 1, 1)
     x = x / np.maximum(np.sqrt(np.square(x).sum(axis=(1, 2), keepdims=True)), x.dtype.type(SMALLEST_NORM))
-    identity = np.eye(x.shape[1], dtype=x.dtype)
-    wide, total = x.shape[2] >= 2 * x.shape[1], identity
+    identity = total = np.eye(x.shape[1], dtype=x.dtype)
+    wide = x.shape[2] >= 2 * x.shape[1]
     gram = x @ x.swapaxes(1, 2)  # (n, R, I) @ (n, I, R) -> (n, R, R)
     for iteration in range(ITERATIONS):
         polynomial = a * identity + b * gram + c * (gram @ gram)  # (n, R, R)
         if wide:
-            total = polynomial @ total  # (n, R, R)
-            gram = polynomial @ gram @ polynomial  # (n, R, R)
+            total = polynomial @ total if iteration else polynomial  # (n, R, R)
         else:
             x = polynomial @ x  # (n, R, R) @ (n, R, I) -> (n, R, I)
-            if iteration < ITERATIONS - 1:
-                gram = x @ x.swapaxes(1, 2)  # (n, R, I) @ (n, I, R) -> (n, R, R)
+        if iteration < ITERATIONS - 1:
+            # (n, R, R), or (n, R, I) @ (n, I, R) -> (n, R, R)
+            gram = polynomial @ gram @ polynomial if wide else x @ x.swapaxes(1, 2)
     return total @ x if wide else x  # (n, R, R) @ (n, R, I) -> (n, R, I)
 
 

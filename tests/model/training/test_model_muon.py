@@ -65,10 +65,11 @@ def test_two_steps_are_the_formula():
     muon = Muon(CONFIG, parameters, gradients, means)
     for rate, scale in ((0.003, 1.0), (0.002, 0.5)):
         gradients.flat[:] = np.random.default_rng(int(1000 * rate)).standard_normal(gradients.flat.size)
+        drawn = {name: values.copy() for name, values in gradients.items()}
         muon.update(rate, scale)
         for name, values in expected.items():
             if name.startswith("blocks.") and values.ndim == 2:
-                gradient = scale * gradients[name]
+                gradient = scale * drawn[name]
                 momentum[name] = MOMENTUM * momentum[name] + gradient
                 by_head = name.split(".")[-2] in ("query", "key", "value")
                 rows = 2 if by_head else len(values)
