@@ -18,8 +18,7 @@ class TableActivation(wiring.Component):
     """`fixedpoint.TableActivation` as a circuit: any function of up to 8 bits, `lanes` elements a
     cycle.
 
-    Equation: `o = table[i - minimum(i)]`. A table in memory begins with 0 instead: an element's
-    bits, taken as an unsigned number, are its address.
+    Equation: `o = table[i - minimum(i)]`.
 
     Latency: 2 cycles from a word taken to its results offered: element, table. Throughput: a word
     a cycle; both stages stall while a result waits.
@@ -32,6 +31,10 @@ class TableActivation(wiring.Component):
         i: In, stream of {data: input format, last}; with several lanes `data` is an array. `last`
             passes unchanged.
         o: Out, stream of {data: output format, last}, of the same form.
+
+    Internals:
+        A table in memory begins with 0: an element's bits, taken as an unsigned number, are its
+        address.
     """
 
     latency = 2

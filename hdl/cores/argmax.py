@@ -37,9 +37,9 @@ class ArgMax(wiring.Component):
     Equation: `o = min {j : i[j] = max(i)}`.
 
     Latency: 2 cycles and one for each doubling of `lanes`, from a row's last word taken to its
-    token offered: logits, comparisons within a word, comparison with the words before.
-    Throughput: a word a cycle, rows back to back without a gap; everything stalls while a
-    token waits.
+    token offered.
+    Throughput: a word a cycle, rows back to back without a gap; everything stalls while a token
+    waits.
     Resources: a comparator a lane and registers for two logits each.
     In simulation a row without `last` on its last word is an assertion's failure; in hardware it
     ends there.
@@ -53,6 +53,9 @@ class ArgMax(wiring.Component):
         i: In, stream of {data: `logits`, last}: rows of 1 to `length` logits, `last` on the final
             word; with several lanes `data` is an array.
         o: Out, stream of {token}, unsigned indices, one a row.
+
+    Internals:
+        Stages: logits, comparisons within a word, comparison with the words before.
     """
 
     def __init__(self, logits: QFormat, length: int, lanes: int = 1):

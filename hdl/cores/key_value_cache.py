@@ -22,9 +22,8 @@ class KeyValueCache(wiring.Component):
     """Stores each token's key and value, and gives back those of the tokens 0 to its own, in order.
 
     Equation: for token p of a sequence, `i` = key p, value p; `o` = key 0, …, key p, value 0, …,
-    value p. A token starts a new sequence when `restart` is set on its first word, after reset,
-    and after `context_length` tokens of a sequence. Keys and values share one memory, so that one
-    block RAM port serves both.
+    value p. A token starts a new sequence when `restart` is set on its first word, after reset, and
+    after `context_length` tokens of a sequence.
 
     Latency: 3 cycles from a token's last word taken to its first key's first word offered.
     Throughput: one word a cycle in or out: with W = channels / lanes words a row, token p takes
@@ -42,6 +41,9 @@ class KeyValueCache(wiring.Component):
             with several lanes `data` is an array.
         o: Out, stream of {data: element, value, final, last}: `value` tells values from keys,
             `last` is set on a row's final word, `final` on the words of row p.
+
+    Internals:
+        Keys and values share one memory, so that one block RAM port serves both.
     """
 
     latency = 1 + READ_STAGES

@@ -33,6 +33,9 @@ class LayerNorm(RowNorm):
         i: In, stream of {data: input format, last}: C / lanes words, `last` on the final one; with
             several lanes `data` is an array.
         o: Out, stream of {data: output format, last}, of the same form.
+
+    Internals:
+        As `RowNorm`: a row waits in a FIFO for the root that it is divided by.
     """
 
     specification = fixedpoint.LayerNorm

@@ -35,18 +35,18 @@ FINE_BITS = 2  # of the shift by the exponent that are left to its second stage
 class RowNorm(wiring.Component):
     """The circuit under `LayerNorm` and `RMSNorm`, which differ in S and in the shift.
 
-    Words of `lanes` elements go into a FIFO and through `RowStatistics`; its v becomes a root, and
-    what belongs to a row (root, S) queues beside its words. Statistics and root take a known time,
-    so a row's words begin to leave the FIFO just early enough to meet their root, one a cycle,
-    through one pipeline of two multiplications.
-    The FIFO holds a row and all that arrives until the row begins to leave, so that rows pass
-    without a gap.
-
     Attributes:
         parameters: Formats, scale and shift.
         lanes: Elements a cycle.
         words: Words a row.
         latency: Cycles from a row's last word taken to its first result offered.
+
+    Internals:
+        Words of `lanes` elements go into a FIFO and through `RowStatistics`; its v becomes a root,
+        and what belongs to a row (root, S) queues beside its words. Statistics and root take a
+        known time, so a row's words begin to leave the FIFO just early enough to meet their root,
+        one a cycle, through one pipeline of two multiplications. The FIFO holds a row and all that
+        arrives until the row begins to leave, so that rows pass without a gap.
     """
 
     specification: type

@@ -91,13 +91,10 @@ class UARTTransmitter(wiring.Component):
 class UARTReceiver(wiring.Component):
     """A wire to bytes.
 
-    Every bit is sampled once, in its middle, counted from the start bit's edge; a start bit that is
-    high again in its middle is taken for noise. A byte without its stop bit is dropped, and the
-    wire must become high before another one starts. A wire cannot be stalled: a byte that arrives
-    while the one before still waits is dropped.
+    A byte without its stop bit is dropped, and the wire must become high before another one starts.
+    A wire cannot be stalled: a byte that arrives while the one before still waits is dropped.
 
-    Latency: floor(9.5·divisor) + 4 cycles from the start bit's edge to the byte offered: to the
-    middle of the stop bit, and through the synchronizer and the receiver's own registers.
+    Latency: floor(9.5·divisor) + 4 cycles from the start bit's edge to the byte offered.
     Throughput: one byte in 10·divisor cycles, back to back. Resources: two registers of 8 bits, one
     of them shifting, a synchronizer and two counters.
 
@@ -109,6 +106,11 @@ class UARTReceiver(wiring.Component):
         framing_error: Out, high for one cycle when a byte had no stop bit.
         overrun: Out, high for one cycle when a byte was dropped because nobody had taken the one
             before.
+
+    Internals:
+        Every bit is sampled once, in its middle, counted from the start bit's edge; a start bit
+        that is high again in its middle is taken for noise. A byte is offered when the middle of
+        its stop bit has passed the synchronizer and the receiver's own registers.
     """
 
     def __init__(self, divisor: int):
@@ -188,6 +190,9 @@ class UART(wiring.Component):
         o: Out, stream of bytes received, 8 bits unsigned; whoever lets one wait for longer than a
             byte takes loses the next.
         framing_error, overrun: Out, as `UARTReceiver`'s.
+
+    Internals:
+        A `UARTTransmitter` and a `UARTReceiver`, which share only the divisor.
     """
 
     def __init__(self, divisor: int):

@@ -55,8 +55,6 @@ class Attention(wiring.Component):
 
     Throughput: `schedule.cycles(n)` cycles for the n-th token of a sequence, from its first element
     taken to the next token's. Latency: `output_latency` clock edges more to its last result.
-    Results wait in a FIFO of one token; the next token is worked on meanwhile, and stops before its
-    own results only if some of these have not been taken. So nothing else ever has to stall.
     Resources: C + 2 hard multipliers; block RAM for 4·C words of weights and 2·context_length words
     of keys and values, each word C elements wide.
 
@@ -67,6 +65,11 @@ class Attention(wiring.Component):
         schedule: The order of work of one token.
         i: In, stream of {data: input format, restart}: C elements a token.
         o: Out, stream of {data: residual format, last}: C elements a token, `last` on the C-th.
+
+    Internals:
+        Results wait in a FIFO of one token; the next token is worked on meanwhile, and stops before
+        its own results only if some of these have not been taken. So nothing else ever has to
+        stall.
     """
 
     def __init__(self, parameters: fixedpoint.Attention):

@@ -26,14 +26,12 @@ class Exponential(wiring.Component):
     `1 / (2**output_bits - 1)`.
 
     Equation: `u = round(i / 2**(fraction - table_bits))`,
-    `o = round(table[u % 2**table_bits] / 2**(u // 2**table_bits))`, both rounded half up. Stages:
-    round and split the distance; read the table; shift and round.
+    `o = round(table[u % 2**table_bits] / 2**(u // 2**table_bits))`, both rounded half up.
 
     Latency: `latency` = 3 cycles from a distance taken to its exponential offered, 5 with a table
-    in block RAM, which is read through a register of its own and has its results shifted and
-    rounded in two steps. Throughput: one a cycle; the whole pipeline stalls while a result
-    waits. Resources: a table of `2**table_bits` entries of `output_bits` bits (logic up to 256
-    entries, else block RAM), a shifter of `output_bits` bits, no multiplier.
+    in block RAM. Throughput: one a cycle; the whole pipeline stalls while a result waits.
+    Resources: a table of `2**table_bits` entries of `output_bits` bits (logic up to 256 entries,
+    else block RAM), a shifter of `output_bits` bits, no multiplier.
 
     Attributes:
         parameters: Formats and table.
@@ -41,6 +39,10 @@ class Exponential(wiring.Component):
         latency: 3 or 5.
         i: In, stream of distances, unsigned with `parameters.fraction` fraction bits.
         o: Out, stream of exponentials, unsigned, `output_bits` bits.
+
+    Internals:
+        Stages: round and split the distance; read the table; shift and round. A table in block RAM
+        is read through a register of its own, and its results are shifted and rounded in two steps.
     """
 
     def __init__(self, parameters: fixedpoint.Exponential, width: int):

@@ -20,13 +20,14 @@ class _NormalizedTable(wiring.Component):
     """A function of a positive integer by normalization and table; the circuit under both classes
     below.
 
-    The argument counts as `digits` digits of `digit_bits` bits. Level k of the normalization
-    shifts out 2**k digits if they are all zero, largest k first, so that the leading digit ends up
-    at the top whatever it was; what was shifted out is the exponent.
-
     Attributes:
         levels: Levels of the normalization, `ceil(log2(digits))`.
         latency: Cycles from an argument taken to its result offered, `levels + 2`.
+
+    Internals:
+        The argument counts as `digits` digits of `digit_bits` bits. Level k of the normalization
+        shifts out 2**k digits if they are all zero, largest k first, so that the leading digit ends
+        up at the top whatever it was; what was shifted out is the exponent.
     """
 
     def __init__(self, width: int, digit_bits: int, index_bits: int, table: list[int], mantissa_bits: int):
@@ -106,6 +107,10 @@ class Reciprocal(_NormalizedTable):
         i: In, stream of unsigned arguments, `width` bits.
         o: Out, stream of {mantissa, exponent}, both unsigned; the mantissa has `mantissa_bits`
             bits.
+
+    Internals:
+        Levels of multiplexers shift the leading one to the top; the bits below it address the
+        table.
     """
 
     def __init__(self, parameters: fixedpoint.Reciprocal, width: int):
@@ -127,15 +132,12 @@ class ReciprocalSquareRoot(_NormalizedTable):
 
     Equation: `e = floor(log2 i)` with its lowest bit cleared,
     `mantissa = table[the leading index_bits bits of i / 2**e - start]`,
-    `exponent = e / 2 + mantissa_bits`. Normalization moves pairs of bits, since a pair more halves
-    the root once more.
+    `exponent = e / 2 + mantissa_bits`.
 
     Latency: `ceil(log2 ceil(width / 2)) + 2` cycles from an argument taken to its result offered.
     Throughput: one a cycle; the whole pipeline stalls while a result waits.
-    Resources: as `Reciprocal`, one level less. The table has `2**index_bits` words, of which the
-    first quarter never is read: that saves the subtraction of `start`, and the block RAM is the
-    same. In simulation an argument of 0 is an assertion's failure; in hardware its result means
-    nothing.
+    Resources: as `Reciprocal`, one level less. In simulation an argument of 0 is an assertion's
+    failure; in hardware its result means nothing.
 
     Attributes:
         parameters: Index and mantissa widths, and the table.
@@ -144,6 +146,11 @@ class ReciprocalSquareRoot(_NormalizedTable):
         i: In, stream of unsigned arguments, `width` bits.
         o: Out, stream of {mantissa, exponent}, both unsigned; the mantissa has `mantissa_bits`
             bits.
+
+    Internals:
+        Normalization moves pairs of bits, since a pair more halves the root once more. The table
+        has `2**index_bits` words, of which the first quarter never is read: that saves the
+        subtraction of `start`, and the block RAM is the same.
     """
 
     def __init__(self, parameters: fixedpoint.ReciprocalSquareRoot, width: int):

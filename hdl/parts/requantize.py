@@ -29,10 +29,9 @@ class ShiftRoundSaturate(wiring.Component):
     handshake.
 
     Equation: `o = saturate(floor((floor(2i / 2**s) + 1) / 2))` with `s = lowest + amount`, which is
-    i / 2**s rounded half up. A negative s shifts left: all numbers are first shifted by the
-    constant `1 - lowest`, in wires, so that every variable shift goes to the right.
+    i / 2**s rounded half up. A negative s shifts left.
 
-    Latency: 4 stages (coarse shift, fine shift, round, saturate). Throughput: one number a cycle.
+    Latency: 4 stages. Throughput: one number a cycle.
 
     Attributes:
         latency: 4.
@@ -41,6 +40,10 @@ class ShiftRoundSaturate(wiring.Component):
         amount: In, unsigned: the shift less `lowest`.
         width: In, unsigned: which of `widths` saturates; no bit of it when there is one.
         o: Out, signed, as wide as the widest.
+
+    Internals:
+        Stages: coarse shift, fine shift, round, saturate. All numbers are first shifted by the
+        constant `1 - lowest`, in wires, so that every variable shift goes to the right.
     """
 
     latency = 4
@@ -155,8 +158,7 @@ class Requantize(wiring.Component):
 class RowRequantize(wiring.Component):
     """Casts the accumulators of one or several linear layers whose rows follow each other.
 
-    Equation: `o = requantize(i + bias[row], shift[row])`, `fixedpoint.Linear`'s. Bias and shift
-    stand in one memory. Latency: 7 stages (memory, its register, bias, then `ShiftRoundSaturate`).
+    Equation: `o = requantize(i + bias[row], shift[row])`, `fixedpoint.Linear`'s. Latency: 7 stages.
     Throughput: one row a cycle.
 
     Attributes:
@@ -165,6 +167,10 @@ class RowRequantize(wiring.Component):
         row: In, unsigned: which row `i` belongs to, counted over all layers.
         i: In, signed: the sum of products.
         o: Out, signed, as wide as the widest output.
+
+    Internals:
+        Bias and shift stand in one memory. Stages: memory, its register, bias, then
+        `ShiftRoundSaturate`.
     """
 
     latency = 3 + ShiftRoundSaturate.latency

@@ -44,8 +44,7 @@ class StreamRegister(wiring.Component):
     """A register slice: no path leads through it, neither from `i` to `o` nor from `o.ready` to
     `i.ready`.
 
-    Equation: `o = i`. It holds up to two payloads: the one that is offered, and one that arrived
-    in the cycle in which the consumer first refused, of which the producer could not know yet.
+    Equation: `o = i`.
 
     Latency: 1 cycle from a payload taken to it offered. Throughput: one a cycle.
     Resources: two registers of the payload and a multiplexer.
@@ -54,6 +53,10 @@ class StreamRegister(wiring.Component):
         latency: 1.
         i: In, stream of the given shape.
         o: Out, stream of the same shape.
+
+    Internals:
+        It holds up to two payloads: the one that is offered, and one that arrived in the cycle in
+        which the consumer first refused, of which the producer could not know yet.
     """
 
     latency = 1
@@ -84,8 +87,7 @@ class StreamRegister(wiring.Component):
 
 
 class StreamQueue(wiring.Component):
-    """A FIFO whose output comes from flip-flops: Amaranth's buffered one, whose block RAM answers
-    late in the cycle, and a register behind it.
+    """A FIFO whose output comes from flip-flops.
 
     Equation: `o = i`. Latency: 3 cycles from a payload taken, with nothing before it, to it
     offered. Throughput: one a cycle from a depth of 3 on; one in two cycles with 2. Resources: a
@@ -97,6 +99,10 @@ class StreamQueue(wiring.Component):
         latency: 3.
         i: In, stream of the given shape.
         o: Out, stream of the same shape.
+
+    Internals:
+        Amaranth's buffered FIFO, whose block RAM answers late in the cycle, and a register behind
+        it.
     """
 
     latency = 3
@@ -132,10 +138,7 @@ class CreditQueue(wiring.Component):
     Equation: `o = data` of each cycle with `write`. Latency: 2 cycles from a payload written, with
     nothing before it, to it offered. Throughput: one a cycle.
 
-    A FIFO with back-pressure compares its level in the cycle of a write, and the result goes to
-    every cell of the memory; for wide payloads that is the longest path of a core. A pipeline that
-    starts nothing without a free place for its result needs no such comparison. In simulation a
-    write without room fails an assertion.
+    In simulation a write without room fails an assertion.
     Resources: a memory of `depth` - 1 payloads, distributed where it is small, and a register of
     the payload.
 
@@ -147,6 +150,11 @@ class CreditQueue(wiring.Component):
         write: In, 1 bit. Take `data`.
         data: In, of the given shape.
         o: Out, stream of the same shape.
+
+    Internals:
+        A FIFO with back-pressure compares its level in the cycle of a write, and the result goes to
+        every cell of the memory; for wide payloads that is the longest path of a core. A pipeline
+        that starts nothing without a free place for its result needs no such comparison.
     """
 
     latency = 2
