@@ -234,7 +234,7 @@ static inline int64_t exponential(const exponential_table *table, int64_t t, int
  */
 static inline void multiply(const linear *layer, const int16_t *restrict x, int16_t *restrict y, int rows, int columns)
 {
-    int32_t sums[WIDEST];
+    static int32_t sums[WIDEST]; /* a large vocabulary would not fit the stack */
     for (int row = 0; row < rows; row++) {
         const int8_t *weight = layer->weight + (size_t)row * (size_t)columns;
         int32_t sum = layer->bias[row];
