@@ -87,21 +87,31 @@ def draw_tensor_noise(tensors: Sequence[TensorComparison], path: Path) -> None:
     save_figure(figure, path)
 
 
-def draw_sweep(series: Mapping[str, Sequence[tuple[str, float, int]]], path: Path) -> None:
-    """Draw loss above float over width, a panel for each series of (width, nats, bytes)."""
-    figure = new_figure(4.2 * len(series), 4)
-    for index, (name, points) in enumerate(series.items()):
-        axes = figure.add_subplot(1, len(series), index + 1)
+def draw_sweep(
+    series: Mapping[str, Sequence[tuple[str, float, int]]], front: Sequence[tuple[str, str, float, int]], path: Path
+) -> None:
+    """Draw loss above float over width, a panel for each series of (width, nats, bytes), and over
+    bytes, all series in one panel with the front through the best.
+    """
+    figure = new_figure(4.2 * (1 + len(series)), 4)
+    panels = figure.subplots(1, 1 + len(series))
+    for axes, (name, points) in zip(panels, series.items(), strict=False):
         axes.plot([label for label, _, _ in points], [loss for _, loss, _ in points], marker="o", color="tab:blue")
         for label, loss, size in points:
             axes.annotate(
                 f"{loss:+z.4f}\n{size / 1024:,.0f} KiB", (label, loss), textcoords="offset points", xytext=(0, 8),
                 fontsize=6, ha="center",
             )  # fmt: skip
-        axes.set_yscale("symlog", linthresh=1e-3)
         axes.set(xlabel=name, title=name.partition(",")[0])
+        panels[-1].plot([size / 1024 for _, _, size in points], [loss for _, loss, _ in points], "o", label=name)
+    panels[-1].plot([size / 1024 for *_, size in front], [loss for _, _, loss, _ in front], color="black", zorder=0)
+    for _, label, loss, size in front:
+        panels[-1].annotate(label, (size / 1024, loss), textcoords="offset points", xytext=(0, 8), fontsize=7)
+    panels[-1].set(xlabel="KiB", title="bytes and loss")
+    panels[-1].legend(fontsize=6)
+    for axes in panels:
+        axes.set_yscale("symlog", linthresh=1e-3)
         axes.margins(x=0.1, y=0.2)
         axes.grid(alpha=0.3)
-        if index == 0:
-            axes.set_ylabel("loss above float, nats a token")
+    panels[0].set_ylabel("loss above float, nats a token")
     save_figure(figure, path)

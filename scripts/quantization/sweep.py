@@ -7,7 +7,7 @@ missing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -72,13 +72,25 @@ def sweep(
         ]
         for name, points_of in plan.items()
     }
-    draw_sweep(series, picture)
+    front = pareto_front(series)
+    draw_sweep(series, front, picture)
     rows = [(name, label, f"{loss:+z.4f}", size) for name, line in series.items() for label, loss, size in line]
     print(format_table(("sweep", "bits", "loss above float", "bytes"), rows))
     print(f"float loss {figures['float_loss']:z.4f} nats over {targets.size:,} tokens")
+    print(f"least loss for their bytes: {'; '.join(f'{name} {label}' for name, label, _, _ in front)}")
     print(f"figures: {path}")
     print(f"picture: {picture}")
-    return figures | {"series": series}
+    return figures | {"series": series, "front": front}
+
+
+def pareto_front(series: Mapping[str, Sequence[tuple[str, float, int]]]) -> list[tuple[str, str, float, int]]:
+    """Return the points (series, label, loss, bytes) below the loss of all that are no larger."""
+    points = [(name, *point) for name, line in series.items() for point in line]
+    front: list[tuple[str, str, float, int]] = []
+    for point in sorted(points, key=lambda point: (point[3], point[2])):
+        if not front or point[2] < front[-1][2]:
+            front.append(point)
+    return front
 
 
 def points(

@@ -51,6 +51,18 @@ def test_every_point_is_measured_once(swept: Path) -> None:
     assert (swept / "quantization_sweep.png").read_bytes().startswith(PNG)
 
 
+def test_the_front_has_the_least_loss_for_its_bytes(swept: Path) -> None:
+    figures = json.loads((swept / "copy.json").read_text())
+    points = [(name, *point) for name, line in figures["series"].items() for point in line]
+    front = figures["front"]
+    assert 2 < len(front) < len(points)
+    assert [size for *_, size in front] == sorted({size for *_, size in front})
+    for point in map(list, points):
+        better = [other for other in points if other[3] <= point[3] and other[2] < point[2]]
+        assert (point in front) <= (not better)
+        assert better or any(other[2:] == point[2:] for other in front)
+
+
 def test_a_point_is_the_loss_of_that_model(swept: Path) -> None:
     point = next(
         point
@@ -74,6 +86,7 @@ def test_nothing_is_measured_twice(
     output = capsys.readouterr().out
     assert f"picture: {swept / 'quantization_sweep.png'}" in output
     assert "ternary" in output
+    assert "least loss for their bytes: weight bits" in output
     with pytest.raises(AssertionError, match="measured again"):  # other calibration, other points
         cli.main(["quantize", str(swept), "--sweep", "--calibration-windows", "3"])
 
