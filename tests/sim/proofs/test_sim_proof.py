@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from amaranth.asserts import AnySeq
-from amaranth.hdl import Assert, Cover, Elaboratable, Fragment, Module, Signal
+from amaranth.hdl import Assert, Const, Cover, Elaboratable, Fragment, Module, Signal
 
 import fixedpoint
 import sim.proofs.catalog
@@ -120,7 +120,9 @@ KINDS = {
         "bmc",
         1,
         "keeps what it borrowed",
-        lambda: PairsOfProducts(3, 2, lambda product, spacing: (product[:5].as_signed(), product[5:].as_signed())),
+        lambda: PairsOfProducts(
+            3, 2, lambda product, spacing: (product[:5].as_signed(), product[5:].as_signed(), Const(0, 1))
+        ),
     ),
     "definition": Proof(
         "requantize",
