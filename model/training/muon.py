@@ -84,9 +84,9 @@ def orthogonal(x: np.ndarray) -> np.ndarray:
     wide = x.shape[2] >= 2 * x.shape[1]
     gram = x @ x.swapaxes(1, 2)  # (n, R, I) @ (n, I, R) -> (n, R, R)
     for iteration in range(ITERATIONS):
-        polynomial = a * identity + b * gram + c * (gram @ gram)  # (n, R, R)
+        polynomial = a * identity + b * gram + c * (gram @ gram)  # -> (n, R, R)
         if wide:
-            total = polynomial @ total if iteration else polynomial  # (n, R, R)
+            total = polynomial @ total if iteration else polynomial  # -> (n, R, R)
         else:
             x = polynomial @ x  # (n, R, R) @ (n, R, I) -> (n, R, I)
         if iteration < ITERATIONS - 1:
@@ -98,4 +98,4 @@ def orthogonal(x: np.ndarray) -> np.ndarray:
 def _heads(name: str, matrix: np.ndarray, config: ModelConfig) -> np.ndarray:
     """View a matrix as (heads, D, C) if its rows belong to heads, else as (1, rows, columns)."""
     rows = config.head_dim if name.endswith((".query.weight", ".key.weight", ".value.weight")) else len(matrix)
-    return matrix.reshape(-1, rows, matrix.shape[1], copy=False)
+    return matrix.reshape(-1, rows, matrix.shape[1], copy=False)  # (R, C) -> (heads, D, C)
