@@ -1,4 +1,6 @@
-"""Each line of model and integer operators that changes a shape says so: `# (N,) -> (N, 1)`."""
+"""Each line of model, integer operators and their fast evaluation that changes a shape says so:
+`# (N,) -> (N, 1)`.
+"""
 
 import ast
 from pathlib import Path
@@ -7,7 +9,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 CALLS = {"concatenate", "einsum", "hstack", "matmul", "reshape", "stack", "swapaxes", "transpose", "vecdot"}
-FILES = sorted([*(ROOT / "model").rglob("*.py"), *(ROOT / "fixedpoint/operators").glob("*.py")])
+FILES = sorted(
+    [file for folder in ("model", "fixedpoint/operators", "fixedpoint/fast") for file in (ROOT / folder).rglob("*.py")]
+)
 
 
 def changes_shape(node: ast.AST) -> bool:

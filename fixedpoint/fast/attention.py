@@ -86,6 +86,7 @@ class PreparedAttention:
 
     def heads_of(self, rows: Floats, heads: tuple[int, ...]) -> Floats:
         """Return a view (B, *heads, T, ·) of queries, keys or values (B, T, ·)."""
+        # (B, T, ·) -> (B, T, *heads, ·) -> (B, *heads, T, ·)
         return rows.reshape(*rows.shape[:2], *heads, -1, copy=False).transpose(self.by_head)
 
     def compute(
@@ -105,6 +106,7 @@ class PreparedAttention:
         keys, values = known[..., : self.kv_channels], known[..., self.kv_channels :]
         keys, values = self.heads_of(keys, self.kv_heads), self.heads_of(values, self.kv_heads)
         context = self.attend(self.heads_of(query, self.heads), keys, values, buffers)
+        # (B, T, C) -> (B·T, C)
         return self.output.compute(context.reshape(x.shape), buffers, "update")
 
     def rotate(self, x: Floats, position: int, buffers: Buffers) -> None:
@@ -129,7 +131,8 @@ class PreparedAttention:
         """
         batch, length, size = len(query), *query.shape[-2:]
         scores = buffers.array("scores", self.dtype, batch, *self.heads, keys.shape[-2], length)
-        np.matmul(keys, query.swapaxes(-1, -2), out=scores)  # (B, K, G, Tk, Tq)
+        # (B, K, 1, Tk, d) @ (B, K, G, d, Tq) -> (B, K, G, Tk, Tq)
+        np.matmul(keys, query.swapaxes(-1, -2), out=scores)
         if length > 1:  # later keys are beyond any distance
             scores[..., -length:, :] += _later_keys(length)
         scores -= np.minimum.reduce(scores, axis=-2, keepdims=True)

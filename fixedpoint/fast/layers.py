@@ -50,7 +50,7 @@ class Buffers:
         flat = self._arrays.get(key)
         if flat is None or flat.size < size:
             flat = self._arrays[key] = np.empty(size, dtype)
-        return flat[:size].reshape(shape)
+        return flat[:size].reshape(shape)  # (size,) -> shape
 
 
 def exact_dtype(bound: int) -> np.dtype:
@@ -86,13 +86,14 @@ class Product:
 
     def __init__(self, layers: Sequence[Linear], origin: int = 0) -> None:
         largest = 1 << (layers[0].input.bits - 1)
-        weight = np.concatenate([layer.weight for layer in layers])
-        bias = np.concatenate([layer.bias for layer in layers])
-        shift = np.concatenate([layer.shift for layer in layers])
+        weight = np.concatenate([layer.weight for layer in layers])  # (R1, K), (R2, K), … -> (R, K)
+        bias = np.concatenate([layer.bias for layer in layers])  # (R1,), (R2,), … -> (R,)
+        shift = np.concatenate([layer.shift for layer in layers])  # (R1,), (R2,), … -> (R,)
         # below 2**32: an accumulator has at most 32 bits
         reach = np.abs(weight).sum(axis=1) * largest + np.abs(bias)
         half = np.where(shift > 0, np.int64(1) << np.clip(shift - 1, 0, 40), 0)
         idle = reach < half  # a row that always rounds to 0
+        # (R,) -> (R, 1) for the weights
         weight, bias, shift = np.where(idle[:, None], 0, weight), np.where(idle, 0, bias), np.where(idle, 0, shift)
         half = np.where(idle, 0, half)
         # The origin is an integer in units of 2**-shift; for shifts to the left, the last place
@@ -105,7 +106,7 @@ class Product:
         dtype = exact_dtype(self.bound)
         self.weight: Floats = np.ldexp(weight.T.astype(np.float64), -shift).astype(dtype)
         self.offset: Floats = (np.ldexp((bias + half).astype(np.float64), -shift) + origin).astype(dtype)
-        lowest, highest = (
+        lowest, highest = (  # (R1,), (R2,), … -> (R,)
             np.concatenate([np.full(layer.rows, getattr(layer.output, end)) for layer in layers])
             for end in ("minimum_integer", "maximum_integer")
         )
@@ -122,7 +123,7 @@ class Product:
     def accumulate(self, x: Floats, buffers: Buffers, name: str) -> Floats:
         """Return `x · weight + offset`, (N, R), for x (N, K): neither rounded nor clipped."""
         result = buffers.array(name, self.weight.dtype, len(x), self.rows)
-        np.matmul(x, self.weight, out=result)
+        np.matmul(x, self.weight, out=result)  # (N, K) @ (K, R) -> (N, R)
         result += self.offset
         return result
 
@@ -199,21 +200,21 @@ class PreparedNorm:
             np.copyto(wide, self.norm.compute(x.astype(np.int64)))
             return wide
         np.copyto(wide, x)
-        factor = np.vecdot(wide, wide)
+        factor = np.vecdot(wide, wide)  # (N, C) -> (N,)
         factor *= self.channels
         if self.centred:
-            total = wide @ self.ones
+            total = wide @ self.ones  # (N, C) @ (C,) -> (N,)
             factor -= total * total
         factor += self.epsilon  # v
         index = factor.view(np.int64) >> self.mantissa_shift
         index -= self.first_index
         root = self.table.take(index)
         np.multiply(root, self.channels, out=factor)
-        wide *= factor[:, None]
+        wide *= factor[:, None]  # (N,) -> (N, 1)
         if self.centred:
             root *= total
             np.subtract(0.5, root, out=root)
-            wide += root[:, None]
+            wide += root[:, None]  # (N,) -> (N, 1)
         else:
             wide += 0.5
         np.floor(wide, out=wide)
@@ -239,7 +240,7 @@ def root_table(root: ReciprocalSquareRoot) -> Float64:
     even, odd = (leading, leading * 2) if bits % 2 == 0 else (leading * 2, leading)
     mantissas = [root.compute(even).mantissa, root.compute(odd).mantissa]
     rows = [np.ldexp(mantissas[e % 2].astype(np.float64), -((e >> 1) + root.mantissa_bits)) for e in range(54)]
-    return np.concatenate(rows)
+    return np.concatenate(rows)  # 54 of (2**bits,) -> (54·2**bits,)
 
 
 @lru_cache(maxsize=8)

@@ -26,7 +26,7 @@ class TokenProduct:
     def accumulate(self, x: Floats) -> Floats:
         """Return `x · weight + offset` (R,), not rounded; the next call overwrites it."""
         result = self.result
-        np.matmul(x, self.weight, out=result)
+        np.matmul(x, self.weight, out=result)  # (K,) @ (K, R) -> (R,)
         np.add(result, self.offset, out=result)
         return result
 

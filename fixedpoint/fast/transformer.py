@@ -126,7 +126,7 @@ class SpecifiedBlock:
         result, (longer,) = run_operations(self.block.operations, INPUT, rows, (known,))
         if cache is not None:
             cache[0] = longer
-        x[...] = result.reshape(x.shape)
+        x[...] = result.reshape(x.shape)  # (B, T, C) -> (B·T, C)
 
 
 class FastTransformer:
@@ -198,6 +198,7 @@ class FastTransformer:
             values = logits.astype(np.float64)
             values -= values.max(axis=-1, keepdims=True)
             values *= resolution
+            # (b, T) -> (b, T, 1) of (b, T, V)
             correct = np.take_along_axis(values, wanted[rows, :, None], axis=-1)
             total += float(np.log(np.exp(values, out=values).sum(axis=-1)).sum() - correct.sum())
             progress(len(logits))
@@ -220,7 +221,7 @@ class FastTransformer:
         x = self.tokens[tokens]  # (B, T) -> (B, T, C)
         x += self.positions[position : position + tokens.shape[1]]
         np.clip(x, self.lowest, self.highest, out=x)
-        return x.astype(np.float32).reshape(tokens.size, -1)  # (B·T, C)
+        return x.astype(np.float32).reshape(tokens.size, -1)  # (B, T, C) -> (B·T, C)
 
     def head(self, x: Floats) -> Floats:
         """Return the logits (N, V) of rows x (N, C); the next call overwrites them."""
@@ -285,7 +286,7 @@ class FastDecoder:
         if self.length >= self.model.context_length:
             raise ValueError("the cache is full; prefill again with fewer tokens")
         if self.single is None:
-            return self._extend(np.asarray(tokens)[:, None])
+            return self._extend(np.asarray(tokens)[:, None])  # (B,) -> (B, 1)
         logits = self.single.step(int(tokens[0]), self.length)
         self.length += 1
         return logits[None]
