@@ -49,17 +49,15 @@ class Engine(wiring.Component):
     - WRITE: `memory[address] = a`, as many low bits as an element has; later commands read it.
 
     `first` starts a sum and `last` gives it out, so a sum extends over one or more commands, of one
-    operation and tap. A sum that was begun must be ended before another of its kind: sums of lanes
-    begin at zero because the one before was taken, not because of `first`. Elements, weights and
-    activations are signed. No sum overflows while no sum has more than `terms` words.
+    operation and tap. A sum that was begun must be ended before another of its kind. Elements,
+    weights and activations are signed. No sum overflows while no sum has more than `terms` words.
 
     Latency: 10 clock edges and one for each level of the trees, `ceil(log2)` of each tap's columns
     over those of the tap before, from a command taken to its result given; 8 for ACCUMULATE. One
     more with a memory of several banks, which is one of more than 512 words.
     Throughput: one command a cycle, `lanes` products, twice as many in PAIRS: every multiplier
-    works in every cycle. Nothing stalls the pipeline: results wait in a FIFO, and a command is
-    taken only if there is room for a result. A sum of lanes waits in a register; the first command
-    of another such sum is not taken before.
+    works in every cycle. A command is taken only if there is room for its result, and the first one
+    of a sum of lanes only when the sum before has been taken.
 
     Resources: `lanes` hard multipliers; `depth` words of a `BankedMemory`.
 
@@ -80,6 +78,10 @@ class Engine(wiring.Component):
         o: Out, stream of {lower, upper}: arrays of a sum a group, 0 in places beyond the tap's
             groups. Only with DOT or PAIRS; `upper` only with PAIRS.
         o_lanes: Out, stream of arrays of a sum a lane. Only with ACCUMULATE.
+
+    Internals:
+        Nothing stalls the pipeline: results wait in a FIFO, a sum of lanes in a register. Sums of
+        lanes begin at zero because the one before was taken, not because of `first`.
     """
 
     def __init__(

@@ -39,12 +39,6 @@ class EngineDatapath(wiring.Component):
     ACCUMULATE, none of them is a pause. A sum goes from `first` to `last`, and commands of the
     other kind, or pauses, may lie between; the order of results is that of `last`.
 
-    A lane's product x·((upper << s) + lower) holds both products of a pair. Two trees sum up the
-    lower ones, as signed numbers of s bits, and what stands above them; each negative lower product
-    has borrowed one from there. The upper trees give these ones back through the carry inputs of
-    their adders: of n summands with a one each, n - 1 adders take n - 1, and the last one goes into
-    the sum over words. A whole product is cut in the same way, and put together again at the tap.
-
     Latency: 5 clock edges and those of the trees, from a command to `o`; 4 to `o_lanes`. The trees
     from a tap to the next one have `ceil(log2(fan-in) / levels)`. Throughput: one command a cycle,
     but the sum of a lane is cleared in the cycle in which it is given: the first command of one
@@ -72,6 +66,14 @@ class EngineDatapath(wiring.Component):
         o: Out, {valid, lower, upper}: arrays of a sum a group, 0 beyond the tap's groups, for the
             one cycle with `valid`. Only with DOT or PAIRS; `upper` only with PAIRS.
         o_lanes: Out, {valid, sums}: an array of a sum a lane, likewise. Only with ACCUMULATE.
+
+    Internals:
+        A lane's product x·((upper << s) + lower) holds both products of a pair. Two trees sum up
+        the lower ones, as signed numbers of s bits, and what stands above them; each negative lower
+        product has borrowed one from there. The upper trees give these ones back through the carry
+        inputs of their adders: of n summands with a one each, n - 1 adders take n - 1, and the last
+        one goes into the sum over words. A whole product is cut in the same way, and put together
+        again at the tap.
     """
 
     lanes_latency = LaneProducts.latency + 1

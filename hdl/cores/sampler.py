@@ -102,6 +102,9 @@ class Sampler(wiring.Component):
             the final word; with several lanes `data` is an array.
         i_random: In, stream of unsigned 32-bit numbers, one a row.
         o: Out, stream of {token}, one a row.
+
+    Internals:
+        Scaled logits wait in registers for their noise; an `ArgMax` takes the sums.
     """
 
     def __init__(self, parameters: fixedpoint.Sampler, length: int, lanes: int = 1):

@@ -32,8 +32,7 @@ SCALE = REST_BITS + 1 - (FRACTION - SLOPE_FRACTION)  # bits of a product below t
 class GumbelNoise(wiring.Component):
     """`fixedpoint.operators.gumbel` as a circuit: `gumbel_noise(random_words(random, …)[index])`.
 
-    Equation: see there. Stages: five rounds of the hash; the half's sign; five levels that bring
-    the leading one to the top; the table; value plus slope times the rest; octave and sign.
+    Equation: see there.
 
     Latency: 17 stages. Throughput: one a cycle. No handshake: what uses it, delays its own words
     as long, and any number of them may work side by side, as each has its index.
@@ -48,6 +47,10 @@ class GumbelNoise(wiring.Component):
         random: In, 32 bits.
         index: In, 16 bits.
         o: Out, signed, 18 bits, 11 of them fraction bits.
+
+    Internals:
+        Stages: five rounds of the hash; the half's sign; five levels that bring the leading one to
+        the top; the table; value plus slope times the rest; octave and sign.
     """
 
     latency = len(ROUNDS) + 1 + LEVELS + BlockTable.latency + LINE_STAGES
