@@ -217,7 +217,7 @@ def test_probabilities_are_the_softmax_within_the_derived_bound(size, distributi
     """Exactly, over all words, at every temperature; and much closer than the bound."""
     assert distribution[1].sum() == 1
     generator, farthest = np.random.default_rng(size), 0
-    for temperature in TEMPERATURES:
+    for temperature in TEMPERATURES if size < 65 else (0.8, 4.0):
         sampler = Sampler(LOGITS, temperature)
         for spread in (0, 300, 3000) if size < 65 else (1000,):
             row = np.clip(np.rint(spread * generator.normal(size=size)), -32768, 32767).astype(np.int64)
