@@ -13,7 +13,7 @@ from ..decoder.machine import Machine
 from ..decoder.plan import Plan
 from ..decoder.row_norms import operand_bits
 from ..errors import CircuitError
-from ..parts.arithmetic import short_multipliers, wide_multipliers
+from ..parts.arithmetic import wide_multipliers
 from ..parts.banked_memory import BankedMemory
 from .boards import Board
 from .requirements import Requirements, block_rams
@@ -79,12 +79,7 @@ def multipliers_of(plan: Plan) -> int:
     count = plan.lanes + plan.rows + plan.norm_lanes * (1 + wide_multipliers(operand_bits(norm)))
     count += 3 if isinstance(norm, LayerNorm) else 0
     count += plan.context_lanes * wide_multipliers(plan.first.attention.weighted_sum_bits)
-    block = plan.model.blocks[0]
-    if block.attention.rotations is not None:
-        count += 2 * plan.rows * short_multipliers(block.attention.rotations[0].input.bits)
-    if plan.gated:
-        count += plan.rows // 2 * short_multipliers(block.activation.output.bits)
-    return count
+    return count + (2 * plan.rows if plan.rotary else 0) + (plan.rows // 2 if plan.gated else 0)
 
 
 def plans(model: QuantizedTransformer, multipliers: int) -> Iterator[Plan]:

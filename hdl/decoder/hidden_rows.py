@@ -9,7 +9,7 @@ from amaranth.lib.wiring import In, Out
 
 from fixedpoint.operators.product import Product
 
-from ..parts.arithmetic import multiply_short
+from ..parts.arithmetic import multiply
 from ..parts.dot_product import Delay
 from ..parts.multiplier import Multiplier
 from ..parts.requantize import ShiftRoundSaturate
@@ -25,7 +25,7 @@ class HiddenRows(wiring.Component):
     R / 2 values `fixedpoint.Product`'s of the activated gate and `up` go out.
 
     Latency: 2 cycles, 9 with a gate. Resources: a table of all layers for each activation a cycle;
-    with a gate R / 2 products, in logic for activations of at most 8 bits.
+    with a gate R / 2 hard multipliers.
 
     Attributes:
         latency: See above.
@@ -92,7 +92,7 @@ class HiddenRows(wiring.Component):
             m.submodules[f"cast_{place}"] = cast
             m.d.comb += [
                 cast.en.eq(1),
-                cast.i.eq(multiply_short(m, f"product_{place}", up.o, table.o.as_signed())),
+                cast.i.eq(multiply(m, f"product_{place}", table.o.as_signed(), up.o)),
                 cast.width.eq(0),
                 self.o.values[place].eq(cast.o),
             ]

@@ -8,7 +8,7 @@ from amaranth.lib.wiring import In, Out
 
 from fixedpoint.operators.rotation import FACTOR, Rotation
 
-from ..parts.arithmetic import multiply_short
+from ..parts.arithmetic import multiply
 from ..parts.dot_product import Delay
 from ..parts.multiplier import Multiplier
 from ..parts.registers import data_register
@@ -21,8 +21,7 @@ class RotateRows(wiring.Component):
     """Queries and keys turned to their position, R channels of a head, or of several, a cycle.
 
     Equation: `fixedpoint.Rotation`'s. Latency: 8 cycles: products, sum, shift and saturation.
-    Resources: 2·R products, in logic for inputs of at most 8 bits, else in hard multipliers; a
-    memory of T · d / R words of R / 2 pairs of factors.
+    Resources: 2·R hard multipliers; a memory of T · d / R words of R / 2 pairs of factors.
 
     Attributes:
         latency: 8.
@@ -92,8 +91,8 @@ class RotateRows(wiring.Component):
             even, odd = self.i.values[2 * pair], self.i.values[2 * pair + 1]
             with_cosine, with_sine = (odd, even) if row % 2 else (even, odd)
             place = factors[pair % held]
-            first = multiply_short(m, f"cosine_{row}", place.cosine, with_cosine)
-            second = multiply_short(m, f"sine_{row}", place.sine, with_sine)
+            first = multiply(m, f"cosine_{row}", with_cosine, place.cosine)
+            second = multiply(m, f"sine_{row}", with_sine, place.sine)
             total = data_register(signed(self._sum_bits), name=f"sum_{row}")
             m.d.sync += total.eq(first + second if row % 2 else first - second)
             m.d.comb += [

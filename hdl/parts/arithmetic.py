@@ -12,7 +12,6 @@ from .multiplier import OPERAND_BITS, Multiplier
 from .payload import FixedPointShape
 from .registers import data_register
 
-DIGITS = 4  # of two bits each, of the shorter operand of a product in logic
 LOGIC_BITS = 8  # of an operand, beyond a hard multiplier's, that are multiplied in logic
 
 
@@ -188,49 +187,4 @@ def multiply_wide(m: Module, name: str, wide: Value, narrow: Value, input_regist
     product = data_register(signed(len(wide) + len(narrow)), name=f"{name}_joined")
     summands = [high << low_bits, *lows]
     m.d.sync += product.eq(add_three(len(product), *summands) if len(summands) == 3 else summands[0] + summands[1])
-    return product
-
-
-def short_multipliers(bits: int) -> int:
-    """Return the hard multipliers of `multiply_short` for so many bits of the shorter factor."""
-    return int(bits > 2 * DIGITS)
-
-
-def multiply_short(m: Module, name: str, a: Value, b: Value) -> Value:
-    """Return the product of two signed values, three stages after them: in logic where b is short
-    enough.
-    """
-    return multiply(m, name, a, b) if short_multipliers(len(b)) else multiply_in_logic(m, name, a, b)
-
-
-def multiply_in_logic(m: Module, name: str, a: Value, b: Value) -> Value:
-    """Return the product of two signed values, b of at most 8 bits, three stages after them.
-
-    Where hard multipliers are scarce: 16 by 8 bits take some 260 lookup tables. Stages: registers;
-    two sums of two of b's four digits times a; their sum. Digits of two bits go from −2 to 2 (A. D.
-    Booth, "A Signed Binary Multiplication Technique", 1951), so that each multiple is a choice of
-    wires, inverted for a negative digit; the 1 that completes a negation goes where the next
-    digit's multiple has zeros.
-    """
-    b = extended(b, 2 * DIGITS)
-    late_a, late_b = (data_register(value, name=f"{name}_{side}") for side, value in (("a", Value.cast(a)), ("b", b)))
-    m.d.sync += [late_a.eq(a), late_b.eq(b)]
-    multiples = []
-    for digit in range(DIGITS):
-        low, middle, high = late_b[2 * digit - 1] if digit else Const(0, 1), late_b[2 * digit], late_b[2 * digit + 1]
-        once = extended(late_a, len(late_a) + 1)
-        multiple = Mux(middle ^ low, once, Mux(high ^ middle, (late_a << 1)[: len(once)], 0))
-        multiples.append((multiple ^ high.replicate(len(once)), high))
-    pairs, completing = [], []
-    for number in range(0, DIGITS, 2):
-        (one, negative), (other, other_negative) = multiples[number : number + 2]
-        pair = data_register(signed(len(one) + 3), name=f"{name}_pair_{number}")
-        rest = data_register(name=f"{name}_rest_{number}")
-        m.d.sync += [pair.eq(one.as_signed() + Cat(negative, Const(0, 1), other).as_signed()), rest.eq(other_negative)]
-        pairs.append(pair)
-        completing.append(rest)
-    product = data_register(signed(len(late_a) + 2 * DIGITS), name=f"{name}_result")
-    # The lower pair's last completion has room below the upper pair.
-    upper = Cat(Const(0, 2), completing[0], Const(0, 1), pairs[1]).as_signed()
-    m.d.sync += product.eq(add_three(len(product), pairs[0], upper, completing[1] << (2 * DIGITS - 2)))
     return product

@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
-from amaranth.hdl import Module, Shape, Signal, signed, unsigned
+from amaranth.hdl import Module, Shape, signed, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
-from amaranth.sim import Simulator
 from core_bench import bench, run
 
 from fixedpoint import QFormat, requantize, shift_right_half_up
@@ -105,34 +104,3 @@ def test_a_format_has_its_shape():
     assert Shape.cast(arithmetic.shape_of(QFormat(8, 5))) == signed(8)
     assert Shape.cast(arithmetic.shape_of(QFormat(8, 8, signed=False))) == unsigned(8)
     assert arithmetic.shape_of(QFormat(8, 5)) != arithmetic.shape_of(QFormat(8, 4))
-
-
-@pytest.mark.parametrize(("bits", "shorter"), [(16, 8), (8, 8), (5, 3)])
-def test_products_in_logic(bits, shorter):
-    """Every value of the shorter factor, with the other's rails and values between."""
-    m, a, b = Module(), Signal(signed(bits)), Signal(signed(shorter))
-    product = arithmetic.multiply_in_logic(m, "product", a, b)
-    edges = [
-        0,
-        1,
-        -1,
-        (1 << bits - 1) - 1,
-        -(1 << bits - 1),
-        1 - (1 << bits - 1),
-        *(every(signed(8))[::24] * 77 % 97 << bits - 8 if bits > 8 else [5, -6]),
-    ]
-    pairs = [(int(one), int(other)) for other in every(signed(shorter)) for one in edges]
-
-    async def bench(context):
-        for number in range(len(pairs) + 3):
-            for signal, value in zip((a, b), pairs[min(number, len(pairs) - 1)], strict=True):
-                context.set(signal, value)
-            if number >= 3:
-                one, other = pairs[number - 3]
-                assert context.get(product) == one * other
-            await context.tick()
-
-    simulator = Simulator(m)
-    simulator.add_clock(1e-6)
-    simulator.add_testbench(bench)
-    simulator.run()
