@@ -36,9 +36,12 @@ def generate_with_circuit(
     num_tokens: int,
     board_name: str,
     on_text: Callable[[str], None],
+    *,
+    temperature: float = 0.0,
+    seed: int = 0,
 ) -> str:
-    """Return the text that the decoder circuit of a model writes, likeliest token by likeliest
-    token, and print its cycles to standard error.
+    """Return the text that the decoder circuit of a model writes, the integer model's with the same
+    seed, and print its cycles to standard error.
 
     Args:
         quantized: The model.
@@ -47,14 +50,17 @@ def generate_with_circuit(
         num_tokens: At most so many tokens.
         board_name: The board whose multipliers and block RAMs the circuit may use.
         on_text: Called with each new piece of text.
+        temperature: 0, or one that the circuit can sample at.
+        seed: Of the samples.
 
     Raises:
-        CircuitError: The model does not suit the machine, or the board is too small.
+        CircuitError: The model or the temperature does not suit the machine, or the board is too
+            small.
         InputError: As `continue_text`.
         ToolError: Verilator, or what it needs, is missing or failed.
     """
     board = find_board(board_name)
-    chosen = best_estimate(quantized, board)
+    chosen = best_estimate(quantized, board, sampling=temperature > 0)
     plan = chosen.plan
     print(
         f"decoder for {board.name}: {plan.lanes} lanes, {chosen.needs.block_rams} of {board.block_rams} block RAMs, "
@@ -64,7 +70,7 @@ def generate_with_circuit(
     with SimulatedDecoder(Machine(plan), cache_directory() / "decoder") as decoder:
 
         def open_stream(sequences: list[list[int]]) -> Iterator[None]:
-            return stream_tokens(decoder, sequences[0], quantized.context_length)
+            return stream_tokens(decoder, sequences[0], temperature, seed)
 
         text = continue_text(tokenizer, prompt, num_tokens, quantized.vocab_size, open_stream, on_text=on_text)
         mean = sum(decoder.cycles) / len(decoder.cycles) if decoder.cycles else 0.0

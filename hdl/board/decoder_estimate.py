@@ -70,6 +70,7 @@ def requirements_of(machine: Machine) -> Requirements:
     if plan.rotary:
         words = max(1, plan.head_dim // plan.rows)
         rams += _rams(plan.context_length * words, FACTOR.bits * min(plan.rows, plan.head_dim))
+    rams += plan.rows if plan.sampling else 0  # tables of noise
     return Requirements(rams, multipliers_of(plan))
 
 
@@ -79,10 +80,11 @@ def multipliers_of(plan: Plan) -> int:
     count = plan.lanes + plan.rows + plan.norm_lanes * (1 + wide_multipliers(operand_bits(norm)))
     count += 3 if isinstance(norm, LayerNorm) else 0
     count += plan.context_lanes * wide_multipliers(plan.first.attention.weighted_sum_bits)
+    count += plan.rows if plan.sampling else 0
     return count + (2 * plan.rows if plan.rotary else 0) + (plan.rows // 2 if plan.gated else 0)
 
 
-def plans(model: QuantizedTransformer, multipliers: int) -> Iterator[Plan]:
+def plans(model: QuantizedTransformer, multipliers: int, *, sampling: bool = False) -> Iterator[Plan]:
     """Yield for each number of lanes the plan whose norms and division take the fewest cycles with
     so many multipliers.
     """
@@ -90,7 +92,7 @@ def plans(model: QuantizedTransformer, multipliers: int) -> Iterator[Plan]:
         best: tuple[int, Plan] | None = None
         for norm_lanes, context_lanes in product(ROW_LANES, ROW_LANES):
             try:
-                plan = Plan(model, lanes, norm_lanes, context_lanes)
+                plan = Plan(model, lanes, norm_lanes, context_lanes, sampling)
             except CircuitError:
                 continue
             if plan.rows > MOST_ROWS or plan.slots * plan.kv_heads > MOST_EXPONENTIALS:
@@ -113,13 +115,16 @@ def estimate(plan: Plan) -> Estimate:
     return Estimate(plan, requirements_of(machine), machine.cycles(0), machine.cycles(last // 2), machine.cycles(last))
 
 
-def best_estimate(model: QuantizedTransformer, board: Board, lanes: int | None = None) -> Estimate:
+def best_estimate(
+    model: QuantizedTransformer, board: Board, lanes: int | None = None, *, sampling: bool = False
+) -> Estimate:
     """Return the machine of fewest cycles in the middle of the context that a board has room for.
 
     Args:
         model: What it computes.
         board: Where it shall run.
         lanes: Multipliers of its engine; None for the best number.
+        sampling: Whether it can sample.
 
     Raises:
         CircuitError: There is none; the message says what the one with the fewest block RAMs needs,
@@ -127,7 +132,7 @@ def best_estimate(model: QuantizedTransformer, board: Board, lanes: int | None =
     """
     found: list[Estimate] = []
     reasons: list[str] = []
-    for plan in plans(model, board.multipliers):
+    for plan in plans(model, board.multipliers, sampling=sampling):
         if lanes is not None and plan.lanes != lanes:
             continue
         try:

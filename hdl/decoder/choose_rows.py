@@ -14,7 +14,7 @@ from .row_ports import rows_of
 
 
 class ChooseRows(wiring.Component):
-    """The likeliest token of logits that come R at a time.
+    """The token of the largest logit, or score, of those that come R at a time.
 
     Equation: the lowest index of the maximum. Latency: `ceil(log2 R) + 1` cycles from the last
     logits.
@@ -28,7 +28,7 @@ class ChooseRows(wiring.Component):
 
     def __init__(self, plan: Plan, bits: int):
         self.rows, self.vocabulary = plan.rows, plan.model.vocab_size
-        self.bits = plan.model.logits.output.bits
+        self.bits = bits
         self.latency = ceil_log2(self.rows) + 1
         token = unsigned(ceil_log2(max(self.vocabulary, 2)))
         super().__init__(

@@ -15,14 +15,16 @@ program alone decides when what happens.
 
 from collections.abc import Sequence
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, signed, unsigned
+from amaranth.hdl import Array, Cat, Module, Mux, ShapeLike, Signal, Value, signed, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from fixedpoint.operators.dot_product_engine import DotProductEngine, Operation
+from fixedpoint.operators.sampling import MULTIPLIER_BITS
 
 from ..cores.engine_datapath import EngineDatapath
+from ..errors import CircuitError
 from ..parts.banked_memory import BankedMemory
 from ..parts.dot_product import Delay
 from ..parts.registers import data_register
@@ -36,6 +38,7 @@ from .residual import EmbeddingRows, ResidualRows
 from .rotate_rows import RotateRows
 from .row_norms import RowNorms
 from .row_ports import TABLE_STAGES
+from .score_rows import RANDOM_BITS, ScoreRows
 from .sequencer import Sequencer
 from .softmax_rows import SoftmaxRows
 
@@ -43,9 +46,11 @@ ISSUE_STAGES = 1  # from an issue to its command
 
 
 class Machine(wiring.Component):
-    """`fixedpoint.QuantizedTransformer` with greedy choice as a circuit.
+    """`fixedpoint.QuantizedTransformer` with the choice of a token as a circuit.
 
-    A token goes in, the likeliest next one comes out; keys and values stay. A token starts a new
+    A token goes in, the next one comes out; keys and values stay. It is the likeliest one, or with
+    `plan.sampling` and `sample` one that `fixedpoint.Sampler` chooses: `random` is its number of
+    this token, `multiplier` and `amount` are a `Temperature`'s. A token starts a new
     sequence when `restart` is set, after reset, and after `context_length` tokens of a sequence.
 
     Latency: `cycles(position)` clock edges from a token taken to the next one offered. The next is
@@ -57,7 +62,8 @@ class Machine(wiring.Component):
         latencies: What the prediction needs.
         sequencer, engine, requantize, rotate, hidden, choose, embedding, residual, norms, softmax,
             divide: The units, `rotate` None without rotary positions, `softmax` one a key head.
-        i: In, stream of {token, restart}.
+        i: In, stream of {token, restart}; with `plan.sampling` {token, restart, sample, random,
+            multiplier, amount}.
         o: Out, stream of tokens.
     """
 
@@ -87,7 +93,8 @@ class Machine(wiring.Component):
         result_bits = self.requantize.widths[-1]
         self.rotate = RotateRows(plan) if plan.rotary else None
         self.hidden = HiddenRows(plan, result_bits)
-        self.choose = ChooseRows(plan, result_bits)
+        self.score = ScoreRows(plan, result_bits) if plan.sampling else None
+        self.choose = ChooseRows(plan, plan.model.logits.output.bits if self.score is None else self.score.bits)
         self.embedding = EmbeddingRows(plan)
         self.residual = ResidualRows(plan)
         self.norms = RowNorms(plan.norms, plan.rows, plan.norm_lanes)
@@ -98,9 +105,13 @@ class Machine(wiring.Component):
         self.latencies = self._find_latencies()
         self.sequencer = Sequencer(self.program, plan.cache_words, self.latencies.values_delay)
         token = unsigned(ceil_log2(max(plan.model.vocab_size, 2)))
+        choice: dict[str, ShapeLike] = {}
+        if self.score is not None:
+            choice = {"sample": 1, "random": RANDOM_BITS, "multiplier": MULTIPLIER_BITS}
+            choice["amount"] = self.score.amount.shape()
         super().__init__(
             {
-                "i": In(stream.Signature(data.StructLayout({"token": token, "restart": 1}))),
+                "i": In(stream.Signature(data.StructLayout({"token": token, "restart": 1, **choice}))),
                 "o": Out(stream.Signature(token)),
             }
         )
@@ -125,7 +136,7 @@ class Machine(wiring.Component):
         events = {
             Destination.QUERY: results + rotate + 1 - early,
             Destination.KEY: results + rotate + 1,
-            Destination.VALUE: results + 1,
+            Destination.VALUE: results + rotate + 1,
             Destination.HIDDEN: results + self.hidden.latency + 1 - early,
             Destination.RESIDUAL: results + self.residual.latency + self._after_norm - early,
         }
@@ -152,7 +163,7 @@ class Machine(wiring.Component):
             + self.residual.latency
             + self._after_norm
             - early,
-            token=results + self.choose.latency + 1,
+            token=results + (0 if self.score is None else self.score.latency) + self.choose.latency + 1,
         )
 
     def cycles(self, position: int) -> int:
@@ -186,7 +197,7 @@ class Machine(wiring.Component):
             with m.If(self.i.payload.restart):
                 m.d.sync += [position.eq(0), slot.eq(0), row.eq(0)]
         with m.If(start):
-            m.d.sync += [next_position.eq(position + 1), next_slot.eq(slot + 1)]
+            m.d.sync += [next_position.eq(position + 1), next_slot.eq(slot + 1), next_row.eq(row)]
             with m.If(slot == plan.slots - 1):
                 m.d.sync += [next_slot.eq(0), next_row.eq(row + 1)]
             with m.If(position == plan.context_length - 1):
@@ -250,16 +261,48 @@ class Machine(wiring.Component):
 
         # The choice.
         m.submodules.choose = choose = self.choose
-        m.d.comb += [
-            *_each(choose.i.values, requantize.o.values),
-            choose.i.valid.eq(here.valid & (here.destination == Destination.LOGITS)),
-            choose.last.eq(here.final),
-        ]
+        logits = here.valid & (here.destination == Destination.LOGITS)
+        if self.score is None:
+            m.d.comb += [
+                *_each(choose.i.values, requantize.o.values),
+                choose.i.valid.eq(logits),
+                choose.last.eq(here.final),
+            ]
+        else:
+            self._score(m, issued, logits, here.final, taken)
         with m.If(choose.o.valid):
             m.d.sync += [self.o.valid.eq(1), self.o.payload.eq(choose.o.token)]
         with m.Elif(self.o.ready):
             m.d.sync += self.o.valid.eq(0)
         return m
+
+    def _score(self, m: Module, issued: list, logits: Value, final: Value, taken: Value) -> None:
+        """Add noise to the logits, which the choice then compares."""
+        score, choose = self.score, self.choose
+        assert score is not None
+        m.submodules.score = score
+        choice = data_register(self.i.payload)
+        with m.If(taken):
+            m.d.sync += choice.eq(self.i.payload)
+        results = self._memory_latency + self.engine.latency + self.requantize.latency
+        if results < score.SOON_CYCLES:
+            raise CircuitError(f"{self.plan.lanes} lanes are too few to sample")
+        before = issued[results - score.SOON_CYCLES]
+        soon = before.valid & before.last & (before.work == Work.WEIGHTS)
+        m.d.comb += [
+            score.soon.eq(soon & (before.destination == Destination.LOGITS)),
+            score.last_soon.eq(before.final),
+            score.random.eq(choice.random),
+            score.multiplier.eq(choice.multiplier),
+            score.amount.eq(choice.amount),
+            score.sample.eq(choice.sample),
+            *_each(score.i.values, self.requantize.o.values),
+            score.i.valid.eq(logits),
+            score.last.eq(final),
+            *_each(choose.i.values, score.o.values),
+            choose.i.valid.eq(score.o.valid),
+            choose.last.eq(score.o_last),
+        ]
 
     def _count_down(self, m: Module, issued: data.View, events: list[Signal]) -> None:
         """Let events happen a known time after the last issue that they follow from."""
@@ -356,52 +399,49 @@ class Machine(wiring.Component):
         return self._late_numerators[head]
 
     def _queries_and_keys(self, m: Module, soon: data.View, here: data.View, position: Signal) -> None:
-        """Store queries, keys and values, the former two rotated where positions are."""
+        """Store queries, keys and values, the former two rotated where positions are.
+
+        Values then wait as long as the rotation takes, so that they never overtake a key.
+        """
         plan, requantize = self.plan, self.requantize
-        query = here.valid & (here.destination == Destination.QUERY)
-        key = here.valid & (here.destination == Destination.KEY)
-        value = here.valid & (here.destination == Destination.VALUE)
-        values, final, value_final = requantize.o.values, here.final, here.final
-        query_in, key_in, to_hidden = query, key, values
+        element = signed(plan.activation_bits)
+        stages = 0 if self.rotate is None else self.rotate.latency
+        place = data.StructLayout({"query": 1, "key": 1, "value": 1, "final": 1, "layer": here.layer.shape()})
+        m.submodules.projected = projected = Delay(place, stages)
+        m.submodules.projected_rows = rows = Delay(data.ArrayLayout(element, plan.rows), stages)
+        m.d.comb += [
+            projected.en.eq(1),
+            projected.i.query.eq(here.valid & (here.destination == Destination.QUERY)),
+            projected.i.key.eq(here.valid & (here.destination == Destination.KEY)),
+            projected.i.value.eq(here.valid & (here.destination == Destination.VALUE)),
+            projected.i.final.eq(here.final),
+            projected.i.layer.eq(here.layer),
+            rows.en.eq(1),
+            *_each(rows.i, requantize.o.values),
+        ]
+        result = projected.o
+        values = Signal(data.ArrayLayout(element, plan.rows))
+        m.d.comb += values.eq(rows.o)
         if self.rotate is not None:
             m.submodules.rotate = rotate = self.rotate
             turned = (soon.destination == Destination.QUERY) | (soon.destination == Destination.KEY)
             m.d.comb += [
                 rotate.soon.eq(soon.valid & turned),
                 rotate.position.eq(position),
-                rotate.i.valid.eq(query | key),
-                *_each(rotate.i.values, values),
-                rotate.key.eq(key),
+                rotate.i.valid.eq(projected.i.query | projected.i.key),
+                *_each(rotate.i.values, requantize.o.values),
+                rotate.key.eq(projected.i.key),
                 rotate.layer.eq(here.layer),
             ]
-            m.submodules.rotated = rotated = Delay(
-                data.StructLayout({"query": 1, "key": 1, "final": 1}), rotate.latency
-            )
-            m.d.comb += [
-                rotated.en.eq(1),
-                rotated.i.query.eq(query),
-                rotated.i.key.eq(key),
-                rotated.i.final.eq(here.final),
-            ]
-            query_in, key_in, final, to_hidden = rotated.o.query, rotated.o.key, rotated.o.final, rotate.o.values
-        self._store(m, "query", self._hidden_vector[: plan.channels], query_in, final, to_hidden, plan.rows)
+            with m.If(~result.value):
+                m.d.comb += _each(values, rotate.o.values)
+        self._store(m, "query", self._hidden_vector[: plan.channels], result.query, result.final, values, plan.rows)
         # A key or a value is assembled, then written in one cycle into its slot.
-        element = signed(plan.activation_bits)
-        self._assembly = [data_register(element, name=f"assembly_{place}") for place in range(plan.kv_channels)]
-        assembled = Signal(data.ArrayLayout(element, plan.rows))
-        for number in range(plan.rows):
-            m.d.comb += assembled[number].eq(Mux(value, values[number], to_hidden[number]))
-        stored, ended = value | key_in, Mux(value, value_final, final)
-        self._store(m, "assembly", self._assembly, stored, ended, assembled, plan.rows)
-        # the layer is that of the step; a key's results may be still under way when a value's begin
-        layers = Signal(range(plan.layers))
-        m.d.comb += layers.eq(here.layer)
-        whole, is_value, layer = Signal(), Signal(), data_register(layers)
-        m.d.sync += [whole.eq(stored & ended), is_value.eq(value), layer.eq(layers)]
-        if self.rotate is not None:
-            m.submodules.key_layer = key_layer = Delay(layers.shape(), self.rotate.latency)
-            m.d.comb += [key_layer.en.eq(1), key_layer.i.eq(layers)]
-            m.d.sync += layer.eq(Mux(value, layers, key_layer.o))
+        self._assembly = [data_register(element, name=f"assembly_{number}") for number in range(plan.kv_channels)]
+        stored = result.key | result.value
+        self._store(m, "assembly", self._assembly, stored, result.final, values, plan.rows)
+        whole, is_value, layer = Signal(), Signal(), data_register(result.layer.shape())
+        m.d.sync += [whole.eq(stored & result.final), is_value.eq(result.value), layer.eq(result.layer)]
         self._cache_write = (whole, is_value, layer)
 
     def _store(

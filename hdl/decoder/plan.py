@@ -71,12 +71,14 @@ class Plan:
         lanes: Multipliers of the engine L.
         norm_lanes: Elements that a norm gives a cycle.
         context_lanes: Channels that attention's division gives a cycle.
+        sampling: Whether tokens may be sampled at a temperature; else always the likeliest.
     """
 
     model: QuantizedTransformer
     lanes: int
     norm_lanes: int = 4
     context_lanes: int = 4
+    sampling: bool = False
 
     def __post_init__(self) -> None:
         """Raise a CircuitError, with all reasons, for what the machine cannot do."""

@@ -28,7 +28,6 @@ from scripts.runs import add_run_argument, load_named_quantized, open_run
 from scripts.text import prompt_text
 
 DEFAULT_PROMPT = "One day"
-DEFAULT_TEMPERATURE = 0.8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,8 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--temperature",
         type=float,
+        default=0.8,
         metavar="X",
-        help=f"0 always takes the likeliest token (default: {DEFAULT_TEMPERATURE}, with --device 0)",
+        help="0 always takes the likeliest token (default: %(default)s)",
     )
     parser.add_argument("--top-k", type=int, metavar="K", help="choose among the K likeliest tokens (default: all)")
     parser.add_argument(
@@ -73,11 +73,6 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if arguments.device is None and arguments.board is not None:
         raise InputError("--board belongs to --device")
-    if arguments.device is not None and arguments.temperature:
-        raise InputError("the circuit takes the likeliest token: --device needs --temperature 0")
-    temperature = arguments.temperature
-    if temperature is None:
-        temperature = DEFAULT_TEMPERATURE if arguments.device is None else 0.0
     chosen = None if arguments.prompt is None else prompt_text(arguments.prompt)
     directory = open_run(arguments.run)
     tokenizer = directory.load_tokenizer()
@@ -89,14 +84,19 @@ def run(arguments: argparse.Namespace) -> int:
         print(waiting + text, end="", flush=True)
         waiting = ""
 
-    options = {"num_tokens": arguments.length, "temperature": temperature, "seed": arguments.seed, "on_text": show}
+    options = {
+        "num_tokens": arguments.length,
+        "temperature": arguments.temperature,
+        "seed": arguments.seed,
+        "on_text": show,
+    }
     if arguments.device is not None:
         from scripts.decoder import generate_with_circuit
 
         quantized, digest = load_named_quantized(directory)
         made_from = {"manifest_sha256": digest}
         board = DEFAULT_BOARD if arguments.board is None else arguments.board
-        continuation = generate_with_circuit(quantized, tokenizer, prompt, arguments.length, board, show)
+        continuation = generate_with_circuit(quantized, tokenizer, prompt, board_name=board, **options)
     elif arguments.quantized:
         quantized, digest = load_named_quantized(directory)
         made_from = {"manifest_sha256": digest}

@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
+from fixedpoint.operators.sampling import XorShift32
 from hdl.decoder.machine import Machine
+from hdl.decoder.score_rows import Temperature
 from hdl.errors import ToolError
+from hdl.parts.payload import payload_shape
 from hdl.tools.toolchain import tool_environment
 from model.generation.loop import context_start
 
@@ -17,6 +20,8 @@ from .native_bench import compile_bench
 
 SOURCE = Path(__file__).with_name("native") / "decoder.cpp"
 WATCHDOG_CYCLES = 1_000_000
+# of a token, in a line's order
+FIELDS = ("token", "restart", "sample", "random", "multiplier", "amount")
 
 
 class SimulatedDecoder:
@@ -43,11 +48,20 @@ class SimulatedDecoder:
             [directory / "bench"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=tool_environment()
         )
 
-    def step(self, token: int, *, restart: bool) -> int:
-        """Return the token after `token`, which begins a sequence if `restart` is set."""
+    def step(self, token: int, *, restart: bool, choice: tuple[int, Temperature] | None = None) -> int:
+        """Return the token after `token`, which begins a sequence if `restart` is set.
+
+        Args:
+            token: The sequence's next token.
+            restart: It begins a sequence.
+            choice: The random number and the temperature to sample with; None for the likeliest
+                token.
+        """
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
-            self._process.stdin.write(f"{token} {int(restart)}\n")
+            number, heat = choice or (1, Temperature(0, 0))
+            words = token, int(restart), int(choice is not None), number, heat.multiplier, heat.amount
+            self._process.stdin.write(" ".join(map(str, words)) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             pass  # the missing answer says so
@@ -72,16 +86,22 @@ class SimulatedDecoder:
         self.close()
 
 
-def stream_tokens(decoder: SimulatedDecoder, sequence: list[int], context_length: int) -> Iterator[None]:
-    """Lengthen a token sequence in place, for ever, as the integer model does; see `stream` in
-    `model.generation.loop`.
+def stream_tokens(
+    decoder: SimulatedDecoder, sequence: list[int], temperature: float = 0.0, seed: int = 0
+) -> Iterator[None]:
+    """Lengthen a token sequence in place, for ever, as the integer model does with the same seed;
+    see `stream` in `model.generation.loop`.
     """
-    start = -1
+    model = decoder.machine.plan.model
+    heat = Temperature.of(model.logits.output, temperature) if temperature else None
+    context_length, start, generator = model.context_length, -1, XorShift32.from_seed(seed, 1)
     while True:
         first = context_start(len(sequence), context_length)
         begin = len(sequence) - 1 if first == start else first
         for index in range(begin, len(sequence)):
-            chosen = decoder.step(sequence[index], restart=index == first)
+            last = index == len(sequence) - 1
+            choice = (int(generator.next()[0]), heat) if last and heat is not None else None
+            chosen = decoder.step(sequence[index], restart=index == first, choice=choice)
         start = first
         sequence.append(chosen)
         yield
@@ -89,15 +109,20 @@ def stream_tokens(decoder: SimulatedDecoder, sequence: list[int], context_length
 
 def _header(harness: Harness) -> str:
     source, sink = harness.sources[0], harness.sinks[0]
+    places = payload_shape(harness.component.i)
     numbers = {
         "READY_BIT": source.flag_in,
         "VALID_BIT": sink.flag_in,
-        "TOKEN_IN": source.offset,
         "TOKEN_BITS": sink.width,
-        "RESTART_IN": source.offset + source.width - 1,
         "TOKEN_OUT": sink.offset,
         "I_VALID": source.flag_out,
         "O_READY": sink.flag_out,
         "WATCHDOG_CYCLES": WATCHDOG_CYCLES,
     }
-    return "".join(f"constexpr unsigned {name} = {value};\n" for name, value in numbers.items())
+    lines = [f"constexpr unsigned {name} = {value};" for name, value in numbers.items()]
+    fields = [
+        f"{{{source.offset + places[name].offset}, {places[name].width}}}" if name in places.members else "{0, 0}"
+        for name in FIELDS
+    ]
+    lines.append(f"constexpr Field FIELDS[] = {{{', '.join(fields)}}}; // {', '.join(FIELDS)}")
+    return "\n".join(lines) + "\n"

@@ -1,6 +1,7 @@
 // Runs a compiled decoder machine: tokens in on standard input, tokens out on standard output.
 //
-// A line of input is "TOKEN RESTART"; the answer is "TOKEN CYCLES": the next token, and the clock edges from the one taken to the other offered.
+// A line of input is a token's fields, "TOKEN RESTART SAMPLE RANDOM MULTIPLIER AMOUNT"; a machine that cannot sample ignores the last four.
+// The answer is "TOKEN CYCLES": the next token, and the clock edges from the one taken to the other offered.
 // The circuit is `sim.bench.harness.Harness` around the machine; machine.h, written beside it, says where its ports lie.
 // Exit status: 0 at the end of the input, 1 if no token comes for WATCHDOG_CYCLES.
 
@@ -8,56 +9,83 @@
 #include <cstdint>
 #include <cstdio>
 #include <memory>
+#include <type_traits>
 
 #include "Vtop.h"
 #include "verilated.h"
 
-#include "machine.h" // READY_BIT, VALID_BIT, TOKEN_IN, TOKEN_BITS, RESTART_IN, TOKEN_OUT, I_VALID, O_READY, WATCHDOG_CYCLES
-
 using Bits = std::uint64_t;
+
+struct Field {
+    unsigned offset, width;
+};
+
+#include "machine.h" // READY_BIT, VALID_BIT, TOKEN_BITS, TOKEN_OUT, I_VALID, O_READY, WATCHDOG_CYCLES, FIELDS
+
+// Writes bits of a port, which is a number or, beyond 64 bits, an array of 32-bit words.
+template <typename Port> void put(Port &port, Field field, Bits value) {
+    if constexpr (std::is_integral_v<Port>) {
+        const Bits mask = field.width == 0 ? 0 : (~Bits{0} >> (64 - field.width)) << field.offset;
+        port = static_cast<Port>((Bits{port} & ~mask) | (value << field.offset & mask));
+    } else {
+        for (unsigned bit = 0; bit < field.width; ++bit) {
+            const unsigned place = field.offset + bit;
+            const std::uint32_t one = std::uint32_t{1} << place % 32;
+            port[place / 32] = (value >> bit & 1) ? port[place / 32] | one : port[place / 32] & ~one;
+        }
+    }
+}
 
 int main(int argc, char **argv) {
     auto context = std::make_unique<VerilatedContext>();
     context->commandArgs(argc, argv);
     auto top = std::make_unique<Vtop>(context.get());
     Bits cycles = 0;
-    const auto edge = [&](Bits inputs) {
-        top->inputs = inputs;
-        top->clk = 0;
-        top->eval();
-        top->clk = 1;
-        top->eval();
-        ++cycles;
-    };
-    const auto settled = [&](Bits inputs) -> Bits {
-        top->inputs = inputs;
+    const auto settled = [&]() -> Bits {
         top->clk = 0;
         top->eval();
         return top->outputs;
     };
+    const auto edge = [&]() {
+        settled();
+        top->clk = 1;
+        top->eval();
+        ++cycles;
+    };
+    const Field valid{I_VALID, 1}, ready{O_READY, 1}, reset{0, 1};
     top->rst = 1;
-    edge(1);
-    edge(1);
+    put(top->inputs, reset, 1);
+    edge();
+    edge();
     top->rst = 0;
-    unsigned token = 0, restart = 0;
-    while (std::scanf("%u %u", &token, &restart) == 2) {
-        const Bits offered = Bits{1} << I_VALID | Bits{token} << TOKEN_IN | Bits{restart} << RESTART_IN;
-        while (!(settled(offered) >> READY_BIT & 1)) {
-            edge(offered);
+    put(top->inputs, reset, 0);
+    for (;;) {
+        for (const Field &field : FIELDS) {
+            Bits value = 0;
+            if (std::scanf("%" SCNu64, &value) != 1) {
+                top->final();
+                return 0;
+            }
+            put(top->inputs, field, value);
+        }
+        put(top->inputs, valid, 1);
+        while (!(settled() >> READY_BIT & 1)) {
+            edge();
         }
         const Bits taken = cycles;
-        edge(offered);
-        while (!(settled(0) >> VALID_BIT & 1)) {
+        edge();
+        put(top->inputs, valid, 0);
+        while (!(settled() >> VALID_BIT & 1)) {
             if (cycles - taken > WATCHDOG_CYCLES) {
                 return 1;
             }
-            edge(0);
+            edge();
         }
-        const Bits next = settled(Bits{1} << O_READY) >> TOKEN_OUT & ((Bits{1} << TOKEN_BITS) - 1);
+        const Bits next = settled() >> TOKEN_OUT & ((Bits{1} << TOKEN_BITS) - 1);
         std::printf("%" PRIu64 " %" PRIu64 "\n", next, cycles - taken);
         std::fflush(stdout);
-        edge(Bits{1} << O_READY);
+        put(top->inputs, ready, 1);
+        edge();
+        put(top->inputs, ready, 0);
     }
-    top->final();
-    return 0;
 }

@@ -6,10 +6,10 @@ from amaranth.sim import Simulator
 LONGEST_TOKEN = 20_000  # cycles
 
 
-def run_machine(machine, tokens, restarts, *, watch=False, seed=None):
+def run_machine(machine, tokens, restarts, *, watch=False, seed=None, choices=None):
     """Return the tokens given, the cycles each took, and for each token what the units gave.
 
-    With a seed, both ends pause at random.
+    With a seed, both ends pause at random. `choices` has for each token other fields of the input.
     """
     generator = None if seed is None else np.random.default_rng(seed)
     given, cycles, seen = [], [], []
@@ -29,17 +29,19 @@ def run_machine(machine, tokens, restarts, *, watch=False, seed=None):
                 values.setdefault(name, []).extend(ctx.get(one) for one in port[field])
 
     async def bench(ctx):
-        for token, restart in zip(tokens, restarts, strict=True):
+        for token, restart, choice in zip(tokens, restarts, choices or [{}] * len(tokens), strict=True):
             for _ in range(0 if generator is None else int(generator.integers(0, 9))):
                 await ctx.tick()
             ctx.set(machine.i.payload.token, int(token))
             ctx.set(machine.i.payload.restart, int(restart))
+            for name, value in choice.items():
+                ctx.set(machine.i.payload[name], value)
             ctx.set(machine.i.valid, 1)
             while not ctx.get(machine.i.ready):
                 await ctx.tick()
             await ctx.tick()
             ctx.set(machine.i.valid, 0)
-            ctx.set(machine.i.payload.token, 0)
+            ctx.set(machine.i.payload, {"token": 0, "restart": 0, **dict.fromkeys(choice, 0)})
             values, edges = {}, 1
             while not ctx.get(machine.o.valid):
                 if watch:

@@ -1,0 +1,29 @@
+"""A compiled decoder machine writes the integer model's text."""
+
+import pytest
+from model_kinds import make_model
+
+from fixedpoint.generation import generate_batch
+from hdl.decoder.machine import Machine
+from hdl.decoder.plan import Plan
+from hdl.errors import ToolError
+from sim.simulators.decoder_process import SimulatedDecoder, stream_tokens
+
+
+@pytest.mark.slow
+def test_the_compiled_decoder_writes_the_integer_models_tokens(simulation_builds):
+    model = make_model(
+        1, channels=8, num_heads=2, context_length=5, hidden=12, vocab_size=11, num_layers=1, weight_bits=4
+    )
+    with SimulatedDecoder(Machine(Plan(model, 16, sampling=True)), simulation_builds) as decoder:
+        for prompt, temperature, seed in (([3, 1, 2], 0.0, 0), ([7], 1.5, 4), ([1, 2, 3, 4, 5, 6, 7], 8.0, 9)):
+            sequence = list(prompt)
+            tokens = stream_tokens(decoder, sequence, temperature, seed)
+            for _ in range(12):  # beyond a full context
+                next(tokens)
+            wanted = generate_batch(model, [prompt], 12, temperature=temperature, seed=seed)[0]
+            assert sequence[len(prompt) :] == wanted
+        assert decoder.cycles[:3] == [decoder.machine.cycles(position) for position in range(3)]
+        decoder.close()
+        with pytest.raises((ToolError, ValueError)):
+            decoder.step(1, restart=True)
