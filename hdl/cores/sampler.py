@@ -104,7 +104,7 @@ class Sampler(wiring.Component):
         o: Out, stream of {token}, one a row.
 
     Internals:
-        Scaled logits wait in registers for their noise; an `ArgMax` takes the sums.
+        Logits wait in registers until their noise is almost there; an `ArgMax` takes the sums.
     """
 
     def __init__(self, parameters: fixedpoint.Sampler, length: int, lanes: int = 1):
