@@ -8,11 +8,11 @@ from amaranth.hdl import Module, ResetInserter, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.sim import Simulator
+from link_model import LinkModel
 from serial_wire import CLOCK_PERIOD
 
 from hdl.board.frames import FLAG
 from hdl.board.link import HostLink, Identity
-from sim.link_model import LinkModel
 
 CHANNELS = 5
 ANSWER_CYCLES = 120  # more than `Counting` needs behind a link

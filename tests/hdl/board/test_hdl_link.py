@@ -7,6 +7,7 @@ import pytest
 from amaranth.hdl import Module
 from amaranth.lib import wiring
 from amaranth.sim import Simulator
+from link_campaign import FAULTS, FaultyPort, run_link_campaign
 from link_circuits import (
     ANSWER_CYCLES,
     CHANNELS,
@@ -26,7 +27,6 @@ from hdl.board.frames import FrameDecoder, encode_frame
 from hdl.board.link import ANSWER, LARGEST_EMBED_DIM, UNKNOWN, Host, HostLink, Identity, Kind
 from hdl.board.session import ATTEMPTS, HEADER, REFUSED, Requester
 from hdl.cores.uart import UARTReceiver, UARTTransmitter
-from sim.link_campaign import FAULTS, FaultyPort, run_link_campaign
 from sim.simulators.wire_bench import WireBoard
 
 DIVISOR = 4

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from link_campaign import FaultyPort
+from link_model import LinkModel
 
 from hdl.board.link import Identity
 from hdl.catalog.names import DEFAULT_BAUD
@@ -12,8 +14,6 @@ from hdl.tools.synthesis import REPORT_FILE, ClockTiming, SynthesisReport, Usage
 from scripts import cli
 from scripts.commands import host
 from scripts.runs import load_quantized, open_run
-from sim.link_campaign import FaultyPort
-from sim.link_model import LinkModel
 
 BITSTREAM = b"bits"
 

@@ -34,7 +34,7 @@ LONGEST_BURST = ATTEMPTS - 1
 
 
 class Board(Protocol):
-    """The far end of the link: `sim.link_model.LinkModel` or a circuit."""
+    """The far end of the link: `link_model.LinkModel` or a circuit."""
 
     def exchange(self, received: bytes) -> bytes:
         """Return what the board sends when it receives these bytes."""
