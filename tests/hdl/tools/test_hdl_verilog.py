@@ -154,11 +154,11 @@ def test_a_linter_has_nothing_to_say(exported, tmp_path, name):
 
 
 def test_a_linter_sees_a_width_that_is_not_explicit(exported, tmp_path):
-    source = exported("argmax") / "argmax.v"
+    source = exported("uart") / "uart.v"
     text = source.read_text()
-    assert "{ 1'h0, place } + 5'h01" in text
-    (tmp_path / "argmax.v").write_text(text.replace("{ 1'h0, place }", "{ 3'h0, place }"))
-    assert "WIDTHEXPAND" in lint(tmp_path, ["argmax.v"])[0]
+    assert "{ 1'h0, count } + 4'h1" in text
+    (tmp_path / "uart.v").write_text(text.replace("{ 1'h0, count }", "{ 3'h0, count }"))
+    assert "WIDTHEXPAND" in lint(tmp_path, ["uart.v"])[0]
 
 
 def test_explicit_widths_change_no_operator(tmp_path):
