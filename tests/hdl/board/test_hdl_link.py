@@ -20,6 +20,7 @@ from link_circuits import (
     vectors,
 )
 from serial_wire import CLOCK_PERIOD, SimulatedPort
+from wire_bench import WireBoard
 
 from hdl import CircuitError, ToolError
 from hdl.board.boards import SerialAccelerator
@@ -27,7 +28,6 @@ from hdl.board.frames import FrameDecoder, encode_frame
 from hdl.board.link import ANSWER, LARGEST_EMBED_DIM, UNKNOWN, Host, HostLink, Identity, Kind
 from hdl.board.session import ATTEMPTS, HEADER, REFUSED, Requester
 from hdl.cores.uart import UARTReceiver, UARTTransmitter
-from sim.simulators.wire_bench import WireBoard
 
 DIVISOR = 4
 BIT = DIVISOR * CLOCK_PERIOD

@@ -1,4 +1,4 @@
-"""A board's circuit in Verilator, on a serial wire driven by C++ (`native/wire.cpp`)."""
+"""A board's circuit in Verilator, on a serial wire driven by C++ (`wire.cpp`)."""
 
 import struct
 import subprocess
@@ -8,11 +8,10 @@ from amaranth.lib import wiring
 
 from hdl import ToolError
 from hdl.cores.uart import FRAME_BITS
+from sim.simulators.builds import simulator_environment
+from sim.simulators.native_bench import compile_bench
 
-from .builds import simulator_environment
-from .native_bench import compile_bench
-
-SOURCE = Path(__file__).with_name("native") / "wire.cpp"
+SOURCE = Path(__file__).with_name("wire.cpp")
 COUNT = struct.Struct("=I")
 
 
