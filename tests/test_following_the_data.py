@@ -23,6 +23,7 @@ WEIGHT, FAST, SPECIFICATION, CIRCUIT = range(4)
 MOST_FILES = 12
 # What a token's path uses everywhere: checks of arguments, ranges of formats.
 EVERYWHERE = {
+    "model/threads.py",
     "fixedpoint/checks.py",
     "fixedpoint/qformat.py",
     "model/checks.py",
