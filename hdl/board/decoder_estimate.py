@@ -47,15 +47,21 @@ def _rams(depth: int, width: int) -> int:
 
 
 def _banked(memory: BankedMemory) -> int:
-    parts = memory.write_parts or 1
-    banks = [min(memory.bank_words, memory.depth - start) for start in range(0, memory.depth, memory.bank_words)]
-    return sum(parts * block_rams(words, memory.width // parts) for words in banks if memory.in_block_ram(words))
+    rams = 0
+    for start in range(0, memory.depth, memory.bank_words):
+        words = min(memory.bank_words, memory.depth - start)
+        if memory.write_parts and start + words > memory.writable_from:
+            # Bytes of nine bits are written, so that a part takes whole ones.
+            rams += block_rams(words, memory.write_parts * -(-memory.width // memory.write_parts // 9) * 9)
+        elif memory.in_block_ram(words):
+            rams += block_rams(words, memory.width)
+    return rams
 
 
 def requirements_of(machine: Machine) -> Requirements:
     """Return the block RAMs and multipliers that a machine needs at least."""
     plan = machine.plan
-    rams = _banked(machine.weights) + _banked(machine.cache)
+    rams = sum(map(_banked, machine.memories))
     rams += _rams(len(machine.requantize.entries), machine.requantize.entry.size)
     for table in plan.model.embedding.tables.values():
         rams += _rams(len(table.weight) * plan.channels // plan.rows, plan.rows * table.weight_bits)

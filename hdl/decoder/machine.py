@@ -43,6 +43,7 @@ from .sequencer import Sequencer
 from .softmax_rows import SoftmaxRows
 
 ISSUE_STAGES = 1  # from an issue to its command
+BANK_WORDS = 1024  # of the memory's banks: half as many to choose from as with 512
 
 
 class Machine(wiring.Component):
@@ -85,9 +86,9 @@ class Machine(wiring.Component):
         self.engine = EngineDatapath(
             self._parameters, {weights, Operation.DOT, Operation.ACCUMULATE}, **self._weight_bits()
         )
-        self.weights = self._weight_memory()
-        self.cache = BankedMemory(plan.lanes * plan.activation_bits, plan.cache_depth, write_parts=plan.slots)
-        self._memory_latency = max(self.weights.latency, self.cache.latency)
+        self.memories = self._make_memories()
+        # of two memories a register has the word of the one that is wanted
+        self._memory_latency = max(one.latency for one in self.memories) + len(self.memories) - 1
         sum_shape = self.engine.o.lower.shape().elem_shape
         self.requantize = RequantizeRows(plan, sum_shape.width)
         result_bits = self.requantize.widths[-1]
@@ -119,8 +120,18 @@ class Machine(wiring.Component):
     def _weight_bits(self) -> dict[str, int]:
         return {"weight_bits": self.plan.weight_bits} if self.plan.pairs else {}
 
-    def _weight_memory(self, words: Sequence[int] = ()) -> BankedMemory:
-        return BankedMemory(self.plan.lanes * self.plan.weight_element_bits, self.plan.weight_depth, words)
+    def _make_memories(self, words: Sequence[int] = ()) -> list[BankedMemory]:
+        """Return the memory of weights, keys and values, or that of weights and that of the
+        rest.
+        """
+        plan = self.plan
+        width, depth = plan.lanes * plan.activation_bits, plan.cache_depth
+        if plan.one_memory:
+            begin = plan.weight_depth
+            sizes = width, begin + depth, words
+            return [BankedMemory(*sizes, bank_words=BANK_WORDS, write_parts=plan.slots, writable_from=begin)]
+        weights = BankedMemory(plan.lanes * plan.weight_element_bits, plan.weight_depth, words, bank_words=BANK_WORDS)
+        return [weights, BankedMemory(width, depth, bank_words=BANK_WORDS, write_parts=plan.slots)]
 
     def _find_latencies(self) -> Latencies:
         """Return what follows from the units' latencies."""
@@ -218,7 +229,7 @@ class Machine(wiring.Component):
         m.d.comb += sequencer.events.eq(Cat(events))
         self._count_down(m, sequencer.issued, events)
 
-        word = self._memories(m, command, row, slot)
+        word = self._memories(m, command)
         vector, hidden = self._vectors(m)
         activations = self._operands(m, issued, vector, hidden)
         m.d.comb += [
@@ -326,30 +337,34 @@ class Machine(wiring.Component):
         ended = final & (issued.work == Work.SCORES)
         m.d.comb += events[Event.SCORES].eq(later("scores", ended, latencies.scores))
 
-    def _memories(self, m: Module, command: data.View, row: Signal, slot: Signal) -> data.View:
+    def _memories(self, m: Module, command: data.View) -> data.View:
         """Return the word of a command, of the weights or of the cache."""
         plan, memory = self.plan, self._memory_latency
-        # Made here, with its contents: who asks for cycles alone does not wait for them.
-        weights, cache = self._weight_memory(plan.weight_words()), self.cache
-        m.submodules.weights, m.submodules.cache = weights, cache
-        elements = []
-        for name, unit, bits in (
-            ("weights", weights, plan.weight_element_bits),
-            ("cache", cache, plan.activation_bits),
-        ):
-            m.d.comb += unit.address.eq(command.address)
-            m.submodules[f"{name}_wait"] = wait = Delay(unsigned(len(unit.word)), memory - unit.latency)
-            m.d.comb += [wait.en.eq(1), wait.i.eq(unit.word)]
-            layout = data.ArrayLayout(signed(bits), plan.lanes)
-            elements.append(data.View(layout, wait.o))
-        from_cache = Signal()
-        m.submodules.which = which = Delay(unsigned(1), memory)
-        m.d.comb += [which.en.eq(1), which.i.eq(command.work != Work.WEIGHTS), from_cache.eq(which.o)]
+        # Made here, with their contents: who asks for cycles alone does not wait for them.
+        memories = self._make_memories(plan.weight_words())
+        self._cache = memories[-1]
         word = Signal(data.ArrayLayout(unsigned(self._parameters.element_bits), plan.lanes))
+        elements = []
+        for name, unit in zip(("words", "cache"), memories, strict=False):
+            m.submodules[name] = unit
+            m.d.comb += unit.address.eq(command.address)
+            bits = len(unit.word) // plan.lanes
+            stages = memory - len(memories) + 1 - unit.latency
+            m.submodules[f"{name}_wait"] = wait = Delay(unsigned(len(unit.word)), stages)
+            m.d.comb += [wait.en.eq(1), wait.i.eq(unit.word)]
+            elements.append(data.View(data.ArrayLayout(signed(bits), plan.lanes), wait.o))
+        if plan.one_memory:
+            m.d.comb += _each(word, elements[0])
+            return word
+        from_cache = Signal()
+        m.submodules.which = which = Delay(unsigned(1), memory - 1)
+        m.d.comb += [which.en.eq(1), which.i.eq(command.work != Work.WEIGHTS), from_cache.eq(which.o)]
+        chosen = data_register(word.shape(), name="chosen_word")
         for lane in range(plan.lanes):
             weight, held = elements[0][lane], elements[1][lane]
             # pairs keep their bits, single weights their value
-            m.d.comb += word[lane].eq(Mux(from_cache, held, weight.as_unsigned() if plan.pairs else weight))
+            m.d.sync += chosen[lane].eq(Mux(from_cache, held, weight.as_unsigned() if plan.pairs else weight))
+        m.d.comb += word.eq(chosen)
         return word
 
     def _vectors(self, m: Module) -> tuple[list[Signal], list[Signal]]:
@@ -562,7 +577,7 @@ class Machine(wiring.Component):
                 m.d.sync += register.eq(contexts.data[lane])
 
         whole, is_value, layer = self._cache_write
-        cache = self.cache
+        cache = self._cache
         base = Array(
             [plan.cache_address(number, values=values) for number in range(plan.layers) for values in (False, True)]
         )[Cat(is_value, layer)]

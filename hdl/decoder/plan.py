@@ -234,9 +234,14 @@ class Plan:
         """Tiles of columns of the last matrix of a block."""
         return self.tile.slices(self.hidden)
 
+    @property
+    def one_memory(self) -> bool:
+        """Whether weights, keys and values stand in one memory: where their words are as wide."""
+        return self.weight_element_bits == self.activation_bits
+
     def cache_address(self, layer: int, *, values: bool) -> int:
         """Return the first word of a layer's keys or values."""
-        return (2 * layer + values) * self.cache_words
+        return (self.weight_depth if self.one_memory else 0) + (2 * layer + values) * self.cache_words
 
     @cached_property
     def query_order(self) -> IntegerArray:

@@ -6,6 +6,7 @@ from amaranth.sim import Simulator
 from machine_simulation import expected_of_units, first_difference, run_machine
 from model_kinds import make_model
 
+import hdl.decoder.machine as machine_module
 from fixedpoint import Sampler
 from hdl.board.boards import BOARDS
 from hdl.board.decoder_estimate import best_estimate
@@ -46,6 +47,9 @@ KINDS = {
 }
 
 
+SEVERAL_BANKS = {"rotary, gated, grouped queries", "3-bit weights, 10-bit activations"}
+
+
 def machine_of(kind, seed=1):
     changes, *lanes = KINDS[kind]
     model = make_model(seed, **{**SIZES, **changes})
@@ -53,8 +57,11 @@ def machine_of(kind, seed=1):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_unit_gives_what_the_specification_says_in_the_predicted_cycle(kind):
+def test_every_unit_gives_what_the_specification_says_in_the_predicted_cycle(kind, monkeypatch):
+    if kind in SEVERAL_BANKS:
+        monkeypatch.setattr(machine_module, "BANK_WORDS", 16)
     model, machine = machine_of(kind)
+    assert (machine.memories[0].latency > 2) == (kind in SEVERAL_BANKS)
     length = model.context_length
     tokens = np.random.default_rng(3).integers(0, model.vocab_size, length)
     given, cycles, seen = run_machine(machine, tokens, [True] + [False] * (length - 1), watch=True)
