@@ -47,6 +47,8 @@ NEEDS = {
     "cores": Needs(("amaranth", "amaranth_boards"), SYNTHESIS_TOOLS[:2]),
     "host": Needs(("amaranth", "serial")),
     "benchmark circuit": Needs(("amaranth", "amaranth_boards")),
+    "benchmark decoder": Needs(("amaranth", "amaranth_boards")),
+    "generate --device": Needs(("amaranth", "amaranth_boards"), ("yosys", "verilator", "perl", "make", "c++")),
 }
 
 

@@ -13,7 +13,7 @@ import argparse
 
 from scripts.cli import add_command, help_text, import_command, overview
 
-BENCHMARKS = ("train", "generate", "fixedpoint", "tokenize", "circuit")
+BENCHMARKS = ("train", "generate", "fixedpoint", "tokenize", "circuit", "decoder")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

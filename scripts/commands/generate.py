@@ -20,10 +20,12 @@ import sys
 
 from fixedpoint.generation import generate_text as generate_integer_text
 from hdl.catalog.names import BOARD_NAMES, DEFAULT_BOARD
+from hdl.errors import ToolError
 from model.errors import InputError
 from model.files import file_digest
 from model.generation.generate import generate_text
 from model.tokenizers.tokenizer import Tokenizer
+from scripts.cli import what_is_missing
 from scripts.runs import add_run_argument, load_named_quantized, open_run
 from scripts.text import prompt_text
 
@@ -91,6 +93,8 @@ def run(arguments: argparse.Namespace) -> int:
         "on_text": show,
     }
     if arguments.device is not None:
+        if reason := what_is_missing("generate --device"):
+            raise ToolError(reason)
         from scripts.decoder import generate_with_circuit
 
         quantized, digest = load_named_quantized(directory)

@@ -85,6 +85,7 @@ def test_every_commands_help_needs_no_extra() -> None:
         ("cores", "amaranth, amaranth-boards"),
         ("host runs/x --port /dev/x", "amaranth, pyserial"),
         ("benchmark circuit runs/x", "amaranth, amaranth-boards"),
+        ("benchmark decoder runs/x", "amaranth, amaranth-boards"),
     ],
 )
 def test_what_needs_an_extra_names_all_that_is_missing(
@@ -163,5 +164,5 @@ def test_names_are_those_of_the_circuits() -> None:
 
 
 def test_needs_are_those_of_commands() -> None:
-    known = {*cli.COMMANDS, *(f"benchmark {name}" for name in benchmark.BENCHMARKS)}
+    known = {*cli.COMMANDS, *(f"benchmark {name}" for name in benchmark.BENCHMARKS), "generate --device"}
     assert set(requirements.NEEDS) <= known
