@@ -86,7 +86,8 @@ class ArgMax(wiring.Component):
         m = Module()
         words = -(-self.length // self.lanes)
         # An assertion's message wants at least a bit.
-        place, best_index = Signal(range(max(words, 2))), Signal(range(max(self.length, 2)))
+        place = Signal(range(max(words, 2)))
+        best_index = Signal(range(max(self.length, 2)))
         best, token = data_register(shape_of(self.logits)), data_register(range(self.length))
         tag = data.StructLayout({"valid": 1, "first": 1, "last": 1, "index": place.shape()})
         m.submodules.tags = tags = Delay(tag, self.latency - 1)

@@ -10,6 +10,7 @@ from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Signal, Valu
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from ..errors import CircuitError
 from .parameter_checks import check_whole
 from .registers import data_register
 
@@ -37,6 +38,8 @@ class Multiplier(wiring.Component):
     def __init__(self, a_bits: int, b_bits: int, input_registers: bool = True):
         for name, bits in (("a_bits", a_bits), ("b_bits", b_bits)):
             check_whole(name, bits, 1, OPERAND_BITS, "a hard multiplier's operand")
+        if not isinstance(input_registers, bool):
+            raise CircuitError(f"input_registers must be a bool, not {input_registers!r}")
         self.latency = 2 + input_registers
         super().__init__(
             {"en": In(1), "a": In(signed(a_bits)), "b": In(signed(b_bits)), "o": Out(signed(a_bits + b_bits))}

@@ -96,7 +96,7 @@ ARGUMENTS = {
     LaneProducts: {"lanes": 2, "a_bits": 8, "b_bits": 8},
     LayerNorm: {"parameters": NORM, "lanes": 2},
     MatrixVector: {"parameters": BLOCK.up, "lanes": 4},
-    Multiplier: {"a_bits": 8, "b_bits": 8},
+    Multiplier: {"a_bits": 8, "b_bits": 8, "input_registers": True},
     SoftmaxDivision: {"parameters": BLOCK.attention},
     RMSNorm: {"parameters": RMS_NORM, "lanes": 2},
     Reciprocal: {"parameters": BLOCK.attention.reciprocal, "width": 12},

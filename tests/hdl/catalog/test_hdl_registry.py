@@ -92,7 +92,8 @@ def test_a_core_that_remembers_its_place_across_a_reset_is_caught(simulator, sim
     """
 
     def forgetful(*arguments, **settings):
-        signal = Signal(*arguments, **settings)
+        # named after the variable in the core
+        signal = Signal(*arguments, src_loc_at=1, **settings)
         return Signal.like(signal, name=signal.name, reset_less=True) if signal.name == "place" else signal
 
     monkeypatch.setattr(hdl.cores.argmax, "Signal", forgetful)
