@@ -37,7 +37,6 @@ from .requantize_rows import RequantizeRows
 from .residual import EmbeddingRows, ResidualRows
 from .rotate_rows import RotateRows
 from .row_norms import RowNorms
-from .row_ports import TABLE_STAGES
 from .score_rows import RANDOM_BITS, ScoreRows
 from .sequencer import Sequencer
 from .softmax_rows import SoftmaxRows
@@ -251,7 +250,7 @@ class Machine(wiring.Component):
             sums = engine.o.lower if number < groups else engine.o.upper
             m.d.comb += requantize.i.values[number].eq(sums[number % groups])
         m.d.comb += [
-            requantize.soon.eq(weights[stages - TABLE_STAGES]),
+            requantize.soon.eq(weights[stages - requantize.table_stages]),
             requantize.i.valid.eq(weights[stages]),
         ]
         # tags of what comes out of the requantizers, from two cycles before on
@@ -264,10 +263,10 @@ class Machine(wiring.Component):
             places.i.layer.eq(result.layer),
             places.i.final.eq(result.final),
         ]
-        soon, here = places.taps[requantize.latency - TABLE_STAGES], places.o
-        self._queries_and_keys(m, soon, here, position)
+        here = places.o
+        self._queries_and_keys(m, places, position)
         self._feed_forward(m, here)
-        self._stream(m, soon, here, start, token, position, events)
+        self._stream(m, places, start, token, position, events)
         self._attention(m, issued, slot, row, events)
 
         # The choice.
@@ -413,12 +412,12 @@ class Machine(wiring.Component):
             self._late_numerators[head] = wait.o
         return self._late_numerators[head]
 
-    def _queries_and_keys(self, m: Module, soon: data.View, here: data.View, position: Signal) -> None:
+    def _queries_and_keys(self, m: Module, places: Delay, position: Signal) -> None:
         """Store queries, keys and values, the former two rotated where positions are.
 
         Values then wait as long as the rotation takes, so that they never overtake a key.
         """
-        plan, requantize = self.plan, self.requantize
+        plan, requantize, here = self.plan, self.requantize, places.o
         element = signed(plan.activation_bits)
         stages = 0 if self.rotate is None else self.rotate.latency
         place = data.StructLayout({"query": 1, "key": 1, "value": 1, "final": 1, "layer": here.layer.shape()})
@@ -439,6 +438,7 @@ class Machine(wiring.Component):
         m.d.comb += values.eq(rows.o)
         if self.rotate is not None:
             m.submodules.rotate = rotate = self.rotate
+            soon = places.taps[requantize.latency - rotate.table_stages]
             turned = (soon.destination == Destination.QUERY) | (soon.destination == Destination.KEY)
             m.d.comb += [
                 rotate.soon.eq(soon.valid & turned),
@@ -498,15 +498,15 @@ class Machine(wiring.Component):
     def _stream(
         self,
         m: Module,
-        soon: data.View,
-        here: data.View,
+        places: Delay,
         start: Signal,
         token: Signal,
         position: Signal,
         events: list[Signal],
     ) -> None:
         """Embed, add to the residual stream, normalize into the vector."""
-        plan = self.plan
+        plan, here = self.plan, places.o
+        soon = places.taps[self.requantize.latency - ResidualRows.READ_STAGES]
         m.submodules.embedding, m.submodules.residual = embedding, residual = self.embedding, self.residual
         m.submodules.norms = norms = self.norms
         m.d.comb += [

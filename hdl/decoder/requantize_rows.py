@@ -10,7 +10,7 @@ from ..parts.dot_product import Delay
 from ..parts.registers import data_register
 from ..parts.requantize import ShiftRoundSaturate
 from .plan import Plan
-from .row_ports import rows_of, table_word
+from .row_ports import rows_of, table_stages, table_word
 
 
 class RequantizeRows(wiring.Component):
@@ -22,11 +22,12 @@ class RequantizeRows(wiring.Component):
     Latency: 5 cycles. Throughput: R a cycle.
 
     Internals: the table is read while the engine still works on the rows: `soon` comes
-    `TABLE_STAGES` cycles before `i.valid`.
+    `table_stages` cycles before `i.valid`.
 
     Attributes:
         latency: 5.
-        soon: In, 1 bit: a set of rows comes in two cycles.
+        table_stages: Cycles that the table takes.
+        soon: In, 1 bit: a set of rows comes in so many cycles.
         i, o: In and Out, R values with `valid`.
     """
 
@@ -68,6 +69,7 @@ class RequantizeRows(wiring.Component):
                         for row in range(first, first + rows)
                     ]
                 )
+        self.table_stages = table_stages(len(self.entries))
         super().__init__(
             {
                 "soon": In(1),

@@ -13,28 +13,30 @@ from ..parts.dot_product import Delay
 from ..parts.registers import data_register
 from ..parts.requantize import ShiftRoundSaturate
 from .plan import Plan
-from .row_ports import TABLE_STAGES, rows_of, table_word
+from .row_ports import rows_of, table_stages, table_word
 
 
 class EmbeddingRows(wiring.Component):
     """A token's row of the embedding, plus its position's where positions are learned.
 
-    Equation: `fixedpoint.Embedding`'s. Latency: 9 cycles from `start` to the first R channels, the
-    others in the cycles after. Resources: memories of V and T words a token of R bytes.
+    Equation: `fixedpoint.Embedding`'s. Latency: 9 cycles from `start` to the first R channels, 11
+    with tables of more than 1,024 words; the others in the cycles after. Resources: memories of V
+    and T words a token of R bytes.
 
     Attributes:
-        latency: 9.
+        latency: See above.
         start: In, 1 bit.
         token, position: In; stable from `start` to the last word.
         o: Out, R channels with `valid`, C / R times.
     """
 
-    latency = 2 + TABLE_STAGES + ShiftRoundSaturate.latency + 1
-
     def __init__(self, plan: Plan):
         embedding = plan.model.embedding
         self.rows, self.words, self.output = plan.rows, plan.channels // plan.rows, embedding.output
         self._tables = embedding.tables
+        lengths = (len(table.weight) * self.words for table in self._tables.values())
+        self._table_stages = max(table_stages(length) for length in lengths)
+        self.latency = 2 + self._table_stages + ShiftRoundSaturate.latency + 1
         super().__init__(
             {
                 "start": In(1),
@@ -74,7 +76,10 @@ class EmbeddingRows(wiring.Component):
         base, address = data_register(range(len(elements))), data_register(range(len(elements)))
         m.d.sync += [base.eq(index * self.words), address.eq(base + word)]
         layout = data.ArrayLayout(signed(table.weight_bits), self.rows)
-        entries = table_word(m, name, layout, elements, address)
+        word = table_word(m, name, layout, elements, address)
+        m.submodules[f"{name}_wait"] = wait = Delay(layout, self._table_stages - table_stages(len(elements)))
+        m.d.comb += [wait.en.eq(1), wait.i.eq(word)]
+        entries = wait.o
         shifts = [int(fraction) - self.output.fraction for fraction in table.weight_fraction]
         lowest, highest = min(shifts), max(shifts)
         # wide enough that nothing saturates before the sum
@@ -99,7 +104,7 @@ class ResidualRows(wiring.Component):
 
     Attributes:
         latency: 1.
-        soon: In, 1 bit: words to be added come in two cycles.
+        soon: In, 1 bit: words to be added come in `READ_STAGES` cycles.
         load: In, R channels with `valid`, from the embedding.
         i: In, R channels with `valid`, to be added.
         o: Out, R channels of the new stream with `valid`.
@@ -107,6 +112,7 @@ class ResidualRows(wiring.Component):
     """
 
     latency = 1
+    READ_STAGES = 2  # of the memory, and the register behind it
 
     def __init__(self, plan: Plan):
         residual = plan.model.residual

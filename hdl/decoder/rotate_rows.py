@@ -14,7 +14,7 @@ from ..parts.multiplier import Multiplier
 from ..parts.registers import data_register
 from ..parts.requantize import ShiftRoundSaturate
 from .plan import Plan
-from .row_ports import rows_of, table_word
+from .row_ports import rows_of, table_stages, table_word
 
 
 class RotateRows(wiring.Component):
@@ -25,7 +25,8 @@ class RotateRows(wiring.Component):
 
     Attributes:
         latency: 8.
-        soon: In, 1 bit: rows come in two cycles.
+        table_stages: Cycles that the table of factors takes.
+        soon: In, 1 bit: rows come in so many cycles.
         position: In: the token's; stable while a query and a key come.
         i: In, R values with `valid`, in the order of their rows.
         key: In, 1 bit: they are a key's.
@@ -46,6 +47,8 @@ class RotateRows(wiring.Component):
         self._casts = [
             ShiftRoundSaturate(self._sum_bits, min(shifts), max(shifts), [self._bits]) for _ in range(self.rows)
         ]
+        words = max(1, plan.head_dim // plan.rows)
+        self.table_stages = table_stages(plan.context_length * words)
         super().__init__(
             {
                 "soon": In(1),

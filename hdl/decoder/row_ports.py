@@ -2,22 +2,33 @@
 
 from typing import Any
 
-from amaranth.hdl import Module, ShapeLike, Value
+from amaranth.hdl import Module, Shape, ShapeLike, Value
 from amaranth.lib import data, memory
 
+from ..parts.banked_memory import BankedMemory
 from ..parts.registers import data_register
 
-TABLE_STAGES = 2  # a memory and the register behind it
+BLOCK_WORDS = 1024  # of a block RAM; a longer table stands in banks, so that it is as fast
 
 
-def table_word(m: Module, name: str, shape: ShapeLike, init: list, address: Value) -> Any:
-    """Return the entry at an address, `TABLE_STAGES` cycles later."""
-    m.submodules[name] = table = memory.Memory(shape=shape, depth=len(init), init=init)
-    port = table.read_port()
-    entry = data_register(shape, name=f"{name}_entry")
-    m.d.comb += port.addr.eq(address)
-    m.d.sync += entry.eq(port.data)
-    return entry
+def table_stages(words: int) -> int:
+    """Return the cycles from an address to the entry of a table of so many words."""
+    return BankedMemory(1, words, bank_words=BLOCK_WORDS).latency
+
+
+def table_word(m: Module, name: str, shape: data.Layout | Shape, init: list, address: Value) -> Any:
+    """Return the entry at an address, `table_stages(len(init))` cycles later."""
+    if len(init) <= BLOCK_WORDS:
+        m.submodules[name] = table = memory.Memory(shape=shape, depth=len(init), init=init)
+        port = table.read_port()
+        entry = data_register(shape, name=f"{name}_entry")
+        m.d.comb += port.addr.eq(address)
+        m.d.sync += entry.eq(port.data)
+        return entry
+    words = [shape.const(one).as_bits() if isinstance(shape, data.Layout) else one for one in init]
+    m.submodules[name] = banks = BankedMemory(Shape.cast(shape).width, len(init), words, bank_words=BLOCK_WORDS)
+    m.d.comb += banks.address.eq(address)
+    return data.View(shape, banks.word) if isinstance(shape, data.Layout) else banks.word
 
 
 def rows_of(shape: ShapeLike, rows: int) -> data.StructLayout:

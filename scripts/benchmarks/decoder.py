@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the benchmark's arguments."""
     add_run_argument(parser)
     parser.add_argument(
-        "--board", choices=BOARD_NAMES, default=DEFAULT_BOARD, help="what it is built for (default: %(default)s)"
+        "--board", default=DEFAULT_BOARD, help=f"one of {', '.join(BOARD_NAMES)} (default: %(default)s)"
     )
     parser.add_argument("--lanes", type=int, metavar="N", help="multipliers of its engine (default: the fastest)")
     parser.add_argument(

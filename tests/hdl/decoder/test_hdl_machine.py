@@ -10,6 +10,7 @@ import hdl.decoder.machine as machine_module
 from fixedpoint import Sampler
 from hdl.board.boards import BOARDS
 from hdl.board.decoder_estimate import best_estimate
+from hdl.decoder import row_ports
 from hdl.decoder.accelerator import DecoderAccelerator
 from hdl.decoder.machine import Machine
 from hdl.decoder.plan import Plan
@@ -60,6 +61,7 @@ def machine_of(kind, seed=1):
 def test_every_unit_gives_what_the_specification_says_in_the_predicted_cycle(kind, monkeypatch):
     if kind in SEVERAL_BANKS:
         monkeypatch.setattr(machine_module, "BANK_WORDS", 16)
+        monkeypatch.setattr(row_ports, "BLOCK_WORDS", 16)
     model, machine = machine_of(kind)
     assert (machine.memories[0].latency > 2) == (kind in SEVERAL_BANKS)
     length = model.context_length
