@@ -1,3 +1,5 @@
+# amaranth: UnusedElaboratable=no
+# (a memory is built here to ask for its latency)
 """What the machine's units share: rows of results, and tables that are read ahead."""
 
 from typing import Any
