@@ -1,3 +1,5 @@
+# amaranth: UnusedElaboratable=no
+# (a machine is built only to ask for its cycles and sizes)
 """What a machine needs of a board, and how fast it is, without building it."""
 
 from __future__ import annotations

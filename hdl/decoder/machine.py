@@ -100,7 +100,6 @@ class Machine(wiring.Component):
         self.norms = RowNorms(plan.norms, plan.rows, plan.norm_lanes)
         cores = [block.attention.core for block in plan.model.blocks]
         self.softmax = [SoftmaxRows([one.softmax for one in cores], plan.slots) for _ in range(plan.kv_heads)]
-        self._late_numerators: dict[int, data.View] = {}
         self.divide = DivideRows(cores, plan.slots, plan.context_lanes)
         self.latencies = self._find_latencies()
         self.sequencer = Sequencer(self.program, plan.cache_words, self.latencies.values_delay)
@@ -384,6 +383,7 @@ class Machine(wiring.Component):
         chosen, operands = data_register(layout), data_register(layout)
         early, late = issued[memory - 2], issued[memory - 1]
         vector_slices, hidden_slices = len(vector) // plan.columns, plan.hidden_slices
+        numerators = self._numerators(m)
         for lane in range(plan.lanes):
             column, channel = lane % plan.columns, lane % plan.kv_channels
             parts = [hidden[part * plan.kv_channels + channel] for part in range(plan.passes)]
@@ -397,20 +397,20 @@ class Machine(wiring.Component):
                 m.d.sync += chosen[lane].eq(Array(whole)[early.slice])
             slot, head = lane // plan.kv_channels, channel // plan.head_dim
             with m.If(late.work == Work.VALUES):
-                m.d.sync += operands[lane].eq(self._numerators(m, head)[slot])
+                m.d.sync += operands[lane].eq(numerators[head][slot])
             with m.Else():
                 m.d.sync += operands[lane].eq(chosen[lane])
         return operands
 
-    def _numerators(self, m: Module, head: int) -> data.View:
-        """Return a head's numerators, of all slots, in time for the last operand register."""
-        if head not in self._late_numerators:
-            unit = self.softmax[head]
+    def _numerators(self, m: Module) -> list[data.View]:
+        """Return each head's numerators, of all slots, in time for the last operand register."""
+        late = []
+        for head, unit in enumerate(self.softmax):
             m.submodules[f"softmax_{head}"] = unit
             m.submodules[f"numerators_{head}"] = wait = Delay(unit.o.numerators.shape(), self._numerators_wait)
             m.d.comb += [wait.en.eq(1), wait.i.eq(unit.o.numerators)]
-            self._late_numerators[head] = wait.o
-        return self._late_numerators[head]
+            late.append(wait.o)
+        return late
 
     def _queries_and_keys(self, m: Module, places: Delay, position: Signal) -> None:
         """Store queries, keys and values, the former two rotated where positions are.
@@ -539,7 +539,6 @@ class Machine(wiring.Component):
         result = issued[self._memory_latency + engine.latency]
         for head in range(plan.kv_heads):
             unit = self.softmax[head]
-            self._numerators(m, head)
             m.d.comb += [
                 unit.start.eq(self.sequencer.begin_values),
                 unit.i.valid.eq(result.valid & (result.work == Work.SCORES)),

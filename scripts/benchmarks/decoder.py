@@ -1,3 +1,5 @@
+# amaranth: UnusedElaboratable=no
+# (a machine is built only to ask for its cycles and sizes)
 """Compare the whole decoder's speed as a circuit with this machine's on the same model.
 
 Cycles follow from the circuit's program, which the tests compare with simulation cycle for cycle;

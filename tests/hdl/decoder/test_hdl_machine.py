@@ -8,7 +8,7 @@ from model_kinds import make_model
 
 import hdl.decoder.machine as machine_module
 from fixedpoint import Sampler
-from hdl.board.boards import BOARDS
+from hdl.board.boards import BOARDS, DecoderTop
 from hdl.board.decoder_estimate import best_estimate
 from hdl.decoder import row_ports
 from hdl.decoder.accelerator import DecoderAccelerator
@@ -163,6 +163,17 @@ def test_the_accelerator_takes_bytes_and_gives_the_token_and_its_cycles():
     simulator.run()
     wanted = model.forward(np.array([tokens]))[0].argmax(axis=-1).tolist()
     assert results == [value for place, token in enumerate(wanted) for value in (token, machine.cycles(place))]
+
+
+def test_the_board_s_design_holds_the_whole_machine_each_time_it_is_made():
+    _, machine = machine_of("pairs of 4-bit weights")
+    board = BOARDS["ulx3s-85f"]
+    designs = [
+        board.platform().prepare(DecoderTop(machine, bytes(8), board), "decoder", emit_src=False).files["decoder.il"]
+        for _ in range(2)
+    ]
+    assert designs[0] == designs[1]
+    assert all(f"softmax_{head}" in designs[0] for head in range(machine.plan.kv_heads))
 
 
 def test_the_estimate_chooses_what_the_board_has_room_for():
