@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from amaranth.build import Platform
 from amaranth.hdl import Elaboratable, Module, Signal
 from amaranth.lib import io, wiring
+from amaranth_boards.colorlight_5a75b_r7_0 import Colorlight_5A75B_R70Platform
 from amaranth_boards.ulx3s import ULX3S_12F_Platform, ULX3S_25F_Platform, ULX3S_45F_Platform, ULX3S_85F_Platform
 
 import fixedpoint
@@ -19,6 +22,7 @@ from ..errors import CircuitError
 from ..parts.payload import connect, payload_shape
 from .clocks import ClockGenerator, clock_frequency
 from .link import HostLink, Identity
+from .platforms import ColorlightI5Platform, orangecrab
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,11 @@ class Board:
         device_arguments: What nextpnr-ecp5 must be told about the device.
         luts, flip_flops, block_rams, multipliers: As nextpnr counts them; block RAMs of 18 Kbit,
             multipliers of 18×18 bits.
+        loaders: Command lines of which each loads the file `{}` into the FPGA, the usual one first.
+        reset: Name of its button's resource, None where none is free.
+        lights: Resource, number and part (None for the whole) of up to three.
+        frequency: Hz of the circuit's clock where nothing else is asked for.
+        pack_arguments: What ecppack must be told about the board.
     """
 
     name: str
@@ -40,22 +49,84 @@ class Board:
     flip_flops: int
     block_rams: int
     multipliers: int
+    loaders: tuple[tuple[str, ...], ...]
+    reset: str | None
+    lights: tuple[tuple[str, int, str | None], ...]
+    frequency: float = DEFAULT_FREQUENCY
+    pack_arguments: tuple[str, ...] = ()
 
 
-def _ulx3s(
-    size: str, platform: Callable[[], Platform], device: str, luts: int, block_rams: int, multipliers: int
-) -> Board:
-    arguments = (f"--{device}", "--package", "CABGA381", "--speed", "6")
-    return Board(f"ulx3s-{size}", platform, arguments, luts, luts, block_rams, multipliers)
+# LUTs and flip-flops, block RAMs, multipliers; the 12F is the 25F's die under another name
+_SIZES = {"12k": (24288, 56, 28), "25k": (24288, 56, 28), "45k": (43848, 108, 72), "85k": (83640, 208, 156)}
+
+
+def _board(name: str, platform: Callable[[], Platform], device: str, package: str, speed: int, **others: Any) -> Board:
+    luts, block_rams, multipliers = _SIZES[device]
+    arguments = (f"--{device}", "--package", package, "--speed", str(speed))
+    return Board(name, platform, arguments, luts, luts, block_rams, multipliers, **others)
+
+
+def _ulx3s(size: str, platform: Callable[[], Platform]) -> Board:
+    return _board(
+        f"ulx3s-{size}f",
+        platform,
+        f"{size}k",
+        "CABGA381",
+        6,
+        loaders=(("openFPGALoader", "-b", "ulx3s", "{}"), ("fujprog", "{}")),
+        reset="button_fire",
+        lights=tuple(("led", number, None) for number in range(3)),
+    )
+
+
+def _orangecrab(size: str) -> Board:
+    return _board(
+        f"orangecrab-{size}f",
+        partial(orangecrab, f"{size}f"),
+        f"{size}k",
+        "CSFBGA285",
+        8,
+        loaders=(("dfu-util", "-d", "1209:5af0", "-a", "0", "-D", "{}"), ("openFPGALoader", "-b", "orangeCrab", "{}")),
+        reset="button",
+        lights=tuple(("rgb_led", 0, color) for color in "gbr"),
+        frequency=48e6,  # its own; no PLL setting makes 50 MHz of it
+        pack_arguments=("--freq", "38.8"),
+    )
 
 
 BOARDS = {
     board.name: board
     for board in (
-        _ulx3s("12f", ULX3S_12F_Platform, "12k", 24288, 56, 28),  # the 25F's die under another name
-        _ulx3s("25f", ULX3S_25F_Platform, "25k", 24288, 56, 28),
-        _ulx3s("45f", ULX3S_45F_Platform, "45k", 43848, 108, 72),
-        _ulx3s("85f", ULX3S_85F_Platform, "85k", 83640, 208, 156),
+        _ulx3s("12", ULX3S_12F_Platform),
+        _ulx3s("25", ULX3S_25F_Platform),
+        _ulx3s("45", ULX3S_45F_Platform),
+        _ulx3s("85", ULX3S_85F_Platform),
+        _orangecrab("25"),
+        _orangecrab("85"),
+        _board(
+            "colorlight-i5",
+            ColorlightI5Platform,
+            "25k",
+            "CABGA381",
+            6,
+            loaders=(
+                ("ecpdap", "program", "--freq", "5000", "{}"),
+                ("openFPGALoader", "-b", "colorlight-i5", "{}"),
+            ),
+            reset="reset",
+            lights=(("led", 0, None),),
+        ),
+        # The serial port takes the pins of its only button and light, so there is neither.
+        _board(
+            "colorlight-5a-75b",
+            Colorlight_5A75B_R70Platform,
+            "25k",
+            "CABGA256",
+            6,
+            loaders=(("openFPGALoader", "-c", "ft232", "{}"),),
+            reset=None,
+            lights=(),
+        ),
     )
 }
 
@@ -67,7 +138,7 @@ def find_board(name: str) -> Board:
         CircuitError: There is none of this name; the message lists them.
     """
     if name not in BOARDS:
-        raise CircuitError(f"there is no board {name!r}; choose one of {', '.join(sorted(BOARDS))}")
+        raise CircuitError(f"there is no board {name!r}; choose one of {', '.join(BOARDS)}")
     return BOARDS[name]
 
 
@@ -117,8 +188,9 @@ class SerialAccelerator(wiring.Component):
 class BoardTop(Elaboratable):
     """A `SerialAccelerator` on a board's pins.
 
-    Lights: 0 blinks about once a second while the clock runs; 1 is lit for a moment after each
-    token; 2 stays lit once a byte from the host was lost. Button "fire 1" resets.
+    Lights, as many as the board has: 0 blinks about once a second while the clock runs; 1 is lit
+    for a moment after each token; 2 stays lit once a byte from the host was lost. The board's
+    button resets; where there is none, a new bitstream does.
 
     Attributes:
         board: Where it runs.
@@ -146,14 +218,15 @@ class BoardTop(Elaboratable):
         m.submodules.clocks = clocks = self._clocks
         m.domains += clocks.domain
         m.submodules.core = core = self._core
-        uart = platform.request("uart", 0, dir={"rx": "-", "tx": "-", "rts": "-", "dtr": "-"})
+        uart = platform.request("uart", 0, dir="-")
         m.submodules.clock_pin = clock_pin = io.Buffer("i", platform.request(platform.default_clk, dir="-"))
-        m.submodules.reset_pin = reset_pin = io.Buffer("i", platform.request("button_fire", 0, dir="-"))
+        if self.board.reset is not None:
+            m.submodules.reset_pin = reset_pin = io.Buffer("i", platform.request(self.board.reset, 0, dir="-"))
+            m.d.comb += clocks.reset.eq(reset_pin.i)
         m.submodules.rx_pin = rx_pin = io.Buffer("i", uart.rx)
         m.submodules.tx_pin = tx_pin = io.Buffer("o", uart.tx)
         m.d.comb += [
             clocks.clock_in.eq(clock_pin.i),
-            clocks.reset.eq(reset_pin.i),
             core.rx.eq(rx_pin.i),
             tx_pin.o.eq(core.tx),
         ]
@@ -168,8 +241,12 @@ class BoardTop(Elaboratable):
             m.d.sync += glow.eq(glow - 1)
         with m.If(core.fault):
             m.d.sync += faulty.eq(1)
-        for number, light in enumerate((blink[-1], glow != 0, faulty)):
-            m.submodules[f"light_pin_{number}"] = pin = io.Buffer("o", platform.request("led", number, dir="-"))
+        lights = {
+            place: platform.request(*place, dir="-") for place in dict.fromkeys(one[:2] for one in self.board.lights)
+        }
+        for number, (place, light) in enumerate(zip(self.board.lights, (blink[-1], glow != 0, faulty), strict=False)):
+            port = lights[place[:2]] if place[2] is None else getattr(lights[place[:2]], place[2])
+            m.submodules[f"light_pin_{number}"] = pin = io.Buffer("o", port)
             m.d.comb += pin.o.eq(light)
         return m
 

@@ -23,8 +23,11 @@ MATRICES = (
 )
 NORMS = ("attention_norm", "feed_forward_norm", "final_norm")
 WHOLE_MODEL = ("logits", "final_norm")  # those that belong to no block
-# The boards of `hdl.board.boards`, from the smallest FPGA to the largest.
-BOARD_NAMES = ("ulx3s-12f", "ulx3s-25f", "ulx3s-45f", "ulx3s-85f")
+# The boards of `hdl.board.boards`, in its order.
+BOARD_NAMES = (
+    *("ulx3s-12f", "ulx3s-25f", "ulx3s-45f", "ulx3s-85f"),
+    *("orangecrab-25f", "orangecrab-85f", "colorlight-i5", "colorlight-5a-75b"),
+)
 DEFAULT_BOARD = "ulx3s-85f"
 DEFAULT_FREQUENCY = 50e6  # Hz
 # the ULX3S's FT231X makes it exactly, and it divides every clock of whole megahertz

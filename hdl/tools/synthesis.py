@@ -282,7 +282,7 @@ def _build(
         "--timing-allow-fail",
         *arguments,
     )
-    ecppack = ("--compress", "--input", f"{name}.config", "--bit", f"{name}.bit")
+    ecppack = ("--compress", *board.pack_arguments, "--input", f"{name}.config", "--bit", f"{name}.bit")
     names = TOOL_NAMES[:2] if out_of_context else TOOL_NAMES
     commands = dict(zip(names, (yosys, nextpnr, ecppack), strict=False))
     tools = {tool: tool_version(tool) or "unknown" for tool in names} | {"amaranth": amaranth_version}

@@ -67,7 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--frequency",
         type=float,
         metavar="MHZ",
-        help=f"clock of the circuit (default: {DEFAULT_FREQUENCY / 1e6:g}; with --core {CORE_FREQUENCY / 1e6:g})",
+        help=f"clock of the circuit (default: {DEFAULT_FREQUENCY / 1e6:g}, OrangeCrab 48; "
+        f"with --core {CORE_FREQUENCY / 1e6:g})",
     )
     parser.add_argument(
         "--baud", type=int, help=f"bits per second of the board's serial port (default: {DEFAULT_BAUD:,})"
@@ -115,7 +116,7 @@ def build_accelerator(arguments: argparse.Namespace) -> SynthesisReport:
     quantized, manifest_sha256 = load_named_quantized(directory)
     parameters = attention_of(quantized, arguments.layer)
     before = read_report(directory.synthesis)
-    frequency = DEFAULT_FREQUENCY if arguments.frequency is None else arguments.frequency * 1e6
+    frequency = board.frequency if arguments.frequency is None else arguments.frequency * 1e6
     baud = DEFAULT_BAUD if arguments.baud is None else arguments.baud
     top = AttentionTop(parameters, board, frequency, baud)
     try:
@@ -137,19 +138,22 @@ def build_accelerator(arguments: argparse.Namespace) -> SynthesisReport:
 def show_estimates(arguments: argparse.Namespace) -> int:
     """Print for all boards what a run's decoder would need, and its speed."""
     from hdl.board.boards import BOARDS
-    from hdl.board.decoder_estimate import best_estimate
+    from hdl.board.decoder_estimate import Estimate, best_estimate
     from scripts.decoder import FREQUENCY, estimate_row
 
     if arguments.run is None:
         raise InputError("say which run: positron synthesize RUN --estimate")
     quantized, _ = load_named_quantized(open_run(arguments.run))
     rows, refusals, figures = [], [], {}
+    estimates: dict[tuple[int, int], Estimate] = {}  # by what the FPGA has
     for board in BOARDS.values():
+        size = board.block_rams, board.multipliers
         try:
-            one = best_estimate(quantized, board, arguments.lanes)
+            one = estimates[size] if size in estimates else best_estimate(quantized, board, arguments.lanes)
         except CircuitError as error:
             refusals.append(str(error))
             continue
+        estimates[size] = one
         rows.append(estimate_row(one, board))
         figures[board.name] = {"lanes": one.plan.lanes, **vars(one.needs), "cycles": [one.first, one.middle, one.last]}
     if rows:
@@ -177,7 +181,7 @@ def build_decoder(arguments: argparse.Namespace) -> SynthesisReport:
     directory, board = open_run(arguments.run), find_board(arguments.board)
     quantized, manifest_sha256 = load_named_quantized(directory)
     chosen = best_estimate(quantized, board, arguments.lanes)
-    frequency = DEFAULT_FREQUENCY if arguments.frequency is None else arguments.frequency * 1e6
+    frequency = board.frequency if arguments.frequency is None else arguments.frequency * 1e6
     baud = DEFAULT_BAUD if arguments.baud is None else arguments.baud
     digest = bytes.fromhex(manifest_sha256)[: Identity.DIGEST_BYTES]
     top = DecoderTop(Machine(chosen.plan), digest, board, frequency, baud)

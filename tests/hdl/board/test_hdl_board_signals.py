@@ -1,7 +1,9 @@
 # amaranth: UnusedElaboratable=no
-"""What a board's design does beside computing: reset, lights, button, and saying that a byte was
-lost.
+"""What a board's design does beside computing: pins, reset, lights, button, and saying that a byte
+was lost.
 """
+
+import re
 
 import pytest
 from amaranth.hdl import Elaboratable, Module, Signal
@@ -15,6 +17,7 @@ import hdl.board.clocks
 from fixedpoint import QFormat
 from hdl.board.boards import BOARDS, BoardTop, SerialAccelerator
 from hdl.board.clocks import RESET_CYCLES, ClockGenerator
+from hdl.board.link import Identity
 from hdl.parts.payload import FixedPointShape
 
 FREQUENCY = 25e6  # the board's own clock, so that no PLL is needed
@@ -218,3 +221,35 @@ def test_lights_and_the_button(monkeypatch):
     simulator = Simulator(design)
     simulator.add_testbench(drive)
     simulator.run()
+
+
+# clock, serial port as the FPGA sees it, reset, lights
+PINS = {
+    "ulx3s-12f": {"clk25": "G2", "rx": "M1", "tx": "L4", "button_fire": "R1", "led": "B2 C2 C1"},
+    "orangecrab-25f": {"clk": "A9", "rx": "N17", "tx": "M18", "button": "J17", "rgb_led": "M3 J3 K4"},
+    "orangecrab-85f": {"clk": "A9", "rx": "N17", "tx": "M18", "button": "J17", "rgb_led": "M3 J3 K4"},
+    "colorlight-i5": {"clk25": "P3", "rx": "H18", "tx": "J17", "reset": "K18", "led": "U16"},
+    "colorlight-5a-75b": {"clk25": "P6", "rx": "M13", "tx": "P11"},
+}
+PACKAGES = {"BG381": "CABGA381", "BG256": "CABGA256", "MG285": "CSFBGA285"}
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_a_board_s_design_has_its_pins_and_tools_are_told_its_device(name):
+    board, platform = BOARDS[name], BOARDS[name].platform()
+    size = platform.device.removeprefix("LFE5U-").lower().replace("f", "k")
+    assert board.device_arguments == (f"--{size}", "--package", PACKAGES[platform.package], "--speed", platform.speed)
+    assert any("openFPGALoader" in loader for loader in board.loaders)
+    assert all(loader[-1] == "{}" for loader in board.loaders)
+    if name not in PINS:
+        return
+    top = BoardTop(Echo(), Identity(1, 1, bytes(8)), board, board.frequency)
+    assert top.frequency == board.frequency
+    constraints = platform.prepare(top, "top").files["top.lpf"]
+    sites = re.findall(r'LOCATE COMP "(\w+?)(?:_\d)?(?:__([a-z]+))?__io" SITE "(\w+)"', constraints)
+    found = {}
+    for resource, part, site in sites:
+        found.setdefault(part if resource == "uart" else resource, []).append(site)
+    found = {resource: " ".join(places) for resource, places in found.items() if resource not in ("rts", "dtr")}
+    assert found == PINS[name]
+    assert "FREQUENCY NET" in constraints and f"{board.frequency:.1f} HZ" in constraints

@@ -76,7 +76,7 @@ def test_what_does_not_fit_is_refused_with_numbers():
     assert refuse_if_too_large(multiply(28, 8), board) == Requirements(0, 28)
     with pytest.raises(
         DoesNotFit,
-        match=r"needs 29 multipliers, ulx3s-25f has 28; choose a larger board \(ulx3s-45f, ulx3s-85f\) or .* smaller embed_dim",
+        match=r"needs 29 multipliers, ulx3s-25f has 28; choose a larger board \(ulx3s-45f, ulx3s-85f, orangecrab-85f\) or .* smaller embed_dim",
     ) as refused:
         refuse_if_too_large(multiply(29, 8), board)
     assert refused.value.needs == Requirements(0, 29)
@@ -88,7 +88,7 @@ def test_all_that_is_lacking_is_named_and_no_larger_board_where_there_is_none():
     assert shortage(BOARDS["ulx3s-45f"], {"multipliers": 72, "block_rams": 108}) is None
     assert shortage(BOARDS["ulx3s-45f"], {"multipliers": 73, "block_rams": 109}) == (
         "the design needs 73 multipliers, ulx3s-45f has 72 and 109 block RAMs, ulx3s-45f has 108; "
-        "choose a larger board (ulx3s-85f) or train a model with a smaller embed_dim"
+        "choose a larger board (ulx3s-85f, orangecrab-85f) or train a model with a smaller embed_dim"
     )
     # What a larger board has of the one does not help with the other.
     for name in ("ulx3s-25f", "ulx3s-85f"):
