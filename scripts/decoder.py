@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 
 from fixedpoint.transformer import QuantizedTransformer
 from hdl.board.boards import Board, find_board
-from hdl.board.decoder_estimate import Estimate, best_estimate
+from hdl.board.decoder_estimate import Estimate
+from hdl.board.decoder_fit import fitting_machine
 from hdl.decoder.machine import Machine
 from model.generation.loop import continue_text
 from model.tokenizers.tokenizer import Tokenizer
@@ -60,7 +61,7 @@ def generate_with_circuit(
         ToolError: Verilator, or what it needs, is missing or failed.
     """
     board = find_board(board_name)
-    chosen = best_estimate(quantized, board, sampling=temperature > 0)
+    chosen = fitting_machine(quantized, board, sampling=temperature > 0)
     plan = chosen.plan
     print(
         f"decoder for {board.name}: {plan.lanes} lanes, {chosen.needs.block_rams} of {board.block_rams} block RAMs, "

@@ -11,6 +11,8 @@ from model.errors import InputError
 from model.files import file_digest, read_json
 from model.run import RunDirectory
 
+MADE_FROM = "made_from.json"  # beside a bitstream: the integer model that it is of
+
 
 def add_run_argument(parser: argparse.ArgumentParser) -> None:
     """Add the positional argument RUN."""
@@ -44,9 +46,9 @@ def simulation_file(directory: RunDirectory) -> Path:
     return directory.simulation / "results.json"
 
 
-def synthesized_file(directory: RunDirectory) -> Path:
-    """Return where `positron synthesize` records the integer model of its results."""
-    return directory.synthesis / "made_from.json"
+def attention_synthesis(directory: RunDirectory) -> Path:
+    """Return where `positron synthesize --only attention` leaves its results."""
+    return directory.path / "synthesis_attention"
 
 
 def load_quantized(directory: RunDirectory) -> QuantizedTransformer:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from fixedpoint import LayerNorm, QuantizedTransformer
@@ -35,6 +35,7 @@ class Estimate:
         needs: Block RAMs and multipliers.
         first, middle, last: Cycles of a token at the first position, in the middle of the context,
             and at its end.
+        reason: Why these lanes and this layout, two sentences.
     """
 
     plan: Plan
@@ -42,6 +43,7 @@ class Estimate:
     first: int
     middle: int
     last: int
+    reason: str = ""
 
 
 def _rams(depth: int, width: int) -> int:
@@ -105,6 +107,10 @@ def plans(model: QuantizedTransformer, multipliers: int, *, sampling: bool = Fal
                 continue
             if plan.rows > MOST_ROWS or plan.slots * plan.kv_heads > MOST_EXPONENTIALS:
                 break
+            if max(plan.rows, norm_lanes) % min(plan.rows, norm_lanes):
+                continue  # of a norm's inputs and outputs one divides the other
+            if plan.head_dim % context_lanes and context_lanes % plan.head_dim:
+                continue  # nor does the division cut heads
             cycles = 2 * plan.channels // norm_lanes + plan.kv_channels // context_lanes
             if multipliers_of(plan) <= multipliers and (best is None or cycles < best[0]):
                 best = cycles, plan
@@ -137,6 +143,9 @@ def best_estimate(
     Raises:
         CircuitError: There is none; the message says what the one with the fewest block RAMs needs,
             or why there is none at all.
+
+    Returns:
+        The machine, with its `reason`.
     """
     found: list[Estimate] = []
     reasons: list[str] = []
@@ -149,7 +158,8 @@ def best_estimate(
             reasons.append(str(error))
     fitting = [one for one in found if one.needs.block_rams <= board.block_rams]
     if fitting:
-        return min(fitting, key=lambda one: (one.middle, one.needs.block_rams))
+        chosen = min(fitting, key=lambda one: (one.middle, one.needs.block_rams))
+        return replace(chosen, reason=_reason(chosen, found, board))
     if not found:
         wanted = (
             f"no number of lanes below {board.multipliers} suits" if lanes is None else f"{lanes} lanes do not suit"
@@ -161,4 +171,21 @@ def best_estimate(
         f"the decoder does not fit {board.name}: with {smallest.plan.lanes} lanes it needs "
         f"{smallest.needs.block_rams} block RAMs, the board has {board.block_rams}; a narrower model, fewer layers, "
         "narrower weights or a shorter context need fewer"
+    )
+
+
+def _reason(chosen: Estimate, found: list[Estimate], board: Board) -> str:
+    plan = chosen.plan
+    others = [
+        f"{one.plan.lanes} ({one.middle:,} cycles, {one.needs.block_rams} block RAMs)"
+        for one in found
+        if one is not chosen
+    ]
+    beside = f" beside {', '.join(others)}" if others else ", the only number that suits the model's sizes"
+    memories = "one memory" if plan.one_memory else "two memories, since their words differ,"
+    return (
+        f"{plan.lanes} lanes: the fewest cycles in the middle of the context, {chosen.middle:,}, with the multipliers "
+        f"and block RAMs of {board.name}{beside}. A word has tiles of {plan.rows} x {plan.columns} weights or keys of "
+        f"{plan.slots} positions, in {memories} of weights, keys and values; norms give {plan.norm_lanes} elements a "
+        f"cycle, the division {plan.context_lanes}: the fastest with the multipliers that the lanes leave."
     )

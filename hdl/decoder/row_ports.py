@@ -4,7 +4,7 @@
 
 from typing import Any
 
-from amaranth.hdl import Module, Shape, ShapeLike, Value
+from amaranth.hdl import Module, Shape, ShapeLike, Signal, Value
 from amaranth.lib import data, memory
 
 from ..parts.banked_memory import BankedMemory
@@ -29,8 +29,9 @@ def table_word(m: Module, name: str, shape: data.Layout | Shape, init: list, add
         return entry
     words = [shape.const(one).as_bits() if isinstance(shape, data.Layout) else one for one in init]
     m.submodules[name] = banks = BankedMemory(Shape.cast(shape).width, len(init), words, bank_words=BLOCK_WORDS)
-    m.d.comb += banks.address.eq(address)
-    return data.View(shape, banks.word) if isinstance(shape, data.Layout) else banks.word
+    entry = Signal(shape, name=f"{name}_entry")
+    m.d.comb += [banks.address.eq(address), Value.cast(entry).eq(banks.word)]
+    return entry
 
 
 def rows_of(shape: ShapeLike, rows: int) -> data.StructLayout:

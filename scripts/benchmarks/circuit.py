@@ -22,7 +22,7 @@ import numpy as np
 from hdl.catalog.names import DEFAULT_FREQUENCY
 from scripts.commands.synthesize import attention_of
 from scripts.output import add_json_argument, format_table, write_json
-from scripts.runs import add_run_argument, load_quantized, open_run
+from scripts.runs import add_run_argument, attention_synthesis, load_quantized, open_run
 
 MINIMUM_SECONDS = 0.5
 
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     from hdl.tools.synthesis import read_report
 
     directory = open_run(arguments.run)
-    report = read_report(directory.synthesis)
+    report = read_report(attention_synthesis(directory))
     required = min((clock.required_mhz for clock in report.clocks), default=DEFAULT_FREQUENCY / 1e6) if report else None
     megahertz = arguments.frequency or required or DEFAULT_FREQUENCY / 1e6
     figures = measure(attention_of(load_quantized(directory), arguments.layer), megahertz)

@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     directory = open_run(arguments.run)
     quantized = load_quantized(directory)
-    report = read_report(directory.path / "decoder")
+    report = read_report(directory.synthesis)
     required = min((clock.required_mhz for clock in report.clocks), default=None) if report else None
     megahertz = arguments.frequency or required or DEFAULT_FREQUENCY / 1e6
     figures = predict(quantized, arguments.board, arguments.lanes)

@@ -1,7 +1,7 @@
 """Send vectors to a board over its serial port and compare every result with the golden model.
 
-The board must hold the bitstream of `positron synthesize RUN`; the host asks it which model it
-holds.
+The board must hold the bitstream of `positron synthesize RUN --only attention`; the host asks it
+which model it holds.
 
 Example:
   positron host runs/demo --port /dev/ttyUSB0
@@ -16,7 +16,7 @@ from hdl.catalog.names import DEFAULT_BAUD
 from hdl.errors import ToolError
 from scripts.commands.synthesize import attention_of
 from scripts.output import add_json_argument, write_json
-from scripts.runs import RunDirectory, add_run_argument, load_quantized, open_run
+from scripts.runs import RunDirectory, add_run_argument, attention_synthesis, load_quantized, open_run
 
 if TYPE_CHECKING:
     import serial
@@ -63,7 +63,7 @@ def choose_baud(baud: int | None, directory: RunDirectory) -> int:
 
     if baud is not None:
         return baud
-    report = read_report(directory.synthesis)
+    report = read_report(attention_synthesis(directory))
     return DEFAULT_BAUD if report is None or report.baud is None else report.baud
 
 

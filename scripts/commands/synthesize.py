@@ -1,18 +1,18 @@
-"""Make a bitstream of the attention accelerator, or measure resources and speed of one core.
+"""Make a bitstream of a run's whole decoder, or of its attention alone, or measure one core.
 
-The accelerator holds the weights of one layer of a quantized run; results lie in RUN/synthesis.
-With
---circuit decoder it is the whole decoder instead, token in, next token out; results lie in
-RUN/decoder. --estimate says in seconds which boards have room for it and how fast it is there. With
---core, one core is placed and routed without pins, so there are figures and no bitstream; its
-weights are a run's (--run) or an example's of a layer 128 wide (attention: 64), and results lie in
-RUN/synthesis_CORE or build/cores/CORE.
+The decoder takes a token and gives the next one; weights, keys and values of all layers are on the
+chip. Lanes and layout are chosen for the board, and the command says why. A model that does not fit
+is refused before a tool runs, with what would have to shrink; --estimate says that, and the speed,
+for all boards. Results lie in RUN/synthesis. --only attention builds one layer's attention, into
+RUN/synthesis_attention. With --core, one core is placed and routed without pins, so there are
+figures and no bitstream; its weights are a run's (--run) or an example's of a layer 128 wide
+(attention: 64), and results lie in RUN/synthesis_CORE or build/cores/CORE.
 
 Example:
   positron synthesize runs/demo
-  positron synthesize runs/demo --board ulx3s-45f --frequency 40
   positron synthesize runs/demo --estimate
-  positron synthesize runs/demo --circuit decoder --frequency 60
+  positron synthesize runs/demo --board ulx3s-45f --frequency 40 --lanes 64
+  positron synthesize runs/demo --only attention
   positron synthesize --core softmax
   positron synthesize --core matrix-vector --run runs/demo
 """
@@ -30,10 +30,12 @@ from hdl.errors import CircuitError
 from model.errors import InputError
 from scripts.commands.export_verilog import add_model_arguments, make_core
 from scripts.output import add_json_argument, format_table, write_json
-from scripts.runs import load_named_quantized, open_run, synthesized_file
+from scripts.runs import MADE_FROM, attention_synthesis, load_named_quantized, open_run
 
 if TYPE_CHECKING:
+    from hdl.board.boards import Board
     from hdl.tools.synthesis import SynthesisReport
+    from model.run import RunDirectory
 
 CORES_DIRECTORY = Path("build") / "cores"
 CORE_FREQUENCY = 150e6  # Hz that place and route aims for where a core is measured alone
@@ -45,10 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "run", metavar="RUN", type=Path, nargs="?", help="directory of a trained run, for instance runs/demo"
     )
     parser.add_argument(
-        "--circuit",
-        choices=["attention", "decoder"],
-        default="attention",
-        help="what the bitstream holds: one layer's attention, or the whole decoder (default: %(default)s)",
+        "--only", choices=["attention"], help="build this part of one layer instead of the whole decoder"
     )
     parser.add_argument(
         "--estimate", action="store_true", help="only say which boards have room for the decoder, and its speed"
@@ -84,76 +83,102 @@ def run(arguments: argparse.Namespace) -> int:
     """Synthesize, print, and keep the figures."""
     if arguments.frequency is not None and not 0 < arguments.frequency < float("inf"):
         raise InputError(f"--frequency must be positive, not {arguments.frequency:g}")
-    if arguments.core is not None and (arguments.estimate or arguments.circuit == "decoder"):
-        raise InputError("--core measures one core; --estimate and --circuit belong to a run")
-    if arguments.lanes is not None and not (arguments.circuit == "decoder" or arguments.estimate):
-        raise InputError("--lanes belongs to --circuit decoder and --estimate")
+    decoder = arguments.core is None and arguments.only is None
+    if not decoder and (arguments.estimate or arguments.lanes is not None):
+        raise InputError("--estimate and --lanes belong to the whole decoder, not to --core or --only")
+    if arguments.core is not None and arguments.only is not None:
+        raise InputError("--core measures one core; --only belongs to a run")
+    if decoder and arguments.layer:
+        raise InputError("--layer belongs to --only attention and to --core; the decoder holds all layers")
     if arguments.estimate:
         return show_estimates(arguments)
     if arguments.core is not None:
         report = measure_core(arguments)
-    elif arguments.circuit == "decoder":
-        report = build_decoder(arguments)
     else:
-        report = build_accelerator(arguments)
+        report = build_decoder(arguments) if decoder else build_attention(arguments)
     if arguments.json is not None:
         write_json(arguments.json, {**vars(report), "timing_met": report.timing_met})
         print(f"figures: {arguments.json}")
     return 0
 
 
-def build_accelerator(arguments: argparse.Namespace) -> SynthesisReport:
-    """Make the bitstream of a run's attention accelerator."""
+def build_decoder(arguments: argparse.Namespace) -> SynthesisReport:
+    """Make the bitstream of a run's whole decoder."""
+    from hdl.board.boards import DecoderTop, find_board
+    from hdl.board.decoder_fit import fitting_machine
+    from hdl.board.link import Identity
+    from hdl.decoder.machine import Machine
+    from hdl.tools.synthesis import read_report, synthesize
+
+    directory, board = opened(arguments), find_board(arguments.board)
+    quantized, manifest_sha256 = load_named_quantized(directory)
+    chosen = fitting_machine(quantized, board, arguments.lanes)
+    print(chosen.reason, flush=True)
+    frequency, baud = clock_and_baud(arguments, board)
+    digest = bytes.fromhex(manifest_sha256)[: Identity.DIGEST_BYTES]
+    top = DecoderTop(Machine(chosen.plan), digest, board, frequency, baud)
+    before = read_report(directory.synthesis)
+    report = synthesize(top, board, directory.synthesis, name="decoder", seed=arguments.seed, baud=baud)
+    show(report, before, directory.synthesis, manifest_sha256)
+    print(
+        f"cycles a token at the first position, in the middle and at the end of the context: "
+        f"{chosen.first:,}, {chosen.middle:,}, {chosen.last:,}; in the middle {frequency / chosen.middle:,.0f} tokens/s"
+    )
+    return report
+
+
+def opened(arguments: argparse.Namespace) -> RunDirectory:
+    """Return the run whose circuit is meant."""
+    if arguments.run is None or arguments.core_run is not None:
+        raise InputError("say which run: positron synthesize RUN; --run belongs to --core")
+    return open_run(arguments.run)
+
+
+def clock_and_baud(arguments: argparse.Namespace, board: Board) -> tuple[float, int]:
+    """Return the circuit's clock in Hz and the serial port's bits per second."""
+    frequency = board.frequency if arguments.frequency is None else arguments.frequency * 1e6
+    return frequency, DEFAULT_BAUD if arguments.baud is None else arguments.baud
+
+
+def build_attention(arguments: argparse.Namespace) -> SynthesisReport:
+    """Make the bitstream of one layer's attention of a run."""
     from hdl.board.boards import AttentionTop, find_board
     from hdl.board.largest_fit import largest_embed_dim
     from hdl.board.requirements import DoesNotFit
     from hdl.tools.synthesis import read_report, synthesize
 
-    if arguments.run is None or arguments.core_run is not None:
-        raise InputError("say which run: positron synthesize RUN; --run belongs to --core")
-    directory = open_run(arguments.run)
-    board = find_board(arguments.board)
+    directory, board = opened(arguments), find_board(arguments.board)
     quantized, manifest_sha256 = load_named_quantized(directory)
-    parameters = attention_of(quantized, arguments.layer)
-    before = read_report(directory.synthesis)
-    frequency = board.frequency if arguments.frequency is None else arguments.frequency * 1e6
-    baud = DEFAULT_BAUD if arguments.baud is None else arguments.baud
+    parameters, target = attention_of(quantized, arguments.layer), attention_synthesis(directory)
+    before = read_report(target)
+    frequency, baud = clock_and_baud(arguments, board)
     top = AttentionTop(parameters, board, frequency, baud)
     try:
-        report = synthesize(top, board, directory.synthesis, name="attention", seed=arguments.seed, baud=baud)
+        report = synthesize(top, board, target, name="attention", seed=arguments.seed, baud=baud)
     except DoesNotFit as refusal:
         largest = largest_embed_dim(parameters, board, refusal.needs)
         raise CircuitError(
             f"{refusal}; with {parameters.num_heads} heads and a context of {parameters.context_length}, {board.name} has room for "
             f"an embed_dim of {largest} at most"
         ) from None
-    # Not in the report, which does not change when the circuit of another model is the same.
-    made_from = {"manifest_sha256": manifest_sha256, "layer": arguments.layer, "inputs_sha256": report.inputs_sha256}
-    write_json(synthesized_file(directory), made_from)
-    show(report, before)
-    print(f"bitstream: {directory.synthesis / str(report.bitstream)}")
+    show(report, before, target, manifest_sha256)
     return report
 
 
 def show_estimates(arguments: argparse.Namespace) -> int:
     """Print for all boards what a run's decoder would need, and its speed."""
     from hdl.board.boards import BOARDS
-    from hdl.board.decoder_estimate import Estimate, best_estimate
+    from hdl.board.decoder_fit import fitting_machine
     from scripts.decoder import FREQUENCY, estimate_row
 
-    if arguments.run is None:
-        raise InputError("say which run: positron synthesize RUN --estimate")
-    quantized, _ = load_named_quantized(open_run(arguments.run))
+    quantized, _ = load_named_quantized(opened(arguments))
     rows, refusals, figures = [], [], {}
-    estimates: dict[tuple[int, int], Estimate] = {}  # by what the FPGA has
     for board in BOARDS.values():
-        size = board.block_rams, board.multipliers
         try:
-            one = estimates[size] if size in estimates else best_estimate(quantized, board, arguments.lanes)
+            one = fitting_machine(quantized, board, arguments.lanes)
         except CircuitError as error:
             refusals.append(str(error))
             continue
-        estimates[size] = one
         rows.append(estimate_row(one, board))
         figures[board.name] = {"lanes": one.plan.lanes, **vars(one.needs), "cycles": [one.first, one.middle, one.last]}
     if rows:
@@ -166,35 +191,6 @@ def show_estimates(arguments: argparse.Namespace) -> int:
         write_json(arguments.json, figures)
         print(f"figures: {arguments.json}")
     return 0
-
-
-def build_decoder(arguments: argparse.Namespace) -> SynthesisReport:
-    """Make the bitstream of a run's whole decoder."""
-    from hdl.board.boards import DecoderTop, find_board
-    from hdl.board.decoder_estimate import best_estimate
-    from hdl.board.link import Identity
-    from hdl.decoder.machine import Machine
-    from hdl.tools.synthesis import read_report, synthesize
-
-    if arguments.run is None or arguments.core_run is not None:
-        raise InputError("say which run: positron synthesize RUN --circuit decoder; --run belongs to --core")
-    directory, board = open_run(arguments.run), find_board(arguments.board)
-    quantized, manifest_sha256 = load_named_quantized(directory)
-    chosen = best_estimate(quantized, board, arguments.lanes)
-    frequency = board.frequency if arguments.frequency is None else arguments.frequency * 1e6
-    baud = DEFAULT_BAUD if arguments.baud is None else arguments.baud
-    digest = bytes.fromhex(manifest_sha256)[: Identity.DIGEST_BYTES]
-    top = DecoderTop(Machine(chosen.plan), digest, board, frequency, baud)
-    target = directory.path / "decoder"
-    before = read_report(target)
-    report = synthesize(top, board, target, name="decoder", seed=arguments.seed, baud=baud)
-    show(report, before)
-    print(
-        f"{chosen.plan.lanes} lanes; cycles a token at the first position, in the middle and at the end of the context: "
-        f"{chosen.first:,}, {chosen.middle:,}, {chosen.last:,}"
-    )
-    print(f"bitstream: {target / str(report.bitstream)}")
-    return report
 
 
 def measure_core(arguments: argparse.Namespace) -> SynthesisReport:
@@ -220,16 +216,26 @@ def measure_core(arguments: argparse.Namespace) -> SynthesisReport:
     report = synthesize_core(
         core, directory, board=board, frequency=frequency, name=entry.name.replace("-", "_"), seed=arguments.seed
     )
-    show(report, before)
-    print(f"reports and logs: {directory}")
+    show(report, before, directory)
     return report
 
 
-def show(report: SynthesisReport, before: SynthesisReport | None) -> None:
-    """Print a report, and say so when it is an earlier one."""
+def show(
+    report: SynthesisReport, before: SynthesisReport | None, directory: Path, manifest_sha256: str | None = None
+) -> None:
+    """Print a report, say so when it is an earlier one, and write down the integer model that it is
+    of, if it is a run's.
+    """
     if report == before:
         print("up to date: circuit, constraints and tools are unchanged")
     print(report)
+    if manifest_sha256 is None:
+        print(f"reports and logs: {directory}")
+        return
+    # Not in the report, which does not change when the circuit of another model is the same.
+    made_from = {"manifest_sha256": manifest_sha256, "inputs_sha256": report.inputs_sha256}
+    write_json(directory / MADE_FROM, made_from)
+    print(f"bitstream: {directory / str(report.bitstream)}")
 
 
 def attention_of(quantized: QuantizedTransformer, layer: int) -> Attention:

@@ -16,7 +16,7 @@ from model.training.log import LogRow, read_log
 from model.training.pictures import attention_weights
 from scripts.report.charts import Series
 from scripts.report.data import COMMANDS, SHOWN_DIGITS, Gap, ReportData
-from scripts.runs import quantization_file, simulation_file, synthesized_file
+from scripts.runs import MADE_FROM, quantization_file, simulation_file
 from scripts.text import path_text
 
 # Longer maps would have labels too small to read.
@@ -118,14 +118,13 @@ class RunResults:
         return record if self._belongs("simulation", record, manifest_sha256=self.manifest_sha256) else None
 
     def synthesis(self) -> dict[str, Any] | None:
-        """Return the synthesis report, with the layer that was built."""
+        """Return the synthesis report."""
         report = read_optional(self.directory.synthesis / "report.json")
         if report is None:
             return None
-        record = read_optional(synthesized_file(self.directory)) or {}
+        record = read_optional(self.directory.synthesis / MADE_FROM) or {}
         intact = record.get("inputs_sha256") == report.get("inputs_sha256")
-        belongs = self._belongs("synthesis", record, intact, manifest_sha256=self.manifest_sha256)
-        return {**report, "layer": record.get("layer")} if belongs else None
+        return report if self._belongs("synthesis", record, intact, manifest_sha256=self.manifest_sha256) else None
 
     def _belongs(self, section: str, record: dict[str, Any] | None, intact: bool = True, **wanted: str | None) -> bool:
         """Whether a record has the wanted digests; if not, note why.

@@ -59,9 +59,8 @@ def lead(data: ReportData) -> str:
     if data.synthesis:
         clock = slowest_clock(data.synthesis)
         missed = clock is not None and clock["achieved_mhz"] < clock["required_mhz"]
-        layer = "" if data.synthesis.get("layer") is None else f" of layer {int(data.synthesis['layer']) + 1}"
         built = (
-            f"; the {data.synthesis['design']}{layer} was built for the board {data.synthesis['board']}"
+            f"; the {data.synthesis['design']} was built for the board {data.synthesis['board']}"
             f"{', too slow for its clock' if missed else ''}"
         )
     done = " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
@@ -277,7 +276,6 @@ def synthesis(data: ReportData) -> str:
     ]
     facts = {
         "design": report["design"],
-        "layer": None if report.get("layer") is None else str(int(report["layer"]) + 1),
         "board": report["board"],
         **{stage: format_duration(seconds) for stage, seconds in report["seconds"].items()},
         "bitstream": report["bitstream"],

@@ -275,13 +275,16 @@ def test_no_vectors(tiny_run: Path) -> None:
 
 def test_model_that_does_not_fit_the_board(tiny_run: Path) -> None:
     # A multiplier for each of 32 channels, and a few more; this chip has 28.
-    assert_refused(positron("synthesize", tiny_run, "--board", "ulx3s-25f"), "28", "multipliers")
+    assert_refused(positron("synthesize", tiny_run, "--board", "ulx3s-25f"), "28 multipliers", "room for a width of 16")
+    attention = positron("synthesize", tiny_run, "--board", "ulx3s-25f", "--only", "attention")
+    assert_refused(attention, "28", "multipliers")
+    assert not (tiny_run / "synthesis_attention").exists()
     assert not (tiny_run / "synthesis").exists()
 
 
 def test_board_and_layer_that_do_not_exist(tiny_run: Path) -> None:
     assert_refused(positron("synthesize", tiny_run, "--board", "breadboard"), "breadboard", "ulx3s-85f")
-    assert_refused(positron("synthesize", tiny_run, "--layer", 2), "layer 2")
+    assert_refused(positron("synthesize", tiny_run, "--only", "attention", "--layer", 2), "layer 2")
 
 
 def test_host_without_a_board(tiny_run: Path, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_a_board_with_transmission_errors_is_exercised_and_they_are_counted(port
 )
 def test_the_baud_rate_is_the_bitstreams_unless_another_is_asked_for(ports, tiny_run, synthesized, asked, used):
     if synthesized != "no report":
-        write_report(tiny_run / "synthesis", synthesized)
+        write_report(tiny_run / "synthesis_attention", synthesized)
     words = ["host", str(tiny_run), "--port", "wire", "--vectors", "1"]
     assert cli.main(words + (["--baud", str(asked)] if asked else [])) == 0
     assert ports == [("wire", used)]

@@ -13,7 +13,7 @@ from scripts import cli
 from scripts.report.collect import collect
 from scripts.report.data import ReportData
 from scripts.report.page import page
-from scripts.runs import simulation_file, synthesized_file
+from scripts.runs import MADE_FROM, attention_synthesis, simulation_file
 
 BENCH = {"name": "softmax", "compared": 4711, "cycles": 5, "stalls": False, "equal": True}
 USAGE = {"used": 1, "available": 10}
@@ -29,10 +29,10 @@ def finish(directory: RunDirectory) -> None:
     directory.synthesis.mkdir(exist_ok=True)
     usage = dict.fromkeys(("luts", "flip_flops", "block_rams", "multipliers"), USAGE)
     clocks = [{"name": "clk", "achieved_mhz": 61.0, "required_mhz": 50.0}]
-    report = {"design": "attention", "board": "ulx3s-85f", **usage, "clocks": clocks, "seconds": {}}
+    report = {"design": "decoder", "board": "ulx3s-85f", **usage, "clocks": clocks, "seconds": {}}
     report |= {"bitstream": "a.bit", "bitstream_sha256": "ab", "inputs_sha256": "in"}
     write_json(directory.synthesis / "report.json", report)
-    write_json(synthesized_file(directory), {"manifest_sha256": digest, "layer": 1, "inputs_sha256": "in"})
+    write_json(directory.synthesis / MADE_FROM, {"manifest_sha256": digest, "inputs_sha256": "in"})
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_all_of_one_model_is_shown_with_its_digest(run: RunDirectory) -> None:
     html = page(data)
     assert f"model {file_digest(run.model_weights)[:12]}" in html
     assert f"integer model {file_digest(run.quantized_manifest)[:12]}" in html
-    assert "the attention of layer 2 was built" in html
+    assert "the decoder was built" in html
 
 
 def test_after_another_training(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,7 +126,7 @@ def test_unfinished_training_and_other_weights(run: RunDirectory) -> None:
 
 
 def test_a_bitstream_without_the_digest_of_its_model(run: RunDirectory) -> None:
-    synthesized_file(run).unlink()
+    (run.synthesis / MADE_FROM).unlink()
     data = collect(run)
     assert shown(data) == ALL - {"synthesis"}
     assert data.gaps["synthesis"].reason == "The results do not name their model."
@@ -139,9 +139,16 @@ def test_evaluation_says_which_models_it_is_about(run: RunDirectory) -> None:
     assert record["manifest_sha256"] == file_digest(run.quantized_manifest)
 
 
-def test_synthesize_says_which_integer_model_it_built(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    synthesized_file(run).unlink()
+def test_synthesize_says_which_integer_model_it_built(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run.synthesis / MADE_FROM).unlink()
     report = SimpleNamespace(inputs_sha256="in", bitstream="a.bit")
     monkeypatch.setattr(synthesis, "synthesize", lambda *_, **__: report)
-    assert cli.main(["synthesize", str(run.path), "--layer", "1"]) == 0
-    assert collect(run).synthesis["layer"] == 1  # type: ignore[index]
+    assert cli.main(["synthesize", str(run.path)]) == 0
+    assert "lanes: the fewest cycles" in capsys.readouterr().out
+    assert collect(run).synthesis["design"] == "decoder"  # type: ignore[index]
+    attention_synthesis(run).mkdir()
+    assert cli.main(["synthesize", str(run.path), "--only", "attention", "--layer", "1"]) == 0
+    made_from = json.loads((attention_synthesis(run) / MADE_FROM).read_text())
+    assert made_from == {"manifest_sha256": file_digest(run.quantized_manifest), "inputs_sha256": "in"}
