@@ -20,6 +20,7 @@ from ..errors import CircuitError
 from .boards import Board
 from .decoder_estimate import Estimate, best_estimate, plans, requirements_of
 
+BLOCK_RAM_BITS = 18432
 STEP = 4  # channels of a head, between widths that are tried
 CONTEXT_STEPS = 16  # into which a context is cut to find the largest
 
@@ -51,11 +52,13 @@ def what_fits(model: QuantizedTransformer, board: Board) -> list[str]:
     heads, head, context = attention.num_heads, attention.head_dim, model.context_length
     bits = max(one.weight_bits for block in model.blocks for one in (block.attention.query, block.down))
     choices: dict[str, Iterable[tuple[int, dict[str, int]]]] = {
-        "a width of {}": ((heads * size, {"head_dim": size}) for size in _below(head, STEP)),
+        "a width of {}": (
+            (heads * size, {"head_dim": size}) for size in _below(head, STEP) if size % 2 == 0 or model.rotation is None
+        ),
         "a context of {}": (
             (size, {"context_length": size}) for size in _below(context, max(1, context // CONTEXT_STEPS))
         ),
-        "{} layers": ((size, {"layers": size}) for size in _below(len(model.blocks), 1)),
+        "fewer layers, {}": ((size, {"layers": size}) for size in _below(len(model.blocks), 1)),
         "{}-bit weights": ((size, {"weight_bits": size}) for size in range(bits - 1, 1, -1)),
     }
     found = []
@@ -75,6 +78,9 @@ def _below(size: int, step: int) -> Iterator[int]:
 def fits(model: QuantizedTransformer, board: Board) -> bool:
     """Return whether a board has room for a machine of a model."""
     for plan in plans(model, board.multipliers):
+        bits = plan.weight_element_bits * plan.weight_depth + plan.activation_bits * plan.cache_depth
+        if plan.lanes * bits > BLOCK_RAM_BITS * board.block_rams:
+            continue  # no need to make the machine
         try:
             if requirements_of(Machine(plan)).block_rams <= board.block_rams:
                 return True
@@ -127,6 +133,8 @@ def shrunk(
 
     def block(one: Block) -> Block:
         attention, rotations = one.attention, one.attention.rotations
+        if rotations is not None and turned is not None:
+            rotations = replace(rotations[0], table=turned), replace(rotations[1], table=turned)
         return replace(
             one,
             attention_norm=norm(one.attention_norm),
@@ -138,7 +146,7 @@ def shrunk(
                 value=linear(attention.value, kv_heads * head_dim, channels),
                 output=linear(attention.output, channels, channels),
                 context_length=context,
-                rotations=rotations and tuple(replace(rotation, table=turned) for rotation in rotations),
+                rotations=rotations,
             ),
             up=linear(one.up, hidden, channels),
             gate=one.gate and linear(one.gate, hidden, channels),

@@ -100,7 +100,7 @@ def stages(arguments: argparse.Namespace) -> list[Stage]:
         ),
         Stage(
             command="synthesize",
-            words=(name,),
+            words=(name, "--lanes", "64"),
             inputs=(run.quantized,),
             outputs=(run.synthesis,),
             sources=source_files("scripts.commands.synthesize"),

@@ -168,16 +168,24 @@ def build_attention(arguments: argparse.Namespace) -> SynthesisReport:
 def show_estimates(arguments: argparse.Namespace) -> int:
     """Print for all boards what a run's decoder would need, and its speed."""
     from hdl.board.boards import BOARDS
+    from hdl.board.decoder_estimate import Estimate
     from hdl.board.decoder_fit import fitting_machine
     from scripts.decoder import FREQUENCY, estimate_row
 
     quantized, _ = load_named_quantized(opened(arguments))
-    rows, refusals, figures = [], [], {}
+    rows, figures = [], {}
+    answers: dict[tuple[int, ...], Estimate | str] = {}  # by what the FPGA has
+    refused: dict[str, list[str]] = {}
     for board in BOARDS.values():
-        try:
-            one = fitting_machine(quantized, board, arguments.lanes)
-        except CircuitError as error:
-            refusals.append(str(error))
+        size = board.luts, board.block_rams, board.multipliers
+        if size not in answers:
+            try:
+                answers[size] = fitting_machine(quantized, board, arguments.lanes)
+            except CircuitError as error:
+                answers[size] = str(error)
+        one = answers[size]
+        if isinstance(one, str):
+            refused.setdefault(one, []).append(board.name)
             continue
         rows.append(estimate_row(one, board))
         figures[board.name] = {"lanes": one.plan.lanes, **vars(one.needs), "cycles": [one.first, one.middle, one.last]}
@@ -185,8 +193,8 @@ def show_estimates(arguments: argparse.Namespace) -> int:
         headings = ("board", "lanes", "block RAMs", "multipliers", "cycles: first", "middle", "last", "tokens/s")
         print(format_table(headings, rows))
         print(f"tokens a second in the middle of the context at {FREQUENCY / 1e6:g} MHz, before place and route")
-    for refusal in refusals:
-        print(refusal)
+    for refusal, names in refused.items():
+        print(f"{', '.join(names)}: {refusal}")
     if arguments.json is not None:
         write_json(arguments.json, figures)
         print(f"figures: {arguments.json}")

@@ -1,5 +1,7 @@
 """The whole decoder as a circuit against the specification, unit by unit and token by token."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from amaranth.sim import Simulator
@@ -10,12 +12,14 @@ import hdl.decoder.machine as machine_module
 from fixedpoint import Sampler
 from hdl.board.boards import BOARDS, DecoderTop
 from hdl.board.decoder_estimate import best_estimate
+from hdl.board.decoder_fit import fits, fitting_machine, shrunk
 from hdl.decoder import row_ports
 from hdl.decoder.accelerator import DecoderAccelerator
 from hdl.decoder.machine import Machine
 from hdl.decoder.plan import Plan
 from hdl.decoder.score_rows import Temperature
 from hdl.errors import CircuitError
+from hdl.parts.payload import check_connections
 
 SIZES = {"channels": 16, "num_heads": 4, "context_length": 4, "hidden": 20, "vocab_size": 11, "num_layers": 1}
 KINDS = {
@@ -165,13 +169,14 @@ def test_the_accelerator_takes_bytes_and_gives_the_token_and_its_cycles():
     assert results == [value for place, token in enumerate(wanted) for value in (token, machine.cycles(place))]
 
 
-def test_the_board_s_design_holds_the_whole_machine_each_time_it_is_made():
+def test_the_board_s_design_holds_the_whole_machine_each_time_it_is_made(monkeypatch):
+    monkeypatch.setattr(row_ports, "BLOCK_WORDS", 8)  # tables in banks, whose words become rows
     _, machine = machine_of("pairs of 4-bit weights")
     board = BOARDS["ulx3s-85f"]
-    designs = [
-        board.platform().prepare(DecoderTop(machine, bytes(8), board), "decoder", emit_src=False).files["decoder.il"]
-        for _ in range(2)
-    ]
+    designs = []
+    for platform in (board.platform(), board.platform()):
+        checked = check_connections(DecoderTop(machine, bytes(8), board), platform)
+        designs.append(platform.prepare(checked, "decoder", emit_src=False).files["decoder.il"])
     assert designs[0] == designs[1]
     assert all(f"softmax_{head}" in designs[0] for head in range(machine.plan.kv_heads))
 
@@ -194,3 +199,18 @@ def test_the_estimate_chooses_what_the_board_has_room_for():
         CircuitError, match=r"does not fit ulx3s-85f: with \d+ lanes it needs \d+ block RAMs, the board has 208"
     ):
         best_estimate(huge, BOARDS["ulx3s-85f"])
+
+
+def test_what_would_have_to_shrink_fits_and_a_step_more_does_not():
+    model = make_model(1, **{**SIZES, "context_length": 600, "num_layers": 3, "rotary": True, "gated": True})
+    board = replace(BOARDS["ulx3s-45f"], name="small", block_rams=30)
+    largest = {"head_dim": 2, "context_length": 259, "layers": 1}
+    with pytest.raises(
+        CircuitError, match="small has room for a width of 8, or for a context of 259, or for fewer lay"
+    ):
+        fitting_machine(model, board)
+    assert all(fits(shrunk(model, **{name: size}), board) for name, size in largest.items())
+    assert not any(fits(shrunk(model, **change), board) for change in ({"context_length": 296}, {"layers": 2}))
+    tiny = shrunk(model, **largest, weight_bits=4)
+    assert tiny.forward(np.array([[1, 2, 3]])).shape == (1, 3, 11)
+    assert (tiny.context_length, len(tiny.blocks), tiny.blocks[0].down.columns) == (259, 1, 10)

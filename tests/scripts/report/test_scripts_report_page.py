@@ -29,7 +29,7 @@ MODEL = {
 TENSOR = {"name": HOSTILE, "shape": [8, 8], "format": "Q1.7", "signal_to_noise": None, "saturated": 0.0}
 
 SYNTHESIS = {
-    "design": "attention",
+    "design": "decoder",
     "board": "ulx3s-85f",
     "luts": {"used": 8364, "available": 83640},
     "flip_flops": {"used": 5000, "available": 83640},
@@ -238,10 +238,10 @@ def test_lead_says_what_was_done() -> None:
     assert lead(data(**nothing)).endswith("16 tokens of context), trained in NumPy.")
     text = lead(data(**{**nothing, "quantization": data().quantization}))
     assert text.endswith(", trained in NumPy and quantized to integers with 8-bit weights.")
-    fast = {**SYNTHESIS, "layer": 0, "clocks": SYNTHESIS["clocks"][:1]}  # type: ignore[index]
+    fast = {**SYNTHESIS, "clocks": SYNTHESIS["clocks"][:1]}  # type: ignore[index]
     assert lead(data(synthesis=fast)).endswith(
         ", trained in NumPy, quantized to integers with 8-bit weights and simulated as circuits that compute the same "
-        "integers; the attention of layer 1 was built for the board ulx3s-85f."
+        "integers; the decoder was built for the board ulx3s-85f."
     )
     assert lead(data()).endswith("for the board ulx3s-85f, too slow for its clock.")
     benches = [{"equal": True}, {"equal": False}]
