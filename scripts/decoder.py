@@ -71,7 +71,7 @@ def generate_with_circuit(
     with SimulatedDecoder(Machine(plan), cache_directory() / "decoder") as decoder:
 
         def open_stream(sequences: list[list[int]]) -> Iterator[None]:
-            return stream_tokens(decoder, sequences[0], temperature, seed)
+            return stream_tokens(decoder, quantized, sequences[0], temperature, seed)
 
         text = continue_text(tokenizer, prompt, num_tokens, quantized.vocab_size, open_stream, on_text=on_text)
         mean = sum(decoder.cycles) / len(decoder.cycles) if decoder.cycles else 0.0

@@ -15,7 +15,7 @@ import fixedpoint
 
 from ..catalog.names import DEFAULT_BAUD, DEFAULT_FREQUENCY
 from ..cores.uart import UARTReceiver, UARTTransmitter, baud_divisor
-from ..decoder.accelerator import TOKEN_BYTES, DecoderAccelerator
+from ..decoder.accelerator import RESULTS, DecoderAccelerator
 from ..decoder.attention import Attention
 from ..decoder.machine import Machine
 from ..errors import CircuitError
@@ -157,7 +157,8 @@ class SerialAccelerator(wiring.Component):
         divisor = baud_divisor(frequency, baud)
         self._receiver, self._transmitter = UARTReceiver(divisor), UARTTransmitter(divisor)
         element, result = payload_shape(accelerator.i)["data"].shape, payload_shape(accelerator.o)["data"].shape
-        self._link = HostLink(identity, element, result)
+        decoder = isinstance(accelerator, DecoderAccelerator)
+        self._link = HostLink(identity, element, result, *((RESULTS, True) if decoder else ()))
         super().__init__(
             {"rx": wiring.In(1, init=1), "tx": wiring.Out(1, init=1), "busy": wiring.Out(1), "fault": wiring.Out(1)}
         )
@@ -279,12 +280,17 @@ class AttentionTop(BoardTop):
         super().__init__(Attention(parameters), identity, board, frequency, baud)
 
 
+def decoder_identity(accelerator: DecoderAccelerator, digest: bytes) -> Identity:
+    """Return what a decoder says about itself."""
+    return Identity(accelerator.request.size // 8, accelerator.machine.plan.context_length, digest)
+
+
 class DecoderTop(BoardTop):
     """The whole decoder on a board.
 
     Args:
         machine: The decoder.
-        digest: First bytes of a hash of the model, with which the host compares its own.
+        digest: First bytes of a hash of model and tokenizer, with which the host compares its own.
         board: A board of `BOARDS`.
         frequency: Hz wanted.
         baud: Bits per second of the serial port.
@@ -298,6 +304,6 @@ class DecoderTop(BoardTop):
         frequency: float = DEFAULT_FREQUENCY,
         baud: float = DEFAULT_BAUD,
     ):
-        identity = Identity(TOKEN_BYTES, machine.plan.context_length, digest)
+        accelerator = DecoderAccelerator(machine)
         baud_divisor(clock_frequency(board.platform().default_clk_frequency, frequency), baud)
-        super().__init__(DecoderAccelerator(machine), identity, board, frequency, baud)
+        super().__init__(accelerator, decoder_identity(accelerator, digest), board, frequency, baud)

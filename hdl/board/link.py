@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
-from amaranth.hdl import Array, Const, Module, Shape, ShapeLike, Signal, signed
-from amaranth.lib import data, stream, wiring
+from amaranth.hdl import Array, Const, Module, Shape, ShapeLike, Signal, Value, signed
+from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from fixedpoint import Attention
@@ -114,15 +114,11 @@ class Identity:
             raise ValueError(f"a token's elements are -128 to 127, not {vector.min()} to {vector.max()}")
         return bytes([Kind.RESTART_TOKEN if restart else Kind.TOKEN]) + vector.astype(np.int8).tobytes()
 
-    @property
-    def result_bytes(self) -> int:
-        """Bytes of a token's results."""
-        return 2 * self.embed_dim
-
-    def decode_result(self, answer: bytes) -> np.ndarray:
-        """Return the int16 (C,) result in what answers a token."""
-        if len(answer) != self.result_bytes:
-            raise ToolError(f"the board sent {len(answer)} bytes instead of a result's {self.result_bytes}")
+    def decode_result(self, answer: bytes, results: int | None = None) -> np.ndarray:
+        """Return the int16 (C,) result in what answers a token, or (`results`,)."""
+        wanted = 2 * (self.embed_dim if results is None else results)
+        if len(answer) != wanted:
+            raise ToolError(f"the board sent {len(answer)} bytes instead of a result's {wanted}")
         return np.frombuffer(answer, dtype="<i2").astype(np.int16)
 
 
@@ -138,6 +134,8 @@ class HostLink(wiring.Component):
 
     Attributes:
         identity: Sizes, and what answers `Kind.IDENTIFY`.
+        results: Elements of an answer, where not as many as a token's.
+        exchangeable: Whether the identity stands in a block RAM, not in logic.
         element, result: What a byte of a token and two of a result are to the accelerator: shapes
             of 8 and 16 bits, signed.
         i_bytes: In, stream of bytes from the host, always ready.
@@ -146,13 +144,21 @@ class HostLink(wiring.Component):
         i_result: In, stream of {data: `result`, last}: C elements a token.
     """
 
-    def __init__(self, identity: Identity, element: ShapeLike = ELEMENT, result: ShapeLike = RESULT):
+    def __init__(
+        self,
+        identity: Identity,
+        element: ShapeLike = ELEMENT,
+        result: ShapeLike = RESULT,
+        results: int | None = None,
+        exchangeable: bool = False,
+    ):
         for name, shape, wanted in (("element", element, ELEMENT), ("result", result, RESULT)):
             if Shape.cast(shape) != wanted:
                 raise CircuitError(
                     f"the link's {name} must be a signed number of {wanted.width} bits, not {describe(shape)}"
                 )
-        self.identity = identity
+        self.identity, self.exchangeable = identity, exchangeable
+        self.results = identity.embed_dim if results is None else results
         super().__init__(
             {
                 "i_bytes": In(stream.Signature(8)),
@@ -165,7 +171,7 @@ class HostLink(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
-        channels, result_bytes = self.identity.embed_dim, self.identity.result_bytes
+        channels, result_bytes = self.identity.embed_dim, 2 * self.results
         m.submodules.receiver = receiver = FrameReceiver(HEADER.size + 1 + channels)
         m.submodules.transmitter = transmitter = FrameTransmitter()
         m.submodules.responder = responder = Responder(1 + max(Identity.SIZE, result_bytes))
@@ -177,7 +183,7 @@ class HostLink(wiring.Component):
         request, answer = responder.o_request, responder.i_answer
         kind = Signal(8)  # of the answer
         left = Signal(16)
-        identity = Array(Const(byte, 8) for byte in self.identity.to_bytes())
+        identity = self._identity(m, Identity.SIZE - 1 - left, answer.ready)
         high = Signal()
         m.d.comb += [
             self.o_token.payload.data.eq(request.payload.data.as_signed()),
@@ -218,7 +224,7 @@ class HostLink(wiring.Component):
                         with m.Default():
                             m.next = "RESULT"
             with m.State("IDENTITY"):
-                m.d.comb += [answer.valid.eq(1), answer.payload.data.eq(identity[Identity.SIZE - 1 - left])]
+                m.d.comb += [answer.valid.eq(1), answer.payload.data.eq(identity)]
                 with m.If(answer.ready):
                     m.d.sync += left.eq(left - 1)
                     with m.If(left == 0):
@@ -234,6 +240,18 @@ class HostLink(wiring.Component):
                     with m.If(left == 0):
                         m.next = "KIND"
         return m
+
+    def _identity(self, m: Module, place: Value, taken: Value) -> Value:
+        """Return the identity's byte at a place; it is given when the one before is taken."""
+        content = self.identity.to_bytes()
+        if not self.exchangeable:
+            return Array(Const(byte, 8) for byte in content)[place]
+        m.submodules.identity = table = memory.Memory(
+            shape=8, depth=len(content), init=list(content), attrs={"ram_style": "block"}
+        )
+        port = table.read_port()
+        m.d.comb += port.addr.eq(place + taken)
+        return port.data
 
 
 class Host:
@@ -278,8 +296,8 @@ class Host:
         self._sequence = []
         return identity
 
-    def send(self, vector: np.ndarray, restart: bool = False) -> np.ndarray:
-        """Send one token, int8 range (C,), and return its int16 (C,) result.
+    def send(self, vector: np.ndarray, restart: bool = False, results: int | None = None) -> np.ndarray:
+        """Send one token, int8 range (C,), and return its int16 (C,) or (`results`,) result.
 
         Raises:
             ToolError: The answer did not arrive, or the token continues a sequence that does not
@@ -296,7 +314,7 @@ class Host:
         self._sequence = []  # unless all goes well
         answer = self._recover(identity, before, message)
         self._sequence = [*before, (message, answer)]
-        return identity.decode_result(_content(message[0], answer))
+        return identity.decode_result(_content(message[0], answer), results)
 
     def _recover(self, identity: Identity, before: list[tuple[bytes, bytes]], message: bytes) -> bytes:
         """Return a message's answer; where the board lost what came before, send that again."""

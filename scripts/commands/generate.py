@@ -4,32 +4,39 @@ The model continues the prompt token by token (a token is a character unless the
 otherwise). A low temperature prefers likely tokens, a high one gives more variety; the same seed
 gives the same text. With --quantized the run's integer model generates and samples, in integer
 arithmetic: the C program of `positron export` gives the same text. With --device simulated the
-whole decoder as a circuit writes the same text, compiled by Verilator; it takes the likeliest
-token.
+whole decoder as a circuit writes the same text, compiled by Verilator; with --device PORT a
+board does, after it was asked whether it holds this run's model and tokenizer.
 
 Example:
   positron generate runs/demo --prompt "One morning" --temperature 0.7
   positron generate runs/demo --quantized --seed 1
   positron generate runs/demo --device simulated --length 100
+  positron generate runs/demo --device /dev/ttyUSB0 --temperature 0
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
+from fixedpoint import QuantizedTransformer
 from fixedpoint.generation import generate_text as generate_integer_text
 from hdl.catalog.names import BOARD_NAMES, DEFAULT_BOARD
 from hdl.errors import ToolError
 from model.errors import InputError
 from model.files import file_digest
 from model.generation.generate import generate_text
+from model.run import RunDirectory
 from model.tokenizers.tokenizer import Tokenizer
+from scripts.board import choose_baud, fingerprint, generate_with_board, open_port
 from scripts.cli import what_is_missing
 from scripts.runs import add_run_argument, load_named_quantized, open_run
 from scripts.text import prompt_text
 
 DEFAULT_PROMPT = "One day"
+TEMPERATURE = 0.8
+SIMULATED = "simulated"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,9 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--temperature",
         type=float,
-        default=0.8,
         metavar="X",
-        help="0 always takes the likeliest token (default: %(default)s)",
+        help=f"0 always takes the likeliest token (default: {TEMPERATURE}, or 0 where a board cannot sample)",
     )
     parser.add_argument("--top-k", type=int, metavar="K", help="choose among the K likeliest tokens (default: all)")
     parser.add_argument(
@@ -56,11 +62,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the choices (default: %(default)s)")
     parser.add_argument("--quantized", action="store_true", help="generate in integers, with the quantized model")
-    parser.add_argument("--device", choices=["simulated"], help="generate with the decoder circuit, simulated")
+    parser.add_argument(
+        "--device",
+        metavar="PORT",
+        help=f"generate with the decoder circuit: {SIMULATED}, or on a board at this serial port",
+    )
+    parser.add_argument("--baud", type=int, help="bits per second of the port (default: those of the run's bitstream)")
     parser.add_argument(
         "--board",
         choices=BOARD_NAMES,
-        help=f"board whose multipliers and memories the circuit may use (default: {DEFAULT_BOARD})",
+        help=f"board whose multipliers and memories the simulated circuit may use (default: {DEFAULT_BOARD})",
     )
 
 
@@ -73,8 +84,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError(
             "--top-k and --top-p exist for the float model alone; leave them out with --quantized or --device"
         )
-    if arguments.device is None and arguments.board is not None:
-        raise InputError("--board belongs to --device")
+    if arguments.board is not None and arguments.device != SIMULATED:
+        raise InputError(f"--board belongs to --device {SIMULATED}")
+    if arguments.baud is not None and arguments.device in (None, SIMULATED):
+        raise InputError("--baud belongs to --device PORT")
     chosen = None if arguments.prompt is None else prompt_text(arguments.prompt)
     directory = open_run(arguments.run)
     tokenizer = directory.load_tokenizer()
@@ -88,19 +101,22 @@ def run(arguments: argparse.Namespace) -> int:
 
     options = {
         "num_tokens": arguments.length,
-        "temperature": arguments.temperature,
+        "temperature": TEMPERATURE if arguments.temperature is None else arguments.temperature,
         "seed": arguments.seed,
         "on_text": show,
     }
     if arguments.device is not None:
-        if reason := what_is_missing("generate --device"):
+        if reason := what_is_missing("generate --device" if arguments.device == SIMULATED else "host"):
             raise ToolError(reason)
-        from scripts.decoder import generate_with_circuit
-
         quantized, digest = load_named_quantized(directory)
         made_from = {"manifest_sha256": digest}
-        board = DEFAULT_BOARD if arguments.board is None else arguments.board
-        continuation = generate_with_circuit(quantized, tokenizer, prompt, board_name=board, **options)
+        if arguments.device == SIMULATED:
+            from scripts.decoder import generate_with_circuit
+
+            board = DEFAULT_BOARD if arguments.board is None else arguments.board
+            continuation = generate_with_circuit(quantized, tokenizer, prompt, board_name=board, **options)
+        else:
+            continuation = generate_at_port(arguments, directory, quantized, digest, tokenizer, prompt, options)
     elif arguments.quantized:
         quantized, digest = load_named_quantized(directory)
         made_from = {"manifest_sha256": digest}
@@ -115,6 +131,29 @@ def run(arguments: argparse.Namespace) -> int:
     # Not on standard output, which is the text alone.
     print(f"text: {directory.sample}", file=sys.stderr)
     return 0
+
+
+def generate_at_port(
+    arguments: argparse.Namespace,
+    directory: RunDirectory,
+    quantized: QuantizedTransformer,
+    digest: str,
+    tokenizer: Tokenizer,
+    prompt: str,
+    options: dict[str, Any],
+) -> str:
+    """Return the text that the board at a serial port writes."""
+    from hdl.board.decoder_host import DecoderHost
+    from hdl.tools.synthesis import read_report
+
+    report = read_report(directory.synthesis)
+    with open_port(arguments.device, choose_baud(arguments.baud, directory.synthesis)) as port:
+        board = DecoderHost(port)
+        board.connect(fingerprint(directory, digest), quantized.context_length)
+        if arguments.temperature is None and not board.samples:
+            options = {**options, "temperature": 0.0}
+        megahertz = None if report is None else min(clock.required_mhz for clock in report.clocks)
+        return generate_with_board(board, quantized, tokenizer, prompt, megahertz=megahertz, **options)
 
 
 def default_prompt(tokenizer: Tokenizer) -> str:

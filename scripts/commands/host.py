@@ -10,16 +10,11 @@ Example:
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
-from hdl.catalog.names import DEFAULT_BAUD
-from hdl.errors import ToolError
+from scripts.board import choose_baud, open_port
 from scripts.commands.synthesize import attention_of
 from scripts.output import add_json_argument, write_json
-from scripts.runs import RunDirectory, add_run_argument, attention_synthesis, load_quantized, open_run
-
-if TYPE_CHECKING:
-    import serial
+from scripts.runs import add_run_argument, attention_synthesis, load_quantized, open_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     directory = open_run(arguments.run)
     parameters = attention_of(load_quantized(directory), arguments.layer)
-    with open_port(arguments.port, choose_baud(arguments.baud, directory)) as port:
+    with open_port(arguments.port, choose_baud(arguments.baud, attention_synthesis(directory))) as port:
         figures = exercise(Host(port), parameters, arguments.vectors, arguments.seed)
     print(
         f"{figures['values']:,} values of {figures['vectors']:,} tokens are all equal to the golden model's "
@@ -55,31 +50,3 @@ def run(arguments: argparse.Namespace) -> int:
         write_json(arguments.json, figures)
         print(f"figures: {arguments.json}")
     return 0
-
-
-def choose_baud(baud: int | None, directory: RunDirectory) -> int:
-    """Return the bits per second asked for, else those of the run's bitstream, else the default."""
-    from hdl.tools.synthesis import read_report
-
-    if baud is not None:
-        return baud
-    report = read_report(attention_synthesis(directory))
-    return DEFAULT_BAUD if report is None or report.baud is None else report.baud
-
-
-def open_port(name: str, baud: int) -> serial.Serial:
-    """Open a serial port.
-
-    Raises:
-        ToolError: There is none of this name, or it cannot be used.
-    """
-    import serial
-    from serial.tools.list_ports import comports
-
-    from hdl.board.session import ANSWER_SECONDS
-
-    try:
-        return serial.Serial(name, baud, timeout=ANSWER_SECONDS)
-    except (serial.SerialException, ValueError) as error:
-        ports = ", ".join(sorted(port.device for port in comports())) or "none"
-        raise ToolError(f"cannot open the serial port {name}: {error}; ports found: {ports}") from None

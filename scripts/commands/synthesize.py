@@ -22,12 +22,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fixedpoint import Attention, QuantizedTransformer
 from hdl.catalog.names import BOARD_NAMES, CORE_NAMES, DEFAULT_BAUD, DEFAULT_BOARD, DEFAULT_FREQUENCY, DEFAULT_SEED
 from hdl.errors import CircuitError
 from model.errors import InputError
+from scripts.board import PLAN, fingerprint
 from scripts.commands.export_verilog import add_model_arguments, make_core
 from scripts.output import add_json_argument, format_table, write_json
 from scripts.runs import MADE_FROM, attention_synthesis, load_named_quantized, open_run
@@ -54,6 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--lanes", type=int, metavar="N", help="the decoder's multipliers (default: the fastest that fit)"
+    )
+    parser.add_argument(
+        "--sampling",
+        action="store_true",
+        help="the decoder can sample at a temperature, not only take the likeliest token",
     )
     parser.add_argument("--core", metavar="CORE", help=f"measure one core alone: {', '.join(CORE_NAMES)}")
     parser.add_argument(
@@ -84,8 +90,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.frequency is not None and not 0 < arguments.frequency < float("inf"):
         raise InputError(f"--frequency must be positive, not {arguments.frequency:g}")
     decoder = arguments.core is None and arguments.only is None
-    if not decoder and (arguments.estimate or arguments.lanes is not None):
-        raise InputError("--estimate and --lanes belong to the whole decoder, not to --core or --only")
+    if not decoder and (arguments.estimate or arguments.sampling or arguments.lanes is not None):
+        raise InputError("--estimate, --sampling and --lanes belong to the whole decoder, not to --core or --only")
     if arguments.core is not None and arguments.only is not None:
         raise InputError("--core measures one core; --only belongs to a run")
     if decoder and arguments.layer:
@@ -106,20 +112,20 @@ def build_decoder(arguments: argparse.Namespace) -> SynthesisReport:
     """Make the bitstream of a run's whole decoder."""
     from hdl.board.boards import DecoderTop, find_board
     from hdl.board.decoder_fit import fitting_machine
-    from hdl.board.link import Identity
     from hdl.decoder.machine import Machine
     from hdl.tools.synthesis import read_report, synthesize
 
     directory, board = opened(arguments), find_board(arguments.board)
     quantized, manifest_sha256 = load_named_quantized(directory)
-    chosen = fitting_machine(quantized, board, arguments.lanes)
+    chosen = fitting_machine(quantized, board, arguments.lanes, sampling=arguments.sampling)
     print(chosen.reason, flush=True)
     frequency, baud = clock_and_baud(arguments, board)
-    digest = bytes.fromhex(manifest_sha256)[: Identity.DIGEST_BYTES]
+    digest = fingerprint(directory, manifest_sha256)
     top = DecoderTop(Machine(chosen.plan), digest, board, frequency, baud)
     before = read_report(directory.synthesis)
     report = synthesize(top, board, directory.synthesis, name="decoder", seed=arguments.seed, baud=baud)
-    show(report, before, directory.synthesis, manifest_sha256)
+    layout = {name: getattr(chosen.plan, name) for name in PLAN}
+    show(report, before, directory.synthesis, manifest_sha256, fingerprint=digest.hex(), **layout)
     print(
         f"cycles a token at the first position, in the middle and at the end of the context: "
         f"{chosen.first:,}, {chosen.middle:,}, {chosen.last:,}; in the middle {frequency / chosen.middle:,.0f} tokens/s"
@@ -180,7 +186,7 @@ def show_estimates(arguments: argparse.Namespace) -> int:
         size = board.luts, board.block_rams, board.multipliers
         if size not in answers:
             try:
-                answers[size] = fitting_machine(quantized, board, arguments.lanes)
+                answers[size] = fitting_machine(quantized, board, arguments.lanes, sampling=arguments.sampling)
             except CircuitError as error:
                 answers[size] = str(error)
         one = answers[size]
@@ -229,10 +235,14 @@ def measure_core(arguments: argparse.Namespace) -> SynthesisReport:
 
 
 def show(
-    report: SynthesisReport, before: SynthesisReport | None, directory: Path, manifest_sha256: str | None = None
+    report: SynthesisReport,
+    before: SynthesisReport | None,
+    directory: Path,
+    manifest_sha256: str | None = None,
+    **made_of: Any,
 ) -> None:
     """Print a report, say so when it is an earlier one, and write down the integer model that it is
-    of, if it is a run's.
+    of, if it is a run's, and how that became a circuit.
     """
     if report == before:
         print("up to date: circuit, constraints and tools are unchanged")
@@ -241,7 +251,7 @@ def show(
         print(f"reports and logs: {directory}")
         return
     # Not in the report, which does not change when the circuit of another model is the same.
-    made_from = {"manifest_sha256": manifest_sha256, "inputs_sha256": report.inputs_sha256}
+    made_from = {"manifest_sha256": manifest_sha256, "inputs_sha256": report.inputs_sha256, **made_of}
     write_json(directory / MADE_FROM, made_from)
     print(f"bitstream: {directory / str(report.bitstream)}")
 

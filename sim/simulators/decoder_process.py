@@ -6,7 +6,9 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
+from fixedpoint import QuantizedTransformer
 from fixedpoint.operators.sampling import XorShift32
 from hdl.decoder.machine import Machine
 from hdl.decoder.score_rows import Temperature
@@ -86,13 +88,19 @@ class SimulatedDecoder:
         self.close()
 
 
+class Decoder(Protocol):
+    """A decoder circuit, simulated or on a board."""
+
+    def step(self, token: int, *, restart: bool, choice: tuple[int, Temperature] | None = None) -> int:
+        """Return the token after `token`; see `SimulatedDecoder`."""
+
+
 def stream_tokens(
-    decoder: SimulatedDecoder, sequence: list[int], temperature: float = 0.0, seed: int = 0
+    decoder: Decoder, model: QuantizedTransformer, sequence: list[int], temperature: float = 0.0, seed: int = 0
 ) -> Iterator[None]:
     """Lengthen a token sequence in place, for ever, as the integer model does with the same seed;
     see `stream` in `model.generation.loop`.
     """
-    model = decoder.machine.plan.model
     heat = Temperature.of(model.logits.output, temperature) if temperature else None
     context_length, start, generator = model.context_length, -1, XorShift32.from_seed(seed, 1)
     while True:

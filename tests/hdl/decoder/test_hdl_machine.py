@@ -13,10 +13,12 @@ from fixedpoint import Sampler
 from hdl.board.boards import BOARDS, DecoderTop
 from hdl.board.decoder_estimate import best_estimate
 from hdl.board.decoder_fit import fits, fitting_machine, shrunk
+from hdl.board.selftest import token_stages, weight_stages
 from hdl.decoder import row_ports
-from hdl.decoder.accelerator import DecoderAccelerator
+from hdl.decoder.accelerator import RESULTS, DecoderAccelerator
 from hdl.decoder.machine import Machine
 from hdl.decoder.plan import Plan
+from hdl.decoder.probe import Unit, checksum
 from hdl.decoder.score_rows import Temperature
 from hdl.errors import CircuitError
 from hdl.parts.payload import check_connections
@@ -134,39 +136,57 @@ def test_what_does_not_suit_the_lanes_is_refused_with_all_reasons():
         Plan(rotary, 16)
 
 
-def test_the_accelerator_takes_bytes_and_gives_the_token_and_its_cycles():
+def test_the_accelerator_takes_bytes_and_gives_token_cycles_and_checksum():
     model, machine = machine_of("pairs of 4-bit weights")
     accelerator = DecoderAccelerator(machine)
+    stages = {stage.name: stage for stage in [*weight_stages(machine.plan), *token_stages(machine, [5])]}
     tokens = [5, 2, 9]
+    context = next(stage for stage in token_stages(machine, tokens[:2]) if stage.unit == Unit.CONTEXT)
+    value = next(matrix for matrix in machine.plan.matrices if matrix.name == "blocks.0.attention.value")
+    weights = machine.plan.weight_words()
+    weights[value.address + 1] ^= 1 << 9  # before the third token
+    probes = [
+        (stages["blocks.0.attention.key"], stages["blocks.0.attention.key"].checksum),
+        (context, context.checksum),
+        (weight_stages(machine.plan)[2], checksum(weights[: value.address + value.words])),
+    ]
+    assert probes[0][0].unit == Unit.MATRICES and probes[2][1] != probes[2][0].checksum
     results = []
 
     async def source(ctx):
-        for place, token in enumerate(tokens):
-            for byte in token.to_bytes(2, "little"):
+        for place, (token, (stage, _)) in enumerate(zip(tokens, probes, strict=True)):
+            fields = {"token": token, "unit": int(stage.unit), "last": stage.last}
+            for byte in accelerator.request.const(fields).as_bits().to_bytes(5, "little"):
                 ctx.set(accelerator.i.payload.data, byte)
                 ctx.set(accelerator.i.payload.restart, place == 0)
                 ctx.set(accelerator.i.valid, 1)
                 await ctx.tick().until(accelerator.i.ready)
-            ctx.set(accelerator.i.valid, 0)
 
     async def sink(ctx):
         ctx.set(accelerator.o.ready, 1)
-        for _ in range(2 * len(tokens)):
+        for number in range(RESULTS * len(tokens)):
+            if number == 2 * RESULTS:
+                ctx.set(machine._cache.internals.banks[0].data[value.address + 1], weights[value.address + 1])
             data, last = (
                 await ctx.tick()
                 .sample(accelerator.o.payload.data, accelerator.o.payload.last)
                 .until(accelerator.o.valid)
             )
-            assert last == len(results) % 2
-            results.append(data)
+            assert last == (number % RESULTS == RESULTS - 1)
+            results.append(data & 0xFFFF)
 
     simulator = Simulator(accelerator)
     simulator.add_clock(1e-6)
-    simulator.add_testbench(source)
+    simulator.add_testbench(source, background=True)
     simulator.add_testbench(sink)
     simulator.run()
+    rows = [results[start : start + RESULTS] for start in range(0, len(results), RESULTS)]
     wanted = model.forward(np.array([tokens]))[0].argmax(axis=-1).tolist()
-    assert results == [value for place, token in enumerate(wanted) for value in (token, machine.cycles(place))]
+    assert [row[0] for row in rows[:2]] == wanted[:2]
+    assert [row[1] for row in rows] == [machine.cycles(place) for place in range(3)]
+    assert [row[2] | row[3] << 16 for row in rows] == [total for _, total in probes]
+    sets = [matrix.sets for matrix in machine.plan.matrices]
+    assert [row[4] for row in rows] == [sum(sets), context.last + 1, machine.plan.weight_depth]
 
 
 def test_the_board_s_design_holds_the_whole_machine_each_time_it_is_made(monkeypatch):

@@ -18,7 +18,7 @@ def test_the_compiled_decoder_writes_the_integer_models_tokens(simulation_builds
     with SimulatedDecoder(Machine(Plan(model, 16, sampling=True)), simulation_builds) as decoder:
         for prompt, temperature, seed in (([3, 1, 2], 0.0, 0), ([7], 1.5, 4), ([1, 2, 3, 4, 5, 6, 7], 8.0, 9)):
             sequence = list(prompt)
-            tokens = stream_tokens(decoder, sequence, temperature, seed)
+            tokens = stream_tokens(decoder, model, sequence, temperature, seed)
             for _ in range(12):  # beyond a full context
                 next(tokens)
             wanted = generate_batch(model, [prompt], 12, temperature=temperature, seed=seed)[0]
