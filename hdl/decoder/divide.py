@@ -58,15 +58,26 @@ class DivideRows(wiring.Component):
         lanes: Contexts a word; divides d, or is a multiple of d that divides K·d.
         input_registers: The multiplication takes a cycle more, for a larger circuit around this one
             whose operands come from further away.
+        sequences: How many a row may belong to.
         latency, denominator_latency: The formulas above, for a unit without an earlier row.
-        i: In, {valid, sums, layer}: a row's S·K·d signed partial sums, `weighted_sum_bits` bits
+        i: In, {valid, sums, layer, sequence}: a row's S·K·d signed partial sums, `weighted_sum_bits` bits
             each, slot by slot. Sums and denominators of a third row must not come before the
             first's contexts have been given.
         i_denominators: In, {valid, values}: a row's K denominators, unsigned and positive.
-        o: Out, {valid, data, last}: contexts, channel 0 first.
+        o: Out, {valid, data, last, sequence}: contexts, channel 0 first.
+        output_stages: Cycles from a row's last word leaving its register to its contexts; then a
+            third row may come.
     """
 
-    def __init__(self, attentions: Sequence[CausalAttention], slots: int, lanes: int, input_registers: bool = False):
+    def __init__(
+        self,
+        attentions: Sequence[CausalAttention],
+        slots: int,
+        lanes: int,
+        input_registers: bool = False,
+        *,
+        sequences: int = 1,
+    ):
         attentions = list(attentions)
         if not attentions or not all(isinstance(one, CausalAttention) for one in attentions):
             raise CircuitError("attentions must be one fixedpoint.CausalAttention or more")
@@ -103,19 +114,22 @@ class DivideRows(wiring.Component):
         self._kept = min(kept for kept in (1, 2, 3) if ternary_depth(slots, kept) == depth)
         self._stored = depth + 1
         self._product_stages = self._multiplication + (self._sum_bits > OPERAND_BITS)
-        self._output_stages = 1 + self._product_stages + 2
-        self.latency = self._stored + self._output_stages
+        self.output_stages = 1 + self._product_stages + 2
+        self.latency = self._stored + self.output_stages
         # from a denominator in the first register to all reciprocals in time for their words
         self._reciprocals_ready = ReciprocalLookup.latency + 1 + max(0, heads - self._words)
-        self.denominator_latency = 1 + self._reciprocals_ready + self._output_stages
+        self.denominator_latency = 1 + self._reciprocals_ready + self.output_stages
+        owner = range(sequences)
         sums = data.ArrayLayout(signed(self._sum_bits), slots * heads * head_dim)
         values = data.ArrayLayout(unsigned(first.softmax.denominator_bits), heads)
         contexts = data.ArrayLayout(signed(first.output.bits), lanes)
         super().__init__(
             {
-                "i": In(data.StructLayout({"valid": 1, "sums": sums, "layer": range(len(attentions))})),
+                "i": In(
+                    data.StructLayout({"valid": 1, "sums": sums, "layer": range(len(attentions)), "sequence": owner})
+                ),
                 "i_denominators": In(data.StructLayout({"valid": 1, "values": values})),
-                "o": Out(data.StructLayout({"valid": 1, "data": contexts, "last": 1})),
+                "o": Out(data.StructLayout({"valid": 1, "data": contexts, "last": 1, "sequence": owner})),
             }
         )
 
@@ -135,7 +149,7 @@ class DivideRows(wiring.Component):
         next_part, next_group = Signal.like(part), Signal.like(group)
         final = active & last_word
         free = ~loaded | final
-        arrived, sums, layer = self._add_up(m)
+        arrived, sums, layer, sequence = self._add_up(m)
         rows_divided, reciprocals = self._reciprocals(m, Cat(next_group, next_half))
         now_divided = (divided & ~(final << half)) | rows_divided
         m.d.comb += [
@@ -159,11 +173,18 @@ class DivideRows(wiring.Component):
             Assert(~(divided & rows_divided).any(), f"{name}: denominators of a third row"),
         ]
         words = self._words_of(m, sums, ~next_loaded | next_active, ~next_loaded | next_last)
-        m.submodules.tags = tags = Delay(data.StructLayout({"valid": 1, "last": 1}), self._output_stages - 1)
+        owner = data_register(sequence)
+        with m.If(free):
+            m.d.sync += owner.eq(sequence)
+        m.submodules.tags = tags = Delay(
+            data.StructLayout({"valid": 1, "last": 1, "sequence": sequence.shape()}), self.output_stages - 1
+        )
         m.d.comb += [
             tags.en.eq(1),
             tags.i.valid.eq(active),
             tags.i.last.eq(final),
+            tags.i.sequence.eq(owner),
+            self.o.sequence.eq(tags.o.sequence),
             self.o.valid.eq(tags.o.valid),
             self.o.last.eq(tags.o.last),
         ]
@@ -223,25 +244,26 @@ class DivideRows(wiring.Component):
                 m.d.sync += shifted[channel].eq(later)
         return shifted
 
-    def _add_up(self, m: Module) -> tuple[Value, data.View, Signal]:
-        """Add a row's partial sums up; return whether a row is stored in this cycle, its sums and
-        its layer.
+    def _add_up(self, m: Module) -> tuple[Value, data.View, Signal, Signal]:
+        """Add a row's partial sums up; return whether a row is stored in this cycle, its sums, its
+        layer and its sequence.
         """
         channels = len(self.i.sums) // self.slots
-        layout = data.StructLayout({"valid": 1, "layer": range(len(self.attentions))})
+        layout = data.StructLayout({"valid": 1, "layer": self.i.layer.shape(), "sequence": self.i.sequence.shape()})
         m.submodules.arrivals = arrivals = Delay(layout, self._stored - 1)
         m.d.comb += [arrivals.en.eq(1), arrivals.i.valid.eq(self.i.valid), arrivals.i.layer.eq(self.i.layer)]
+        m.d.comb += arrivals.i.sequence.eq(self.i.sequence)
         stored = data_register(data.ArrayLayout(signed(self._sum_bits), channels))
-        layer = data_register(self.i.layer)
+        layer, sequence = data_register(self.i.layer, name="layer"), data_register(self.i.sequence, name="sequence")
         totals = []
         for channel in range(channels):
             sums = [self.i.sums[slot * channels + channel] for slot in range(self.slots)]
             sums = ternary_sums(m, f"sum_{channel}", sums, self._kept)
             totals.append(add_three(self._sum_bits, *sums) if len(sums) == 3 else sum(sums[1:], start=sums[0]))
         with m.If(arrivals.o.valid):
-            m.d.sync += layer.eq(arrivals.o.layer)
+            m.d.sync += [layer.eq(arrivals.o.layer), sequence.eq(arrivals.o.sequence)]
             m.d.sync += [stored[channel].eq(total) for channel, total in enumerate(totals)]
-        return arrivals.o.valid, stored, layer
+        return arrivals.o.valid, stored, layer, sequence
 
     def _reciprocals(self, m: Module, address: Value) -> tuple[Value, list[data.View]]:
         """Pass a row's denominators through the table one by one; return which row's reciprocals

@@ -72,6 +72,8 @@ class Plan:
         norm_lanes: Elements that a norm gives a cycle.
         context_lanes: Channels that attention's division gives a cycle.
         sampling: Whether tokens may be sampled at a temperature; else always the likeliest.
+        sequences: 1, or 2 that share the machine, each with its own keys and values.
+        context: Positions that keys and values have room for; None for the model's.
     """
 
     model: QuantizedTransformer
@@ -79,12 +81,17 @@ class Plan:
     norm_lanes: int = 4
     context_lanes: int = 4
     sampling: bool = False
+    sequences: int = 1
+    context: int | None = None
 
     def __post_init__(self) -> None:
         """Raise a CircuitError, with all reasons, for what the machine cannot do."""
         check_whole("lanes", self.lanes)
         check_whole("norm_lanes", self.norm_lanes)
         check_whole("context_lanes", self.context_lanes)
+        check_whole("sequences", self.sequences, 1, 2, "so many can be interleaved")
+        if self.context is not None:
+            check_whole("context", self.context, 1, self.model.context_length, "the model's")
         if reasons := list(self._refusals()):
             raise CircuitError(f"{self.lanes} lanes do not suit this model: {'; '.join(reasons)}")
 
@@ -109,6 +116,9 @@ class Plan:
             yield f"norm_lanes of {self.norm_lanes} must divide {channels} channels"
         if self.kv_channels % self.context_lanes:
             yield f"context_lanes of {self.context_lanes} must divide the {self.kv_channels} channels of keys"
+        # A sequence's row may follow the other's as fast as its matrix gives it.
+        if self.sequences > 1 and self.norm_lanes * channels < rows * self.columns:
+            yield f"norm_lanes of {self.norm_lanes} are too few for two sequences with {rows} rows a word"
 
     # Sizes of the model.
     @property
@@ -163,8 +173,8 @@ class Plan:
 
     @property
     def context_length(self) -> int:
-        """Positions T."""
-        return self.model.context_length
+        """Positions T of a sequence."""
+        return self.model.context_length if self.context is None else self.context
 
     @cached_property
     def norms(self) -> tuple[Any, ...]:
@@ -226,8 +236,8 @@ class Plan:
 
     @property
     def cache_depth(self) -> int:
-        """Words of keys and values of all layers."""
-        return 2 * self.layers * self.cache_words
+        """Words of keys and values of all layers and sequences."""
+        return 2 * self.layers * self.cache_words * self.sequences
 
     @property
     def hidden_slices(self) -> int:
@@ -239,9 +249,10 @@ class Plan:
         """Whether weights, keys and values stand in one memory: where their words are as wide."""
         return self.weight_element_bits == self.activation_bits
 
-    def cache_address(self, layer: int, *, values: bool) -> int:
+    def cache_address(self, layer: int, *, values: bool, sequence: int = 0) -> int:
         """Return the first word of a layer's keys or values."""
-        return (self.weight_depth if self.one_memory else 0) + (2 * layer + values) * self.cache_words
+        number = 2 * (sequence * self.layers + layer) + values
+        return (self.weight_depth if self.one_memory else 0) + number * self.cache_words
 
     @cached_property
     def query_order(self) -> IntegerArray:

@@ -7,11 +7,14 @@ units' latencies.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 
 from .plan import Plan
+
+DIVISION_ROWS = 2  # that the division has room for
 
 
 class Work(IntEnum):
@@ -43,6 +46,7 @@ class Event(IntEnum):
     SCORES = 4  # a row of scores is complete
     CONTEXT = 5  # attention's result stands in the vector
     HIDDEN = 6  # the activated row stands in its vector
+    ROOM = 7  # the division has room for a row; common to all sequences, counts from DIVISION_ROWS
 
 
 class Source(Enum):
@@ -68,6 +72,7 @@ class Step:
         destination: Where a matrix's results go.
         wait: Events before the first word.
         wait_last: Events before the last word.
+        sequence: Whose token.
     """
 
     name: str
@@ -81,6 +86,11 @@ class Step:
     destination: Destination = Destination.QUERY
     wait: tuple[Event, ...] = ()
     wait_last: tuple[Event, ...] = ()
+    sequence: int = 0
+
+    def key(self, event: Event) -> tuple[int, Event]:
+        """Return whose event this step waits for, and which."""
+        return (0 if event == Event.ROOM else self.sequence), event
 
 
 @dataclass(frozen=True)
@@ -92,10 +102,15 @@ class Latencies:
             for the residual stream.
         scores: From the last word of scores to `SCORES`.
         values_delay: From the cycle in which values' step begins to its first issue.
-        context: From the last word of values to the first contexts, when the division is free.
+        context: From the last word of values to the first contexts, where sums come last and the
+            division is free.
         divide: From there to the event.
         divide_words: Cycles that the division is busy with a pass.
+        denominators: As `context`, where denominators come last.
+        divide_heads: Cycles that the reciprocals are busy with a pass.
+        room: From the first contexts to `ROOM`.
         embedding: From the token taken to `NORMALIZED`.
+        next_embedding: From there to `NORMALIZED` of the other sequence.
         token: From the last issue to the token given.
     """
 
@@ -105,7 +120,11 @@ class Latencies:
     context: int
     divide: int
     divide_words: int
+    denominators: int
+    divide_heads: int
+    room: int
     embedding: int
+    next_embedding: int
     token: int
 
 
@@ -132,9 +151,65 @@ EVENT_OF = {
 }
 
 
+class Execution:
+    """A program as the sequencer executes it, step by step, and when its events happen.
+
+    Args:
+        slots: Positions of a word of keys or values.
+        passes: Query heads that share a key head.
+        positions: Of each sequence's token, 0 for a sequence's first; None where there is none.
+        latencies: The units'.
+    """
+
+    def __init__(self, slots: int, passes: int, positions: Sequence[int | None], latencies: Latencies):
+        self.slots, self.passes, self.positions, self.latencies = slots, passes, positions, latencies
+        self.now = self._division_free = self._reciprocals_free = self._passes_done = 0
+        self._times: dict[tuple[int, Event], deque[int]] = {(0, Event.ROOM): deque([0] * DIVISION_ROWS)}
+        embedded = latencies.embedding
+        for sequence, position in enumerate(positions):
+            if position is not None:
+                self._happens((sequence, Event.NORMALIZED), embedded)
+                embedded += latencies.next_embedding
+
+    def _happens(self, key: tuple[int, Event], cycle: int) -> None:
+        self._times.setdefault(key, deque()).append(cycle)
+
+    def begin_of(self, step: Step) -> int:
+        """Return when a step would begin."""
+        # Steps follow each other without a gap; events are looked at from the first cycle on.
+        begin = max([self.now, *(self._times[step.key(event)][0] for event in step.wait)])
+        return begin + (self.latencies.values_delay if step.work == Work.VALUES else 0)
+
+    def issue(self, step: Step) -> Issue:
+        """Execute a step."""
+        latencies, position = self.latencies, self.positions[step.sequence]
+        assert position is not None
+        begin = self.begin_of(step)
+        for event in step.wait:
+            self._times[step.key(event)].popleft()
+        end = begin + (position // self.slots if step.words is None else step.words - 1)
+        end = max([end, *(self._times[step.key(event)].popleft() for event in step.wait_last)])
+        if step.work == Work.SCORES:
+            self._happens(step.key(Event.SCORES), end + latencies.scores)
+        elif step.work == Work.VALUES:
+            divided = max(end + latencies.denominators, self._reciprocals_free)
+            self._reciprocals_free = divided + latencies.divide_heads
+            entered = max(end + latencies.context, divided, self._division_free)
+            self._division_free = entered + latencies.divide_words
+            self._happens(step.key(Event.ROOM), entered + latencies.room)
+            self._passes_done = (self._passes_done + 1) % self.passes
+            if self._passes_done == 0:
+                self._happens(step.key(Event.CONTEXT), entered + latencies.divide)
+        elif step.destination in EVENT_OF:
+            event = EVENT_OF[step.destination]
+            self._happens(step.key(event), end + latencies.events[step.destination])
+        self.now = end + 1
+        return Issue(step, begin, end)
+
+
 @dataclass(frozen=True)
 class Program:
-    """The steps of one token.
+    """The steps of one token, or of one of each sequence.
 
     Attributes:
         steps: In order.
@@ -150,48 +225,35 @@ class Program:
         """Return a step's issues for the token at `position`, 0 for a sequence's first."""
         return position // self.slots + 1 if step.words is None else step.words
 
-    def timeline(self, position: int, latencies: Latencies) -> tuple[list[Issue], int]:
-        """Execute the program: return when each step ran, and the cycle of the token given, counted
-        from the token taken.
+    def timeline(self, positions: int | Sequence[int | None], latencies: Latencies) -> tuple[list[Issue], int]:
+        """Execute the program: return when each step ran, and the cycle of the last token given,
+        counted from the tokens taken.
+
+        Args:
+            positions: The token's, 0 for a sequence's first, or those of all sequences' tokens.
+            latencies: The units'.
         """
-        counts: dict[Event, list[int]] = {event: [] for event in Event}
-        counts[Event.NORMALIZED].append(latencies.embedding)
-        now, issues, division_free, passes_done = 0, [], 0, 0
-        for step in self.steps:
-            number = self.words(step, position)
-            # Steps follow each other without a gap; events are looked at from the first cycle on.
-            begin = max([now, *(counts[event].pop(0) for event in step.wait)])
-            if step.work == Work.VALUES:
-                begin += latencies.values_delay
-            end = begin + number - 1
-            end = max([end, *(counts[event].pop(0) for event in step.wait_last)])
-            if step.work == Work.SCORES:
-                counts[Event.SCORES].append(end + latencies.scores)
-            elif step.work == Work.VALUES:
-                entered = max(end + latencies.context, division_free)
-                division_free = entered + latencies.divide_words
-                passes_done = (passes_done + 1) % self.passes
-                if passes_done == 0:
-                    counts[Event.CONTEXT].append(entered + latencies.divide)
-            elif step.destination in EVENT_OF:
-                counts[EVENT_OF[step.destination]].append(end + latencies.events[step.destination])
-            issues.append(Issue(step, begin, end))
-            now = end + 1
+        places = [positions] if isinstance(positions, int) else positions
+        execution = Execution(self.slots, self.passes, places, latencies)
+        issues = [execution.issue(step) for step in self.steps]
         return issues, issues[-1].end + latencies.token
 
-    def cycles(self, position: int, latencies: Latencies) -> int:
-        """Return the cycles from the token taken at `position` to the next token given."""
-        return self.timeline(position, latencies)[1]
+    def cycles(self, positions: int | Sequence[int | None], latencies: Latencies) -> int:
+        """Return the cycles from the tokens taken to the last of the next ones given; see
+        `timeline`.
+        """
+        return self.timeline(positions, latencies)[1]
 
 
-def make_program(plan: Plan) -> Program:
-    """Return the program of a model on a machine.
+def make_program(plan: Plan, sequence: int = 0) -> Program:
+    """Return the program of one sequence's token.
 
     In a layer: query, key and value, so that the latter two hide the query's latency; scores, of
     which only the last word waits for the key; a pass's scores hide the softmax of the pass before;
     then the values.
     """
     steps: list[Step] = []
+    room = plan.sequences * plan.passes > DIVISION_ROWS  # or no third row can come too early
     matrices = iter(plan.matrices)
 
     def weights(layer: int, destination: Destination, source: Source, wait: Iterable[Event] = ()) -> None:
@@ -207,19 +269,26 @@ def make_program(plan: Plan) -> Program:
                 source,
                 destination=destination,
                 wait=tuple(wait),
+                sequence=sequence,
             )
+        )
+
+    def add(
+        work: Work, name: str, layer: int, part: int, wait: tuple[Event, ...], last: tuple[Event, ...] = ()
+    ) -> None:
+        address = plan.cache_address(layer, values=work == Work.VALUES, sequence=sequence)
+        name = f"blocks.{layer}.attention.{name}"
+        steps.append(
+            Step(name, work, layer, address, None, 1, Source.VECTOR, part, Destination.QUERY, wait, last, sequence)
         )
 
     def scores(layer: int, part: int) -> None:
         wait, last = ((Event.QUERY,), (Event.KEY,)) if part == 0 else ((), ())
-        address = plan.cache_address(layer, values=False)
-        name = f"blocks.{layer}.attention.scores"
-        steps.append(Step(name, Work.SCORES, layer, address, None, part=part, wait=wait, wait_last=last))
+        add(Work.SCORES, "scores", layer, part, wait, last)
 
     def values(layer: int, part: int) -> None:
-        wait = (Event.SCORES, Event.VALUE) if part == 0 else (Event.SCORES,)
-        address = plan.cache_address(layer, values=True)
-        steps.append(Step(f"blocks.{layer}.attention.context", Work.VALUES, layer, address, None, part=part, wait=wait))
+        wait = [Event.SCORES, *([Event.VALUE] if part == 0 else []), *([Event.ROOM] if room else [])]
+        add(Work.VALUES, "context", layer, part, tuple(wait))
 
     for layer in range(plan.layers):
         weights(layer, Destination.QUERY, Source.VECTOR, [Event.NORMALIZED])

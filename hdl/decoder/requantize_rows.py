@@ -11,13 +11,15 @@ from ..parts.registers import data_register
 from ..parts.requantize import ShiftRoundSaturate
 from .plan import Plan
 from .row_ports import rows_of, table_stages, table_word
+from .states import belongs, select
 
 
 class RequantizeRows(wiring.Component):
     """Sums become activations: R of them a cycle, each row with its own bias, shift and width.
 
     Equation: `fixedpoint.Linear`'s, `o[r] = requantize(i[r] + bias[row], shift[row])`. Rows come in
-    the order of the plan's matrices, so their table needs no address from outside.
+    the order of the plan's matrices, so their table needs no address from outside, but a count for
+    each sequence.
 
     Latency: 5 cycles. Throughput: R a cycle.
 
@@ -28,6 +30,7 @@ class RequantizeRows(wiring.Component):
         latency: 5.
         table_stages: Cycles that the table takes.
         soon: In, 1 bit: a set of rows comes in so many cycles.
+        sequence: In: with it, whose.
         i, o: In and Out, R values with `valid`.
     """
 
@@ -69,10 +72,13 @@ class RequantizeRows(wiring.Component):
                         for row in range(first, first + rows)
                     ]
                 )
-        self.table_stages = table_stages(len(self.entries))
+        self.sequences = plan.sequences
+        # of several sequences a register has the address of the one that is wanted
+        self.table_stages = table_stages(len(self.entries)) + (plan.sequences > 1)
         super().__init__(
             {
                 "soon": In(1),
+                "sequence": In(range(plan.sequences)),
                 "i": In(rows_of(signed(sum_bits), rows)),
                 "o": Out(rows_of(signed(self.widths[-1]), rows)),
             }
@@ -81,9 +87,14 @@ class RequantizeRows(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
-        address = Signal(range(len(self.entries)))
-        with m.If(self.soon):
-            m.d.sync += address.eq(Mux(address == len(self.entries) - 1, 0, address + 1))
+        counts = [Signal(range(len(self.entries)), name=f"address_{number}") for number in range(self.sequences)]
+        for number, count in enumerate(counts):
+            with m.If(self.soon & belongs(self.sequence, number)):
+                m.d.sync += count.eq(Mux(count == len(self.entries) - 1, 0, count + 1))
+        address = counts[0]
+        if self.sequences > 1:
+            address = data_register(counts[0], name="address")
+            m.d.sync += address.eq(select(counts, self.sequence))
         entry = table_word(m, "table", self.entry, self.entries, address)
         m.submodules.valid = valid = Delay(unsigned(1), self.latency)
         m.d.comb += [valid.en.eq(1), valid.i.eq(self.i.valid), self.o.valid.eq(valid.o)]

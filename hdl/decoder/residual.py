@@ -2,9 +2,10 @@
 # (a unit may be built only to ask for its latency)
 """The residual stream: a token's embedding, and what blocks add to it, R channels a cycle."""
 
-from amaranth.hdl import Module, Mux, Signal, signed, unsigned
+from amaranth.hdl import Cat, Module, Mux, Signal, signed, unsigned
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
 
 from fixedpoint.operators.embedding import EmbeddingTable
 
@@ -96,19 +97,22 @@ class EmbeddingRows(wiring.Component):
 
 
 class ResidualRows(wiring.Component):
-    """The residual stream of a token: set by the embedding, added to by blocks.
+    """The residual stream of a sequence's token: set by the embedding, added to by blocks.
 
     Equation: `fixedpoint.ResidualAdd`'s, `x += i`, saturated. Rows come in order, C / R words.
 
-    Latency: 1 cycle. Resources: a memory of C / R words.
+    Latency: 1 cycle. Resources: a memory of C / R words a sequence.
 
     Attributes:
         latency: 1.
         soon: In, 1 bit: words to be added come in `READ_STAGES` cycles.
+        soon_sequence: In: with it, whose.
         load: In, R channels with `valid`, from the embedding.
         i: In, R channels with `valid`, to be added.
+        sequence: In: with `load` or `i`, whose.
         o: Out, R channels of the new stream with `valid`.
         last: Out, 1 bit: with the last of them.
+        o_sequence: Out: with `o`, whose.
     """
 
     latency = 1
@@ -117,25 +121,37 @@ class ResidualRows(wiring.Component):
     def __init__(self, plan: Plan):
         residual = plan.model.residual
         self.rows, self.words, self.format = plan.rows, plan.channels // plan.rows, residual
-        shape = rows_of(signed(residual.bits), plan.rows)
-        super().__init__({"soon": In(1), "load": In(shape), "i": In(shape), "o": Out(shape), "last": Out(1)})
+        shape, owner = rows_of(signed(residual.bits), plan.rows), range(plan.sequences)
+        self.depth = self.words if plan.sequences == 1 else plan.sequences << ceil_log2(self.words)
+        super().__init__(
+            {
+                "soon": In(1),
+                "soon_sequence": In(owner),
+                "load": In(shape),
+                "i": In(shape),
+                "sequence": In(owner),
+                "o": Out(shape),
+                "last": Out(1),
+                "o_sequence": Out(owner),
+            }
+        )
 
     def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
         layout = self.o.values.shape()
-        m.submodules.stream = stream = memory.Memory(shape=layout, depth=self.words, init=[])
+        m.submodules.stream = stream = memory.Memory(shape=layout, depth=self.depth, init=[])
         read, write = stream.read_port(), stream.write_port()
         held = data_register(layout)
         reading, writing = Signal(range(self.words)), Signal(range(self.words))
-        m.d.comb += read.addr.eq(reading)
+        m.d.comb += read.addr.eq(Cat(reading, self.soon_sequence))
         m.d.sync += held.eq(read.data)
         with m.If(self.soon):
             m.d.sync += reading.eq(Mux(reading == self.words - 1, 0, reading + 1))
         with m.If(self.o.valid):
             m.d.sync += writing.eq(Mux(writing == self.words - 1, 0, writing + 1))
         sums = data_register(layout)
-        m.d.sync += self.o.valid.eq(self.load.valid | self.i.valid)
+        m.d.sync += [self.o.valid.eq(self.load.valid | self.i.valid), self.o_sequence.eq(self.sequence)]
         for row in range(self.rows):
             m.d.sync += sums[row].eq(
                 Mux(self.load.valid, self.load.values[row], saturate(held[row] + self.i.values[row], self.format))
@@ -144,7 +160,7 @@ class ResidualRows(wiring.Component):
             self.o.values.eq(sums),
             self.last.eq(writing == self.words - 1),
             write.en.eq(self.o.valid),
-            write.addr.eq(writing),
+            write.addr.eq(Cat(writing, self.o_sequence)),
             write.data.eq(sums),
         ]
         return m

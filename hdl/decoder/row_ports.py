@@ -37,3 +37,8 @@ def table_word(m: Module, name: str, shape: data.Layout | Shape, init: list, add
 def rows_of(shape: ShapeLike, rows: int) -> data.StructLayout:
     """Return the layout of R results that are there for one cycle."""
     return data.StructLayout({"valid": 1, "values": data.ArrayLayout(shape, rows)})
+
+
+def each(target: data.View, source: data.View) -> list:
+    """Assign an array's elements, whose widths may differ from the source's."""
+    return [place.eq(value) for place, value in zip(target, source, strict=True)]

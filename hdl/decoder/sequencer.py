@@ -1,17 +1,22 @@
 """The machine's sequencer: executes a program, a word of the engine's memory a cycle."""
 
-from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..parts.registers import data_register
-from .program import Destination, Event, Program, Source, Work
+from .plan import Plan
+from .program import DIVISION_ROWS, Destination, Event, Program, Source, Step, Work
+from .states import select
 
 EVENT_COUNT_BITS = 2  # at most two of an event wait to be consumed
 
 
 class Sequencer(wiring.Component):
-    """Issues the engine's commands of one token, in the order of a program.
+    """Issues the engine's commands of a token, or of one of each sequence, in a program's order.
 
     A step begins when the events that it waits for have happened, and takes them; its last word may
     wait for others. Steps that wait for nothing follow each other without a gap.
@@ -22,21 +27,25 @@ class Sequencer(wiring.Component):
     steps has a cycle for itself.
 
     Attributes:
-        program: The steps.
+        programs: For each set of sequences that start, as a number less 1, the steps.
         values_delay: Cycles from the beginning of a step of values to its first issue.
-        start: In, 1 bit: a new token; only when no step is left.
-        row: In: the token's position in words of keys, counted from 0.
-        events: In, a bit for each `Event`: it happens.
+        keys: Whose events, and which, steps wait for.
+        start: In, a bit for each sequence: a new token; only when no step is left.
+        rows: In: each token's position in words of keys, counted from 0.
+        events: In, a bit for each of `keys`: it happens.
         command: Out: what the engine does; `final` on a step's last word.
         begin_values: Out, 1 bit: a step of values has begun, a cycle ago.
         issued: Out: as `command`, a cycle earlier, for what counts cycles from an issue.
     """
 
-    def __init__(self, program: Program, cache_words: int, values_delay: int):
-        self.program, self.values_delay = program, values_delay
-        steps = program.steps
+    def __init__(self, programs: Sequence[Program], plan: Plan, values_delay: int):
+        self.programs, self.values_delay = list(programs), values_delay
+        self.sequences, cache_words = plan.sequences, plan.cache_words
+        self._steps = steps = [step for program in programs for step in program.steps]
+        self.keys = sorted({step.key(event) for step in steps for event in (*step.wait, *step.wait_last)})
         span = max(step.address + (cache_words if step.words is None else step.words) for step in steps)
         most = max(cache_words, *(step.words or 1 for step in steps))
+        owner = range(plan.sequences)
         self.fields = data.StructLayout(
             {
                 "work": Work,
@@ -46,10 +55,11 @@ class Sequencer(wiring.Component):
                 "each_position": 1,
                 "last_slice": range(max(step.slices for step in steps)),
                 "hidden": 1,
-                "part": range(program.passes),
+                "part": range(plan.passes),
                 "destination": Destination,
-                "wait": len(Event),
-                "wait_last": len(Event),
+                "sequence": owner,
+                "wait": len(self.keys),
+                "wait_last": len(self.keys),
             }
         )
         self.command_layout = data.StructLayout(
@@ -64,14 +74,15 @@ class Sequencer(wiring.Component):
                 "hidden": 1,
                 "part": self.fields["part"].shape,
                 "destination": Destination,
+                "sequence": owner,
                 "final": 1,
             }
         )
         super().__init__(
             {
-                "start": In(1),
-                "row": In(range(cache_words)),
-                "events": In(len(Event)),
+                "start": In(plan.sequences),
+                "rows": In(data.ArrayLayout(range(cache_words), plan.sequences)),
+                "events": In(len(self.keys)),
                 "command": Out(self.command_layout),
                 "issued": Out(self.command_layout),
                 "begin_values": Out(1),
@@ -79,6 +90,9 @@ class Sequencer(wiring.Component):
         )
 
     def _entries(self) -> list[dict[str, int]]:
+        def mask(step: Step, events: tuple[Event, ...]) -> int:
+            return sum(1 << self.keys.index(step.key(event)) for event in events)
+
         return [
             {
                 "work": step.work,
@@ -90,10 +104,11 @@ class Sequencer(wiring.Component):
                 "hidden": step.source is Source.HIDDEN,
                 "part": step.part,
                 "destination": step.destination,
-                "wait": sum(1 << event for event in step.wait),
-                "wait_last": sum(1 << event for event in step.wait_last),
+                "sequence": step.sequence,
+                "wait": mask(step, step.wait),
+                "wait_last": mask(step, step.wait_last),
             }
-            for step in self.program.steps
+            for step in self._steps
         ]
 
     def elaborate(self, platform: object) -> Module:
@@ -101,26 +116,33 @@ class Sequencer(wiring.Component):
         m = Module()
         entries = [Const(self.fields.const(entry).as_bits(), self.fields.size) for entry in self._entries()]
         number = Signal(range(len(entries) + 1), init=len(entries))  # of the step to be looked up
+        ends = list(accumulate(len(program.steps) for program in self.programs))
+        stop: Value | int = len(entries)
+        if len(ends) > 1:
+            stop = Signal.like(number, init=len(entries))
         now, following = data_register(self.fields), data_register(self.fields)
         now_valid, following_valid = Signal(), Signal()
         begun, pause = Signal(), Signal(range(max(self.values_delay, 1)))
         index, part = data_register(now.last_word), data_register(now.last_slice)
-        counts = [Signal(EVENT_COUNT_BITS, name=f"{event.name.lower()}_count") for event in Event]
+        counts = [
+            Signal(EVENT_COUNT_BITS, init=DIVISION_ROWS * (event == Event.ROOM), name=f"{event.name.lower()}_{owner}")
+            for owner, event in self.keys
+        ]
         present = Cat(count.any() for count in counts)
 
         allowed = ~(now.wait & ~present).any()
         final = index == now.last_word
         held = final & (now.wait_last & ~present).any()
-        begins, issue, ends = Signal(), Signal(), Signal()
+        begins, issue, finished = Signal(), Signal(), Signal()
         delayed = (now.work == Work.VALUES) if self.values_delay else Const(0, 1)
         m.d.comb += [
             begins.eq(now_valid & ~begun & allowed),
             issue.eq(now_valid & Mux(begun, pause == 0, allowed & ~delayed) & ~held),
-            ends.eq(issue & final),
+            finished.eq(issue & final),
         ]
         m.d.sync += self.begin_values.eq(begins & (now.work == Work.VALUES))
         for bit, count in enumerate(counts):
-            taken = (begins & now.wait[bit]) | (ends & now.wait_last[bit])
+            taken = (begins & now.wait[bit]) | (finished & now.wait_last[bit])
             m.d.sync += count.eq(count + self.events[bit] - taken)
         with m.If(begins):
             m.d.sync += [begun.eq(1), pause.eq(Mux(delayed, max(self.values_delay - 1, 0), 0))]
@@ -129,7 +151,7 @@ class Sequencer(wiring.Component):
         with m.If(issue):
             m.d.sync += [index.eq(index + 1), part.eq(Mux(part == now.last_slice, 0, part + 1))]
         advance = Signal()
-        m.d.comb += advance.eq(~now_valid | ends)
+        m.d.comb += advance.eq(~now_valid | finished)
         with m.If(advance):
             m.d.sync += [
                 now.eq(following),
@@ -140,11 +162,14 @@ class Sequencer(wiring.Component):
                 following_valid.eq(0),
             ]
             with m.If(following.each_position):
-                m.d.sync += now.last_word.eq(self.row)
-        with m.If((advance | ~following_valid) & (number != len(entries))):
+                m.d.sync += now.last_word.eq(select(list(self.rows), following.sequence))
+        with m.If((advance | ~following_valid) & (number != stop)):
             m.d.sync += [following.as_value().eq(Array(entries)[number]), following_valid.eq(1), number.eq(number + 1)]
-        with m.If(self.start):
-            m.d.sync += number.eq(0)
+        for started, (begin, end) in enumerate(pairwise([0, *ends]), start=1):
+            with m.If(self.start == started):
+                m.d.sync += number.eq(begin)
+                if isinstance(stop, Value):
+                    m.d.sync += stop.eq(end)
 
         whole = now.work != Work.WEIGHTS  # scores: each word a sum; values: one sum
         single = now.work == Work.SCORES
@@ -160,6 +185,7 @@ class Sequencer(wiring.Component):
             issued.hidden.eq(now.hidden),
             issued.part.eq(now.part),
             issued.destination.eq(now.destination),
+            issued.sequence.eq(now.sequence),
             issued.final.eq(final),
         ]
         m.d.sync += self.command.eq(issued)

@@ -8,7 +8,7 @@ from amaranth.sim import Simulator
 from machine_simulation import expected_of_units, first_difference, run_machine
 from model_kinds import make_model
 
-import hdl.decoder.machine as machine_module
+import hdl.decoder.units as units_module
 from fixedpoint import Sampler
 from hdl.board.boards import BOARDS, DecoderTop
 from hdl.board.decoder_estimate import best_estimate
@@ -66,7 +66,7 @@ def machine_of(kind, seed=1):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_unit_gives_what_the_specification_says_in_the_predicted_cycle(kind, monkeypatch):
     if kind in SEVERAL_BANKS:
-        monkeypatch.setattr(machine_module, "BANK_WORDS", 16)
+        monkeypatch.setattr(units_module, "BANK_WORDS", 16)
         monkeypatch.setattr(row_ports, "BLOCK_WORDS", 16)
     model, machine = machine_of(kind)
     assert (machine.memories[0].latency > 2) == (kind in SEVERAL_BANKS)
