@@ -60,9 +60,9 @@ class DivideRows(wiring.Component):
             whose operands come from further away.
         sequences: How many a row may belong to.
         latency, denominator_latency: The formulas above, for a unit without an earlier row.
-        i: In, {valid, sums, layer, sequence}: a row's S·K·d signed partial sums, `weighted_sum_bits` bits
-            each, slot by slot. Sums and denominators of a third row must not come before the
-            first's contexts have been given.
+        i: In, {valid, sums, layer, sequence}: a row's S·K·d signed partial sums, slot by slot,
+            `weighted_sum_bits` bits each. Sums and denominators of a third row must not come before
+            the first's contexts have left the register that shifts.
         i_denominators: In, {valid, values}: a row's K denominators, unsigned and positive.
         o: Out, {valid, data, last, sequence}: contexts, channel 0 first.
         output_stages: Cycles from a row's last word leaving its register to its contexts; then a

@@ -206,7 +206,8 @@ def add_to_stream(
         residual.sequence.eq(Mux(embedding.o.valid, embedded, here.sequence)),
         *each(residual.i.values, units.requantize.o.values),
     ]
-    numbers = [Signal(range(len(plan.norms)), name=f"number_{state.number}") for state in states]  # of the norm
+    # of each sequence's next norm
+    numbers = [Signal(range(len(plan.norms)), name=f"number_{state.number}") for state in states]
     for owner, number in enumerate(numbers):
         with m.If(ended & belongs(residual.o_sequence, owner)):
             m.d.sync += number.eq(Mux(number == len(plan.norms) - 1, 0, number + 1))

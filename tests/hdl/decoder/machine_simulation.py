@@ -11,6 +11,13 @@ def run_machine(machine, tokens, restarts, *, watch=False, seed=None, choices=No
 
     With a seed, both ends pause at random. `choices` has for each token other fields of the input.
     """
+    fields = zip(tokens, restarts, choices or [{}] * len(tokens), strict=True)
+    payloads = [{"token": int(token), "restart": int(restart), **choice} for token, restart, choice in fields]
+    return run_payloads(machine, payloads, watch=watch, seed=seed)
+
+
+def run_payloads(machine, payloads, *, watch=False, seed=None):
+    """As `run_machine`; of two sequences, a payload is a list of two dictionaries."""
     generator = None if seed is None else np.random.default_rng(seed)
     given, cycles, seen = [], [], []
 
@@ -28,20 +35,21 @@ def run_machine(machine, tokens, restarts, *, watch=False, seed=None, choices=No
             if ctx.get(port.valid):
                 values.setdefault(name, []).extend(ctx.get(one) for one in port[field])
 
+    async def pause(ctx):
+        # mostly short, at times very long
+        for _ in range(0 if generator is None else int(min(generator.pareto(0.7) * 2, 60))):
+            await ctx.tick()
+
     async def bench(ctx):
-        for token, restart, choice in zip(tokens, restarts, choices or [{}] * len(tokens), strict=True):
-            for _ in range(0 if generator is None else int(generator.integers(0, 9))):
-                await ctx.tick()
-            ctx.set(machine.i.payload.token, int(token))
-            ctx.set(machine.i.payload.restart, int(restart))
-            for name, value in choice.items():
-                ctx.set(machine.i.payload[name], value)
+        for payload in payloads:
+            await pause(ctx)
+            ctx.set(machine.i.payload, payload)
             ctx.set(machine.i.valid, 1)
             while not ctx.get(machine.i.ready):
                 await ctx.tick()
             await ctx.tick()
             ctx.set(machine.i.valid, 0)
-            ctx.set(machine.i.payload, {"token": 0, "restart": 0, **dict.fromkeys(choice, 0)})
+            ctx.set(machine.i.payload.as_value(), 0)
             values, edges = {}, 1
             while not ctx.get(machine.o.valid):
                 if watch:
@@ -49,10 +57,10 @@ def run_machine(machine, tokens, restarts, *, watch=False, seed=None, choices=No
                 await ctx.tick()
                 edges += 1
                 assert edges < LONGEST_TOKEN, "no token came"
-            for _ in range(0 if generator is None else int(generator.integers(0, 9))):
-                await ctx.tick()
-                assert ctx.get(machine.o.valid)
-            given.append(ctx.get(machine.o.payload))
+            await pause(ctx)
+            assert ctx.get(machine.o.valid)
+            one = ctx.get(machine.o.payload)
+            given.append(one if isinstance(one, int) else list(one))
             ctx.set(machine.o.ready, 1)
             await ctx.tick()
             ctx.set(machine.o.ready, 0)

@@ -1,0 +1,112 @@
+"""Two sequences interleaved on one machine, against the specification of each alone."""
+
+import numpy as np
+import pytest
+from machine_simulation import run_payloads
+from model_kinds import make_model
+
+from fixedpoint import Sampler
+from hdl.decoder.interleave import check_order
+from hdl.decoder.machine import Machine
+from hdl.decoder.plan import Plan
+from hdl.decoder.program import Program, Work
+from hdl.decoder.score_rows import Temperature
+from hdl.errors import CircuitError
+
+SIZES = {"channels": 16, "num_heads": 4, "context_length": 5, "hidden": 20, "vocab_size": 11}
+MODERN = {"num_kv_heads": 2, "num_layers": 2, "weight_bits": 4, "rotary": True, "gated": True}
+HEATS = (1.0, 5.3)  # of each sequence
+# Which sequences run and which of them begin anew; sequence 0 fills its context by itself, 1 begins
+# anew in the middle of it, each runs alone for some tokens.
+RUNS = [("01", "01"), ("01", ""), ("1", ""), ("01", "1"), ("0", ""), ("01", ""), ("01", ""), ("1", "1"), ("01", "0")]
+
+
+def run_two(machine, seed):
+    """Run both sequences with random tokens; return what was given and wanted, and the cycles."""
+    plan, model = machine.plan, machine.plan.model
+    generator = np.random.default_rng(seed)
+    form = model.logits.output
+    payloads, wanted, predicted = [], [], []
+    rows = [[], []]
+    for active, restarts in RUNS:
+        payload, tokens, places = [], [None, None], [None, None]
+        for number, row in enumerate(rows):
+            fields = {"active": 0, "token": int(generator.integers(model.vocab_size)), "restart": 1}
+            if str(number) in active:
+                restart = str(number) in restarts
+                if restart or len(row) == plan.context_length:
+                    row.clear()
+                row.append(fields["token"])
+                fields |= {"active": 1, "restart": int(restart)}
+                logits = model.forward(np.array([row]))[0, -1:]
+                tokens[number], places[number] = int(logits.argmax()), len(row) - 1
+                if plan.sampling and generator.random() < 0.8:
+                    random = generator.integers(1, 1 << 32, 1, dtype=np.uint32)
+                    fields |= {"sample": 1, "random": int(random[0]), **vars(Temperature.of(form, HEATS[number]))}
+                    tokens[number] = int(Sampler(form, HEATS[number]).choose(logits, random)[0])
+            payload.append(fields)
+        payloads.append(payload)
+        wanted.append(tokens)
+        predicted.append(machine.cycles(places))
+    given, cycles, _ = run_payloads(machine, payloads, seed=seed)
+    given = [
+        [one if token is not None else None for one, token in zip(*pair, strict=True)]
+        for pair in zip(given, wanted, strict=True)
+    ]
+    return given, wanted, cycles, predicted
+
+
+@pytest.mark.parametrize(
+    ("changes", "lanes", "options"),
+    [
+        (MODERN | {"hidden": 10}, (16, 2, 4), {}),
+        # four passes, faster than the division takes them; fewer positions than the model has
+        ({"num_kv_heads": 1, "num_layers": 1, "weight_bits": 8}, (16, 2, 1), {"context": 4, "sampling": True}),
+    ],
+    ids=["rotary, gated, two layers", "one key head, a slow division, sampled"],
+)
+def test_each_sequence_writes_what_it_would_write_alone_in_the_predicted_cycles(changes, lanes, options):
+    machine = Machine(Plan(make_model(3, **SIZES | changes), *lanes, sequences=2, **options))
+    given, wanted, cycles, predicted = run_two(machine, 8)
+    assert given == wanted
+    assert cycles == predicted
+
+
+def test_a_pair_takes_less_than_two_tokens_one_after_the_other():
+    machine = Machine(Plan(make_model(3, **SIZES | MODERN), 32, sequences=2))
+    alone = Machine(Plan(machine.plan.model, 32))
+    for place in range(machine.plan.context_length):
+        assert machine.cycles([place, None]) == machine.cycles([None, place]) == alone.cycles(place)
+        assert machine.cycles([place, place]) < 1.7 * alone.cycles(place)
+    steps = [[step for step in machine.program.steps if step.sequence == number] for number in (0, 1)]
+    assert steps == [list(program.steps) for program in machine.programs[:2]]
+
+
+def test_an_order_without_room_for_a_row_is_refused():
+    program = Machine(Plan(make_model(3, **SIZES | MODERN), 32, sequences=2)).program
+
+    def reordered(key):
+        return Program(tuple(sorted(program.steps, key=key)), program.slots, program.passes)
+
+    with pytest.raises(CircuitError, match="of sequence 1 overlaps the other's attention"):
+        check_order(reordered(lambda step: (step.layer, step.work)))
+    one = Machine(Plan(make_model(3, **SIZES | {"num_kv_heads": 1, "num_layers": 1, "weight_bits": 8}), 32)).program
+    with pytest.raises(CircuitError, match="a third row of scores"):
+        check_order(Program(tuple(sorted(one.steps, key=lambda step: step.work)), one.slots, one.passes))
+    turned = [step for step in one.steps if step.work == Work.SCORES] + [
+        step for step in one.steps if step.work == Work.VALUES
+    ]
+    with pytest.raises(CircuitError, match="its scores are not the oldest ones"):
+        check_order(Program((turned[1], turned[4]), one.slots, one.passes))
+
+
+def test_what_two_sequences_cannot_share_is_refused():
+    model = make_model(3, **SIZES | {"weight_bits": 4, "num_layers": 1})
+    with pytest.raises(CircuitError, match="norm_lanes of 1 are too few for two sequences with 4 rows a word"):
+        Plan(model, 32, 1, sequences=2)
+    with pytest.raises(CircuitError, match=r"sequences must be a whole number from 1 to 2 .*, not 3"):
+        Plan(model, 32, sequences=3)
+    with pytest.raises(CircuitError, match=r"context must be a whole number from 1 to 5 \(the model's\), not 6"):
+        Plan(model, 32, context=6)
+    plans = [Plan(model, 32, sequences=number, context=3) for number in (1, 2)]
+    assert plans[1].cache_depth == 2 * plans[0].cache_depth == 2 * 2 * 2
