@@ -40,6 +40,8 @@ COMMANDS = (
     "netlist",
     "cores",
     "benchmark",
+    "load",
+    "selftest",
     "host",
     "doctor",
 )

@@ -45,9 +45,12 @@ NEEDS = {
     "campaign": Needs(("amaranth",), ("yosys", "verilator", "perl", "make", "c++")),
     "netlist": Needs(("amaranth", "amaranth_boards"), ("yosys",)),
     "cores": Needs(("amaranth", "amaranth_boards"), SYNTHESIS_TOOLS[:2]),
+    "load": Needs(("amaranth", "amaranth_boards")),
+    "selftest": Needs(("amaranth", "amaranth_boards", "serial")),
     "host": Needs(("amaranth", "serial")),
     "benchmark circuit": Needs(("amaranth", "amaranth_boards")),
     "benchmark decoder": Needs(("amaranth", "amaranth_boards")),
+    "generate --device PORT": Needs(("amaranth", "amaranth_boards", "serial")),
     "generate --device": Needs(("amaranth", "amaranth_boards"), ("yosys", "verilator", "perl", "make", "c++")),
 }
 

@@ -106,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
         "on_text": show,
     }
     if arguments.device is not None:
-        if reason := what_is_missing("generate --device" if arguments.device == SIMULATED else "host"):
+        if reason := what_is_missing("generate --device" + (" PORT" if arguments.device != SIMULATED else "")):
             raise ToolError(reason)
         quantized, digest = load_named_quantized(directory)
         made_from = {"manifest_sha256": digest}

@@ -164,5 +164,10 @@ def test_names_are_those_of_the_circuits() -> None:
 
 
 def test_needs_are_those_of_commands() -> None:
-    known = {*cli.COMMANDS, *(f"benchmark {name}" for name in benchmark.BENCHMARKS), "generate --device"}
+    known = {
+        *cli.COMMANDS,
+        *(f"benchmark {name}" for name in benchmark.BENCHMARKS),
+        "generate --device",
+        "generate --device PORT",
+    }
     assert set(requirements.NEEDS) <= known

@@ -1,14 +1,21 @@
 """Commands with a decoder on a board, at a pseudo-terminal."""
 
+import json
+import os
+
 import pytest
 from decoder_boards import GoldenDecoder, terminal
+from reports import write_report
 
 from hdl.board import session
+from hdl.board.selftest import Stage
 from hdl.decoder.machine import Machine
 from hdl.decoder.plan import Plan
+from hdl.decoder.probe import Unit
 from scripts import cli
-from scripts.board import fingerprint
-from scripts.runs import load_named_quantized, open_run
+from scripts.board import PLAN, fingerprint
+from scripts.commands import load, selftest
+from scripts.runs import MADE_FROM, load_named_quantized, open_run
 
 
 class Nobody:
@@ -53,3 +60,49 @@ def test_a_board_with_another_tokenizer_or_none_at_all_is_refused(golden, tiny_r
     assert "error: the board did not answer 6 times" in capsys.readouterr().err
     assert cli.main(["generate", str(tiny_run), "--device", "/dev/no board"]) == 1
     assert "error: cannot open the serial port /dev/no board" in capsys.readouterr().err
+
+
+@pytest.fixture
+def built(golden, tiny_run):
+    """Have the tiny run a bitstream of the board's decoder."""
+    plan = golden.machine.plan
+    write_report(tiny_run / "synthesis", None)
+    record = {"fingerprint": golden.identity.digest.hex(), **{name: getattr(plan, name) for name in PLAN}}
+    (tiny_run / "synthesis" / MADE_FROM).write_text(json.dumps(record), encoding="utf-8")
+    return tiny_run
+
+
+def test_the_self_test_finds_the_run_and_names_what_differs(golden, built, capsys, monkeypatch):
+    monkeypatch.setattr(selftest, "RUNS", built.parent)
+    monkeypatch.setattr("hdl.board.selftest.TOKENS", 1)
+    with terminal(golden) as port:
+        assert cli.main(["selftest", port]) == 0
+        assert f"the board computes as {built} says: weights, embeddings and every stage" in capsys.readouterr().out
+        monkeypatch.setattr("hdl.board.selftest.weight_stages", lambda plan: [Stage("logits", Unit.WEIGHTS, 0, 1)])
+        assert cli.main(["selftest", port, str(built)]) == 1
+        assert "error: the weights of logits differ on the board: checksum " in capsys.readouterr().err
+        (built / "synthesis" / MADE_FROM).unlink()
+        assert cli.main(["selftest", port]) == 1
+    assert "error: no run in " in capsys.readouterr().err
+
+
+def test_a_bitstream_is_loaded_by_the_first_program_that_is_there(built, capsys, monkeypatch, tmp_path):
+    bitstream = built / "synthesis" / "attention.bit"
+    monkeypatch.setattr(load, "search_path", lambda: [tmp_path])
+    assert cli.main(["load", str(built)]) == 1
+    command = f"install it and run: openFPGALoader -b ulx3s {bitstream}"
+    assert f"error: openFPGALoader or fujprog is not installed; {command}\n" == capsys.readouterr().err
+    program, taken = tmp_path / "fujprog", tmp_path / "taken"
+    program.write_text(f'#!/bin/sh\ncp "$1" "{taken}"\n', encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert cli.main(["load", str(built)]) == 0
+    assert taken.read_bytes() == bitstream.read_bytes()
+    program.write_text("#!/bin/sh\nexit 3\n", encoding="utf-8")
+    assert cli.main(["load", str(built)]) == 1
+    assert "error: fujprog failed with exit status 3; is the board ulx3s-85f connected" in capsys.readouterr().err
+    bitstream.write_bytes(b"cut")
+    assert cli.main(["load", str(built)]) == 1
+    assert (
+        f"error: there is no complete bitstream in {built / 'synthesis'}; make one: positron" in capsys.readouterr().err
+    )

@@ -1,5 +1,4 @@
 import dataclasses
-import hashlib
 import json
 from contextlib import contextmanager
 
@@ -7,41 +6,14 @@ import numpy as np
 import pytest
 from link_campaign import FaultyPort
 from link_model import LinkModel
+from reports import write_report
 
 from hdl.board.link import Identity
 from hdl.catalog.names import DEFAULT_BAUD
-from hdl.tools.synthesis import REPORT_FILE, ClockTiming, SynthesisReport, Usage
+from hdl.tools.synthesis import REPORT_FILE, SynthesisReport
 from scripts import cli
 from scripts.commands import host
 from scripts.runs import load_quantized, open_run
-
-BITSTREAM = b"bits"
-
-
-def write_report(directory, baud):
-    """Leave what `positron synthesize` leaves."""
-    usage = Usage(1, 2)
-    report = SynthesisReport(
-        design="attention",
-        board="ulx3s-85f",
-        out_of_context=False,
-        luts=usage,
-        carry_luts=0,
-        flip_flops=usage,
-        block_rams=usage,
-        multipliers=usage,
-        clocks=(ClockTiming("clk", 60.0, 50.0),),
-        seconds={},
-        bitstream="attention.bit",
-        bitstream_sha256=hashlib.sha256(BITSTREAM).hexdigest(),
-        tools={},
-        seed=1,
-        inputs_sha256="",
-        baud=baud,
-    )
-    directory.mkdir()
-    (directory / report.bitstream).write_bytes(BITSTREAM)
-    (directory / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
 
 
 class GoldenBoard(LinkModel):
