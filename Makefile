@@ -32,7 +32,7 @@ quick: $(ENVIRONMENT) ## the tests without the slow ones
 icarus: $(ENVIRONMENT) ## the tests that are about Icarus Verilog, the second Verilog simulator; `make test` skips them without it
 	$(PYTEST) -m "icarus and not campaign"
 
-campaign: $(ENVIRONMENT) ## the long campaigns: a million vectors a core, training killed at 50 random moments, …
+campaign: $(ENVIRONMENT) ## the long campaigns: a million vectors a core, texts through whole decoders, training killed at 50 random moments, …
 	@$(BIN)/python -m scripts.cli campaign $(CAMPAIGN_OPTIONS)
 	$(PYTEST) -m campaign
 

@@ -6,24 +6,27 @@ is repeated alone by a campaign of one chunk with its seed.
 """
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from amaranth.lib import wiring
 
 from hdl import CircuitError
 from hdl.catalog.registry import CoreEntry
+from model.files import atomic_write
 
 from .bench.bench import BenchFailure
 from .bench.core_benches import CoreWords, core_words, wired
 from .bench.harness import Harness
 from .bench.payload import pack_words
 from .bench.stalls import Stalls
-from .simulators.native_bench import NativeBench
+from .simulators.native_bench import NativeBench, NativeResult
 
 CHUNK = 20_000  # vectors; the smallest unit of time limits and of repetition
 SINK_DELAY = 10_000  # longer than a token of a large core takes
@@ -115,6 +118,46 @@ def run_campaign(
     Raises:
         CircuitError: No vectors, or a seed that is negative or too large.
     """
+
+    def prepare(count: int, seed: int) -> CoreWords:
+        return core_words(entry, core, count, seed, pack_words)
+
+    def execute(words: CoreWords, seed: int) -> NativeResult:
+        return bench.run(words.inputs, words.outputs, stalls_of(entry, seed), expected_cycles=words.cycles)
+
+    core = entry.example()
+    return run_chunks(entry.name, vectors, seed, chunk, prepare, execute, seconds=seconds, progress=progress)
+
+
+def run_chunks(
+    name: str,
+    vectors: int,
+    seed: int,
+    chunk: int,
+    prepare: Callable[[int, int], Any],
+    execute: Callable[[Any, int], NativeResult],
+    *,
+    seconds: float | None = None,
+    progress: Callable[[int], None] = lambda count: None,
+    kept: Path | None = None,
+) -> CampaignResult:
+    """Run chunk after chunk until all are done, one is wrong, or time is up.
+
+    Args:
+        name: Of the core, for the result.
+        vectors: How many, as fits the core.
+        seed: Of the first chunk; chunk k has `seed + k`.
+        chunk: Vectors in a chunk, the last one's rest left out.
+        prepare: Makes stimuli and golden results from a number of vectors and a seed, while the
+            chunk before is simulated.
+        execute: Simulates what `prepare` made with that seed; raises BenchFailure.
+        seconds: No chunk begins after so many seconds; None: no limit.
+        progress: Called with the number of vectors done after each chunk.
+        kept: A file that keeps the result of the chunks done, for a campaign that goes on.
+
+    Raises:
+        CircuitError: No vectors, or a seed that is negative or too large.
+    """
     if vectors < 1 or chunk < 1:
         raise CircuitError(f"a campaign needs at least one vector in a chunk, not {vectors} in chunks of {chunk}")
     chunks = -(-vectors // chunk)
@@ -124,27 +167,27 @@ def run_campaign(
     def size(number: int) -> int:
         return min(chunk, vectors - number * chunk)
 
-    core = entry.example()
-    result = CampaignResult(entry.name, seed, 0, vectors, 0, 0, 0.0)
-    began = time.monotonic()
+    result = CampaignResult(name, seed, 0, vectors, 0, 0, 0.0)
+    if kept is not None and kept.exists():
+        result = dataclasses.replace(CampaignResult(**json.loads(kept.read_text(encoding="utf-8"))), wanted=vectors)
+    first, before, began = result.vectors // chunk, result.seconds, time.monotonic()
+    if first >= chunks:
+        return result
+    progress(result.vectors)
     with ThreadPoolExecutor(1) as executor:
-
-        def ahead(number: int) -> Future[CoreWords]:
-            return executor.submit(core_words, entry, core, size(number), seed + number, pack_words)
-
-        coming = ahead(0)
-        for number in range(chunks):
-            words, count, chunk_seed = coming.result(), size(number), seed + number
+        coming = executor.submit(prepare, size(first), seed + first)
+        for number in range(first, chunks):
+            work, count, chunk_seed = coming.result(), size(number), seed + number
             last = number + 1 == chunks or (seconds is not None and time.monotonic() - began >= seconds)
             if not last:
-                coming = ahead(number + 1)
+                coming = executor.submit(prepare, size(number + 1), chunk_seed + 1)
             try:
-                run = bench.run(words.inputs, words.outputs, stalls_of(entry, chunk_seed), expected_cycles=words.cycles)
+                run = execute(work, chunk_seed)
             except BenchFailure as failure:
                 coming.cancel()
                 return dataclasses.replace(
                     result,
-                    seconds=time.monotonic() - began,
+                    seconds=before + time.monotonic() - began,
                     failure=str(failure),
                     failed_seed=chunk_seed,
                     failed_vectors=count,
@@ -154,8 +197,11 @@ def run_campaign(
                 vectors=result.vectors + count,
                 results=result.results + run.results,
                 cycles=result.cycles + run.total_cycles,
-                seconds=time.monotonic() - began,
+                seconds=before + time.monotonic() - began,
             )
+            if kept is not None and count == chunk:
+                with atomic_write(kept) as output:
+                    json.dump(dataclasses.asdict(result), output)
             progress(count)
             if last:
                 break

@@ -165,6 +165,10 @@ def best_estimate(
             f"no number of lanes below {board.multipliers} suits" if lanes is None else f"{lanes} lanes do not suit"
         )
         reason = reasons[0] if reasons else f"{wanted} its sizes and the board's {board.multipliers} multipliers"
+        try:  # with the lanes that suit most, and what suits all
+            Plan(model, lanes or model.blocks[0].attention.embed_dim, 1, 1, sampling)
+        except CircuitError as error:
+            reason += f"; {error}"
         raise CircuitError(f"there is no decoder machine of this model for {board.name}: {reason}")
     smallest = min(found, key=lambda one: one.needs.block_rams)
     raise CircuitError(

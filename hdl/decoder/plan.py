@@ -109,13 +109,17 @@ class Plan:
             if number % rows:
                 yield f"{rows} rows a word do not divide the {number} {name}"
         if (self.rotary or self.gated) and rows % 2:
-            yield "rotary positions and gates need an even number of rows a word"
+            yield f"rotary positions and gates need an even number of rows a word, not {rows}"
         if self.rotary and head % rows and rows % head:
             yield f"with rotary positions {rows} rows a word and the head size {head} must divide one another"
         if channels % self.norm_lanes:
             yield f"norm_lanes of {self.norm_lanes} must divide {channels} channels"
+        elif rows % self.norm_lanes and self.norm_lanes % rows:
+            yield f"norm_lanes of {self.norm_lanes} and {rows} rows a word must divide one another"
         if self.kv_channels % self.context_lanes:
             yield f"context_lanes of {self.context_lanes} must divide the {self.kv_channels} channels of keys"
+        elif head % self.context_lanes and self.context_lanes % head:
+            yield f"context_lanes of {self.context_lanes} and the head size {head} must divide one another"
         # A sequence's row may follow the other's as fast as its matrix gives it.
         if self.sequences > 1 and self.norm_lanes * channels < rows * self.columns:
             yield f"norm_lanes of {self.norm_lanes} are too few for two sequences with {rows} rows a word"
@@ -196,8 +200,12 @@ class Plan:
 
     @property
     def pairs(self) -> bool:
-        """Whether two weights share a multiplier."""
-        return self.weight_bits <= PAIR_WEIGHT_BITS
+        """Whether two weights share a multiplier: narrow ones, where that leaves whole words of
+        results.
+        """
+        rows = Tile(self.lanes, self.columns, True).rows
+        whole = self.channels % rows == 0 and self.kv_channels % rows == 0
+        return whole and self.weight_bits <= PAIR_WEIGHT_BITS
 
     @property
     def columns(self) -> int:

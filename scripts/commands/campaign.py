@@ -1,12 +1,16 @@
-"""Verify cores against their specification on a million random vectors, with stalls and resets.
+"""Verify cores against their specification on a million random vectors, with stalls and resets, and
+whole decoders on a thousand texts of a full context.
 
 A core is compiled by Verilator with sources, sinks and comparison in C++. Every result must equal
 the integer model's. A failure is printed with the command that repeats it. A core that would take
-too long gets as many vectors as the time allows; the table shows how many.
+too long gets as many vectors as the time allows; the table shows how many. A decoder's campaign
+goes on where it was ended.
 
 Example:
   positron campaign
   positron campaign softmax layer-norm --vectors 100000 --seed 7
+  positron campaign decoder-m --sequences 20
+  positron campaign --run runs/demo
 """
 
 from __future__ import annotations
@@ -18,27 +22,40 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from hdl.catalog.names import CORE_NAMES
+from hdl.catalog.names import CORE_NAMES, DECODER_NAMES, DEFAULT_BOARD
 from model.errors import InputError
 from scripts.output import add_json_argument, format_table, write_json
+from scripts.runs import load_quantized, open_run
 
 if TYPE_CHECKING:
     from hdl.catalog.registry import CoreEntry
     from sim.campaign import CampaignResult
 
 DEFAULT_VECTORS = 1_000_000
+DEFAULT_SEQUENCES = 200
 DEFAULT_MINUTES = 10.0
+RUN_NAME = "decoder"  # of a run's decoder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("cores", nargs="*", metavar="CORE", help=f"of {', '.join(CORE_NAMES)} (default: all)")
+    parser.add_argument(
+        "cores", nargs="*", metavar="CORE", help=f"of {', '.join(CORE_NAMES + DECODER_NAMES)} (default: all)"
+    )
+    parser.add_argument("--run", type=Path, metavar="RUN", help="the decoder of a quantized run, and no other core")
     parser.add_argument(
         "--vectors",
         type=int,
         default=DEFAULT_VECTORS,
         metavar="N",
         help="rows, tokens or values for each core, as fits it (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--sequences",
+        type=int,
+        default=DEFAULT_SEQUENCES,
+        metavar="N",
+        help="texts of a full context for each decoder (default: %(default)s)",
     )
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of vectors, stalls and resets (default: %(default)s)"
@@ -68,11 +85,17 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError(f"--vectors must be at least 1, not {arguments.vectors}")
     if not arguments.minutes > 0:
         raise InputError(f"--minutes must be above 0, not {arguments.minutes:g}")
-    entries = [find_core(name) for name in dict.fromkeys(arguments.cores or CORE_NAMES)]
+    if arguments.sequences < 1:
+        raise InputError(f"--sequences must be at least 1, not {arguments.sequences}")
+    if arguments.run and arguments.cores:
+        raise InputError("name cores or --run, not both")
+    names = [RUN_NAME] if arguments.run else list(dict.fromkeys(arguments.cores or CORE_NAMES + DECODER_NAMES))
+    decoders = {RUN_NAME, *DECODER_NAMES}
+    cores = {name: find_core(name) for name in names if name not in decoders}
     results: list[CampaignResult] = []
     try:
-        for entry in entries:
-            results.append(campaign(entry, arguments))
+        for name in names:
+            results.append(campaign(cores[name], arguments) if name in cores else decoder_campaign(name, arguments))
             if arguments.json:
                 write_json(arguments.json, {"campaigns": results})
     finally:  # also after Ctrl-C or a missing tool
@@ -96,6 +119,26 @@ def campaign(entry: CoreEntry, arguments: argparse.Namespace) -> CampaignResult:
         )
 
 
+def decoder_campaign(name: str, arguments: argparse.Namespace) -> CampaignResult:
+    """Build the machine of a shape, or of a run, and run its campaign with a progress bar."""
+    from hdl.board.boards import find_board
+    from hdl.board.decoder_estimate import best_estimate
+    from hdl.decoder.machine import Machine
+    from sim.decoder_campaign import run_decoder_campaign
+    from sim.decoder_models import SHAPES
+    from sim.simulators.decoder_process import compile_decoder
+
+    model = load_quantized(open_run(arguments.run)) if name == RUN_NAME else SHAPES[name].model()
+    sampling = name != RUN_NAME and SHAPES[name].sampling
+    plan = best_estimate(model, find_board(DEFAULT_BOARD), sampling=sampling).plan
+    with tqdm(total=arguments.sequences, desc=name, unit="text", leave=False, disable=None) as bar:
+        bench = compile_decoder(Machine(plan), arguments.out, fast=True)
+        seconds = 60 * arguments.minutes
+        return run_decoder_campaign(
+            name, Machine(plan), arguments.sequences, arguments.seed, bench, seconds=seconds, progress=bar.update
+        )
+
+
 def print_results(results: list[CampaignResult]) -> None:
     """Print the table of verdicts, and how to repeat each failure."""
     headings = ("core", "vectors", "results", "cycles", "seconds", "seed", "verdict")
@@ -107,8 +150,10 @@ def print_results(results: list[CampaignResult]) -> None:
     for result in results:
         if result.failure:
             print(f"error: {result.failure}", file=sys.stderr)
-            again = f"--seed {result.failed_seed} --vectors {result.failed_vectors}"
-            print(f"to repeat it: positron campaign {result.core} {again}", file=sys.stderr)
+            decoder = result.core == RUN_NAME or result.core in DECODER_NAMES
+            again = f"--seed {result.failed_seed} --{'sequences' if decoder else 'vectors'} {result.failed_vectors}"
+            core = "--run RUN" if result.core == RUN_NAME else result.core
+            print(f"to repeat it: positron campaign {core} {again}", file=sys.stderr)
 
 
 def verdict(result: CampaignResult) -> str:

@@ -19,11 +19,43 @@ from model.generation.loop import context_start
 
 from ..bench.harness import Harness
 from .native_bench import compile_bench
+from .processes import run_logged, tail
 
 SOURCE = Path(__file__).with_name("native") / "decoder.cpp"
 WATCHDOG_CYCLES = 1_000_000
 # of a token, in a line's order
 FIELDS = ("token", "restart", "sample", "random", "multiplier", "amount")
+
+
+def compile_decoder(machine: Machine, build_directory: Path, *, fast: bool = False) -> Path:
+    """Return the program of a machine (`native/decoder.cpp`), compiled unless it has been before.
+
+    Args:
+        machine: The circuit.
+        build_directory: Where compiled simulations are kept.
+        fast: For many tokens: the compiler takes longer, the program less.
+
+    Raises:
+        ToolError: A tool is missing or failed.
+    """
+    harness = Harness(machine)
+    texts = {"machine.h": _header(harness)}
+    return compile_bench("decoder", harness, texts, SOURCE, build_directory, fast=fast) / "bench"
+
+
+def compare_records(bench: Path, records: Path) -> tuple[str, list[int]]:
+    """Run a compiled machine on a file of records; return "done" and the cycles, or what is wrong,
+    the record's number, what came and what should have.
+
+    Raises:
+        ToolError: The program failed.
+    """
+    log = records.with_suffix(".log")
+    status = run_logged([str(bench), str(records)], log, tool_environment(), records.parent)
+    words = log.read_text(encoding="utf-8", errors="replace").split()
+    if status or not words:
+        raise ToolError(f"the simulated decoder ended with exit status {status}:\n{tail(log)}")
+    return words[0], [int(word) for word in words[1:]]
 
 
 class SimulatedDecoder:
@@ -44,10 +76,9 @@ class SimulatedDecoder:
     def __init__(self, machine: Machine, build_directory: Path):
         self.machine = machine
         self.cycles: list[int] = []
-        harness = Harness(machine)
-        directory = compile_bench("decoder", harness, {"machine.h": _header(harness)}, SOURCE, build_directory)
+        bench = compile_decoder(machine, build_directory)
         self._process = subprocess.Popen(
-            [directory / "bench"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=tool_environment()
+            [bench], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=tool_environment()
         )
 
     def step(self, token: int, *, restart: bool, choice: tuple[int, Temperature] | None = None) -> int:

@@ -1,13 +1,19 @@
-// Runs a compiled decoder machine: tokens in on standard input, tokens out on standard output.
+// Runs a compiled decoder machine.
 //
-// A line of input is a token's fields, "TOKEN RESTART SAMPLE RANDOM MULTIPLIER AMOUNT"; a machine that cannot sample ignores the last four.
-// The answer is "TOKEN CYCLES": the next token, and the clock edges from the one taken to the other offered.
-// The circuit is `sim.bench.harness.Harness` around the machine; machine.h, written beside it, says where its ports lie.
+// Without an argument, tokens in on standard input, tokens out on standard output. A line of input is a token's fields,
+// "TOKEN RESTART SAMPLE RANDOM MULTIPLIER AMOUNT"; a machine that cannot sample ignores the last four. The answer is
+// "TOKEN CYCLES": the next token, and the clock edges from the one taken to the other offered.
 // Exit status: 0 at the end of the input, 1 if no token comes for WATCHDOG_CYCLES.
+//
+// With a file of records of 32-bit numbers, it runs them all and compares; see `Record`. It prints "done CYCLES", or
+// what is wrong: the kind, the number of the record, what came, what was expected.
+//
+// The circuit is `sim.bench.harness.Harness` around the machine; machine.h, written beside it, says where its ports lie.
 
 #include <cinttypes>
 #include <cstdint>
 #include <cstdio>
+#include <iterator>
 #include <memory>
 #include <type_traits>
 
@@ -36,56 +42,167 @@ template <typename Port> void put(Port &port, Field field, Bits value) {
     }
 }
 
-int main(int argc, char **argv) {
-    auto context = std::make_unique<VerilatedContext>();
-    context->commandArgs(argc, argv);
-    auto top = std::make_unique<Vtop>(context.get());
-    Bits cycles = 0;
-    const auto settled = [&]() -> Bits {
+// A token, when it comes and goes, and what is expected.
+struct Record {
+    std::uint32_t fields[std::size(FIELDS)];
+    std::uint32_t source_pause, sink_pause; // cycles before it is offered, and before the answer is taken
+    std::uint32_t reset_after;              // cycles after it was taken in which a reset ends it; 0: an answer is expected
+    std::uint32_t next, cycles;             // the answer, and the clock edges until it is offered
+};
+
+class Bench {
+  public:
+    explicit Bench(VerilatedContext *context) : top(std::make_unique<Vtop>(context)) {
+        reset();
+    }
+
+    // A clock edge; what the inputs were set to decides what it does. All outputs are registers': they need no further evaluation.
+    void edge() {
         top->clk = 0;
         top->eval();
-        return top->outputs;
-    };
-    const auto edge = [&]() {
-        settled();
         top->clk = 1;
         top->eval();
         ++cycles;
-    };
-    const Field valid{I_VALID, 1}, ready{O_READY, 1}, reset{0, 1};
-    top->rst = 1;
-    put(top->inputs, reset, 1);
-    edge();
-    edge();
-    top->rst = 0;
-    put(top->inputs, reset, 0);
-    for (;;) {
-        for (const Field &field : FIELDS) {
-            Bits value = 0;
-            if (std::scanf("%" SCNu64, &value) != 1) {
-                top->final();
-                return 0;
+    }
+
+    void reset() {
+        const Field field{0, 1};
+        top->rst = 1;
+        put(top->inputs, field, 1);
+        edge();
+        top->rst = 0;
+        put(top->inputs, field, 0);
+    }
+
+    void offer(bool valid) { put(top->inputs, {I_VALID, 1}, valid); }
+    void take(bool ready) { put(top->inputs, {O_READY, 1}, ready); }
+    void field(std::size_t number, Bits value) { put(top->inputs, FIELDS[number], value); }
+    bool takes() const { return Bits{top->outputs} >> READY_BIT & 1; }
+    bool gives() const { return Bits{top->outputs} >> VALID_BIT & 1; }
+    Bits token() const { return Bits{top->outputs} >> TOKEN_OUT & ((Bits{1} << TOKEN_BITS) - 1); }
+
+    // Clock edges until a condition holds; false if it does not within WATCHDOG_CYCLES.
+    template <typename Condition> bool wait(Condition holds) {
+        for (Bits left = WATCHDOG_CYCLES; !holds(); --left) {
+            if (left == 0) {
+                return false;
             }
-            put(top->inputs, field, value);
-        }
-        put(top->inputs, valid, 1);
-        while (!(settled() >> READY_BIT & 1)) {
             edge();
+        }
+        return true;
+    }
+
+    // Offers what the fields hold until it is taken; returns the cycle of that, or 0.
+    Bits give() {
+        offer(true);
+        if (!wait([this] { return takes(); })) {
+            return 0;
         }
         const Bits taken = cycles;
         edge();
-        put(top->inputs, valid, 0);
-        while (!(settled() >> VALID_BIT & 1)) {
-            if (cycles - taken > WATCHDOG_CYCLES) {
-                return 1;
-            }
-            edge();
-        }
-        const Bits next = settled() >> TOKEN_OUT & ((Bits{1} << TOKEN_BITS) - 1);
-        std::printf("%" PRIu64 " %" PRIu64 "\n", next, cycles - taken);
-        std::fflush(stdout);
-        put(top->inputs, ready, 1);
-        edge();
-        put(top->inputs, ready, 0);
+        offer(false);
+        return taken;
     }
+
+    Bits cycles = 0;
+    std::unique_ptr<Vtop> top;
+};
+
+int converse(Bench &bench) {
+    for (;;) {
+        for (std::size_t number = 0; number < std::size(FIELDS); ++number) {
+            Bits value = 0;
+            if (std::scanf("%" SCNu64, &value) != 1) {
+                return 0;
+            }
+            bench.field(number, value);
+        }
+        const Bits taken = bench.give();
+        if (taken == 0 || !bench.wait([&] { return bench.gives(); })) {
+            return 1;
+        }
+        std::printf("%" PRIu64 " %" PRIu64 "\n", bench.token(), bench.cycles - taken);
+        std::fflush(stdout);
+        bench.take(true);
+        bench.edge();
+        bench.take(false);
+    }
+}
+
+int compare(Bench &bench, std::FILE *file) {
+    std::uint64_t number = 0, noise = 0x9E3779B97F4A7C15;
+    const auto wrong = [&](const char *kind, Bits got, Bits wanted) {
+        std::printf("%s %" PRIu64 " %" PRIu64 " %" PRIu64 "\n", kind, number, got, wanted);
+        return 0;
+    };
+    for (Record record; std::fread(&record, sizeof record, 1, file) == 1; ++number) {
+        // Nothing is offered: what the payload holds must not matter, and nothing must come.
+        const auto invalid = [&] {
+            for (std::size_t field = 0; field < std::size(FIELDS); ++field) {
+                noise ^= noise << 13, noise ^= noise >> 7, noise ^= noise << 17;
+                bench.field(field, noise);
+            }
+        };
+        bench.take(record.sink_pause % 2);
+        for (std::uint32_t pause = 0; pause < record.source_pause; ++pause) {
+            invalid();
+            bench.edge();
+            if (bench.gives()) {
+                return wrong("extra", bench.token(), 0);
+            }
+        }
+        for (std::size_t field = 0; field < std::size(FIELDS); ++field) {
+            bench.field(field, record.fields[field]);
+        }
+        const Bits taken = bench.give();
+        if (taken == 0) {
+            return wrong("deadlock", 0, 0);
+        }
+        invalid();
+        bench.take(record.sink_pause == 0);
+        if (record.reset_after != 0) {
+            for (std::uint32_t pause = 0; pause < record.reset_after; ++pause) {
+                bench.edge();
+            }
+            bench.take(false);
+            bench.reset();
+            continue;
+        }
+        if (!bench.wait([&] { return bench.gives(); })) {
+            return wrong("missing", 0, record.next);
+        }
+        const Bits given = bench.token(), cycles = bench.cycles - taken;
+        if (given != record.next) {
+            return wrong("token", given, record.next);
+        }
+        if (cycles != record.cycles) {
+            return wrong("cycles", cycles, record.cycles);
+        }
+        for (std::uint32_t pause = 0; pause < record.sink_pause; ++pause) {
+            bench.edge();
+            if (!bench.gives()) {
+                return wrong("withdrawn", 0, given);
+            }
+            if (bench.token() != given) {
+                return wrong("changed", bench.token(), given);
+            }
+        }
+        bench.take(true);
+        bench.edge();
+        if (bench.gives()) {
+            return wrong("extra", bench.token(), 0);
+        }
+    }
+    std::printf("done %" PRIu64 "\n", bench.cycles);
+    return 0;
+}
+
+int main(int argc, char **argv) {
+    auto context = std::make_unique<VerilatedContext>();
+    Bench bench(context.get());
+    if (argc < 2) {
+        return converse(bench);
+    }
+    std::FILE *file = std::fopen(argv[1], "rb");
+    return file == nullptr ? 2 : compare(bench, file);
 }

@@ -9,7 +9,6 @@ from machine_simulation import expected_of_units, first_difference, run_machine
 from model_kinds import make_model
 
 import hdl.decoder.units as units_module
-from fixedpoint import Sampler
 from hdl.board.boards import BOARDS, DecoderTop
 from hdl.board.decoder_estimate import best_estimate
 from hdl.board.decoder_fit import fits, fitting_machine, shrunk
@@ -79,46 +78,9 @@ def test_every_unit_gives_what_the_specification_says_in_the_predicted_cycle(kin
     assert cycles == [machine.cycles(position) for position in range(length)]
 
 
-def test_sequences_leave_no_trace_whatever_the_pauses():
-    model = make_model(2, **{**SIZES, "weight_bits": 4, "context_length": 5})
-    machine = Machine(Plan(model, 32))  # two positions a word of keys
-    generator = np.random.default_rng(4)
-    lengths = [3, 1, model.context_length, 3]
-    sequences = [generator.integers(0, model.vocab_size, length) for length in lengths]
-    # After a full context the next sequence begins by itself.
-    restarts = [
-        place == 0 and (not number or lengths[number - 1] != model.context_length)
-        for number, length in enumerate(lengths)
-        for place in range(length)
-    ]
-    given, cycles, _ = run_machine(machine, np.concatenate(sequences), restarts, seed=5)
-    wanted = [model.forward(tokens[None])[0].argmax(axis=-1) for tokens in sequences]
-    assert given == np.concatenate(wanted).tolist()
-    assert cycles == [machine.cycles(place) for length in lengths for place in range(length)]
-
-
-def test_tokens_are_sampled_as_the_specification_says_or_the_likeliest_ones():
-    model = make_model(1, **{**SIZES, "weight_bits": 4, "vocab_size": 13})
-    machine = Machine(Plan(model, 16, sampling=True))
-    length = model.context_length
-    generator = np.random.default_rng(7)
-    tokens = generator.integers(0, model.vocab_size, 2 * length)
-    numbers = generator.integers(1, 1 << 32, 2 * length, dtype=np.uint32)
-    temperatures = [0, 1.0, 16.0, 1 / 16, 5.3, 0, 2.0, 9.0]
-    form = model.logits.output
-    choices = [
-        {"sample": 1, "random": int(number), **vars(Temperature.of(form, heat))} if heat else {"sample": 0}
-        for number, heat in zip(numbers, temperatures, strict=True)
-    ]
-    given, cycles, _ = run_machine(machine, tokens, [True] + [False] * (2 * length - 1), choices=choices)
-    logits = model.forward(tokens.reshape(2, length)).reshape(2 * length, -1)
-    wanted = [
-        int(Sampler(form, heat).choose(row[None], numbers[place : place + 1])[0])
-        for place, (row, heat) in enumerate(zip(logits, temperatures, strict=True))
-    ]
-    assert given == wanted
-    assert given != logits.argmax(axis=-1).tolist()
-    assert cycles == 2 * [machine.cycles(position) for position in range(length)]
+def test_a_temperature_beyond_the_circuit_s_is_refused():
+    form = make_model(1, **SIZES).logits.output
+    assert Temperature.of(form, 16.0).amount > Temperature.of(form, 1 / 16).amount == 0
     with pytest.raises(CircuitError, match=r"temperatures of 0.0625 to 16, .* not 17"):
         Temperature.of(form, 17.0)
 
