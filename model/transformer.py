@@ -169,6 +169,15 @@ class Transformer:
             return np.zeros((self.config.max_seq_len, self.config.embed_dim), self.dtype)
         return self._positions
 
+    def untied(self) -> Transformer:
+        """Return the same model with output weights of its own; itself if it has them already."""
+        if not self.config.tie_embeddings:
+            return self
+        model = Transformer({**self.config.to_dict(), "tie_embeddings": False}, dtype=self.dtype)
+        for name, values in model.parameters.items():
+            values[...] = self.parameters["token_embedding" if name == "output.weight" else name]
+        return model
+
     def get_num_parameters(self) -> int:
         """Return the number of trainable values."""
         return int(self.parameters.flat.size)

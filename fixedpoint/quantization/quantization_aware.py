@@ -99,13 +99,14 @@ class QuantizationAware:
         """Choose all formats for a trained float model.
 
         Args:
-            model: The model that training starts from.
+            model: The model that training starts from; of a tied one, `model.untied()` is trained.
             tokens: Calibration windows (N, T).
             settings: Widths.
 
         Raises:
             QuantizationError: The model cannot be quantized.
         """
+        model = model.untied()
         settings = replace(settings, rounding="nearest")  # errors are made good by training
         formats = calibrate(model, tokens, settings).formats
         fractions = {}

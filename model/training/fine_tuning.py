@@ -32,7 +32,9 @@ def fine_tune_model(
         directory: Run directory to make.
         config: How to train; the batches are other ones than before if the seed is another one.
         progress: Show a progress bar and log lines on the terminal.
-        straight_through: A number format to train the model for, or None; see `train_model`.
+        straight_through: A number format to train the model for, or None; see `train_model`. A model
+            whose output layer uses the embedding's weights then gets weights for each, since
+            the two may have different widths.
 
     Returns:
         The model with the lowest held-out loss, and what training reached.
@@ -45,6 +47,8 @@ def fine_tune_model(
     if old.path.resolve() == new.path.resolve():
         raise InputError(f"{new.path} is the run to start from; choose another directory for the new run")
     model, tokenizer = old.load_model(), old.load_tokenizer()
+    if straight_through is not None:
+        model = model.untied()
     training_tokens = old.load_training_tokens(model.config.vocab_size)
     validation_tokens = old.load_validation_tokens(model.config.vocab_size)
     text = old.load_training_record().get("source", {})

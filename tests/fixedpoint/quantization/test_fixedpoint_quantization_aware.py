@@ -4,6 +4,7 @@ loss is the integer model's.
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -310,14 +311,34 @@ def test_workers_compute_the_same_step(float_run, tmp_path):
     np.testing.assert_allclose(weights[0], weights[1], atol=2e-3)
 
 
-def test_tied_embeddings_are_rounded_as_the_coarser_use():
-    model = Transformer({"vocab_size": 7, **SHAPE, "tie_embeddings": True}, seed=2)
-    tokens = np.random.default_rng(0).integers(0, 7, (8, 16))
-    quantization = QuantizationAware.from_model(model, tokens, QuantizationSettings(weight_bits=3))
-    rounded = rounded_model(quantization, model)
-    assert all(len(np.unique(row)) <= 8 for row in rounded.parameters["token_embedding"])
+def test_tied_model_is_trained_with_output_weights_of_their_own_width(float_run, tmp_path):
+    tied = Transformer({**float_run.load_model().config.to_dict(), "tie_embeddings": True}, seed=2)
+    tokens = np.random.default_rng(0).integers(0, tied.config.vocab_size, (8, 16))
+    quantization = QuantizationAware.from_model(tied, tokens, QuantizationSettings(weight_bits=3))
+    rounded = rounded_model(quantization, tied.untied())
+    count = [
+        max(len(np.unique(row)) for row in rounded.parameters[name]) for name in ("output.weight", "token_embedding")
+    ]
+    assert count[0] <= 8 < count[1]
     integers = quantization.quantize(rounded)
-    np.testing.assert_array_equal(integers.logits.dequantized_weight(), rounded.parameters["token_embedding"])
+    np.testing.assert_array_equal(integers.logits.dequantized_weight(), rounded.parameters["output.weight"])
+    table = integers.embedding.token
+    values = np.ldexp(table.weight, -table.weight_fraction[:, None])  # (V, C), (V, 1) -> (V, C)
+    np.testing.assert_array_equal(values, rounded.parameters["token_embedding"])
+
+    source = RunDirectory(tmp_path / "tied")
+    shutil.copytree(float_run.path, source.path)
+    source.save_model(tied)
+    model, _ = fine_tune_model(
+        source.path,
+        tmp_path / "3bit",
+        {"num_steps": 1, "num_workers": 1},
+        progress=False,
+        straight_through=quantization,
+    )
+    assert not model.config.tie_embeddings
+    assert not np.array_equal(model.parameters["output.weight"], model.parameters["token_embedding"])
+    assert RunDirectory(tmp_path / "3bit").load_model().config == model.config
 
 
 def test_saved_formats_are_checked(float_run, tmp_path):
