@@ -1,8 +1,10 @@
 r"""Quantization-aware training: the float model computes with the integer model's numbers.
 
-Before each step the weights are rounded as `quantize_transformer` rounds them, and in the forward
-pass the activations are rounded to their formats. Gradients go straight through (see
-`model.training.straight_through`). What is too fine to matter is left to floats: the roundings of
+The weights of linear layers are frozen in stages: first the half that is nearest to the integer
+model's weights takes their values, then half of the rest, and so on, while the others go on
+learning and make up for the errors. Before each step embeddings and biases are rounded as
+`quantize_transformer` rounds them, and in the forward pass the activations are rounded to their
+formats. Gradients go straight through (see `model.training.straight_through`). What is too fine to matter is left to floats: the roundings of
 the norms' shifts, of exponentials, reciprocals and the residual stream. The held-out loss has no
 such gaps: it is that of the integer model, built from the rounded weights of the moment.
 
@@ -11,12 +13,14 @@ one power of two that float32 holds exactly: the accumulators of training are th
 model, ties included; but for the query, whose factor is no power of two: its ties may fall to the
 other side.
 
-References: Jacob et al. 2018, arXiv:1712.05877; Bengio et al. 2013, arXiv:1308.3432. Derived in
+References: Jacob et al. 2018, arXiv:1712.05877; Bengio et al. 2013, arXiv:1308.3432; Zhou et al.
+2017, arXiv:1702.03044. Derived in
 docs/fixedpoint/quantization_aware.md.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -46,6 +50,12 @@ FORMAT = "positron-number-format"
 VERSION = 1
 
 
+# A stage freezes half of the weights that are not frozen yet, the last one all.
+FREEZING_STAGES = 11
+# Steps of its grid that a weight which is not frozen may lie outside its range.
+MARGIN = 0.25
+
+
 @dataclass(frozen=True)
 class _Grid:
     """Values of a matrix (rows, columns) or vector (rows,): `step` · (`lowest` to `highest`)."""
@@ -55,6 +65,34 @@ class _Grid:
     inverse: np.ndarray
     lowest: float
     highest: float
+    freezes: bool  # instead of being rounded in each step
+
+    def rows(self, parameters: Parameters, share: int, num_shares: int) -> tuple[np.ndarray, slice]:
+        """Return a share of the parameter, a view (rows of the share, columns), and which rows."""
+        count = len(self.step)
+        part = slice(count * share // num_shares, count * (share + 1) // num_shares)
+        # (rows, ...) -> (rows, columns), of which `part`
+        return parameters[self.parameter].reshape(count, -1, copy=False)[part], part
+
+    def rounded(self, values: np.ndarray, part: slice, out: np.ndarray | None = None) -> np.ndarray:
+        """Return the nearest values of the rows `part`."""
+        out = np.multiply(values, self.inverse[part], out=out)
+        round_half_up(out, self.lowest, self.highest)
+        out *= self.step[part]
+        return out
+
+    def freeze(self, values: np.ndarray, part: slice, fraction: float) -> None:
+        """Round this fraction of the values, the nearest ones and all that were frozen before."""
+        nearest = self.rounded(values, part)
+        errors = np.abs(values - nearest) * self.inverse[part]
+        count = math.ceil(fraction * errors.size)
+        if count:
+            np.copyto(values, nearest, where=errors <= np.partition(errors, count - 1, axis=None)[count - 1])
+
+    def limit(self, values: np.ndarray, part: slice) -> None:
+        """Keep values (rows of the share, columns) from leaving the range."""
+        step = self.step[part]
+        np.clip(values, step * (self.lowest - MARGIN), step * (self.highest + MARGIN), out=values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,22 +225,56 @@ class QuantizationAware:
         shapes = parameter_shapes(self.model)
         source, target = Parameters(shapes, latent), Parameters(shapes, rounded)
         for grid in self._grids:
-            part = slice(len(grid.step) * share // num_shares, len(grid.step) * (share + 1) // num_shares)
-            # (rows, ...) -> (rows, columns), of which `part`
-            out = target[grid.parameter].reshape(len(grid.step), -1, copy=False)[part]
-            np.multiply(source[grid.parameter].reshape(len(grid.step), -1)[part], grid.inverse[part], out=out)
-            round_half_up(out, grid.lowest, grid.highest)
-            out *= grid.step[part]
+            values, part = grid.rows(source, share, num_shares)
+            grid.rounded(values, part, out=grid.rows(target, share, num_shares)[0])
         if share == 0:
-            for name in self._norms:
-                target[name] = source[name]
-                if not name.endswith(".scale"):
-                    continue
-                scale = target[name]
-                fraction = covering_fraction(float(np.abs(scale).max()), self.settings.activation_bits)
-                scale *= np.float32(2.0**fraction)
-                round_half_up(scale, -np.inf, np.inf)
-                scale *= np.float32(2.0**-fraction)
+            self._round_norms(source, target)
+
+    def begin_step(
+        self, latent: np.ndarray, used: np.ndarray, share: int, num_shares: int, step: int, total_steps: int
+    ) -> None:
+        """Write a share of what a step computes with; at a stage's first step freeze weights.
+
+        A frozen weight has exactly a value of its grid, also among the latent ones; that is how it
+        is known, so nothing else has to be stored for a run that goes on later.
+        """
+        shapes = parameter_shapes(self.model)
+        source, target = Parameters(shapes, latent), Parameters(shapes, used)
+        stage = step * FREEZING_STAGES // total_steps
+        begins = step == -(-stage * total_steps // FREEZING_STAGES)
+        for grid in self._grids:
+            values, part = grid.rows(source, share, num_shares)
+            out = grid.rows(target, share, num_shares)[0]
+            if not grid.freezes:
+                grid.rounded(values, part, out=out)
+                continue
+            grid.limit(values, part)
+            if begins:
+                grid.freeze(values, part, 1.0 if stage == FREEZING_STAGES - 1 else 1 - 0.5 ** (stage + 1))
+            np.copyto(out, values)
+        if share == 0:
+            self._round_norms(source, target)
+
+    def end_step(self, latent: np.ndarray, used: np.ndarray, share: int, num_shares: int) -> None:
+        """Give a share of the frozen weights their values back, which the optimizer changed."""
+        shapes = parameter_shapes(self.model)
+        target, source = Parameters(shapes, latent), Parameters(shapes, used)
+        for grid in self._grids:
+            if grid.freezes:
+                values, part = grid.rows(source, share, num_shares)
+                frozen = grid.rounded(values, part) == values
+                np.copyto(grid.rows(target, share, num_shares)[0], values, where=frozen)
+
+    def _round_norms(self, source: Parameters, target: Parameters) -> None:
+        for name in self._norms:
+            target[name] = source[name]
+            if not name.endswith(".scale"):
+                continue
+            scale = target[name]
+            fraction = covering_fraction(float(np.abs(scale).max()), self.settings.activation_bits)
+            scale *= np.float32(2.0**fraction)
+            round_half_up(scale, -np.inf, np.inf)
+            scale *= np.float32(2.0**-fraction)
 
     def round_tensor(self, name: str, values: np.ndarray) -> None:
         """Round a tensor (N, channels) of the float model's forward pass in place."""
@@ -217,17 +289,17 @@ class QuantizationAware:
         grids, shapes = [], parameter_shapes(self.model)
         sources = linear_inputs(model_steps(self.model))
 
-        def add(name: str, exponent: IntegerArray, scale: float, lowest: float, highest: float) -> None:
+        def add(name: str, exponent: IntegerArray, scale: float, lowest: float, highest: float, freezes: bool) -> None:
             # (rows,) -> (rows, 1)
             step, inverse = np.ldexp(1 / scale, -exponent[:, None]), np.ldexp(scale, exponent[:, None])
-            grids.append(_Grid(name, step.astype(np.float32), inverse.astype(np.float32), lowest, highest))
+            grids.append(_Grid(name, step.astype(np.float32), inverse.astype(np.float32), lowest, highest, freezes))
 
         for name, (scale, bits) in _matrices(self.model, self.settings).items():
-            add(name, self.fractions[name], scale, *weight_range(bits))
+            add(name, self.fractions[name], scale, *weight_range(bits), freezes=name.endswith(".weight"))
             bias = name.replace(".weight", ".bias")
             if bias != name and bias in shapes:  # counts the accumulator's units
                 source = self.formats[sources[name.removesuffix(".weight")]]
-                add(bias, self.fractions[name] + source.fraction, scale, -np.inf, np.inf)
+                add(bias, self.fractions[name] + source.fraction, scale, -np.inf, np.inf, freezes=False)
         return tuple(grids)
 
     @cached_property

@@ -53,8 +53,8 @@ class TrainingMemory:
 
     Attributes:
         parameters: Flat (n,), what the optimizer updates.
-        rounded: Flat (n,), what the model computes with: a copy that straight-through training has
-            rounded, or else `parameters` itself.
+        rounded: Flat (n,), what the model computes with: a copy that straight-through training
+            rounds, or else `parameters` itself.
         teacher: Flat (n,), the parameters of the model that straight-through training imitates;
             empty otherwise.
         state: The optimizer's running means by name, each (n,).
@@ -154,8 +154,11 @@ class WorkerStep:
 
     def run(self, step: int) -> StepResult:
         """Do one step, counted from 0."""
-        memory, config = self.memory, self.config
-        self.round()
+        memory, config, rounding = self.memory, self.config, self.straight_through
+        copies = memory.parameters, memory.rounded, self.worker, self.num_workers
+        if rounding is not None:
+            rounding.begin_step(*copies, step, self.total_steps)
+            self.barrier()
         memory.messages[self.worker, 0] = self._compute_gradients(step)
         self.barrier()
         total = memory.gradients[0, self.part]
@@ -174,10 +177,12 @@ class WorkerStep:
             if self.muon is not None:
                 self.muon.update(rate, scale)
         self.barrier()
+        if rounding is not None:
+            rounding.end_step(*copies)
         return StepResult(loss, norm)
 
     def round(self) -> None:
-        """Bring the rounded parameters up to date, each worker a share of them."""
+        """Round all parameters, each worker a share of them."""
         if self.straight_through is not None:
             self.straight_through.round_parameters(
                 self.memory.parameters, self.memory.rounded, self.worker, self.num_workers

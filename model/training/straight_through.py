@@ -1,10 +1,11 @@
 """The interface between training and a number format that a model is trained for.
 
-The optimizer updates *latent* parameters. The model computes with rounded copies of them, and some
-of its tensors are rounded on the way; the gradients that arrive at rounded numbers are applied to
-the latent ones as if rounding were the identity: the straight-through estimator (Bengio, Léonard
-and Courville 2013, arXiv:1308.3432). A latent parameter thus sums small updates until its rounded
-copy changes.
+The optimizer updates *latent* parameters. The model computes with copies of them, of which some are
+rounded, and some of its tensors are rounded on the way; the gradients that arrive at rounded
+numbers are applied to the latent ones as if rounding were the identity: the straight-through
+estimator (Bengio, Léonard and Courville 2013, arXiv:1308.3432). A latent parameter thus sums small
+updates until its rounded copy changes. Others are frozen, more of them from stage to stage: they
+are rounded once and no longer change (Zhou et al. 2017, arXiv:1702.03044).
 
 The training targets are the probabilities of a teacher, the float model that training began with
 (Hinton, Vinyals and Dean 2015, arXiv:1503.02531).
@@ -40,6 +41,14 @@ class StraightThrough(Protocol):
 
     def round_parameters(self, latent: np.ndarray, rounded: np.ndarray, share: int, num_shares: int) -> None:
         """Write one share of the rounded copy (n,) of the latent parameters (n,)."""
+
+    def begin_step(
+        self, latent: np.ndarray, used: np.ndarray, share: int, num_shares: int, step: int, total_steps: int
+    ) -> None:
+        """Write one share of the parameters (n,) that a step computes with; freeze what is due."""
+
+    def end_step(self, latent: np.ndarray, used: np.ndarray, share: int, num_shares: int) -> None:
+        """Give one share of the frozen parameters (n,) the values back that the step used."""
 
     def round_tensor(self, name: str, values: np.ndarray) -> None:
         """Round a forward tensor (N, channels) in place; see `Transformer.loss_and_gradients`."""

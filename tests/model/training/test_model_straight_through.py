@@ -15,19 +15,31 @@ TRAINING = TrainingConfig(batch_size=4, num_workers=1, learning_rate=1e-3, optim
 TOKENS = np.random.default_rng(0).integers(0, 11, 500).astype(np.uint16)
 
 
+FROZEN = 5
+
+
 class Multiples:
-    """Numbers that are multiples of 1/64."""
+    """Numbers that are multiples of 1/64, the first of them frozen."""
 
     worker_module = "nothing"
 
     def __init__(self):
         self.teacher = Transformer(MODEL, seed=5).parameters.flat.copy()
-        self.seen = set()
+        self.seen, self.begun = set(), []
 
     def round_parameters(self, latent, rounded, share, num_shares):
         assert (share, num_shares) == (0, 1)
         np.round(latent * 64, out=rounded)
         rounded /= 64
+
+    def begin_step(self, latent, used, share, num_shares, step, total_steps):
+        assert total_steps == 10
+        self.round_parameters(latent, used, share, num_shares)
+        self.begun.append(step)
+
+    def end_step(self, latent, used, share, num_shares):
+        assert (share, num_shares) == (0, 1)
+        latent[:FROZEN] = used[:FROZEN]
 
     def round_tensor(self, name, values):
         self.seen.add(name)
@@ -49,15 +61,17 @@ def test_steps_are_taken_by_latent_parameters_at_the_gradient_of_the_rounded_one
     before = memory.parameters.copy()
     memory.rounded[:] = 7  # a step rounds by itself
     executor.run(0, 1)
-    moved = memory.parameters - before
+    np.testing.assert_array_equal(memory.parameters[:FROZEN], memory.rounded[:FROZEN])
+    moved = (memory.parameters - before)[FROZEN:]
     # less than a step between rounded numbers, and kept all the same
     assert 0 < np.abs(moved).max() < 1 / 64
     # those of the step that was done
     np.testing.assert_array_equal(memory.rounded, np.round(before * 64) / 64)
-    np.testing.assert_allclose(moved, -1e-3 * memory.gradients[0], atol=1e-7)
+    np.testing.assert_allclose(moved, -1e-3 * memory.gradients[0, FROZEN:], atol=1e-7)
     assert {"final_norm", "blocks.0.attention.query", "blocks.0.feed_forward.activation"} <= number_format.seen
     latent = memory.parameters.copy()
     executor.run(1, 1)
+    assert number_format.begun == [0, 1]
     np.testing.assert_array_equal(memory.rounded, np.round(latent * 64) / 64)
     model.parameters.flat[:] = memory.rounded
     assert executor.evaluate() == pytest.approx(evaluate_loss(model, TOKENS))
