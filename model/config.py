@@ -205,8 +205,8 @@ class TrainingConfig(_Config):
         beta1: Decay of the mean of gradients; momentum for `sgd`.
         beta2: Decay of the mean of squared gradients (not `sgd`).
         epsilon: Added to the root of the mean square.
-        weight_decay: Decoupled decay of matrices (`adamw`), or L2 penalty on them (the others);
-            matrices that `muon` updates are not decayed.
+        weight_decay: Decoupled decay of matrices (`adamw`, `muon`), or L2 penalty on them (the
+            others).
         schedule: `cosine`, `linear` or `constant` after warm-up.
         warmup_steps: Steps of linear rise; None for 5 % of all steps, at most 100.
         final_learning_rate_ratio: Learning rate at the last step as a share of the highest.

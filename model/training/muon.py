@@ -1,9 +1,10 @@
 """Muon (Jordan et al. 2024) for the matrices of the blocks: momentum, made orthogonal.
 
-With gradient g of a matrix (R, I), learning rate η and β = 0.95:
-    m ← β·m + g;  p ← p − 20/3·η·√max(1, R/I)·orthogonal(g + β·m)
-Each head's part of a query, key or value matrix counts as a matrix of its own. Weights are not
-decayed. 20/3 lets AdamW, which updates all other parameters, use the same η: 0.02 for 0.003.
+With gradient g of a matrix (R, I), learning rate η, decay λ, ρ = 9/2 and β = 0.95:
+    m ← β·m + g;  p ← p·(1 − ρ·η·λ) − ρ·η·√max(1, R/I)·orthogonal(g + β·m)
+Each head's part of a query, key or value matrix counts as a matrix of its own. ρ lets AdamW, which
+updates all other parameters, use the same η: 0.0135 for 0.003. Decay: Liu et al. 2025,
+arXiv:2502.16982.
 
 orthogonal(X) is near V·Wᵀ, where X = V·Σ·Wᵀ is the singular value decomposition: all directions
 are learned as fast. With X₀ = X/‖X‖, five times
@@ -22,7 +23,7 @@ from ..config import ModelConfig
 from ..parameters import Parameters
 
 MOMENTUM = 0.95
-RATE_RATIO = 20 / 3
+RATE_RATIO = 9 / 2
 COEFFICIENTS = (3.4445, -4.775, 2.0315)  # Jordan's
 ITERATIONS = 5
 SMALLEST_NORM = 1e-20
@@ -36,6 +37,7 @@ class Muon:
         parameters: What is updated.
         gradients: Of the whole batch, the same names.
         means: m of each matrix, the same names, zero at the start.
+        decay: λ.
         worker: Number of this worker, from 0.
         num_workers: W.
     """
@@ -46,9 +48,11 @@ class Muon:
         parameters: Parameters,
         gradients: Parameters,
         means: Parameters,
+        decay: float,
         worker: int = 0,
         num_workers: int = 1,
     ) -> None:
+        self.decay = decay
         names = [name for name, values in parameters.items() if name.startswith("blocks.") and values.ndim == 2]
         # the blocks' matrices lie side by side: this part of the flat vector is not for AdamW
         last = names[-1]
@@ -70,6 +74,7 @@ class Muon:
             _, num_rows, width = matrices.shape
             direction = orthogonal(gradients)
             direction *= RATE_RATIO * rate * math.sqrt(max(1, num_rows / width))
+            matrices *= 1 - RATE_RATIO * rate * self.decay
             matrices -= direction
 
 

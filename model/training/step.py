@@ -145,7 +145,7 @@ class WorkerStep:
             parameters, gradients, means = (
                 Parameters(shapes, flat) for flat in (memory.parameters, memory.gradients[0], memory.state["mean"])
             )
-            self.muon = Muon(model_config, parameters, gradients, means, worker, num_workers)
+            self.muon = Muon(model_config, parameters, gradients, means, config.weight_decay, worker, num_workers)
             first, last = self.muon.part.start, self.muon.part.stop
             self.optimized = [
                 slice(self.part.start, min(self.part.stop, first)),

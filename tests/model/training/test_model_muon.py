@@ -62,7 +62,7 @@ def test_two_steps_are_the_formula():
     parameters, gradients, means = vectors(0)
     expected = {name: values.copy() for name, values in parameters.items()}
     momentum = {name: np.zeros_like(values) for name, values in parameters.items()}
-    muon = Muon(CONFIG, parameters, gradients, means)
+    muon = Muon(CONFIG, parameters, gradients, means, 0.1)
     for rate, scale in ((0.003, 1.0), (0.002, 0.5)):
         gradients.flat[:] = np.random.default_rng(int(1000 * rate)).standard_normal(gradients.flat.size)
         drawn = {name: values.copy() for name, values in gradients.items()}
@@ -76,17 +76,18 @@ def test_two_steps_are_the_formula():
                 for start in range(0, len(values), rows):
                     part = slice(start, start + rows)
                     direction = by_singular_values((gradient + MOMENTUM * momentum[name])[part])
-                    values[part] -= 20 / 3 * rate * max(1, rows / values.shape[1]) ** 0.5 * direction
+                    values[part] *= 1 - 4.5 * rate * 0.1
+                    values[part] -= 4.5 * rate * max(1, rows / values.shape[1]) ** 0.5 * direction
     for name, values in expected.items():
         np.testing.assert_allclose(parameters[name], values, atol=1e-9, err_msg=name)
 
 
 def test_workers_share_the_matrices():
     alone, gradients, means = vectors(1)
-    Muon(CONFIG, alone, gradients, means).update(0.003, 1.0)
+    Muon(CONFIG, alone, gradients, means, 0.1).update(0.003, 1.0)
     shared, gradients, means = vectors(1)
     for worker in range(3):
-        Muon(CONFIG, shared, gradients, means, worker, 3).update(0.003, 1.0)
+        Muon(CONFIG, shared, gradients, means, 0.1, worker, 3).update(0.003, 1.0)
     np.testing.assert_array_equal(alone.flat, shared.flat)
 
 
@@ -110,9 +111,8 @@ def test_a_step_updates_each_parameter_once(num_workers):
         worker.muon.update(0.003, 1.0)
     expected = Transformer(CONFIG, seed=3)
     shapes = parameter_shapes(CONFIG)
-    Muon(
-        CONFIG, expected.parameters, Parameters(shapes, gradient.copy()), Parameters(shapes, np.zeros_like(gradient))
-    ).update(0.003, 1.0)
+    arguments = expected.parameters, *(Parameters(shapes, x) for x in (gradient.copy(), np.zeros_like(gradient)))
+    Muon(CONFIG, *arguments, training.weight_decay).update(0.003, 1.0)
     adamw = Transformer(CONFIG, seed=3).parameters
     state = {name: np.zeros_like(gradient) for name in ("mean", "square")}
     Optimizer(TrainingConfig(), adamw.num_decayed, state).update(
