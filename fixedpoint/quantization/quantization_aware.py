@@ -4,9 +4,10 @@ The weights of linear layers are frozen in stages: first the half that is neares
 model's weights takes their values, then half of the rest, and so on, while the others go on
 learning and make up for the errors. Before each step embeddings and biases are rounded as
 `quantize_transformer` rounds them, and in the forward pass the activations are rounded to their
-formats. Gradients go straight through (see `model.training.straight_through`). What is too fine to matter is left to floats: the roundings of
-the norms' shifts, of exponentials, reciprocals and the residual stream. The held-out loss has no
-such gaps: it is that of the integer model, built from the rounded weights of the moment.
+formats. Gradients go straight through (see `model.training.straight_through`). What is too fine to
+matter is left to floats: the roundings of the norms' shifts, of exponentials, reciprocals and the
+residual stream. The held-out loss has no such gaps: it is that of the integer model, built from the
+rounded weights of the moment.
 
 A product of rounded activations and rounded weights with a rounded bias is a sum of multiples of
 one power of two that float32 holds exactly: the accumulators of training are those of the integer

@@ -32,8 +32,8 @@ def fine_tune_model(
         directory: Run directory to make.
         config: How to train; the batches are other ones than before if the seed is another one.
         progress: Show a progress bar and log lines on the terminal.
-        straight_through: A number format to train the model for, or None; see `train_model`. A model
-            whose output layer uses the embedding's weights then gets weights for each, since
+        straight_through: A number format to train the model for, or None; see `train_model`. A
+            model whose output layer uses the embedding's weights then gets weights for each, since
             the two may have different widths.
 
     Returns:

@@ -373,7 +373,8 @@ def test_weights_freeze_in_stages(float_run, bits, num_shares):
         for name in ("token_embedding", "blocks.0.attention.query.bias"):
             np.testing.assert_array_equal(now[name], exact[name])
         kept = latent.copy()
-        latent += generator.normal(0, 0.02, latent.shape).astype(np.float32)  # what the optimizer does
+        # what the optimizer does
+        latent += generator.normal(0, 0.02, latent.shape).astype(np.float32)
         moved = latent.copy()
         for share in range(num_shares):
             quantization.end_step(latent, used, share, num_shares)
