@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import serial
 
     from hdl.board.decoder_host import DecoderHost
-    from hdl.tools.synthesis import SynthesisReport
+    from hdl.tools.synthesis_report import SynthesisReport
 
 PLAN = ("lanes", "norm_lanes", "context_lanes", "sampling")
 
@@ -48,7 +48,7 @@ def built_decoder(directory: RunDirectory) -> tuple[SynthesisReport, dict[str, A
     Raises:
         InputError: There is no complete bitstream.
     """
-    from hdl.tools.synthesis import read_report
+    from hdl.tools.synthesis_report import read_report
 
     report, note = read_report(directory.synthesis), directory.synthesis / MADE_FROM
     record = read_json(note) if note.is_file() else {}
@@ -62,7 +62,7 @@ def built_decoder(directory: RunDirectory) -> tuple[SynthesisReport, dict[str, A
 
 def choose_baud(baud: int | None, directory: Path) -> int:
     """Return the bits per second asked for, else the bitstream's, else the default."""
-    from hdl.tools.synthesis import read_report
+    from hdl.tools.synthesis_report import read_report
 
     if baud is not None:
         return baud

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from fixedpoint.transformer import QuantizedTransformer
 from hdl.board.boards import Board, find_board
 from hdl.board.decoder_estimate import Estimate
 from hdl.board.decoder_fit import fitting_machine
-from hdl.decoder.machine import Machine
-from model.generation.loop import continue_text
 from model.tokenizers.tokenizer import Tokenizer
+from scripts.circuit_text import write_text
 from sim.simulators.builds import cache_directory
-from sim.simulators.decoder_process import SimulatedDecoder, stream_tokens
 
 FREQUENCY = 100e6  # Hz, at which tokens a second are stated
 
@@ -25,6 +23,7 @@ def estimate_row(one: Estimate, board: Board) -> tuple[str, ...]:
         f"{one.plan.lanes}",
         f"{one.needs.block_rams} of {board.block_rams}",
         f"{one.needs.multipliers} of {board.multipliers}",
+        f"{one.luts:,} of {board.luts:,}",
         *(f"{cycles:,}" for cycles in (one.first, one.middle, one.last)),
         f"{FREQUENCY / one.middle:,.0f}",
     )
@@ -42,7 +41,7 @@ def generate_with_circuit(
     seed: int = 0,
 ) -> str:
     """Return the text that the decoder circuit of a model writes, the integer model's with the same
-    seed, and print its cycles to standard error.
+    seed, token by token, and print its cycles to standard error.
 
     Args:
         quantized: The model.
@@ -55,30 +54,25 @@ def generate_with_circuit(
         seed: Of the samples.
 
     Raises:
-        CircuitError: The model or the temperature does not suit the machine, or the board is too
-            small.
+        CircuitError: The model or the temperature does not suit the machine, the board is too
+            small, or a token differs from the integer model's.
         InputError: As `continue_text`.
         ToolError: Verilator, or what it needs, is missing or failed.
     """
     board = find_board(board_name)
     chosen = fitting_machine(quantized, board, sampling=temperature > 0)
     plan = chosen.plan
+    build = cache_directory() / "decoder"
     print(
         f"decoder for {board.name}: {plan.lanes} lanes, {chosen.needs.block_rams} of {board.block_rams} block RAMs, "
         f"{chosen.needs.multipliers} of {board.multipliers} multipliers; compiling the circuit (minutes, once)",
         file=sys.stderr,
     )
-    with SimulatedDecoder(Machine(plan), cache_directory() / "decoder") as decoder:
-
-        def open_stream(sequences: list[list[int]]) -> Iterator[None]:
-            return stream_tokens(decoder, quantized, sequences[0], temperature, seed)
-
-        text = continue_text(tokenizer, prompt, num_tokens, quantized.vocab_size, open_stream, on_text=on_text)
-        mean = sum(decoder.cycles) / len(decoder.cycles) if decoder.cycles else 0.0
-    if mean:
+    written = write_text(chosen, tokenizer, prompt, num_tokens, build, on_text, temperature=temperature, seed=seed)
+    if written.tokens:
         print(
-            f"\n{len(decoder.cycles):,} tokens through the circuit, {mean:,.0f} cycles each: "
-            f"{FREQUENCY / mean:,.0f} tokens/s at {FREQUENCY / 1e6:g} MHz",
+            f"\n{written.tokens:,} tokens through the circuit, {written.cycles:,.0f} cycles each: "
+            f"{FREQUENCY / written.cycles:,.0f} tokens/s at {FREQUENCY / 1e6:g} MHz",
             file=sys.stderr,
         )
-    return text
+    return written.text

@@ -2,7 +2,7 @@
 
 import hashlib
 
-from hdl.tools.synthesis import REPORT_FILE, ClockTiming, SynthesisReport, Usage
+from hdl.tools.synthesis_report import REPORT_FILE, ClockTiming, SynthesisReport, Usage
 
 BITSTREAM = b"bits"
 

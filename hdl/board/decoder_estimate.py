@@ -18,11 +18,15 @@ from ..errors import CircuitError
 from ..parts.arithmetic import wide_multipliers
 from ..parts.banked_memory import BankedMemory
 from .boards import Board
+from .decoder_logic import luts_of
 from .requirements import Requirements, block_rams
 
 SMALLEST_BLOCK_BITS = 4096  # of a memory that becomes block RAM rather than lookup tables
 MOST_ROWS = 16  # results a cycle; each has a shifter of its own
 MOST_EXPONENTIALS = 16  # numerators a cycle
+LOGIC_WEIGHT = 0.2  # a fifth of the logic is worth 4 % of the cycles
+LAYER_LATENCY = 130  # cycles that a layer waits, about
+LUT_SHARE = 0.9  # of a chip's lookup tables that place and route may be able to use
 ROW_LANES = (1, 2, 3, 4, 6, 8, 12, 16)  # of norms, and of the division
 
 
@@ -33,6 +37,7 @@ class Estimate:
     Attributes:
         plan: Lanes and layout.
         needs: Block RAMs and multipliers.
+        luts: Lookup tables, about.
         first, middle, last: Cycles of a token at the first position, in the middle of the context,
             and at its end.
         reason: Why these lanes and this layout, two sentences.
@@ -40,6 +45,7 @@ class Estimate:
 
     plan: Plan
     needs: Requirements
+    luts: int
     first: int
     middle: int
     last: int
@@ -94,12 +100,14 @@ def multipliers_of(plan: Plan) -> int:
     return count + (2 * plan.rows if plan.rotary else 0) + (plan.rows // 2 if plan.gated else 0)
 
 
-def plans(model: QuantizedTransformer, multipliers: int, *, sampling: bool = False) -> Iterator[Plan]:
-    """Yield for each number of lanes the plan whose norms and division take the fewest cycles with
-    so many multipliers.
+def plans(
+    model: QuantizedTransformer, multipliers: int, *, sampling: bool = False, smallest: bool = False
+) -> Iterator[Plan]:
+    """Yield for each number of lanes the plan with so many multipliers whose norms and division
+    take few cycles without much logic, or with `smallest` the least logic.
     """
     for lanes in range(1, multipliers):
-        best: tuple[int, Plan] | None = None
+        found: list[tuple[float, Plan]] = []
         for norm_lanes, context_lanes in product(ROW_LANES, ROW_LANES):
             try:
                 plan = Plan(model, lanes, norm_lanes, context_lanes, sampling)
@@ -111,11 +119,13 @@ def plans(model: QuantizedTransformer, multipliers: int, *, sampling: bool = Fal
                 continue  # of a norm's inputs and outputs one divides the other
             if plan.head_dim % context_lanes and context_lanes % plan.head_dim:
                 continue  # nor does the division cut heads
-            cycles = 2 * plan.channels // norm_lanes + plan.kv_channels // context_lanes
-            if multipliers_of(plan) <= multipliers and (best is None or cycles < best[0]):
-                best = cycles, plan
-        if best is not None:
-            yield best[1]
+            if multipliers_of(plan) <= multipliers:
+                norms = (2 * plan.layers + 1) * plan.channels // norm_lanes
+                cycles = plan.weight_depth + norms + plan.layers * (plan.kv_channels // context_lanes + LAYER_LATENCY)
+                luts = luts_of(plan)
+                found.append((luts if smallest else cycles * luts**LOGIC_WEIGHT, plan))
+        if found:
+            yield min(found, key=lambda one: one[0])[1]
 
 
 def estimate(plan: Plan) -> Estimate:
@@ -126,11 +136,17 @@ def estimate(plan: Plan) -> Estimate:
     """
     machine = Machine(plan)
     last = plan.context_length - 1
-    return Estimate(plan, requirements_of(machine), machine.cycles(0), machine.cycles(last // 2), machine.cycles(last))
+    cycles = machine.cycles(0), machine.cycles(last // 2), machine.cycles(last)
+    return Estimate(plan, requirements_of(machine), luts_of(plan), *cycles)
 
 
 def best_estimate(
-    model: QuantizedTransformer, board: Board, lanes: int | None = None, *, sampling: bool = False
+    model: QuantizedTransformer,
+    board: Board,
+    lanes: int | None = None,
+    *,
+    sampling: bool = False,
+    smallest: bool = False,
 ) -> Estimate:
     """Return the machine of fewest cycles in the middle of the context that a board has room for.
 
@@ -139,6 +155,7 @@ def best_estimate(
         board: Where it shall run.
         lanes: Multipliers of its engine; None for the best number.
         sampling: Whether it can sample.
+        smallest: The machine of the least logic instead.
 
     Raises:
         CircuitError: There is none; the message says what the one with the fewest block RAMs needs,
@@ -149,17 +166,17 @@ def best_estimate(
     """
     found: list[Estimate] = []
     reasons: list[str] = []
-    for plan in plans(model, board.multipliers, sampling=sampling):
+    for plan in plans(model, board.multipliers, sampling=sampling, smallest=smallest):
         if lanes is not None and plan.lanes != lanes:
             continue
         try:
             found.append(estimate(plan))
         except CircuitError as error:
             reasons.append(str(error))
-    fitting = [one for one in found if one.needs.block_rams <= board.block_rams]
+    fitting = [one for one in found if fits(one, board)]
     if fitting:
-        chosen = min(fitting, key=lambda one: (one.middle, one.needs.block_rams))
-        return replace(chosen, reason=_reason(chosen, found, board))
+        chosen = min(fitting, key=lambda one: one.luts if smallest else (one.middle, one.needs.block_rams))
+        return replace(chosen, reason=_reason(chosen, found, board, smallest))
     if not found:
         wanted = (
             f"no number of lanes below {board.multipliers} suits" if lanes is None else f"{lanes} lanes do not suit"
@@ -170,26 +187,33 @@ def best_estimate(
         except CircuitError as error:
             reason += f"; {error}"
         raise CircuitError(f"there is no decoder machine of this model for {board.name}: {reason}")
-    smallest = min(found, key=lambda one: one.needs.block_rams)
+    nearest = min(found, key=lambda one: max(one.needs.block_rams / board.block_rams, one.luts / board.luts))
     raise CircuitError(
-        f"the decoder does not fit {board.name}: with {smallest.plan.lanes} lanes it needs "
-        f"{smallest.needs.block_rams} block RAMs, the board has {board.block_rams}; a narrower model, fewer layers, "
-        "narrower weights or a shorter context need fewer"
+        f"the decoder does not fit {board.name}: with {nearest.plan.lanes} lanes it needs "
+        f"{nearest.needs.block_rams} block RAMs, the board has {board.block_rams}, and about {nearest.luts:,} LUTs of "
+        f"{board.luts:,}; a narrower model, fewer layers, narrower weights or a shorter context need fewer"
     )
 
 
-def _reason(chosen: Estimate, found: list[Estimate], board: Board) -> str:
+def fits(one: Estimate, board: Board) -> bool:
+    """Return whether a board has room for a machine; the last LUTs of a chip cannot be routed."""
+    return one.needs.block_rams <= board.block_rams and one.luts <= LUT_SHARE * board.luts
+
+
+def _reason(chosen: Estimate, found: list[Estimate], board: Board, smallest: bool) -> str:
     plan = chosen.plan
     others = [
-        f"{one.plan.lanes} ({one.middle:,} cycles, {one.needs.block_rams} block RAMs)"
+        f"{one.plan.lanes} ({one.middle:,} cycles, {one.needs.block_rams} block RAMs, {one.luts:,} LUTs)"
         for one in found
         if one is not chosen
     ]
     beside = f" beside {', '.join(others)}" if others else ", the only number that suits the model's sizes"
+    best = "least logic" if smallest else "fewest cycles"
+    rest = "" if smallest else ": more would gain little, or need more multipliers than the lanes leave"
     memories = "one memory" if plan.one_memory else "two memories, since their words differ,"
     return (
-        f"{plan.lanes} lanes: the fewest cycles in the middle of the context, {chosen.middle:,}, with the multipliers "
-        f"and block RAMs of {board.name}{beside}. A word has tiles of {plan.rows} x {plan.columns} weights or keys of "
+        f"{plan.lanes} lanes: the {best} with what {board.name} has, {chosen.middle:,} cycles in the middle of the "
+        f"context, about {chosen.luts:,} LUTs{beside}. A word has tiles of {plan.rows} x {plan.columns} weights or keys of "
         f"{plan.slots} positions, in {memories} of weights, keys and values; norms give {plan.norm_lanes} elements a "
-        f"cycle, the division {plan.context_lanes}: the fastest with the multipliers that the lanes leave."
+        f"cycle, the division {plan.context_lanes}{rest}."
     )

@@ -18,7 +18,8 @@ from fixedpoint.transformer import Block, Norm
 from ..decoder.machine import Machine
 from ..errors import CircuitError
 from .boards import Board
-from .decoder_estimate import Estimate, best_estimate, plans, requirements_of
+from .decoder_estimate import LUT_SHARE, Estimate, best_estimate, plans, requirements_of
+from .decoder_logic import luts_of
 
 BLOCK_RAM_BITS = 18432
 STEP = 4  # channels of a head, between widths that are tried
@@ -26,7 +27,12 @@ CONTEXT_STEPS = 16  # into which a context is cut to find the largest
 
 
 def fitting_machine(
-    model: QuantizedTransformer, board: Board, lanes: int | None = None, *, sampling: bool = False
+    model: QuantizedTransformer,
+    board: Board,
+    lanes: int | None = None,
+    *,
+    sampling: bool = False,
+    smallest: bool = False,
 ) -> Estimate:
     """Return `best_estimate`.
 
@@ -34,7 +40,7 @@ def fitting_machine(
         CircuitError: There is none; the message also says what would have to shrink.
     """
     try:
-        return best_estimate(model, board, lanes, sampling=sampling)
+        return best_estimate(model, board, lanes, sampling=sampling, smallest=smallest)
     except CircuitError as refusal:
         room = [] if lanes is not None else what_fits(model, board)
         if not room:
@@ -82,7 +88,10 @@ def fits(model: QuantizedTransformer, board: Board) -> bool:
         if plan.lanes * bits > BLOCK_RAM_BITS * board.block_rams:
             continue  # no need to make the machine
         try:
-            if requirements_of(Machine(plan)).block_rams <= board.block_rams:
+            if (
+                luts_of(plan) <= LUT_SHARE * board.luts
+                and requirements_of(Machine(plan)).block_rams <= board.block_rams
+            ):
                 return True
         except CircuitError:
             continue

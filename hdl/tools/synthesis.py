@@ -2,15 +2,13 @@
 with what each says made readable.
 """
 
-import dataclasses
 import hashlib
 import json
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from amaranth import __version__ as amaranth_version
@@ -28,142 +26,16 @@ from ..errors import CircuitError, ToolError
 from ..parts.payload import check_connections
 from .memory_check import refuse_block_ram_resets, refuse_lost_block_rams, unmappable_memory
 from .output_registers import fold_output_registers
+from .synthesis_report import REPORT_FILE, ClockTiming, SynthesisReport, Usage, read_report
 from .toolchain import ToolFailure, run_tool, tool_version
 
 TOOL_NAMES = ("yosys", "nextpnr-ecp5", "ecppack")
 STAGES = {"yosys": "synthesis", "nextpnr-ecp5": "place and route", "ecppack": "bitstream"}
-REPORT_FILE = "report.json"
 # part of the recipe that a kept report is for
 OUTPUT_REGISTERS = "registers behind block RAMs are folded into them, tables of 36 bits included"
 # Amaranth names the elements of an array like Yosys names the bits of a wire, `x[0]`; such aliases
 # are purged before they are mixed up.
 READ_SCRIPT = "read_rtlil {name}.il; proc; opt_clean -purge"
-
-
-@dataclass(frozen=True)
-class Usage:
-    """How much of one kind of resource a design takes."""
-
-    used: int
-    available: int
-
-
-@dataclass(frozen=True)
-class ClockTiming:
-    """The speed of one clock.
-
-    Attributes:
-        name: The clock's net.
-        achieved_mhz: Highest frequency after routing.
-        required_mhz: What was asked for.
-    """
-
-    name: str
-    achieved_mhz: float
-    required_mhz: float
-
-    @property
-    def met(self) -> bool:
-        """The design may run at the required frequency."""
-        return self.achieved_mhz >= self.required_mhz
-
-
-@dataclass(frozen=True)
-class SynthesisReport:
-    """What a design takes on a board and how fast it runs there.
-
-    Attributes:
-        design: Its name.
-        board: The board's name.
-        out_of_context: A core alone, without pins; there is no bitstream.
-        luts: Four-input lookup tables, carry cells and distributed RAM included.
-        carry_luts: Those of `luts` that are halves of carry cells.
-        flip_flops, block_rams, multipliers: The others.
-        clocks: Each clock's speed.
-        seconds: Duration of each stage.
-        bitstream: File name of the bitstream in the report's directory, None out of context.
-        bitstream_sha256: Its SHA-256, None out of context.
-        tools: Name → version.
-        seed: nextpnr's.
-        inputs_sha256: SHA-256 of the circuit, the constraints, the command lines and the tools'
-            versions.
-        baud: Bits per second of the board's serial port, None without one.
-    """
-
-    design: str
-    board: str
-    out_of_context: bool
-    luts: Usage
-    carry_luts: int
-    flip_flops: Usage
-    block_rams: Usage
-    multipliers: Usage
-    clocks: tuple[ClockTiming, ...]
-    seconds: dict[str, float]
-    bitstream: str | None
-    bitstream_sha256: str | None
-    tools: dict[str, str]
-    seed: int
-    inputs_sha256: str
-    baud: int | None = None
-
-    @property
-    def timing_met(self) -> bool:
-        """Every clock is as fast as required."""
-        return all(clock.met for clock in self.clocks)
-
-    def rows(self) -> list[tuple[str, str, str, str]]:
-        """Return (resource, used, available, share) rows for a table."""
-        rows = []
-        for name, usage in (
-            ("LUTs", self.luts),
-            ("flip-flops", self.flip_flops),
-            ("block RAMs", self.block_rams),
-            ("multipliers", self.multipliers),
-        ):
-            share = usage.used / usage.available if usage.available else 0.0
-            rows.append((name, f"{usage.used:,}", f"{usage.available:,}", f"{share:.1%}"))
-        rows.insert(1, ("  of them carry", f"{self.carry_luts:,}", "", ""))
-        return rows
-
-    def __str__(self) -> str:
-        """Return the report as a text table."""
-        lines = [f"{self.design} on {self.board}{' (out of context)' if self.out_of_context else ''}"]
-        lines += [
-            f"  {name:<16}{used:>9}{available and f' of {available}':>12}{share:>8}".rstrip()
-            for name, used, available, share in self.rows()
-        ]
-        for clock in self.clocks:
-            verdict = "met" if clock.met else "NOT met"
-            lines.append(
-                f"  {clock.name}: {clock.achieved_mhz:.1f} MHz, required {clock.required_mhz:.1f} MHz: {verdict}"
-            )
-        lines.append("  " + ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.seconds.items()))
-        if self.bitstream is not None:
-            lines.append(f"  {self.bitstream}: sha256 {self.bitstream_sha256}")
-        return "\n".join(lines)
-
-    def to_json(self) -> str:
-        """Return the report as JSON text."""
-        figures = {**dataclasses.asdict(self), "timing_met": self.timing_met}
-        return json.dumps(figures, indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> "SynthesisReport":
-        """Read `to_json`'s text.
-
-        Raises:
-            ValueError: It is not a report.
-        """
-        try:
-            figures = json.loads(text)
-            del figures["timing_met"]
-            for name in ("luts", "flip_flops", "block_rams", "multipliers"):
-                figures[name] = Usage(**figures[name])
-            figures["clocks"] = tuple(ClockTiming(**clock) for clock in figures["clocks"])
-            return cls(**figures)
-        except (TypeError, KeyError) as error:
-            raise ValueError(f"not a synthesis report: {error}") from error
 
 
 def synthesize(
@@ -197,13 +69,17 @@ def synthesize(
             joined.
         ToolError: A tool is missing or failed.
     """
+    files = board_files(top, board, name)
+    return build(files, board, Path(directory), name, seed=seed, progress=progress, baud=baud)
+
+
+def board_files(top: Elaboratable, board: Board, name: str) -> dict[str, str]:
+    """Return a board's circuit and constraints by suffix, once its connections are checked."""
     platform = board.platform()
     # Sources' file names and line numbers are left out, so that the same circuit is the same file
     # wherever it is made.
     plan = platform.prepare(check_connections(top, platform), name, emit_src=False)
-    files = {suffix: plan.files[f"{name}.{suffix}"] for suffix in ("il", "lpf")}
-    arguments = ("--lpf", f"{name}.lpf", "--textcfg", f"{name}.config")
-    return _build(files, board, Path(directory), name, arguments, seed, progress, out_of_context=False, baud=baud)
+    return {suffix: plan.files[f"{name}.{suffix}"] for suffix in ("il", "lpf")}
 
 
 def synthesize_core(
@@ -238,37 +114,40 @@ def synthesize_core(
     check_connections(core, platform)
     files = {"il": rtlil.convert(core, name=name, platform=platform, emit_src=False)}
     arguments = ("--out-of-context", "--freq", f"{frequency / 1e6:g}")
-    return _build(files, board, Path(directory), name, arguments, seed, progress, out_of_context=True)
+    return build(files, board, Path(directory), name, arguments, seed=seed, progress=progress)
 
 
-def read_report(directory: Path) -> SynthesisReport | None:
-    """Return the report in a directory; None when there is none, it is damaged, or its bitstream is
-    not the one it describes.
-    """
-    try:
-        report = SynthesisReport.from_json((directory / REPORT_FILE).read_text(encoding="utf-8"))
-        if report.bitstream is not None:
-            digest = hashlib.sha256((directory / report.bitstream).read_bytes()).hexdigest()
-            if digest != report.bitstream_sha256:
-                return None
-    except (OSError, ValueError):
-        return None
-    return report
-
-
-def _build(
+def build(
     files: dict[str, str],
     board: Board,
     directory: Path,
     name: str,
-    arguments: tuple[str, ...],
-    seed: int,
-    progress: bool,
+    arguments: tuple[str, ...] = (),
     *,
-    out_of_context: bool,
+    seed: int = DEFAULT_SEED,
+    progress: bool = True,
     baud: int | None = None,
+    netlist: Path | None = None,
+    slow_too: bool = False,
+    watch: Callable[[], object] = lambda: None,
 ) -> SynthesisReport:
+    """Run the tools; see `synthesize`.
+
+    Args:
+        files: Circuit and constraints by suffix.
+        board: Where it shall run.
+        directory: Where the results go.
+        name: The design's name.
+        arguments: nextpnr's for a core alone; without any there are pins and a bitstream.
+        seed: nextpnr's.
+        progress: Show the stages.
+        baud: For the report.
+        netlist: Where synthesis's result is kept for another seed, and taken from.
+        slow_too: Keep a result that misses its clock instead of raising.
+        watch: Called now and then; what it raises ends the tools.
+    """
     refuse_if_too_large(files["il"], board)
+    out_of_context = bool(arguments)
     script = f"{READ_SCRIPT.format(name=name)}; synth_ecp5 -top {name} -json {name}.json"
     yosys = ("-q", "-l", "yosys.log", "-p", script)
     nextpnr = (
@@ -280,7 +159,7 @@ def _build(
         *("--router", "router1"),
         # the report is wanted then too; who asked for a clock gets the error from here
         "--timing-allow-fail",
-        *arguments,
+        *(arguments or ("--lpf", f"{name}.lpf", "--textcfg", f"{name}.config")),
     )
     ecppack = ("--compress", *board.pack_arguments, "--input", f"{name}.config", "--bit", f"{name}.bit")
     names = TOOL_NAMES[:2] if out_of_context else TOOL_NAMES
@@ -290,7 +169,12 @@ def _build(
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
 
     report = read_report(directory)
-    if report is not None and report.inputs_sha256 == key and report.baud == baud:
+    if (
+        report is not None
+        and report.inputs_sha256 == key
+        and report.baud == baud
+        and (slow_too or out_of_context or report.timing_met)
+    ):
         return report
 
     failure_log = directory.with_name(f"{directory.name}_failed.log")
@@ -302,7 +186,11 @@ def _build(
             start = time.perf_counter()
             try:
                 with _progress(STAGES[tool], progress) as tick:
-                    run_tool(tool, command, work, tick)
+                    if tool == "yosys" and netlist is not None and netlist.is_dir():
+                        for kept in netlist.iterdir():
+                            shutil.copyfile(kept, work / kept.name)
+                        continue
+                    run_tool(tool, command, work, lambda: (tick(), watch()))
             except ToolFailure as failure:
                 raise _explain(failure, board, work, failure_log) from failure
             seconds[STAGES[tool]] = round(time.perf_counter() - start, 2)
@@ -312,6 +200,10 @@ def _build(
                 refuse_block_ram_resets(name, design["modules"][name])
                 if fold_output_registers(design["modules"][name]):
                     (work / f"{name}.json").write_text(json.dumps(design), encoding="utf-8")
+                if netlist is not None:
+                    with atomic_directory(netlist) as kept:
+                        for file in (f"{name}.json", "yosys.log"):
+                            shutil.copyfile(work / file, kept / file)
         bitstream = None if out_of_context else f"{name}.bit"
         report = SynthesisReport(
             design=name,
@@ -326,9 +218,9 @@ def _build(
             inputs_sha256=key,
             baud=baud,
         )
-        if not report.timing_met and not out_of_context:
-            _keep(failure_log, work / "nextpnr.log")
-            raise CircuitError(_timing_message(report, failure_log))
+        if not report.timing_met and not out_of_context and not slow_too:
+            keep(failure_log, work / "nextpnr.log")
+            raise CircuitError(timing_message(report, failure_log))
         for intermediate in (f"{name}.json", f"{name}.config"):
             (work / intermediate).unlink(missing_ok=True)  # large, and of no use to a reader
         (work / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
@@ -365,7 +257,8 @@ def _read(log: Path) -> str:
     return log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
 
 
-def _timing_message(report: SynthesisReport, log: Path) -> str:
+def timing_message(report: SynthesisReport, log: Path) -> str:
+    """Return how fast a design is that misses its clock, and what to do."""
     slow = next(clock for clock in report.clocks if not clock.met)
     return (
         f"{report.design} reaches {slow.achieved_mhz:.1f} MHz on {report.board}, but {slow.required_mhz:.1f} MHz were asked for ({slow.name}); "
@@ -377,7 +270,7 @@ def _explain(failure: ToolFailure, board: Board, work: Path, log: Path) -> ToolE
     """Turn a tool's failure into one that says what to do."""
     name = {"yosys": "yosys.log", "nextpnr-ecp5": "nextpnr.log"}.get(failure.tool)
     if name is not None and (work / name).exists():
-        _keep(log, work / name)
+        keep(log, work / name)
         text = failure.output + _read(log)
     else:
         text = failure.output
@@ -399,6 +292,6 @@ def _explain(failure: ToolFailure, board: Board, work: Path, log: Path) -> ToolE
     return ToolError(f"{failure}; the log is {log}")
 
 
-def _keep(target: Path, log: Path) -> None:
+def keep(target: Path, log: Path) -> None:
     """Save a log from a directory that is about to vanish."""
     shutil.copyfile(log, target)

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print, and write the figures."""
-    from hdl.tools.synthesis import read_report
+    from hdl.tools.synthesis_report import read_report
 
     directory = open_run(arguments.run)
     quantized = load_quantized(directory)

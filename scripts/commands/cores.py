@@ -29,7 +29,7 @@ from scripts.stages import PROJECT
 
 if TYPE_CHECKING:
     from hdl.catalog.registry import CoreEntry
-    from hdl.tools.synthesis import SynthesisReport
+    from hdl.tools.synthesis_report import SynthesisReport
 
 PAGE = PROJECT / "docs" / "hardware" / "cores.md"
 FIGURES = PAGE.with_suffix(".json")
@@ -84,7 +84,7 @@ def measure(entry: CoreEntry) -> SynthesisReport:
 
 def write_table() -> None:
     """Write the figures of all cores that have been measured into page and JSON."""
-    from hdl.tools.synthesis import read_report
+    from hdl.tools.synthesis_report import read_report
 
     reports = {name: read_report(CORES_DIRECTORY / name) for name in CORE_NAMES}
     text = PAGE.read_text(encoding="utf-8")

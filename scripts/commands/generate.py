@@ -144,7 +144,7 @@ def generate_at_port(
 ) -> str:
     """Return the text that the board at a serial port writes."""
     from hdl.board.decoder_host import DecoderHost
-    from hdl.tools.synthesis import read_report
+    from hdl.tools.synthesis_report import read_report
 
     report = read_report(directory.synthesis)
     with open_port(arguments.device, choose_baud(arguments.baud, directory.synthesis)) as port:

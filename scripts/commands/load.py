@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Find a program and the bitstream, and run it."""
     from hdl.board.boards import find_board
-    from hdl.tools.synthesis import read_report
+    from hdl.tools.synthesis_report import read_report
 
     directory = open_run(arguments.run)
     place = directory.synthesis if arguments.only is None else attention_synthesis(directory)

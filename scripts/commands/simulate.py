@@ -2,10 +2,12 @@
 
 Each circuit is simulated at full speed and with streams that stall at random. Every value that it
 returns must equal the integer model's; the number of values, and at full speed the number of
-cycles, must be what was predicted.
+cycles, must be what was predicted. At last the whole decoder, compiled by Verilator, writes text:
+every token must be the integer model's, in the predicted cycles.
 
 Example:
   positron simulate runs/demo
+  positron simulate runs/demo --only decoder --smallest
   positron simulate runs/demo --simulator icarus --vectors 100 --only softmax
 """
 
@@ -22,17 +24,25 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from hdl.catalog.names import RUN_CORES
+from hdl.errors import CircuitError
 from model.errors import InputError
+from scripts.commands.generate import default_prompt
+from scripts.machine_options import add_machine_arguments
 from scripts.output import add_json_argument, format_duration, format_table, write_json
 from scripts.runs import add_run_argument, load_named_quantized, open_run, simulation_file
 from sim.simulators.tools import SIMULATORS, default_simulator
 
 if TYPE_CHECKING:
+    from fixedpoint import QuantizedTransformer
+    from model.run import RunDirectory
+    from scripts.circuit_text import CircuitText
     from sim.bench.bench import SimulationResult, StreamBench
 
 STALL_PROBABILITY = 0.3
 SINK_DELAY = 4000  # cycles without ready at first; longer than a token's work takes
 DEFAULT_VECTORS = 1000
+DECODER = "decoder"
+TEXT_TOKENS = 300  # that the decoder writes
 
 
 @dataclass(frozen=True)
@@ -75,10 +85,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only",
         action="append",
-        choices=RUN_CORES,
+        choices=(*RUN_CORES, DECODER),
         metavar="CIRCUIT",
-        help=f"only this circuit, of {', '.join(RUN_CORES)}; may be given more than once",
+        help=f"only this circuit, of {', '.join((*RUN_CORES, DECODER))}; may be given more than once",
     )
+    add_machine_arguments(parser)
     add_json_argument(parser)
 
 
@@ -99,10 +110,14 @@ def run(arguments: argparse.Namespace) -> int:
     unsupported = why_unsupported(quantized.blocks[0].attention)
     if unsupported and not arguments.only:
         print(f"attention is left out, there is no circuit of it: {unsupported}")
-    benches = run_benches(
-        quantized, tokens, num_vectors=arguments.vectors, seed=arguments.seed, only=arguments.only or ()
-    )
-    verdicts = simulate_all(benches, simulator, arguments.seed, directory.simulation / "build")
+    verdicts, written = [], None
+    if arguments.only != [DECODER]:
+        only = [name for name in arguments.only or () if name != DECODER]
+        benches = run_benches(quantized, tokens, num_vectors=arguments.vectors, seed=arguments.seed, only=only)
+        verdicts = simulate_all(benches, simulator, arguments.seed, directory.simulation / "build")
+    if DECODER in (arguments.only or [DECODER]):
+        verdict, written = simulate_decoder(arguments, simulator, directory, quantized)
+        verdicts += [verdict] if verdict else []
     print(
         format_table(
             ("circuit", "streams", "values", "cycles", "result", "seconds"),
@@ -126,6 +141,7 @@ def run(arguments: argparse.Namespace) -> int:
         "manifest_sha256": manifest_sha256,
         "seconds": time.monotonic() - began,
         "benches": verdicts,
+        "written": written,
     }
     for path in filter(None, (simulation_file(directory), arguments.json)):
         write_json(path, figures)
@@ -139,6 +155,45 @@ def run(arguments: argparse.Namespace) -> int:
             f"{compared:,} values, every one equal to the golden model's, in {format_duration(time.monotonic() - began)}"
         )
     return 1 if failures else 0
+
+
+def simulate_decoder(
+    arguments: argparse.Namespace, simulator: str, directory: RunDirectory, quantized: QuantizedTransformer
+) -> tuple[Verdict | None, CircuitText | None]:
+    """Let the decoder circuit write text; return the verdict, None where it is left out, and the
+    text.
+    """
+    from hdl.board.boards import find_board
+    from hdl.board.decoder_fit import fitting_machine
+    from scripts.circuit_text import write_text
+
+    if simulator != "verilator":
+        print("the whole decoder is left out: only Verilator is fast enough for its text")
+        return None, None
+    began = time.monotonic()
+    try:
+        chosen = fitting_machine(quantized, find_board(arguments.board), arguments.lanes, smallest=arguments.smallest)
+    except CircuitError as error:
+        print(f"the whole decoder is left out: {error}")
+        return None, None
+    tokenizer = directory.load_tokenizer()
+    prompt = default_prompt(tokenizer)
+    print(f"the circuit of {chosen.plan.lanes} lanes is compiled, then it writes:\n{prompt}", end="", flush=True)
+    try:
+        written = write_text(
+            chosen,
+            tokenizer,
+            prompt,
+            TEXT_TOKENS,
+            directory.simulation / "build",
+            lambda text: print(text, end="", flush=True),
+        )
+    except CircuitError as error:
+        return Verdict(DECODER, 0, 0, False, False, time.monotonic() - began, str(error)), None
+    finally:
+        print()
+    cycles = round(written.tokens * written.cycles)
+    return Verdict(DECODER, written.tokens, cycles, False, True, time.monotonic() - began), written
 
 
 def simulate_all(benches: Sequence[StreamBench], simulator: str, seed: int, build: Path) -> list[Verdict]:

@@ -25,17 +25,19 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from fixedpoint import Attention, QuantizedTransformer
-from hdl.catalog.names import BOARD_NAMES, CORE_NAMES, DEFAULT_BAUD, DEFAULT_BOARD, DEFAULT_FREQUENCY, DEFAULT_SEED
+from hdl.catalog.names import CORE_NAMES, DEFAULT_BAUD, DEFAULT_FREQUENCY, DEFAULT_SEED
 from hdl.errors import CircuitError
 from model.errors import InputError
 from scripts.board import PLAN, fingerprint
 from scripts.commands.export_verilog import add_model_arguments, make_core
+from scripts.machine_options import add_machine_arguments
 from scripts.output import add_json_argument, format_table, write_json
 from scripts.runs import MADE_FROM, attention_synthesis, load_named_quantized, open_run
 
 if TYPE_CHECKING:
     from hdl.board.boards import Board
-    from hdl.tools.synthesis import SynthesisReport
+    from hdl.board.decoder_estimate import Estimate
+    from hdl.tools.synthesis_report import SynthesisReport
     from model.run import RunDirectory
 
 CORES_DIRECTORY = Path("build") / "cores"
@@ -54,20 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--estimate", action="store_true", help="only say which boards have room for the decoder, and its speed"
     )
     parser.add_argument(
-        "--lanes", type=int, metavar="N", help="the decoder's multipliers (default: the fastest that fit)"
-    )
-    parser.add_argument(
         "--sampling",
         action="store_true",
         help="the decoder can sample at a temperature, not only take the likeliest token",
     )
     parser.add_argument("--core", metavar="CORE", help=f"measure one core alone: {', '.join(CORE_NAMES)}")
-    parser.add_argument(
-        "--board",
-        metavar="BOARD",
-        default=DEFAULT_BOARD,
-        help=f"one of {', '.join(BOARD_NAMES)} (default: %(default)s)",
-    )
+    add_machine_arguments(parser)
     parser.add_argument(
         "--frequency",
         type=float,
@@ -82,6 +76,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=DEFAULT_SEED, help=f"seed of place and route (default: {DEFAULT_SEED})"
     )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        metavar="K",
+        help="place and route the decoder with K seeds from --seed on, keep the fastest",
+    )
     add_json_argument(parser)
 
 
@@ -90,8 +90,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.frequency is not None and not 0 < arguments.frequency < float("inf"):
         raise InputError(f"--frequency must be positive, not {arguments.frequency:g}")
     decoder = arguments.core is None and arguments.only is None
-    if not decoder and (arguments.estimate or arguments.sampling or arguments.lanes is not None):
-        raise InputError("--estimate, --sampling and --lanes belong to the whole decoder, not to --core or --only")
+    if arguments.seeds is not None and (arguments.seeds < 1 or not decoder):
+        raise InputError("--seeds is a number of at least 1, for the whole decoder")
+    chosen = arguments.smallest or arguments.sampling or arguments.lanes is not None
+    if not decoder and (arguments.estimate or chosen):
+        raise InputError(
+            "--estimate, --lanes, --smallest and --sampling belong to the whole decoder, not to --core or --only"
+        )
     if arguments.core is not None and arguments.only is not None:
         raise InputError("--core measures one core; --only belongs to a run")
     if decoder and arguments.layer:
@@ -111,19 +116,24 @@ def run(arguments: argparse.Namespace) -> int:
 def build_decoder(arguments: argparse.Namespace) -> SynthesisReport:
     """Make the bitstream of a run's whole decoder."""
     from hdl.board.boards import DecoderTop, find_board
-    from hdl.board.decoder_fit import fitting_machine
     from hdl.decoder.machine import Machine
-    from hdl.tools.synthesis import read_report, synthesize
+    from hdl.tools.seeds import synthesize_seeds
+    from hdl.tools.synthesis import synthesize
+    from hdl.tools.synthesis_report import read_report
 
     directory, board = opened(arguments), find_board(arguments.board)
     quantized, manifest_sha256 = load_named_quantized(directory)
-    chosen = fitting_machine(quantized, board, arguments.lanes, sampling=arguments.sampling)
+    chosen = choose_machine(arguments, quantized, board)
     print(chosen.reason, flush=True)
     frequency, baud = clock_and_baud(arguments, board)
     digest = fingerprint(directory, manifest_sha256)
     top = DecoderTop(Machine(chosen.plan), digest, board, frequency, baud)
     before = read_report(directory.synthesis)
-    report = synthesize(top, board, directory.synthesis, name="decoder", seed=arguments.seed, baud=baud)
+    if arguments.seeds is None:
+        report = synthesize(top, board, directory.synthesis, name="decoder", seed=arguments.seed, baud=baud)
+    else:
+        seeds = range(arguments.seed, arguments.seed + arguments.seeds)
+        report = synthesize_seeds(top, board, directory.synthesis, seeds, name="decoder", baud=baud)
     layout = {name: getattr(chosen.plan, name) for name in PLAN}
     show(report, before, directory.synthesis, manifest_sha256, fingerprint=digest.hex(), **layout)
     print(
@@ -131,6 +141,14 @@ def build_decoder(arguments: argparse.Namespace) -> SynthesisReport:
         f"{chosen.first:,}, {chosen.middle:,}, {chosen.last:,}; in the middle {frequency / chosen.middle:,.0f} tokens/s"
     )
     return report
+
+
+def choose_machine(arguments: argparse.Namespace, quantized: QuantizedTransformer, board: Board) -> Estimate:
+    """Return the machine that the options ask for."""
+    from hdl.board.decoder_fit import fitting_machine
+
+    options = {"sampling": arguments.sampling, "smallest": arguments.smallest}
+    return fitting_machine(quantized, board, arguments.lanes, **options)
 
 
 def opened(arguments: argparse.Namespace) -> RunDirectory:
@@ -151,7 +169,8 @@ def build_attention(arguments: argparse.Namespace) -> SynthesisReport:
     from hdl.board.boards import AttentionTop, find_board
     from hdl.board.largest_fit import largest_embed_dim
     from hdl.board.requirements import DoesNotFit
-    from hdl.tools.synthesis import read_report, synthesize
+    from hdl.tools.synthesis import synthesize
+    from hdl.tools.synthesis_report import read_report
 
     directory, board = opened(arguments), find_board(arguments.board)
     quantized, manifest_sha256 = load_named_quantized(directory)
@@ -174,8 +193,6 @@ def build_attention(arguments: argparse.Namespace) -> SynthesisReport:
 def show_estimates(arguments: argparse.Namespace) -> int:
     """Print for all boards what a run's decoder would need, and its speed."""
     from hdl.board.boards import BOARDS
-    from hdl.board.decoder_estimate import Estimate
-    from hdl.board.decoder_fit import fitting_machine
     from scripts.decoder import FREQUENCY, estimate_row
 
     quantized, _ = load_named_quantized(opened(arguments))
@@ -186,7 +203,7 @@ def show_estimates(arguments: argparse.Namespace) -> int:
         size = board.luts, board.block_rams, board.multipliers
         if size not in answers:
             try:
-                answers[size] = fitting_machine(quantized, board, arguments.lanes, sampling=arguments.sampling)
+                answers[size] = choose_machine(arguments, quantized, board)
             except CircuitError as error:
                 answers[size] = str(error)
         one = answers[size]
@@ -194,9 +211,24 @@ def show_estimates(arguments: argparse.Namespace) -> int:
             refused.setdefault(one, []).append(board.name)
             continue
         rows.append(estimate_row(one, board))
-        figures[board.name] = {"lanes": one.plan.lanes, **vars(one.needs), "cycles": [one.first, one.middle, one.last]}
+        figures[board.name] = {
+            "lanes": one.plan.lanes,
+            **vars(one.needs),
+            "luts": one.luts,
+            "cycles": [one.first, one.middle, one.last],
+        }
     if rows:
-        headings = ("board", "lanes", "block RAMs", "multipliers", "cycles: first", "middle", "last", "tokens/s")
+        headings = (
+            "board",
+            "lanes",
+            "block RAMs",
+            "multipliers",
+            "LUTs, about",
+            "cycles: first",
+            "middle",
+            "last",
+            "tokens/s",
+        )
         print(format_table(headings, rows))
         print(f"tokens a second in the middle of the context at {FREQUENCY / 1e6:g} MHz, before place and route")
     for refusal, names in refused.items():
@@ -211,7 +243,8 @@ def measure_core(arguments: argparse.Namespace) -> SynthesisReport:
     """Place and route one core alone."""
     from hdl.board.boards import find_board
     from hdl.catalog.registry import find_core
-    from hdl.tools.synthesis import read_report, synthesize_core
+    from hdl.tools.synthesis import synthesize_core
+    from hdl.tools.synthesis_report import read_report
 
     if arguments.run is not None:
         raise InputError(

@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from statistics import median
 from string import Template
 from typing import Any
 
@@ -36,6 +37,7 @@ def page(data: ReportData) -> str:
         quantization=quantization(data),
         simulation=simulation(data),
         synthesis=synthesis(data),
+        circuit_text=circuit_text(data),
         footer=footer(data),
     )
 
@@ -148,7 +150,12 @@ def sample(data: ReportData) -> str:
         head, rest = "", data.sample
     note = '<p class="note">The prompt is in colour; everything after it is the model’s.</p>' if head else ""
     name = integer_model_name(data) if data.sample_is_of_integers else model_name(data)
-    return f"{belongs_to(name)}{note}<blockquote><b>{escape(head)}</b>{escape(rest)}</blockquote>"
+    return f"{belongs_to(name)}{note}{quotation(head, rest)}"
+
+
+def quotation(prompt: str, text: str) -> str:
+    """Return a prompt and what a model wrote after it."""
+    return f"<blockquote><b>{escape(prompt)}</b>{escape(text)}</blockquote>"
 
 
 def attention(data: ReportData) -> str:
@@ -287,8 +294,40 @@ def synthesis(data: ReportData) -> str:
         belongs_to(integer_model_name(data))
         + table(("resource", "used", "on the chip", "share", ""), resources, numeric=(1, 2, 3), safe=(4,))
         + table(("clock", "runs at, MHz", "reaches, MHz", "timing"), clocks, numeric=(1, 2), safe=(3,))
+        + seeds(report)
         + fact_list(facts)
         + digest
+    )
+
+
+def circuit_text(data: ReportData) -> str:
+    """Return what the decoder circuit wrote in simulation, and how fast it is at the board's
+    clock.
+    """
+    written = (data.simulation or {}).get("written")
+    if not written:
+        return gap("simulation", data)
+    clock = slowest_clock(data.synthesis) if data.synthesis else None
+    speed = ""
+    if clock:
+        megahertz = float(clock["required_mhz"])
+        speed = f", {megahertz * 1e6 / written['cycles']:,.0f} tokens a second at the board’s {megahertz:g} MHz"
+    note = (
+        f"<p>The whole decoder as a circuit with {int(written['lanes'])} multipliers in its engine, compiled by "
+        f"Verilator, took {int(written['tokens']):,} tokens and gave the next of each. All are the integer model’s, "
+        f"and each took as many cycles as predicted: {written['cycles']:,.0f} in the mean{speed}.</p>"
+    )
+    return belongs_to(integer_model_name(data)) + note + quotation(written["prompt"], written["text"])
+
+
+def seeds(report: Mapping[str, Any]) -> str:
+    """Return what several seeds of place and route reached."""
+    found = sorted((report.get("seed_mhz") or {}).values())
+    if not found:
+        return ""
+    return (
+        f"<p>Of {len(found)} seeds the slowest reached {found[0]:.1f} MHz, the median {median(found):.1f} MHz, the "
+        f"fastest, which was kept, {found[-1]:.1f} MHz.</p>"
     )
 
 

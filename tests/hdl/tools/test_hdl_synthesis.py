@@ -12,7 +12,8 @@ from hdl.board.boards import BOARDS
 from hdl.board.clocks import ClockGenerator
 from hdl.cores.uart import UARTReceiver, UARTTransmitter, baud_divisor
 from hdl.tools import synthesis
-from hdl.tools.synthesis import ClockTiming, SynthesisReport, Usage, read_report, synthesize, synthesize_core
+from hdl.tools.synthesis import synthesize, synthesize_core
+from hdl.tools.synthesis_report import ClockTiming, SynthesisReport, Usage, read_report
 from hdl.tools.toolchain import ToolFailure
 
 BOARD = BOARDS["ulx3s-25f"]  # its place and route is the fastest

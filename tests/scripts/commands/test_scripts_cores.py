@@ -6,7 +6,7 @@ import pytest
 from hdl import CircuitError
 from hdl.catalog.registry import CORES
 from hdl.tools import synthesis
-from hdl.tools.synthesis import ClockTiming, SynthesisReport, Usage
+from hdl.tools.synthesis_report import ClockTiming, SynthesisReport, Usage
 from scripts import cli
 from scripts.commands import cores
 

@@ -35,7 +35,9 @@ class FakeCommands:
             parser.add_argument("--out")
             parser.add_argument("--text")
             parser.add_argument("--steps")
-            parser.add_argument("--lanes")
+            parser.add_argument("--smallest", action="store_true")
+            parser.add_argument("--embed-dim")
+            parser.add_argument("--num-layers")
             parser.add_argument("--resume", action="store_true")
             parser.add_argument("--force", action="store_true")
 

@@ -10,7 +10,7 @@ from reports import write_report
 
 from hdl.board.link import Identity
 from hdl.catalog.names import DEFAULT_BAUD
-from hdl.tools.synthesis import REPORT_FILE, SynthesisReport
+from hdl.tools.synthesis_report import REPORT_FILE, SynthesisReport
 from scripts import cli
 from scripts.commands import host
 from scripts.runs import load_quantized, open_run

@@ -233,6 +233,18 @@ def test_what_is_left_out_says_why_and_what_to_do() -> None:
     assert "Not there yet. Make it: <code>positron synthesize runs/demo</code>" in page(data(synthesis=None))
 
 
+def test_what_the_circuit_wrote_stands_at_the_end_with_its_speed() -> None:
+    written = {"prompt": "One ", "text": f"day {HOSTILE}", "tokens": 1300, "cycles": 2500.0, "lanes": 32}
+    simulation = {**(data().simulation or {}), "written": written}
+    slow = {**SYNTHESIS, "clocks": SYNTHESIS["clocks"][:1], "seed_mhz": {"1": 60.0, "2": 84.25, "3": 70.5}}  # type: ignore[index]
+    text = " ".join(parsed(data(simulation=simulation, synthesis=slow)).text)
+    end = text[text.index("What the circuit writes") :]
+    assert f"day {HOSTILE}" in end
+    assert "1,300 tokens" in end
+    assert "2,500 in the mean, 20,000 tokens a second at the board’s 50 MHz" in end
+    assert "Of 3 seeds the slowest reached 60.0 MHz, the median 70.5 MHz, the fastest, which was kept, 84.2 MHz" in text
+
+
 def test_lead_says_what_was_done() -> None:
     nothing = {"quantization": None, "simulation": None, "synthesis": None}
     assert lead(data(**nothing)).endswith("16 tokens of context), trained in NumPy.")
