@@ -24,6 +24,7 @@ from fixedpoint.operators.sampling import MULTIPLIER_BITS
 
 from ..errors import CircuitError
 from ..parts.dot_product import Delay
+from ..parts.internals import Internals
 from ..parts.multiplier import Multiplier
 from .contexts import attend
 from .interleave import check_order, interleave
@@ -135,6 +136,7 @@ class Machine(Units, wiring.Component):
         self._count_down(m, sequencer.issued, events)
 
         word, cache = memory_word(m, self, command)
+        self.internals = Internals(cache=cache)
         of_weights = issued[memory].work == Work.WEIGHTS
         m.d.comb += [
             engine.word.eq(word),

@@ -7,6 +7,7 @@ from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
+from ..parts.internals import Internals
 from ..parts.registers import data_register
 from .plan import Plan
 from .program import DIVISION_ROWS, Destination, Event, Program, Source, Step, Work
@@ -190,4 +191,8 @@ class Sequencer(wiring.Component):
         ]
         m.d.sync += self.command.eq(issued)
         m.d.sync += self.command.valid.eq(issue)
+        self.internals = Internals(
+            number=number, now=now, now_valid=now_valid, following=following, following_valid=following_valid,
+            begun=begun, pause=pause, index=index, part=part, counts=counts,
+        )  # fmt: skip
         return m

@@ -33,6 +33,7 @@ from .invariants import uart as uart_invariants
 from .liveness import Finishes, FinishesAfterReset, Loopback, ReachesEndOfRow
 from .proof import Proof
 from .seeded_bugs import Blocking, Build, Losing, Silent, Waiting, Withdrawing, build_patched, slow_receiver
+from .sequencer import sequencer_proofs
 from .stream_rules import Environment
 
 # cycles that the rules of streams need: an offer, its refusal, and the cycle after
@@ -51,7 +52,16 @@ def pipelines() -> dict[str, int]:
 
 def all_proofs() -> tuple[Proof, ...]:
     """Return every proof."""
-    return (*rules(), *conservation(), *overruns(), *liveness(), *reachability(), *serial_port(), *arithmetic_proofs())
+    return (
+        *rules(),
+        *conservation(),
+        *overruns(),
+        *liveness(),
+        *reachability(),
+        *serial_port(),
+        *sequencer_proofs(),
+        *arithmetic_proofs(),
+    )
 
 
 def rules() -> list[Proof]:

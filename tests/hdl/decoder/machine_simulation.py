@@ -34,6 +34,10 @@ def run_payloads(machine, payloads, *, watch=False, seed=None):
         for name, (port, field) in units.items():
             if ctx.get(port.valid):
                 values.setdefault(name, []).extend(ctx.get(one) for one in port[field])
+        cache = machine.internals.cache
+        if enable := ctx.get(cache.write_enable):
+            word = ctx.get(cache.write_data) & ((1 << machine.plan.kv_channels * machine.plan.activation_bits) - 1)
+            values.setdefault("writes", []).extend([ctx.get(cache.write_address), enable, word])
 
     async def pause(ctx):
         # mostly short, at times very long
@@ -80,7 +84,10 @@ def expected_of_units(plan, model, tokens):
     """
     tensors = {}
     model.forward(np.asarray(tokens)[None], observe=lambda name, values: tensors.update({name: values[0]}))
-    order = plan.query_order
+    order, bits = plan.query_order, plan.activation_bits
+
+    def word(row):
+        return sum((int(value) & ((1 << bits) - 1)) << place * bits for place, value in enumerate(row))
 
     def padded(row, count):
         return [*map(int, row), *[None] * (-len(row) % count)]
@@ -89,6 +96,7 @@ def expected_of_units(plan, model, tokens):
     for place in range(len(tokens)):
         row = {name: values[place] for name, values in tensors.items()}
         wanted = {"residual": list(row["embedding"]), "norms": [], "requantize": [], "divide": [], "hidden": []}
+        wanted["writes"] = []
         if plan.rotary:
             wanted["rotate"] = []
         for layer in range(plan.layers):
@@ -102,6 +110,10 @@ def expected_of_units(plan, model, tokens):
             wanted["requantize"] += [*one["attention.output"], *padded(up, plan.rows), *one["feed_forward.down"]]
             if plan.rotary:
                 wanted["rotate"] += [*one["attention.rotated_query"][order], *one["attention.rotated_key"]]
+            key = one["attention.rotated_key" if plan.rotary else "attention.key"]
+            for values, stored in ((False, key), (True, one["attention.value"])):
+                address = plan.cache_address(layer, values=values) + place // plan.slots
+                wanted["writes"] += [address, 1 << place % plan.slots, word(stored)]
             wanted["divide"] += list(one["attention.context"][order])
             wanted["hidden"] += padded(one["feed_forward.activation"], plan.rows // (1 + plan.gated))
         wanted["norms"] += list(row["final_norm"])
