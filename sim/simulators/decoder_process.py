@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -24,7 +25,22 @@ from .processes import run_logged, tail
 SOURCE = Path(__file__).with_name("native") / "decoder.cpp"
 WATCHDOG_CYCLES = 1_000_000
 # of a token, in a line's order
-FIELDS = ("token", "restart", "sample", "random", "multiplier", "amount")
+FIELDS = ("active", "token", "restart", "sample", "random", "multiplier", "amount")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a sequence gives the machine.
+
+    Attributes:
+        token: Its next token.
+        restart: It begins a sequence.
+        choice: The random number and the temperature to sample with; None for the likeliest token.
+    """
+
+    token: int
+    restart: bool
+    choice: tuple[int, Temperature] | None = None
 
 
 def compile_decoder(machine: Machine, build_directory: Path, *, fast: bool = False) -> Path:
@@ -59,7 +75,7 @@ def compare_records(bench: Path, records: Path) -> tuple[str, list[int]]:
 
 
 class SimulatedDecoder:
-    """A machine that is simulated, one token at a time.
+    """A machine that is simulated, a token of each of its sequences at a time.
 
     Args:
         machine: The circuit.
@@ -67,7 +83,8 @@ class SimulatedDecoder:
 
     Attributes:
         machine: The circuit.
-        cycles: Clock edges of each token so far, from the token taken to the next one offered.
+        cycles: Clock edges of each token, or pair of tokens, so far, from the ones taken to the next
+            offered.
 
     Raises:
         ToolError: A tool is missing or failed.
@@ -82,27 +99,30 @@ class SimulatedDecoder:
         )
 
     def step(self, token: int, *, restart: bool, choice: tuple[int, Temperature] | None = None) -> int:
-        """Return the token after `token`, which begins a sequence if `restart` is set.
+        """Return the token after `token` in the first sequence, alone; see `Turn`."""
+        turns = [Turn(token, restart, choice), *[None] * (self.machine.plan.sequences - 1)]
+        return self.step_together(turns)[0]
 
-        Args:
-            token: The sequence's next token.
-            restart: It begins a sequence.
-            choice: The random number and the temperature to sample with; None for the likeliest
-                token.
-        """
+    def step_together(self, turns: Sequence[Turn | None]) -> list[int]:
+        """Return each sequence's next token; it means nothing where a sequence has no turn."""
         assert self._process.stdin is not None and self._process.stdout is not None
+        words: list[int] = []
+        for turn in turns:
+            one = turn or Turn(0, False)
+            number, heat = one.choice or (1, Temperature(0, 0))
+            words += [turn is not None, one.token, one.restart, one.choice is not None]
+            words += [number, heat.multiplier, heat.amount]
         try:
-            number, heat = choice or (1, Temperature(0, 0))
-            words = token, int(restart), int(choice is not None), number, heat.multiplier, heat.amount
-            self._process.stdin.write(" ".join(map(str, words)) + "\n")
+            self._process.stdin.write(" ".join(str(int(word)) for word in words) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             pass  # the missing answer says so
         answer = self._process.stdout.readline().split()
-        if len(answer) != 2:
+        if len(answer) != len(turns) + 1:
             raise ToolError(f"the simulated decoder gave no token (exit status {self._process.wait()})")
-        self.cycles.append(int(answer[1]))
-        return int(answer[0])
+        *tokens, cycles = map(int, answer)
+        self.cycles.append(cycles)
+        return tokens
 
     def close(self) -> None:
         """End the process."""
@@ -132,27 +152,83 @@ def stream_tokens(
     """Lengthen a token sequence in place, for ever, as the integer model does with the same seed;
     see `stream` in `model.generation.loop`.
     """
+    turns = _turns(model, model.context_length, sequence, temperature, seed)
+    turn = next(turns)
+    while True:
+        length = len(sequence)
+        turn = turns.send(decoder.step(turn.token, restart=turn.restart, choice=turn.choice))
+        if len(sequence) > length:
+            yield
+
+
+def write_together(
+    decoder: SimulatedDecoder,
+    prompts: Sequence[Sequence[int]],
+    num_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[list[int]]:
+    """Return `num_tokens` tokens for each of two prompts, or fewer, interleaved on one machine.
+
+    Args:
+        decoder: Of a machine for so many sequences.
+        prompts: One of each sequence, of at least one token, of any length.
+        num_tokens: How many to make for each.
+        temperature: 0 for the likeliest token.
+        seed: Of the first one's samples; the second one's is larger by one.
+    """
+    plan = decoder.machine.plan
+    sequences = [list(prompt) for prompt in prompts]
+    writers = [
+        _turns(plan.model, plan.context_length, sequence, temperature, seed + number)
+        for number, sequence in enumerate(sequences)
+    ]
+    next_turns = [next(writer) for writer in writers]
+
+    def finished(number: int) -> bool:
+        return len(sequences[number]) == len(prompts[number]) + num_tokens
+
+    while not all(map(finished, range(len(prompts)))):
+        turns = [None if finished(number) else turn for number, turn in enumerate(next_turns)]
+        tokens = decoder.step_together([*turns, *[None] * (plan.sequences - len(turns))])
+        for number, turn in enumerate(turns):
+            if turn is not None:
+                next_turns[number] = writers[number].send(tokens[number])
+    return [sequence[len(prompt) :] for sequence, prompt in zip(sequences, prompts, strict=True)]
+
+
+def _turns(
+    model: QuantizedTransformer, context_length: int, sequence: list[int], temperature: float, seed: int
+) -> Generator[Turn, int]:
+    """Yield what a sequence gives the machine, be sent the token chosen, and lengthen it."""
     heat = Temperature.of(model.logits.output, temperature) if temperature else None
-    context_length, start, generator = model.context_length, -1, XorShift32.from_seed(seed, 1)
+    start, generator = -1, XorShift32.from_seed(seed, 1)
     while True:
         first = context_start(len(sequence), context_length)
         begin = len(sequence) - 1 if first == start else first
         for index in range(begin, len(sequence)):
             last = index == len(sequence) - 1
             choice = (int(generator.next()[0]), heat) if last and heat is not None else None
-            chosen = decoder.step(sequence[index], restart=index == first, choice=choice)
+            chosen = yield Turn(sequence[index], index == first, choice)
         start = first
         sequence.append(chosen)
-        yield
 
 
 def _header(harness: Harness) -> str:
     source, sink = harness.sources[0], harness.sinks[0]
     places = payload_shape(harness.component.i)
+    plan = harness.component.plan
+    several = plan.sequences > 1
+    choices = (
+        [(places[number].offset, places[number].shape) for number in range(plan.sequences)]
+        if several
+        else [(0, places)]
+    )
     numbers = {
         "READY_BIT": source.flag_in,
         "VALID_BIT": sink.flag_in,
-        "TOKEN_BITS": sink.width,
+        "SEQUENCES": plan.sequences,
+        "TOKEN_BITS": sink.width // plan.sequences,
         "TOKEN_OUT": sink.offset,
         "I_VALID": source.flag_out,
         "O_READY": sink.flag_out,
@@ -160,7 +236,10 @@ def _header(harness: Harness) -> str:
     }
     lines = [f"constexpr unsigned {name} = {value};" for name, value in numbers.items()]
     fields = [
-        f"{{{source.offset + places[name].offset}, {places[name].width}}}" if name in places.members else "{0, 0}"
+        f"{{{source.offset + begin + choice[name].offset}, {choice[name].width}}}"
+        if name in choice.members
+        else "{0, 0}"
+        for begin, choice in choices
         for name in FIELDS
     ]
     lines.append(f"constexpr Field FIELDS[] = {{{', '.join(fields)}}}; // {', '.join(FIELDS)}")

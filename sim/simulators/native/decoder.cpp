@@ -1,8 +1,9 @@
 // Runs a compiled decoder machine.
 //
-// Without an argument, tokens in on standard input, tokens out on standard output. A line of input is a token's fields,
-// "TOKEN RESTART SAMPLE RANDOM MULTIPLIER AMOUNT"; a machine that cannot sample ignores the last four. The answer is
-// "TOKEN CYCLES": the next token, and the clock edges from the one taken to the other offered.
+// Without an argument, tokens in on standard input, tokens out on standard output. A line of input is the fields of each
+// sequence's token, "ACTIVE TOKEN RESTART SAMPLE RANDOM MULTIPLIER AMOUNT"; a machine that cannot sample ignores the
+// last four, one of a single sequence the first. The answer is "TOKEN CYCLES", with a token for each sequence: the next
+// one, and the clock edges from the ones taken to the next ones offered.
 // Exit status: 0 at the end of the input, 1 if no token comes for WATCHDOG_CYCLES.
 //
 // With a file of records of 32-bit numbers, it runs them all and compares; see `Record`. It prints "done CYCLES", or
@@ -26,7 +27,7 @@ struct Field {
     unsigned offset, width;
 };
 
-#include "machine.h" // READY_BIT, VALID_BIT, TOKEN_BITS, TOKEN_OUT, I_VALID, O_READY, WATCHDOG_CYCLES, FIELDS
+#include "machine.h" // READY_BIT, VALID_BIT, SEQUENCES, TOKEN_BITS, TOKEN_OUT, I_VALID, O_READY, WATCHDOG_CYCLES, FIELDS
 
 // Writes bits of a port, which is a number or, beyond 64 bits, an array of 32-bit words.
 template <typename Port> void put(Port &port, Field field, Bits value) {
@@ -47,7 +48,10 @@ struct Record {
     std::uint32_t fields[std::size(FIELDS)];
     std::uint32_t source_pause, sink_pause; // cycles before it is offered, and before the answer is taken
     std::uint32_t reset_after;              // cycles after it was taken in which a reset ends it; 0: an answer is expected
-    std::uint32_t next, cycles;             // the answer, and the clock edges until it is offered
+    std::uint32_t next[SEQUENCES], cycles;  // the answer, and the clock edges until it is offered
+
+    // Whether a sequence's answer counts: a single one has no field for that.
+    bool active(unsigned sequence) const { return SEQUENCES == 1 || fields[sequence * (std::size(FIELDS) / SEQUENCES)] != 0; }
 };
 
 class Bench {
@@ -79,7 +83,9 @@ class Bench {
     void field(std::size_t number, Bits value) { put(top->inputs, FIELDS[number], value); }
     bool takes() const { return Bits{top->outputs} >> READY_BIT & 1; }
     bool gives() const { return Bits{top->outputs} >> VALID_BIT & 1; }
-    Bits token() const { return Bits{top->outputs} >> TOKEN_OUT & ((Bits{1} << TOKEN_BITS) - 1); }
+    Bits token(unsigned sequence = 0) const {
+        return Bits{top->outputs} >> (TOKEN_OUT + sequence * TOKEN_BITS) & ((Bits{1} << TOKEN_BITS) - 1);
+    }
 
     // Clock edges until a condition holds; false if it does not within WATCHDOG_CYCLES.
     template <typename Condition> bool wait(Condition holds) {
@@ -121,7 +127,10 @@ int converse(Bench &bench) {
         if (taken == 0 || !bench.wait([&] { return bench.gives(); })) {
             return 1;
         }
-        std::printf("%" PRIu64 " %" PRIu64 "\n", bench.token(), bench.cycles - taken);
+        for (unsigned sequence = 0; sequence < SEQUENCES; ++sequence) {
+            std::printf("%" PRIu64 " ", bench.token(sequence));
+        }
+        std::printf("%" PRIu64 "\n", bench.cycles - taken);
         std::fflush(stdout);
         bench.take(true);
         bench.edge();
@@ -169,11 +178,15 @@ int compare(Bench &bench, std::FILE *file) {
             continue;
         }
         if (!bench.wait([&] { return bench.gives(); })) {
-            return wrong("missing", 0, record.next);
+            return wrong("missing", 0, record.next[0]);
         }
-        const Bits given = bench.token(), cycles = bench.cycles - taken;
-        if (given != record.next) {
-            return wrong("token", given, record.next);
+        const Bits cycles = bench.cycles - taken;
+        Bits given[SEQUENCES];
+        for (unsigned sequence = 0; sequence < SEQUENCES; ++sequence) {
+            given[sequence] = bench.token(sequence);
+            if (record.active(sequence) && given[sequence] != record.next[sequence]) {
+                return wrong("token", given[sequence], record.next[sequence]);
+            }
         }
         if (cycles != record.cycles) {
             return wrong("cycles", cycles, record.cycles);
@@ -181,10 +194,12 @@ int compare(Bench &bench, std::FILE *file) {
         for (std::uint32_t pause = 0; pause < record.sink_pause; ++pause) {
             bench.edge();
             if (!bench.gives()) {
-                return wrong("withdrawn", 0, given);
+                return wrong("withdrawn", 0, given[0]);
             }
-            if (bench.token() != given) {
-                return wrong("changed", bench.token(), given);
+            for (unsigned sequence = 0; sequence < SEQUENCES; ++sequence) {
+                if (bench.token(sequence) != given[sequence]) {
+                    return wrong("changed", bench.token(sequence), given[sequence]);
+                }
             }
         }
         bench.take(true);

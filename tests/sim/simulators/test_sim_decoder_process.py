@@ -7,7 +7,7 @@ from fixedpoint.generation import generate_batch
 from hdl.decoder.machine import Machine
 from hdl.decoder.plan import Plan
 from hdl.errors import ToolError
-from sim.simulators.decoder_process import SimulatedDecoder, stream_tokens
+from sim.simulators.decoder_process import SimulatedDecoder, stream_tokens, write_together
 
 
 @pytest.mark.slow
@@ -27,3 +27,22 @@ def test_the_compiled_decoder_writes_the_integer_models_tokens(simulation_builds
         decoder.close()
         with pytest.raises((ToolError, ValueError)):
             decoder.step(1, restart=True)
+
+
+@pytest.mark.slow
+def test_two_texts_of_a_compiled_decoder_are_those_of_the_integer_model(simulation_builds):
+    model = make_model(
+        2, channels=8, num_heads=2, context_length=5, hidden=12, vocab_size=11, num_layers=1, weight_bits=4
+    )
+    with SimulatedDecoder(Machine(Plan(model, 16, sampling=True, sequences=2)), simulation_builds) as decoder:
+        prompts = [[3, 1, 2, 9], [7]]
+        given = write_together(decoder, prompts, 12, temperature=2.0, seed=4)
+        alone = write_together(decoder, [[5]], 3)
+        machine = decoder.machine
+    assert given == [
+        generate_batch(model, [prompt], 12, temperature=2.0, seed=4 + number)[0]
+        for number, prompt in enumerate(prompts)
+    ]
+    assert alone == generate_batch(model, [[5]], 3)
+    assert decoder.cycles[:2] == [machine.cycles([place, place]) for place in range(2)]
+    assert decoder.cycles[-3:] == [machine.cycles(place) for place in range(3)]
