@@ -14,6 +14,7 @@ from fixedpoint.operators.rotation import FACTOR
 from ..decoder.machine import Machine
 from ..decoder.plan import Plan
 from ..decoder.row_norms import operand_bits
+from ..decoder.units import Units
 from ..errors import CircuitError
 from ..parts.arithmetic import wide_multipliers
 from ..parts.banked_memory import BankedMemory
@@ -68,7 +69,7 @@ def _banked(memory: BankedMemory) -> int:
     return rams
 
 
-def requirements_of(machine: Machine) -> Requirements:
+def requirements_of(machine: Units) -> Requirements:
     """Return the block RAMs and multipliers that a machine needs at least."""
     plan = machine.plan
     rams = sum(map(_banked, machine.memories))

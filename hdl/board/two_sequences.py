@@ -1,0 +1,66 @@
+# amaranth: UnusedElaboratable=no
+# (a machine is built only to ask for its cycles and sizes)
+"""What a machine of two interleaved sequences needs of a board, and the context that fits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fixedpoint import QuantizedTransformer
+
+from ..decoder.machine import Machine
+from ..decoder.plan import Plan
+from ..decoder.units import Units
+from ..errors import CircuitError
+from .boards import Board
+from .decoder_estimate import Estimate, estimate, plans, requirements_of
+
+
+def estimate_of_two(
+    model: QuantizedTransformer, board: Board, lanes: int | None = None, *, sampling: bool = False
+) -> Estimate:
+    """Return the machine of two sequences of the fewest cycles among those with room for half of
+    the model's context, or else the one with room for most of it.
+
+    Keys and values of two sequences take twice the room, so that the context may have to be shorter
+    than the model's. Cycles are those of a token: half of a pair's, both at the same position.
+
+    Raises:
+        CircuitError: None has room for two positions, or the sequences cannot share any; the
+            message says why.
+    """
+    found: list[Plan] = []
+    reasons: list[str] = []
+    for alone in plans(model, board.multipliers, sampling=sampling):
+        if lanes in (None, alone.lanes):
+            try:
+                found.append(_with_context(replace(alone, sequences=2), board))
+            except CircuitError as error:
+                reasons.append(str(error))
+    if not found:
+        reasons = reasons or ["no number of lanes suits its sizes" if lanes is None else f"{lanes} lanes do not suit them"]
+        raise CircuitError(f"two sequences do not fit {board.name}: {reasons[-1]}")
+    enough = min(model.context_length // 2, max(one.context_length for one in found))
+    choice = [Machine(one) for one in found if one.context_length >= enough]
+    chosen = min(choice, key=lambda one: one.cycles([enough // 2] * 2))
+    last = chosen.plan.context_length - 1
+    first, middle, end = (-(-chosen.cycles([place] * 2) // 2) for place in (0, last // 2, last))
+    return replace(estimate(chosen.plan), first=first, middle=middle, last=end)
+
+
+def _with_context(plan: Plan, board: Board) -> Plan:
+    """Return a plan with the longest context that a board has room for."""
+    fitting, too_long, tried = 1, plan.context_length + 1, plan.context_length
+    while too_long - fitting > 1:
+        needs = requirements_of(Units(replace(plan, context=tried)))
+        if needs.block_rams <= board.block_rams:
+            fitting = tried
+        else:
+            too_long, least = tried, needs.block_rams
+        tried = (fitting + too_long) // 2
+    if fitting == 1:
+        raise CircuitError(
+            f"with {plan.lanes} lanes and {too_long} positions they need {least} block RAMs, the board has "
+            f"{board.block_rams}"
+        )
+    return replace(plan, context=fitting)
