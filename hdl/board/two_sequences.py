@@ -38,7 +38,9 @@ def estimate_of_two(
             except CircuitError as error:
                 reasons.append(str(error))
     if not found:
-        reasons = reasons or ["no number of lanes suits its sizes" if lanes is None else f"{lanes} lanes do not suit them"]
+        reasons = reasons or [
+            "no number of lanes suits its sizes" if lanes is None else f"{lanes} lanes do not suit them"
+        ]
         raise CircuitError(f"two sequences do not fit {board.name}: {reasons[-1]}")
     enough = min(model.context_length // 2, max(one.context_length for one in found))
     choice = [Machine(one) for one in found if one.context_length >= enough]

@@ -10,6 +10,7 @@ from amaranth.lib.wiring import In, Out
 
 from fixedpoint.operators.sampling import MULTIPLIER_BITS
 
+from ..errors import CircuitError
 from ..parts.registers import data_register
 from .machine import Machine
 from .probe import COUNT_BITS, Probe
@@ -40,6 +41,8 @@ class DecoderAccelerator(wiring.Component):
     """
 
     def __init__(self, machine: Machine):
+        if machine.plan.sequences > 1:
+            raise CircuitError("a message carries one token: the serial link serves machines of one sequence")
         self.machine = machine
         self.request = SAMPLING_REQUEST if machine.plan.sampling else REQUEST
         self._probe = Probe(machine)

@@ -1,16 +1,23 @@
 """Two sequences interleaved on one machine, against the specification of each alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from machine_simulation import run_payloads
 from model_kinds import make_model
 
 from fixedpoint import Sampler
+from hdl.board.boards import BOARDS
+from hdl.board.decoder_estimate import requirements_of
+from hdl.board.two_sequences import estimate_of_two
+from hdl.decoder.accelerator import DecoderAccelerator
 from hdl.decoder.interleave import check_order
 from hdl.decoder.machine import Machine
 from hdl.decoder.plan import Plan
 from hdl.decoder.program import Program, Work
 from hdl.decoder.score_rows import Temperature
+from hdl.decoder.units import Units
 from hdl.errors import CircuitError
 
 SIZES = {"channels": 16, "num_heads": 4, "context_length": 5, "hidden": 20, "vocab_size": 11}
@@ -110,3 +117,18 @@ def test_what_two_sequences_cannot_share_is_refused():
         Plan(model, 32, context=6)
     plans = [Plan(model, 32, sequences=number, context=3) for number in (1, 2)]
     assert plans[1].cache_depth == 2 * plans[0].cache_depth == 2 * 2 * 2
+    with pytest.raises(CircuitError, match="the serial link serves machines of one sequence"):
+        DecoderAccelerator(Machine(plans[1]))
+
+
+def test_the_context_is_as_long_as_the_board_has_room_for():
+    board = BOARDS["ulx3s-85f"]
+    sizes = {"num_layers": 2, "channels": 128, "context_length": 512, "hidden": 256, "vocab_size": 65, "num_heads": 4}
+    chosen = estimate_of_two(make_model(1, **sizes, weight_bits=4), board, 128)
+    longer = replace(chosen.plan, context=chosen.plan.context_length + 1)
+    assert 2 < chosen.plan.context_length < 512
+    assert requirements_of(Units(longer)).block_rams > board.block_rams >= chosen.needs.block_rams
+    machine = Machine(chosen.plan)
+    assert chosen.last == -(-machine.cycles([chosen.plan.context_length - 1] * 2) // 2)
+    with pytest.raises(CircuitError, match=r"two sequences .* with 128 lanes and 2 positions they need \d+ block RAMs"):
+        estimate_of_two(make_model(1, **sizes | {"hidden": 1024}, weight_bits=8), board, 128)

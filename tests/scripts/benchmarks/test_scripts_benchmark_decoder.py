@@ -25,6 +25,11 @@ def test_the_engines_words_bound_the_cycles_from_below(tiny_run: Path) -> None:
     figures = predict(quantized, "ulx3s-85f")
     assert all(0 < one["words"] < one["cycles"] for one in figures["positions"].values())
     chosen = best_estimate(quantized, find_board("ulx3s-85f"))
+    pair = figures["two_sequences"]
+    assert all(0 < one["words"] < one["cycles"] for one in pair["positions"].values())
+    assert pair["context"] == quantized.context_length
+    of_both, of_one = (one["positions"]["mean of the context"]["cycles"] for one in (pair, figures))
+    assert of_one / 2 < of_both < of_one
     assert (figures["lanes"], figures["positions"]["last position"]["cycles"]) == (chosen.plan.lanes, chosen.last)
 
 
