@@ -83,7 +83,7 @@ class SimulatedDecoder:
 
     Attributes:
         machine: The circuit.
-        cycles: Clock edges of each token, or pair of tokens, so far, from the ones taken to the next
+        cycles: Clock edges of each token, or pair of tokens, so far, from the one taken to the next
             offered.
 
     Raises:
