@@ -5,7 +5,7 @@ from fixedpoint import LayerNorm
 from ..decoder.plan import Plan
 
 LINK = 1250  # serial port, frames and clock
-CONTROL = 300  # sequencer, counters, what is known of each command
+CONTROL = 800  # sequencer, counters, what is known of each command
 
 
 def luts_by_unit(plan: Plan) -> dict[str, int]:

@@ -26,9 +26,11 @@ from ..errors import CircuitError, ToolError
 from ..parts.payload import check_connections
 from .memory_check import refuse_block_ram_resets, refuse_lost_block_rams, unmappable_memory
 from .output_registers import fold_output_registers
+from .placement import PLACEMENT_FILE, summarize
 from .synthesis_report import REPORT_FILE, ClockTiming, SynthesisReport, Usage, read_report
 from .toolchain import ToolFailure, run_tool, tool_version
 
+PLACED = "placed.json"
 TOOL_NAMES = ("yosys", "nextpnr-ecp5", "ecppack")
 STAGES = {"yosys": "synthesis", "nextpnr-ecp5": "place and route", "ecppack": "bitstream"}
 # part of the recipe that a kept report is for
@@ -152,7 +154,7 @@ def build(
     yosys = ("-q", "-l", "yosys.log", "-p", script)
     nextpnr = (
         *board.device_arguments,
-        *("--json", f"{name}.json", "--report", "nextpnr.json"),
+        *("--json", f"{name}.json", "--report", "nextpnr.json", "--write", PLACED),
         *("--log", "nextpnr.log", "--quiet", "--seed", str(seed)),
         # Routes the 64-channel attention circuit in a minute; router2 circles around its last
         # twenty overused wires for good.
@@ -221,7 +223,10 @@ def build(
         if not report.timing_met and not out_of_context and not slow_too:
             keep(failure_log, work / "nextpnr.log")
             raise CircuitError(timing_message(report, failure_log))
-        for intermediate in (f"{name}.json", f"{name}.config"):
+        design = json.loads((work / PLACED).read_text(encoding="utf-8"))["modules"]["top"]
+        figures = json.loads((work / "nextpnr.json").read_text(encoding="utf-8"))
+        (work / PLACEMENT_FILE).write_text(json.dumps(summarize(design, figures)), encoding="utf-8")
+        for intermediate in (f"{name}.json", f"{name}.config", PLACED):
             (work / intermediate).unlink(missing_ok=True)  # large, and of no use to a reader
         (work / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
     failure_log.unlink(missing_ok=True)

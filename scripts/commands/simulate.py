@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -110,13 +110,13 @@ def run(arguments: argparse.Namespace) -> int:
     unsupported = why_unsupported(quantized.blocks[0].attention)
     if unsupported and not arguments.only:
         print(f"attention is left out, there is no circuit of it: {unsupported}")
-    verdicts, written = [], None
+    verdicts, written, timeline = [], None, None
     if arguments.only != [DECODER]:
         only = [name for name in arguments.only or () if name != DECODER]
         benches = run_benches(quantized, tokens, num_vectors=arguments.vectors, seed=arguments.seed, only=only)
         verdicts = simulate_all(benches, simulator, arguments.seed, directory.simulation / "build")
     if DECODER in (arguments.only or [DECODER]):
-        verdict, written = simulate_decoder(arguments, simulator, directory, quantized)
+        verdict, written, timeline = simulate_decoder(arguments, simulator, directory, quantized)
         verdicts += [verdict] if verdict else []
     print(
         format_table(
@@ -142,6 +142,7 @@ def run(arguments: argparse.Namespace) -> int:
         "seconds": time.monotonic() - began,
         "benches": verdicts,
         "written": written,
+        "timeline": timeline,
     }
     for path in filter(None, (simulation_file(directory), arguments.json)):
         write_json(path, figures)
@@ -159,23 +160,25 @@ def run(arguments: argparse.Namespace) -> int:
 
 def simulate_decoder(
     arguments: argparse.Namespace, simulator: str, directory: RunDirectory, quantized: QuantizedTransformer
-) -> tuple[Verdict | None, CircuitText | None]:
-    """Let the decoder circuit write text; return the verdict, None where it is left out, and the
-    text.
+) -> tuple[Verdict | None, CircuitText | None, dict[str, Any] | None]:
+    """Let the decoder circuit write text; return the verdict, None where it is left out, the text,
+    and when its units are at work.
     """
     from hdl.board.boards import find_board
     from hdl.board.decoder_fit import fitting_machine
+    from hdl.decoder.machine import Machine
+    from hdl.decoder.spans import spans_and_gaps
     from scripts.circuit_text import write_text
 
     if simulator != "verilator":
         print("the whole decoder is left out: only Verilator is fast enough for its text")
-        return None, None
+        return None, None, None
     began = time.monotonic()
     try:
         chosen = fitting_machine(quantized, find_board(arguments.board), arguments.lanes, smallest=arguments.smallest)
     except CircuitError as error:
         print(f"the whole decoder is left out: {error}")
-        return None, None
+        return None, None, None
     tokenizer = directory.load_tokenizer()
     prompt = default_prompt(tokenizer)
     print(f"the circuit of {chosen.plan.lanes} lanes is compiled, then it writes:\n{prompt}", end="", flush=True)
@@ -189,11 +192,14 @@ def simulate_decoder(
             lambda text: print(text, end="", flush=True),
         )
     except CircuitError as error:
-        return Verdict(DECODER, 0, 0, False, False, time.monotonic() - began, str(error)), None
+        return Verdict(DECODER, 0, 0, False, False, time.monotonic() - began, str(error)), None, None
     finally:
         print()
     cycles = round(written.tokens * written.cycles)
-    return Verdict(DECODER, written.tokens, cycles, False, True, time.monotonic() - began), written
+    position = chosen.plan.context_length // 2
+    spans, gaps, total = spans_and_gaps(Machine(chosen.plan), position)
+    timeline = {"position": position, "cycles": total, "spans": spans, "gaps": gaps}
+    return Verdict(DECODER, written.tokens, cycles, False, True, time.monotonic() - began), written, timeline
 
 
 def simulate_all(benches: Sequence[StreamBench], simulator: str, seed: int, build: Path) -> list[Verdict]:

@@ -124,7 +124,9 @@ class RunResults:
             return None
         record = read_optional(self.directory.synthesis / MADE_FROM) or {}
         intact = record.get("inputs_sha256") == report.get("inputs_sha256")
-        return report if self._belongs("synthesis", record, intact, manifest_sha256=self.manifest_sha256) else None
+        if not self._belongs("synthesis", record, intact, manifest_sha256=self.manifest_sha256):
+            return None
+        return {**report, "placement": read_optional(self.directory.synthesis / "placement.json")}
 
     def _belongs(self, section: str, record: dict[str, Any] | None, intact: bool = True, **wanted: str | None) -> bool:
         """Whether a record has the wanted digests; if not, note why.

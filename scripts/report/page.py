@@ -19,6 +19,7 @@ from scripts.output import format_duration
 from scripts.report.charts import bar, heat_map, line_chart
 from scripts.report.data import COMMANDS, SHOWN_DIGITS, Gap, ReportData
 from scripts.report.html import fact_list, table
+from scripts.report.machine import placed, units_at_work
 
 TEMPLATE = Path(__file__).with_name("template.html")
 # Signal-to-noise ratio that fills a bar: 8 bits of a uniform signal have 50 dB.
@@ -295,6 +296,7 @@ def synthesis(data: ReportData) -> str:
         + table(("resource", "used", "on the chip", "share", ""), resources, numeric=(1, 2, 3), safe=(4,))
         + table(("clock", "runs at, MHz", "reaches, MHz", "timing"), clocks, numeric=(1, 2), safe=(3,))
         + seeds(report)
+        + placed(report.get("placement"))
         + fact_list(facts)
         + digest
     )
@@ -317,7 +319,9 @@ def circuit_text(data: ReportData) -> str:
         f"Verilator, took {int(written['tokens']):,} tokens and gave the next of each. All are the integer model’s, "
         f"and each took as many cycles as predicted: {written['cycles']:,.0f} in the mean{speed}.</p>"
     )
-    return belongs_to(integer_model_name(data)) + note + quotation(written["prompt"], written["text"])
+    timeline = data.simulation["timeline"] if data.simulation and data.simulation.get("timeline") else None
+    drawn = units_at_work(timeline) if timeline else ""
+    return belongs_to(integer_model_name(data)) + note + quotation(written["prompt"], written["text"]) + drawn
 
 
 def seeds(report: Mapping[str, Any]) -> str:

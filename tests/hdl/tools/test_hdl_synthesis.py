@@ -138,9 +138,16 @@ def test_an_echo_becomes_a_bitstream_the_same_one_each_time(tmp_path, monkeypatc
     assert first.baud == 115_200
     assert (tmp_path / "echo" / "echo.bit").stat().st_size > 10_000
     assert sorted(path.name for path in (tmp_path / "echo").iterdir()) == [
-        *("echo.bit", "echo.il", "echo.lpf", "nextpnr.json", "nextpnr.log", "report.json", "yosys.log"),
+        *("echo.bit", "echo.il", "echo.lpf", "nextpnr.json", "nextpnr.log"),
+        *("placement.json", "report.json", "yosys.log"),
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["echo"]
+    placement = json.loads((tmp_path / "echo" / "placement.json").read_text())
+    assert {"receiver", "transmitter", "clocks"} <= placement["cores"].keys()
+    assert sum(core["luts"] for core in placement["cores"].values()) == first.luts.used
+    assert sum(core["flip_flops"] for core in placement["cores"].values()) == first.flip_flops.used
+    delay = sum(step["nanoseconds"] for step in placement["path"])
+    assert abs(1000 / delay - first.slowest_mhz) < 1
 
     with monkeypatch.context() as patch:
         patch.setattr(synthesis, "run_tool", fail)

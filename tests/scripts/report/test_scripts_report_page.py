@@ -245,6 +245,45 @@ def test_what_the_circuit_wrote_stands_at_the_end_with_its_speed() -> None:
     assert "Of 3 seeds the slowest reached 60.0 MHz, the median 70.5 MHz, the fastest, which was kept, 84.2 MHz" in text
 
 
+def test_the_machines_pictures_name_gaps_cores_and_the_slowest_path() -> None:
+    spans = [
+        {"unit": "engine", "work": "scores", "layer": 0, "begin": 40, "end": 59},
+        {"unit": "softmax", "work": "scores", "layer": 0, "begin": 50, "end": 70},
+        {"unit": "engine", "work": f"up{HOSTILE}", "layer": 1, "begin": 90, "end": 99},
+    ]
+    gaps = [
+        {"event": "normalized", "begin": 0, "cycles": 40},
+        {"event": "hidden", "begin": 60, "cycles": 29},
+        {"event": "hidden", "begin": 89, "cycles": 1},
+    ]
+    written = {"prompt": "a", "text": "b", "tokens": 1, "cycles": 100.0, "lanes": 32}
+    timeline = {"position": 7, "cycles": 100, "spans": spans, "gaps": gaps}
+    simulation = {**(data().simulation or {}), "written": written, "timeline": timeline}
+    step = {"net": "n", "x": 4, "y": 5, "wire": False}
+    placement = {
+        "cores": {
+            f"norms{HOSTILE}": {"luts": 1234, "flip_flops": 5, "block_rams": 3, "multipliers": 15},
+            "engine": {"luts": 77, "flip_flops": 6, "block_rams": 0, "multipliers": 64},
+        },
+        "tiles": [[3, 4, 0], [9, 2, 1]],
+        "path": [
+            {**step, "core": "engine", "nanoseconds": 0.5},
+            {**step, "core": "engine", "nanoseconds": 1.25, "wire": True},
+            {**step, "core": "norms", "nanoseconds": 2.0},
+        ],
+    }
+    shown = data(simulation=simulation, synthesis={**SYNTHESIS, "placement": placement})
+    text = " ".join(" ".join(parsed(shown).text).split())
+    assert "waits 40 cycles for normalized" in text
+    assert "hidden 30 30.0%" in text
+    assert "The engine works in 30 of them at most" in text
+    assert f"norms{HOSTILE} 1,234 5 3 15" in text
+    assert "takes 3.75 ns" in text
+    assert "engine 1.75 1.25 norms 2.00 0.00" in text
+    assert '<polyline class="path" points="4.5,5.5' in page(shown)
+    assert "script" not in parsed(shown).elements
+
+
 def test_lead_says_what_was_done() -> None:
     nothing = {"quantization": None, "simulation": None, "synthesis": None}
     assert lead(data(**nothing)).endswith("16 tokens of context), trained in NumPy.")
