@@ -14,14 +14,14 @@ def luts_by_unit(plan: Plan) -> dict[str, int]:
     bits, rows, kv = plan.activation_bits, plan.rows, plan.kv_channels
     sums = kv * attention.weighted_sum_bits
     if isinstance(plan.norms[0], LayerNorm):
-        norms = 250 + 60 * rows + 570 * plan.norm_lanes
+        norms = 550 + 60 * rows + 420 * plan.norm_lanes
     else:
         norms = 390 + 100 * rows + 300 * plan.norm_lanes
     return {
-        "engine": plan.lanes * (85 if plan.pairs else 46),
+        "engine": plan.lanes * (65 if plan.pairs else 47),
         # what a lane multiplies: a slice of the vectors, a query, a numerator
-        "operands": plan.lanes * bits * (5 + plan.hidden_slices),
-        "divide": round(sums * (1.1 + 1.2 * (plan.slots - 1))) + 300 * plan.context_lanes,
+        "operands": round(plan.lanes * bits * (4.5 + plan.hidden_slices)),
+        "divide": round(sums * (1.17 + 1.8 * (plan.slots - 1))) + 150 * plan.context_lanes,
         "norms": norms,
         "softmax": plan.kv_heads * (150 + 285 * plan.slots),
         "requantize": 240 * rows,
