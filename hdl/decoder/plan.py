@@ -21,6 +21,7 @@ from fixedpoint.transformer import Block
 
 from ..cores.tile import Tile
 from ..errors import CircuitError
+from ..parts.multiplier import OPERAND_BITS, pair_spacing
 from ..parts.parameter_checks import check_whole
 
 PAIR_WEIGHT_BITS = 4  # up to these, two weights share a multiplier
@@ -200,12 +201,15 @@ class Plan:
 
     @property
     def pairs(self) -> bool:
-        """Whether two weights share a multiplier: narrow ones, where that leaves whole words of
-        results.
+        """Whether two weights share a multiplier: narrow ones, where its operand has room for both
+        and whole words of results are left.
         """
+        if self.weight_bits > PAIR_WEIGHT_BITS:
+            return False
+        activation_bits = max(self.activation_bits, self.first.attention.softmax.exponential.output_bits + 1)
+        operand_bits = pair_spacing(activation_bits, self.weight_bits) + self.weight_bits + 1
         rows = Tile(self.lanes, self.columns, True).rows
-        whole = self.channels % rows == 0 and self.kv_channels % rows == 0
-        return whole and self.weight_bits <= PAIR_WEIGHT_BITS
+        return operand_bits <= OPERAND_BITS and self.channels % rows == 0 and self.kv_channels % rows == 0
 
     @property
     def columns(self) -> int:

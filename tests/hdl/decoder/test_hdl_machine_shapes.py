@@ -18,7 +18,8 @@ from hdl.errors import CircuitError
 from model.config import ACTIVATIONS, NORMS, POSITIONS, ModelConfig
 from sim.decoder_models import DecoderShape, random_decoder
 
-MOST_LANES = 64
+MOST_LANES = 192  # twice the widest random model's channels
+FEW_LANES = 64  # that are simulated where so few suit
 SHAPES = {
     "odd": {"vocab_size": 131, "embed_dim": 100, "num_heads": 5, "num_layers": 3, "max_seq_len": 77, "ff_dim": 7},
     "one head": {"embed_dim": 36, "num_heads": 1, "num_layers": 1, "max_seq_len": 2},
@@ -46,6 +47,17 @@ class Case:
         given, cycles, _ = run_machine(machine, self.tokens.ravel(), 2 * [True, *[False] * (length - 1)], seed=seed)
         assert given == FastTransformer(self.plan.model).forward(self.tokens).argmax(axis=-1).ravel().tolist()
         assert cycles == 2 * [machine.cycles(position) for position in range(length)]
+
+
+def suiting(sizes, model, sampling):
+    """Return the plans of lanes, norm_lanes and context_lanes that are accepted."""
+    plans = []
+    for one in sizes:
+        try:
+            plans.append(Plan(model, *one, sampling))
+        except CircuitError:
+            continue
+    return plans
 
 
 def random_case(seed):
@@ -81,18 +93,17 @@ def random_case(seed):
         model = random_decoder(config, settings, seed)
     except QuantizationError:
         return None
-    plans = []
-    for lanes, norm_lanes, context_lanes in product(range(1, MOST_LANES + 1), ROW_LANES, ROW_LANES):
-        try:
-            plans.append(Plan(model, lanes, norm_lanes, context_lanes, bool(generator.integers(2))))
-        except CircuitError:
-            continue
+    sampling = bool(generator.integers(2))
+    plans = [plan for lanes in range(1, MOST_LANES + 1) for plan in suiting([(lanes, 1, 1)], model, sampling)]
     plans = [plan for plan in plans if max(plan.rows, plan.slots) <= MOST_ROWS]
     if not plans:
         # only this is refused with every number of lanes
         assert config.activation == "swiglu" and (config.embed_dim % 2 or config.kv_dim % 2)
         return None
-    plan = plans[generator.integers(len(plans))]
+    few = [plan for plan in plans if plan.lanes <= max(FEW_LANES, plans[0].lanes)]
+    lanes = few[generator.integers(len(few))].lanes
+    suits = suiting(product([lanes], ROW_LANES, ROW_LANES), model, sampling)
+    plan = suits[generator.integers(len(suits))]
     tokens = generator.integers(0, config.vocab_size, (2, int(generator.integers(1, config.max_seq_len + 1))))
     return Case(plan, tokens)
 
@@ -119,6 +130,23 @@ def test_an_odd_shape_is_right(name):
     config = ModelConfig.from_dict(SHAPES[name])
     plan = best_estimate(DecoderShape(config, 4).model(), BOARDS["ulx3s-25f"]).plan
     Case(plan, np.random.default_rng(2).integers(0, config.vocab_size, (2, min(config.max_seq_len, 6)))).check()
+
+
+def test_four_passes_do_not_overtake_a_slow_division():
+    config = ModelConfig(vocab_size=5, embed_dim=32, num_heads=8, num_kv_heads=2, num_layers=1, ff_dim=4, max_seq_len=2)
+    plan = Plan(DecoderShape(config, 8).model(), 32, 4, 1)
+    assert plan.passes == 4
+    Case(plan, np.array([[3, 1], [4, 0]])).check()
+
+
+def test_wide_activations_leave_no_room_for_pairs_of_weights():
+    config = ModelConfig(vocab_size=5, embed_dim=4, num_heads=2, num_layers=1, ff_dim=3, max_seq_len=2)
+    plans = [
+        Plan(random_decoder(config, QuantizationSettings(weight_bits=4, activation_bits=bits), 1), 4, 2, 2)
+        for bits in (8, 10)
+    ]
+    assert [plan.pairs for plan in plans] == [True, False]
+    Case(plans[1], np.array([[3, 1], [4, 0]])).check()
 
 
 def test_narrow_weights_of_an_odd_width_do_not_share_multipliers():
