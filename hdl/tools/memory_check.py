@@ -55,6 +55,15 @@ def memories(rtlil: str) -> dict[str, MemoryIntent]:
     return found
 
 
+def in_block_ram(log: str) -> set[str]:
+    """Return the memories that became block RAM, by their paths.
+
+    Args:
+        log: Yosys's log of the synthesis.
+    """
+    return {path for path, cell in _MAPPED.findall(log) if _BLOCK_CELLS.search(cell)}
+
+
 def refuse_lost_block_rams(rtlil: str, log: str) -> None:
     """Compare what memories were meant to be with what they became.
 

@@ -24,6 +24,7 @@ from ..board.requirements import refuse_if_too_large, shortage
 from ..catalog.names import DEFAULT_FREQUENCY, DEFAULT_SEED
 from ..errors import CircuitError, ToolError
 from ..parts.payload import check_connections
+from . import exchange
 from .memory_check import refuse_block_ram_resets, refuse_lost_block_rams, unmappable_memory
 from .output_registers import fold_output_registers
 from .placement import PLACEMENT_FILE, summarize
@@ -49,6 +50,8 @@ def synthesize(
     seed: int = DEFAULT_SEED,
     progress: bool = True,
     baud: int | None = None,
+    exchangeable: bool = False,
+    reused: Path | None = None,
 ) -> SynthesisReport:
     """Make a bitstream for a board.
 
@@ -64,15 +67,24 @@ def synthesize(
         seed: nextpnr's; the same inputs and seed give the same bitstream, byte for byte.
         progress: Show the stages and their seconds on stderr.
         baud: Bits per second of the design's serial port, for the report.
+        exchangeable: A decoder's tables become block RAM, whatever their size, and what is needed
+            to exchange their contents later is kept.
+        reused: The directory of such a bitstream, whose contents are exchanged for this design's,
+            without place and route; `exchangeable` is then implied, `seed` must be that one's.
 
     Raises:
         CircuitError: The design does not fit or is too slow, with how much, a memory that was to be
-            block RAM became logic, a block RAM resets its output, or ports of different formats are
-            joined.
+            block RAM became logic, a block RAM resets its output, ports of different formats are
+            joined, or the reused bitstream is of another circuit, with what differs.
         ToolError: A tool is missing or failed.
     """
-    files = board_files(top, board, name)
-    return build(files, board, Path(directory), name, seed=seed, progress=progress, baud=baud)
+    files, exchangeable = board_files(top, board, name), exchangeable or reused is not None
+    if exchangeable:
+        files["il"] = exchange.tables_in_block_ram(files["il"])
+    if reused is not None:
+        exchange.refuse_other_design(files, reused, name)
+    where = files, board, Path(directory), name
+    return build(*where, seed=seed, progress=progress, baud=baud, exchangeable=exchangeable, reused=reused)
 
 
 def board_files(top: Elaboratable, board: Board, name: str) -> dict[str, str]:
@@ -132,6 +144,8 @@ def build(
     netlist: Path | None = None,
     slow_too: bool = False,
     watch: Callable[[], object] = lambda: None,
+    exchangeable: bool = False,
+    reused: Path | None = None,
 ) -> SynthesisReport:
     """Run the tools; see `synthesize`.
 
@@ -147,6 +161,8 @@ def build(
         netlist: Where synthesis's result is kept for another seed, and taken from.
         slow_too: Keep a result that misses its clock instead of raising.
         watch: Called now and then; what it raises ends the tools.
+        exchangeable: Keep what an exchange of block RAM contents needs.
+        reused: See `synthesize`.
     """
     refuse_if_too_large(files["il"], board)
     out_of_context = bool(arguments)
@@ -162,6 +178,7 @@ def build(
         # the report is wanted then too; who asked for a clock gets the error from here
         "--timing-allow-fail",
         *(arguments or ("--lpf", f"{name}.lpf", "--textcfg", f"{name}.config")),
+        *(("--write", exchange.ROUTED_FILE) if exchangeable else ()),
     )
     ecppack = ("--compress", *board.pack_arguments, "--input", f"{name}.config", "--bit", f"{name}.bit")
     names = TOOL_NAMES[:2] if out_of_context else TOOL_NAMES
@@ -183,9 +200,12 @@ def build(
     with atomic_directory(directory) as work:
         for suffix, text in files.items():
             (work / f"{name}.{suffix}").write_text(text, encoding="utf-8")
-        seconds = {}
+        seconds: dict[str, float] = {}
         for tool, command in commands.items():
             start = time.perf_counter()
+            if tool == "nextpnr-ecp5" and reused is not None:
+                exchange.reuse(work, reused, name)
+                continue
             try:
                 with _progress(STAGES[tool], progress) as tick:
                     if tool == "yosys" and netlist is not None and netlist.is_dir():
@@ -206,6 +226,8 @@ def build(
                     with atomic_directory(netlist) as kept:
                         for file in (f"{name}.json", "yosys.log"):
                             shutil.copyfile(work / file, kept / file)
+            elif tool == "nextpnr-ecp5" and exchangeable:
+                exchange.keep(work, name)
         bitstream = None if out_of_context else f"{name}.bit"
         report = SynthesisReport(
             design=name,

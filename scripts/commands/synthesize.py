@@ -28,7 +28,7 @@ from fixedpoint import Attention, QuantizedTransformer
 from hdl.catalog.names import CORE_NAMES, DEFAULT_BAUD, DEFAULT_FREQUENCY, DEFAULT_SEED
 from hdl.errors import CircuitError
 from model.errors import InputError
-from scripts.board import PLAN, fingerprint
+from scripts.board import PLAN, built_decoder, fingerprint
 from scripts.commands.export_verilog import add_model_arguments, make_core
 from scripts.machine_options import add_machine_arguments
 from scripts.output import add_json_argument, format_table, write_json
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from hdl.tools.synthesis_report import SynthesisReport
     from model.run import RunDirectory
 
+OWN = Path()  # the run's own bitstream
 CORES_DIRECTORY = Path("build") / "cores"
 CORE_FREQUENCY = 150e6  # Hz that place and route aims for where a core is measured alone
 
@@ -59,6 +60,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sampling",
         action="store_true",
         help="the decoder can sample at a temperature, not only take the likeliest token",
+    )
+    parser.add_argument(
+        "--exchangeable",
+        action="store_true",
+        help="put the decoder's tables into block RAM, so that --reuse can exchange them",
+    )
+    parser.add_argument(
+        "--reuse",
+        type=Path,
+        metavar="RUN",
+        nargs="?",
+        const=OWN,
+        help="without place and route: other block RAM contents in the decoder of RUN (default: the run's own)",
     )
     parser.add_argument("--core", metavar="CORE", help=f"measure one core alone: {', '.join(CORE_NAMES)}")
     add_machine_arguments(parser)
@@ -93,10 +107,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.seeds is not None and (arguments.seeds < 1 or not decoder):
         raise InputError("--seeds is a number of at least 1, for the whole decoder")
     chosen = arguments.smallest or arguments.sampling or arguments.lanes is not None
-    if not decoder and (arguments.estimate or chosen):
+    exchange = arguments.exchangeable or arguments.reuse is not None
+    if not decoder and (arguments.estimate or chosen or exchange):
         raise InputError(
-            "--estimate, --lanes, --smallest and --sampling belong to the whole decoder, not to --core or --only"
+            "--estimate, --lanes, --smallest, --sampling, --exchangeable and --reuse belong to the whole decoder, "
+            "not to --core or --only"
         )
+    if exchange and arguments.seeds is not None:
+        raise InputError("--seeds does not go with --exchangeable and --reuse")
     if arguments.core is not None and arguments.only is not None:
         raise InputError("--core measures one core; --only belongs to a run")
     if decoder and arguments.layer:
@@ -116,31 +134,51 @@ def run(arguments: argparse.Namespace) -> int:
 def build_decoder(arguments: argparse.Namespace) -> SynthesisReport:
     """Make the bitstream of a run's whole decoder."""
     from hdl.board.boards import DecoderTop, find_board
+    from hdl.board.decoder_estimate import estimate
     from hdl.decoder.machine import Machine
+    from hdl.decoder.plan import Plan
     from hdl.tools.seeds import synthesize_seeds
     from hdl.tools.synthesis import synthesize
     from hdl.tools.synthesis_report import read_report
 
-    directory, board = opened(arguments), find_board(arguments.board)
+    directory = opened(arguments)
     quantized, manifest_sha256 = load_named_quantized(directory)
-    chosen = choose_machine(arguments, quantized, board)
-    print(chosen.reason, flush=True)
-    frequency, baud = clock_and_baud(arguments, board)
+    reused = reused_decoder(arguments, directory)
+    if reused is None:
+        board, seed = find_board(arguments.board), arguments.seed
+        chosen = choose_machine(arguments, quantized, board)
+        print(chosen.reason, flush=True)
+        frequency, baud = clock_and_baud(arguments, board)
+    else:
+        built, record = built_decoder(reused)
+        board, seed = find_board(built.board), built.seed
+        frequency, baud = record["frequency"], built.baud or DEFAULT_BAUD
+        chosen = estimate(Plan(quantized, **{name: record[name] for name in PLAN}))
     digest = fingerprint(directory, manifest_sha256)
     top = DecoderTop(Machine(chosen.plan), digest, board, frequency, baud)
     before = read_report(directory.synthesis)
     if arguments.seeds is None:
-        report = synthesize(top, board, directory.synthesis, name="decoder", seed=arguments.seed, baud=baud)
+        exchange = {"exchangeable": arguments.exchangeable, "reused": reused and reused.synthesis}
+        report = synthesize(top, board, directory.synthesis, name="decoder", seed=seed, baud=baud, **exchange)
     else:
-        seeds = range(arguments.seed, arguments.seed + arguments.seeds)
+        seeds = range(seed, seed + arguments.seeds)
         report = synthesize_seeds(top, board, directory.synthesis, seeds, name="decoder", baud=baud)
-    layout = {name: getattr(chosen.plan, name) for name in PLAN}
-    show(report, before, directory.synthesis, manifest_sha256, fingerprint=digest.hex(), **layout)
+    made_of = {"frequency": frequency, **{name: getattr(chosen.plan, name) for name in PLAN}}
+    show(report, before, directory.synthesis, manifest_sha256, fingerprint=digest.hex(), **made_of)
     print(
         f"cycles a token at the first position, in the middle and at the end of the context: "
         f"{chosen.first:,}, {chosen.middle:,}, {chosen.last:,}; in the middle {frequency / chosen.middle:,.0f} tokens/s"
     )
     return report
+
+
+def reused_decoder(arguments: argparse.Namespace, directory: RunDirectory) -> RunDirectory | None:
+    """Return the run whose bitstream gets other contents, None where there is none."""
+    if arguments.reuse is None:
+        return None
+    if arguments.seeds or arguments.lanes or arguments.smallest or arguments.frequency or arguments.baud:
+        raise InputError("--reuse keeps board, lanes, clock, baud rate and seed of the bitstream")
+    return directory if arguments.reuse == OWN else open_run(arguments.reuse)
 
 
 def choose_machine(arguments: argparse.Namespace, quantized: QuantizedTransformer, board: Board) -> Estimate:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from decoder_boards import GoldenDecoder
 from link_campaign import FaultyPort
+from model_changes import changed, with_block, with_matrix
 from model_kinds import make_model
 
 from hdl.board.decoder_host import DecoderHost
@@ -30,26 +31,6 @@ def connect(machine, share=0.0):
     host = DecoderHost(FaultyPort(board, share, seed=1))
     host.identify()
     return host, board
-
-
-def changed(array, index, change=lambda value: value ^ 1):
-    """Return an array with one other element."""
-    array = array.copy()
-    array[index] = change(array[index])
-    return array
-
-
-def with_block(model, number, **parts):
-    """Return a model with other parts of a block; a part is made of the old one."""
-    blocks = list(model.blocks)
-    blocks[number] = replace(
-        blocks[number], **{name: make(getattr(blocks[number], name)) for name, make in parts.items()}
-    )
-    return replace(model, blocks=tuple(blocks))
-
-
-def with_matrix(name, **parts):
-    return lambda attention: replace(attention, **{name: replace(getattr(attention, name), **parts)})
 
 
 def faults(model):

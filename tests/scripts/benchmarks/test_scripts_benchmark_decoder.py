@@ -40,6 +40,6 @@ def test_estimates_name_the_boards_and_what_does_not_fit(tiny_run: Path, capsys:
     assert "tokens a second" in printed
     assert "with all else as it is ulx3s-12f has room for a width of 16" in printed
     assert cli.main(["synthesize", str(tiny_run), "--only", "attention", "--lanes", "4"]) == 1
-    assert "--estimate and --lanes belong to the whole decoder" in capsys.readouterr().err
+    assert "--sampling, --exchangeable and --reuse belong to the whole decoder" in capsys.readouterr().err
     assert cli.main(["synthesize", str(tiny_run), "--layer", "1"]) == 1
     assert "the decoder holds all layers" in capsys.readouterr().err

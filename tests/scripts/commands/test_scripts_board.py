@@ -2,13 +2,18 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 from decoder_boards import GoldenDecoder, terminal
+from model_changes import changed, with_block, with_matrix
 from reports import write_report
+from wire_bench import WireBoard
 
 from hdl.board import session
+from hdl.board.boards import SerialAccelerator, decoder_identity
 from hdl.board.selftest import Stage
+from hdl.decoder.accelerator import DecoderAccelerator
 from hdl.decoder.machine import Machine
 from hdl.decoder.plan import Plan
 from hdl.decoder.probe import Unit
@@ -84,6 +89,45 @@ def test_the_self_test_finds_the_run_and_names_what_differs(golden, built, capsy
         (built / "synthesis" / MADE_FROM).unlink()
         assert cli.main(["selftest", port]) == 1
     assert "error: no run in " in capsys.readouterr().err
+
+
+def compiled(machine, digest, builds):
+    """Return a board's circuit in Verilator, UART and all."""
+    divisor, frequency = 4, 1e6
+    accelerator = DecoderAccelerator(machine)
+    circuit = SerialAccelerator(accelerator, decoder_identity(accelerator, digest), frequency, frequency / divisor)
+    return WireBoard("decoder", circuit, divisor, 2 * machine.cycles(machine.plan.context_length - 1), builds)
+
+
+@pytest.mark.campaign
+def test_the_compiled_circuit_writes_text_passes_and_fails_where_it_has_a_fault(
+    golden, built, capsys, simulation_builds
+):
+    model, digest = golden.machine.plan.model, golden.identity.digest
+    note = built / "synthesis" / MADE_FROM
+    note.write_text(json.dumps({**json.loads(note.read_text("utf-8")), "sampling": True}), encoding="utf-8")
+    generate = ["generate", str(built), "--length", "40", "--seed", "3"]
+    with compiled(Machine(Plan(model, 32, sampling=True)), digest, simulation_builds) as board, terminal(board) as port:
+        for choice in (["--temperature", "0"], []):
+            assert cli.main([*generate, *choice, "--quantized"]) == 0
+            wanted = capsys.readouterr().out
+            assert cli.main([*generate, *choice, "--device", port]) == 0
+            assert capsys.readouterr().out == wanted
+        assert cli.main(["selftest", port, str(built)]) == 0
+    output, norm = model.blocks[1].attention.output, model.final_norm
+    weight, scale = changed(output.weight, (5, 9)), changed(norm.scale, 3, lambda value: value ^ 256)
+    faults = {
+        "the weights of blocks.1.attention.output differ": with_block(
+            model, 1, attention=with_matrix("output", weight=weight)
+        ),
+        "at position 0, final_norm differs": replace(model, final_norm=replace(norm, scale=scale)),
+    }
+    for named, faulty in faults.items():
+        machine = Machine(Plan(faulty, 32, sampling=True))
+        with compiled(machine, digest, simulation_builds) as board, terminal(board) as port:
+            capsys.readouterr()
+            assert cli.main(["selftest", port, str(built)]) == 1
+            assert f"error: {named} on the board: checksum " in capsys.readouterr().err
 
 
 def test_a_bitstream_is_loaded_by_the_first_program_that_is_there(built, capsys, monkeypatch, tmp_path):
