@@ -245,7 +245,7 @@ def build(
         if not report.timing_met and not out_of_context and not slow_too:
             keep(failure_log, work / "nextpnr.log")
             raise CircuitError(timing_message(report, failure_log))
-        design = json.loads((work / PLACED).read_text(encoding="utf-8"))["modules"]["top"]
+        (design,) = json.loads((work / PLACED).read_text(encoding="utf-8"))["modules"].values()
         figures = json.loads((work / "nextpnr.json").read_text(encoding="utf-8"))
         (work / PLACEMENT_FILE).write_text(json.dumps(summarize(design, figures)), encoding="utf-8")
         for intermediate in (f"{name}.json", f"{name}.config", PLACED):
