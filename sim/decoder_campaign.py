@@ -25,13 +25,18 @@ CHUNK = 4  # sequences
 # Columns of a record behind the token's fields, in the order of `native/decoder.cpp`.
 PLACES = (*FIELDS, "source_pause", "sink_pause", "reset_after", "next", "cycles")
 RECORD = np.dtype([(name, "<u4") for name in PLACES])
+# The same for a pair of tokens.
+TURN = np.dtype([(name, "<u4") for name in FIELDS])
+ENDS = [(name, "<u4") for name in PLACES[len(FIELDS) : -2]]
+PAIR_RECORD = np.dtype([("turns", TURN, 2), *ENDS, ("next", "<u4", 2), ("cycles", "<u4")])
 LONGEST_PAUSE = 4095
 # Shares: of sequences that another one is broken off before, of those by a reset, of pauses
 # of one end.
 BROKEN, RESET, PAUSED = 0.5, 0.4, 0.6
+TOGETHER = 0.7  # share of runs in which neither of two sequences sits out
 
 
-def sequence_records(machine: Machine, count: int, seed: int) -> np.ndarray:
+def sequence_records(machine: Machine, count: int, seed: int | tuple[int, ...]) -> np.ndarray:
     """Return the tokens of `count` whole sequences with the expected answers, (count, T) of
     `RECORD`, without pauses.
 
@@ -91,12 +96,62 @@ def make_records(machine: Machine, count: int, seed: int) -> np.ndarray:
             fresh = len(piece) == whole.shape[1] or bool(piece["reset_after"][-1])
             parts.append(piece)
     records = np.concatenate(parts)
+    _pause(records, generator, seed)
+    return records
+
+
+def make_pair_records(machine: Machine, count: int, seed: int) -> np.ndarray:
+    """Return what a compiled machine of two sequences is given and must answer, (N,) of
+    `PAIR_RECORD`: `count` whole sequences or one more, half of them in each.
+
+    As `make_records`, but the sequences are independent: each is broken off by a restart when it
+    likes, and now and then sits out. A reset ends both, after each half of the sequences.
+    """
+    generator = np.random.default_rng((seed, count))
+    whole = [sequence_records(machine, -(-count // 2), (seed, number)) for number in (0, 1)]
+    records: list[np.ndarray] = []
+    for half in np.array_split(np.arange(len(whole[0])), 2):
+        left: list[list[tuple[int, np.void]]] = [[], []]
+        for row, texts in zip(left, whole, strict=True):
+            for number in half:
+                pieces = [texts[number].copy()]
+                if generator.random() < BROKEN:
+                    pieces.insert(0, texts[number - 1][: generator.integers(1, texts.shape[1])].copy())
+                for place, piece in enumerate(pieces):
+                    # it begins by itself after a full context, or a reset
+                    piece["restart"][0] = place or generator.integers(2)
+                    row.extend(enumerate(piece))
+        while any(left):
+            sits_out = int(generator.integers(2)) if generator.random() > TOGETHER else None
+            active = [bool(left[number]) and (number != sits_out or not left[1 - number]) for number in (0, 1)]
+            record = np.zeros((), PAIR_RECORD)
+            positions: list[int | None] = [None, None]
+            for number in (0, 1):
+                turn = record["turns"][number]
+                if not active[number]:
+                    turn["token"], turn["restart"] = generator.integers(machine.plan.model.vocab_size), 1
+                    continue
+                positions[number], one = left[number].pop(0)
+                for name in FIELDS[1:]:
+                    turn[name] = one[name]
+                turn["active"], record["next"][number] = 1, one["next"]
+            record["cycles"] = machine.cycles(positions)
+            records.append(record)
+        ended = records[-1].copy()
+        ended["reset_after"] = generator.integers(1, ended["cycles"] + 20)
+        records.append(ended)
+    pairs = np.stack(records)
+    _pause(pairs, generator, seed)
+    return pairs
+
+
+def _pause(records: np.ndarray, generator: np.random.Generator, seed: int) -> None:
+    """Let both ends pause, but with every fourth seed."""
     if seed % 4:
         for end in ("source_pause", "sink_pause"):
             tail = 2 * generator.pareto(1.0, len(records))
             pauses = np.where(generator.random(len(records)) < PAUSED, np.minimum(tail, LONGEST_PAUSE), 0)
             records[end] = pauses.astype(np.uint32)
-    return records
 
 
 def run_decoder_campaign(
@@ -142,5 +197,5 @@ def run_decoder_campaign(
         message = f"token {place} of {len(records)}, {records[place]}: {kind}, got {got}, expected {expected}"
         raise BenchFailure(kind, name, message, "o", place, expected, got)
 
-    prepare = functools.partial(make_records, machine)
+    prepare = functools.partial(make_records if machine.plan.sequences == 1 else make_pair_records, machine)
     return run_chunks(name, sequences, seed, chunk, prepare, execute, seconds=seconds, progress=progress, kept=kept)

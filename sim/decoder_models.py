@@ -26,11 +26,13 @@ class DecoderShape:
         config: Sizes and kinds.
         weight_bits: Of the weights.
         sampling: Whether the machine samples.
+        sequences: That share the machine.
     """
 
     config: ModelConfig
     weight_bits: WeightBits
     sampling: bool = False
+    sequences: int = 1
 
     def model(self, seed: int = 1) -> QuantizedTransformer:
         """Return such a model of random weights."""
@@ -48,6 +50,7 @@ SHAPES: Mapping[str, DecoderShape] = {
     "decoder-stories260k": DecoderShape(ModelConfig.from_dict({**STORIES, **LLAMA, "max_seq_len": 512}), 4),
     "decoder-gategpt": DecoderShape(ModelConfig.from_dict(GATE_GPT), 4, True),
     "decoder-zybogpt": DecoderShape(ModelConfig.from_dict(ZYBO_GPT), "ternary"),
+    "decoder-two": DecoderShape(ModelConfig.from_dict({**STORIES, **LLAMA, "max_seq_len": 64}), 4, sequences=2),
 }
 
 

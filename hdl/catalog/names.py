@@ -7,7 +7,14 @@ from pathlib import Path
 # Amaranth.
 CORE_NAMES = tuple(re.findall(r'CoreEntry\(\s*"([^"]+)"', Path(__file__).with_name("registry.py").read_text("utf-8")))
 # The shapes of `sim.decoder_models.SHAPES`: whole decoders that `positron campaign` verifies.
-DECODER_NAMES = ("decoder-demo", "decoder-m", "decoder-stories260k", "decoder-gategpt", "decoder-zybogpt")
+DECODER_NAMES = (
+    "decoder-demo",
+    "decoder-m",
+    "decoder-stories260k",
+    "decoder-gategpt",
+    "decoder-zybogpt",
+    "decoder-two",
+)
 # Those that are verified with a trained model's weights and activations; "layer-norm" is rms-norm
 # where the model has that.
 RUN_CORES = ("matrix-vector", "softmax", "layer-norm", "attention")

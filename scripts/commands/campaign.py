@@ -123,6 +123,7 @@ def decoder_campaign(name: str, arguments: argparse.Namespace) -> CampaignResult
     """Build the machine of a shape, or of a run, and run its campaign with a progress bar."""
     from hdl.board.boards import find_board
     from hdl.board.decoder_estimate import best_estimate
+    from hdl.board.two_sequences import estimate_of_two
     from hdl.decoder.machine import Machine
     from sim.decoder_campaign import run_decoder_campaign
     from sim.decoder_models import SHAPES
@@ -130,7 +131,8 @@ def decoder_campaign(name: str, arguments: argparse.Namespace) -> CampaignResult
 
     model = load_quantized(open_run(arguments.run)) if name == RUN_NAME else SHAPES[name].model()
     sampling = name != RUN_NAME and SHAPES[name].sampling
-    plan = best_estimate(model, find_board(DEFAULT_BOARD), sampling=sampling).plan
+    find = estimate_of_two if name != RUN_NAME and SHAPES[name].sequences > 1 else best_estimate
+    plan = find(model, find_board(DEFAULT_BOARD), sampling=sampling).plan
     with tqdm(total=arguments.sequences, desc=name, unit="text", leave=False, disable=None) as bar:
         bench = compile_decoder(Machine(plan), arguments.out, fast=True)
         seconds = 60 * arguments.minutes

@@ -9,7 +9,7 @@ from model_kinds import make_model
 from hdl.decoder.machine import Machine
 from hdl.decoder.plan import Plan
 from model.config import ModelConfig
-from sim.decoder_campaign import make_records, run_decoder_campaign
+from sim.decoder_campaign import make_pair_records, make_records, run_decoder_campaign
 from sim.decoder_models import LLAMA, SHAPES, DecoderShape
 from sim.simulators.decoder_process import compile_decoder
 
@@ -36,8 +36,16 @@ def ternary():
     return Machine(Plan(DecoderShape(config, "ternary").model(), 8))
 
 
+def pair():
+    """The machine of two sequences of `test_sim_decoder_process.py`, compiled once for both."""
+    model = make_model(
+        2, channels=8, num_heads=2, context_length=5, hidden=12, vocab_size=11, num_layers=1, weight_bits=4
+    )
+    return Machine(Plan(model, 16, sampling=True, sequences=2))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [learned, llama, ternary])
+@pytest.mark.parametrize("make", [learned, llama, ternary, pair])
 def test_twenty_texts_of_a_small_model_of_each_kind(make, simulation_builds, tmp_path):
     machine, counts = make(), []
     bench = compile_decoder(make(), simulation_builds)
@@ -88,6 +96,22 @@ def test_records_have_all_that_a_campaign_is_for():
     begins = records["cycles"] == machine.cycles(0)
     # some begin by themselves: after a full context, or a reset
     assert np.count_nonzero(begins & (records["restart"] == 0)) > 10
+
+
+def test_two_sequences_are_together_apart_and_anew():
+    machine = pair()
+    records = np.concatenate([make_pair_records(machine, 20, seed) for seed in (4, 5)])
+    active, restart = records["turns"]["active"], records["turns"]["restart"]
+    runs, counts = np.unique(active, axis=0, return_counts=True)
+    assert runs.tolist() == [[0, 1], [1, 0], [1, 1]]
+    assert counts.min() > 5 and counts.max() > len(records) / 2
+    assert ((active == 1) & (restart == 1)).sum(axis=0).min() > 5
+    assert (
+        np.count_nonzero((active == 1).all(axis=1) & (restart.sum(axis=1) == 1)) > 5
+    )  # one in the middle of the other
+    assert set(records["cycles"].tolist()) > {machine.cycles([4, 4]), machine.cycles([None, 4])}
+    assert np.count_nonzero(records["reset_after"]) == 4
+    assert records["turns"]["sample"].any(axis=0).all()
 
 
 def test_the_campaigns_models_are_those_of_the_command():

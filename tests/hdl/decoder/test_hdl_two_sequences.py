@@ -28,14 +28,14 @@ HEATS = (1.0, 5.3)  # of each sequence
 RUNS = [("01", "01"), ("01", ""), ("1", ""), ("01", "1"), ("0", ""), ("01", ""), ("01", ""), ("1", "1"), ("01", "0")]
 
 
-def run_two(machine, seed):
+def run_two(machine, seed, runs):
     """Run both sequences with random tokens; return what was given and wanted, and the cycles."""
     plan, model = machine.plan, machine.plan.model
     generator = np.random.default_rng(seed)
     form = model.logits.output
     payloads, wanted, predicted = [], [], []
     rows = [[], []]
-    for active, restarts in RUNS:
+    for active, restarts in runs:
         payload, tokens, places = [], [None, None], [None, None]
         for number, row in enumerate(rows):
             fields = {"active": 0, "token": int(generator.integers(model.vocab_size)), "restart": 1}
@@ -64,17 +64,22 @@ def run_two(machine, seed):
 
 
 @pytest.mark.parametrize(
-    ("changes", "lanes", "options"),
+    ("changes", "lanes", "options", "runs"),
     [
-        (MODERN | {"hidden": 10}, (16, 2, 4), {}),
+        (MODERN | {"hidden": 10}, (16, 2, 4), {}, RUNS),
         # four passes, faster than the division takes them; fewer positions than the model has
-        ({"num_kv_heads": 1, "num_layers": 1, "weight_bits": 8}, (16, 2, 1), {"context": 4, "sampling": True}),
+        (
+            {"num_kv_heads": 1, "num_layers": 1, "weight_bits": 8, "channels": 48, "hidden": 7},
+            (24, 2, 1),
+            {"context": 4, "sampling": True},
+            RUNS[:5],
+        ),
     ],
     ids=["rotary, gated, two layers", "one key head, a slow division, sampled"],
 )
-def test_each_sequence_writes_what_it_would_write_alone_in_the_predicted_cycles(changes, lanes, options):
+def test_each_sequence_writes_what_it_would_write_alone_in_the_predicted_cycles(changes, lanes, options, runs):
     machine = Machine(Plan(make_model(3, **SIZES | changes), *lanes, sequences=2, **options))
-    given, wanted, cycles, predicted = run_two(machine, 8)
+    given, wanted, cycles, predicted = run_two(machine, 8, runs)
     assert given == wanted
     assert cycles == predicted
 
