@@ -20,7 +20,7 @@ def luts_by_unit(plan: Plan) -> dict[str, int]:
     return {
         "engine": plan.lanes * (65 if plan.pairs else 47),
         # what a lane multiplies: a slice of the vectors, a query, a numerator
-        "operands": round(plan.lanes * bits * (4.5 + plan.hidden_slices)),
+        "operands": round(plan.lanes * bits * (4.5 + plan.hidden_slices)) * plan.sequences,
         "divide": round(sums * (1.17 + 1.8 * (plan.slots - 1))) + 150 * plan.context_lanes,
         "norms": norms,
         "softmax": plan.kv_heads * (150 + 285 * plan.slots),

@@ -13,7 +13,8 @@ from ..decoder.plan import Plan
 from ..decoder.units import Units
 from ..errors import CircuitError
 from .boards import Board
-from .decoder_estimate import Estimate, estimate, plans, requirements_of
+from .decoder_estimate import LUT_SHARE, Estimate, estimate, plans, requirements_of
+from .decoder_logic import luts_of
 
 
 def estimate_of_two(
@@ -52,6 +53,8 @@ def estimate_of_two(
 
 def _with_context(plan: Plan, board: Board) -> Plan:
     """Return a plan with the longest context that a board has room for."""
+    if (luts := luts_of(plan)) > LUT_SHARE * board.luts:
+        raise CircuitError(f"with {plan.lanes} lanes they need about {luts:,} LUTs, the board has {board.luts:,}")
     fitting, too_long, tried = 1, plan.context_length + 1, plan.context_length
     while too_long - fitting > 1:
         needs = requirements_of(Units(replace(plan, context=tried)))
