@@ -192,7 +192,9 @@ def run_decoder_campaign(
             path.write_bytes(records.tobytes())
             kind, numbers = compare_records(bench, path)
         if kind == "done":
-            return NativeResult(int(np.sum(records["reset_after"] == 0)), numbers[0], numbers[0])
+            answered = records[records["reset_after"] == 0]
+            tokens = len(answered) if machine.plan.sequences == 1 else int(answered["turns"]["active"].sum())
+            return NativeResult(tokens, numbers[0], numbers[0])
         place, got, expected = numbers
         message = f"token {place} of {len(records)}, {records[place]}: {kind}, got {got}, expected {expected}"
         raise BenchFailure(kind, name, message, "o", place, expected, got)
