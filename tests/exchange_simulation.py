@@ -87,7 +87,7 @@ class NetlistBoard(WireBoard):
 
     def __init__(self, whole, divisor, quiet_cycles, work):
         (work / "netlist.json").write_text(json.dumps(whole), encoding="utf-8")
-        script = "read_json netlist.json; hierarchy -top decoder; write_verilog -noattr -noexpr netlist.v"
+        script = "read_json netlist.json; hierarchy -top decoder; delete t:$check t:$print; write_verilog -noattr -noexpr netlist.v"
         run_tool("yosys", ("-q", "-p", script), work)
         (work / "cells.v").write_text(cell_models(FAMILIES["ecp5"]), encoding="utf-8")
         (work / "top.v").write_text(TOP, encoding="utf-8")
