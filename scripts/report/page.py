@@ -321,7 +321,7 @@ def circuit_text(data: ReportData) -> str:
     )
     timeline = data.simulation["timeline"] if data.simulation and data.simulation.get("timeline") else None
     drawn = units_at_work(timeline) if timeline else ""
-    return belongs_to(integer_model_name(data)) + note + quotation(written["prompt"], written["text"]) + drawn
+    return belongs_to(integer_model_name(data)) + drawn + note + quotation(written["prompt"], written["text"])
 
 
 def seeds(report: Mapping[str, Any]) -> str:

@@ -275,6 +275,7 @@ def test_the_machines_pictures_name_gaps_cores_and_the_slowest_path() -> None:
     shown = data(simulation=simulation, synthesis={**SYNTHESIS, "placement": placement})
     text = " ".join(" ".join(parsed(shown).text).split())
     assert "waits 40 cycles for normalized" in text
+    assert text.index("units over one token") < text.index("took 1 tokens and gave")
     assert "hidden 30 30.0%" in text
     assert "The engine works in 30 of them at most" in text
     assert f"norms{HOSTILE} 1,234 5 3 15" in text
