@@ -81,9 +81,9 @@ def _drop_pads(design):
         if cell["type"] == "TRELLIS_IO":
             wires = cell["connections"]
             inner = wires["O"] if cell["parameters"]["DIR"].strip() == "INPUT" else wires["I"]
-            for port in design["ports"].values():
-                if port["bits"] == wires["B"]:
-                    port["bits"] = inner
+            for named in (*design["ports"].values(), *design["netnames"].values()):
+                if named["bits"] == wires["B"]:
+                    named["bits"] = inner
             del design["cells"][name]
 
 
