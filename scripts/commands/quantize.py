@@ -33,6 +33,7 @@ from model.transformer import Transformer
 from scripts.evaluation import compare
 from scripts.output import add_json_argument, format_table, write_json
 from scripts.quantization.analysis import analyze
+from scripts.quantization.front import compare_sizes
 from scripts.quantization.options import CALIBRATION_WINDOWS, calibration_windows, load_number_format, weight_bits
 from scripts.quantization.sweep import sweep
 from scripts.run_text import add_text_arguments, chosen_text
@@ -91,6 +92,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="measure the loss over all widths and draw it; RUN/quantized stays as it is",
     )
+    parser.add_argument(
+        "--beside",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="with --sweep: draw loss over bytes of these runs of the same text too, swept or trained for a number format",
+    )
     add_text_arguments(parser)
     add_json_argument(parser)
 
@@ -104,6 +112,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def work(directory: RunDirectory, arguments: argparse.Namespace) -> int:
     """Do what the arguments say in a run directory that no other process changes."""
+    if arguments.beside and not arguments.sweep:
+        raise InputError("--beside compares sweeps: give --sweep too")
     asked = {name: getattr(arguments, name) for name in asdict(QuantizationSettings())}
     asked = {name: value for name, value in asked.items() if value is not None}
     settings = QuantizationSettings(**asked)
@@ -123,6 +133,8 @@ def work(directory: RunDirectory, arguments: argparse.Namespace) -> int:
     tokens = calibration_windows(text, model.config.max_seq_len, arguments.calibration_windows)
     if arguments.sweep:
         figures = sweep(directory, model, model_sha256, tokens, settings, overrides)
+        if arguments.beside:
+            figures["runs"] = compare_sizes(directory, arguments.beside)
     else:
         figures = quantize(
             directory, model, model_sha256, tokens, settings, overrides, arguments.analyze, number_format

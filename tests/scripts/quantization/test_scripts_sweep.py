@@ -1,5 +1,6 @@
 """`quantize --sweep` and `--analyze`: pictures, messages, and resuming a stopped sweep."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -147,3 +148,35 @@ def test_pictures_show_every_value() -> None:
     bar = 2.5 * 2 / BARS  # the format reaches from −2 to 2, the picture from −2.5 to 2.5
     middle = ((values >= 0) & (values < bar)).sum()
     assert row[BARS // 2] == pytest.approx(middle, abs=2)
+
+
+def test_runs_are_compared_in_one_picture(
+    swept: Path, tiny_run_original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(swept, tmp_path / "float"))
+    trained = tmp_path / "trained"
+    assert cli.main(["train", "--resume", str(copy), "--quantize", "3", "--steps", "11", "--out", str(trained)]) == 0
+    command = ["quantize", str(copy), "--sweep", "--beside", str(trained)]
+    capsys.readouterr()
+    assert cli.main(command) == 1
+    assert f"{trained} has no figures of its model yet: positron quantize {trained}" in capsys.readouterr().err
+    assert cli.main(["quantize", str(trained)]) == 0
+    assert cli.main([*command, "--json", str(tmp_path / "figures.json")]) == 0
+    printed = capsys.readouterr().out
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    mine = json.loads((trained / "quantization.json").read_text())
+    point = ["trained", "3, trained", mine["comparison"]["fixed_loss"], mine["storage_bytes"]]
+    assert f"{point[2]:.4f}" in printed
+    front = figures["runs"]
+    swept_points = [point for point in figures["points"] if point["settings"]["rounding"] == "compensated"]
+    better = [one for one in swept_points if one["bytes"] <= point[3] and one["loss"] < point[2]]
+    assert (point in front) == (not better)
+    assert all(first[2] > second[2] and first[3] < second[3] for first, second in itertools.pairwise(front))
+    assert (copy / "quantization_front.png").read_bytes().startswith(PNG)
+
+    assert cli.main(["quantize", str(copy), "--beside", str(trained)]) == 1
+    assert "--beside compares sweeps: give --sweep too" in capsys.readouterr().err
+    tokens = np.load(trained / "validation_tokens.npy")
+    np.save(trained / "validation_tokens.npy", tokens[:-1])
+    assert cli.main(command) == 1
+    assert "has another held-out text than" in capsys.readouterr().err
