@@ -14,7 +14,7 @@ from model.training.fine_tuning import fine_tune_model
 from scripts.quantization.options import calibration_windows, weight_bits
 
 FINE_TUNING_STEPS = 2000
-FINE_TUNING_RATE = 2e-3
+FINE_TUNING_RATE = 1e-3
 # Gradients go straight through saturation too. With narrow activations a higher rate drives values
 # out of range permanently.
 NARROW_RATE = 5e-4
