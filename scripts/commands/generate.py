@@ -71,7 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--board",
         choices=BOARD_NAMES,
-        help=f"board whose multipliers and memories the simulated circuit may use (default: {DEFAULT_BOARD})",
+        metavar="NAME",
+        help=f"board whose multipliers and memories the simulated circuit may use, one of {', '.join(BOARD_NAMES)} "
+        f"(default: {DEFAULT_BOARD})",
     )
 
 

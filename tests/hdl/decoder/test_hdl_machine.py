@@ -128,7 +128,7 @@ def test_the_accelerator_takes_bytes_and_gives_token_cycles_and_checksum():
         ctx.set(accelerator.o.ready, 1)
         for number in range(RESULTS * len(tokens)):
             if number == 2 * RESULTS:
-                ctx.set(machine._cache.internals.banks[0].data[value.address + 1], weights[value.address + 1])
+                ctx.set(machine.internals.cache.internals.banks[0].data[value.address + 1], weights[value.address + 1])
             data, last = (
                 await ctx.tick()
                 .sample(accelerator.o.payload.data, accelerator.o.payload.last)
