@@ -1,3 +1,5 @@
+# amaranth: UnusedElaboratable=no
+# (a machine may be built only to ask for its cycles)
 """Verify cores against their specification on a million random vectors, with stalls and resets, and
 whole decoders on a thousand texts of a full context.
 

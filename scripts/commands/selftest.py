@@ -1,3 +1,5 @@
+# amaranth: UnusedElaboratable=no
+# (a machine may be built only to ask for its cycles)
 """Compare what a decoder on a board computes with the integer model, stage by stage.
 
 First the weights in its memory and the embedding tables, then two tokens of a sequence: what each

@@ -1,3 +1,5 @@
+# amaranth: UnusedElaboratable=no
+# (a machine may be built only to ask for its cycles)
 """Verify the circuits against the golden model, with a run's own weights and activations.
 
 Each circuit is simulated at full speed and with streams that stall at random. Every value that it
