@@ -15,8 +15,7 @@ model, ties included; but for the query, whose factor is no power of two: its ti
 other side.
 
 References: Jacob et al. 2018, arXiv:1712.05877; Bengio et al. 2013, arXiv:1308.3432; Zhou et al.
-2017, arXiv:1702.03044. Derived in
-docs/fixedpoint/quantization_aware.md.
+2017, arXiv:1702.03044. Derived in docs/fixedpoint/quantization_aware.md.
 """
 
 from __future__ import annotations
@@ -49,7 +48,6 @@ FloatVector = NDArray[np.float32]
 
 FORMAT = "positron-number-format"
 VERSION = 1
-
 
 # A stage freezes half of the weights that are not frozen yet, the last one all.
 FREEZING_STAGES = 11

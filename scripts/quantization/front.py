@@ -69,13 +69,14 @@ def _trained_point(run: RunDirectory) -> tuple[str, float, int]:
 def _swept_points(run: RunDirectory) -> list[tuple[str, float, int]]:
     path = run.path / "quantization_sweep.json"
     figures = _figures(run, path, f"positron quantize {quote(str(run.path))} --sweep")
-    widest = max(point["settings"]["activation_bits"] for point in figures["points"])
-    chosen = [
-        point
-        for point in figures["points"]
-        if point["settings"]["rounding"] == "compensated"
-        and (point["settings"]["activation_bits"], point["settings"]["residual_bits"]) == (widest, 16)
-    ]
+
+    def other_widths(point: Any) -> tuple[int, int]:
+        return point["settings"]["activation_bits"], point["settings"]["residual_bits"]
+
+    compensated = [point for point in figures["points"] if point["settings"]["rounding"] == "compensated"]
+    widest = max(map(other_widths, compensated), default=None)
+    # differ in the weights' bits
+    chosen = [point for point in compensated if other_widths(point) == widest]
     return [(str(point["settings"]["weight_bits"]), point["loss"], point["bytes"]) for point in chosen]
 
 

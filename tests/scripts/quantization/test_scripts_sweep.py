@@ -15,6 +15,7 @@ from model import RunDirectory, evaluate_loss
 from model.data import windows
 from scripts import cli
 from scripts.quantization import sweep
+from scripts.quantization.front import run_points
 from scripts.quantization.pictures import BARS, over_range
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -173,6 +174,14 @@ def test_runs_are_compared_in_one_picture(
     assert (point in front) == (not better)
     assert all(first[2] > second[2] and first[3] < second[3] for first, second in itertools.pairwise(front))
     assert (copy / "quantization_front.png").read_bytes().startswith(PNG)
+
+    # a sweep at another width of the residual stream has as many points
+    points = json.loads((copy / "quantization_sweep.json").read_text())
+    for one in points["points"]:
+        one["settings"]["residual_bits"] -= 2
+    (copy / "quantization_sweep.json").write_text(json.dumps(points))
+    (labels,) = [[label for label, *_ in line] for line in run_points([RunDirectory(copy)]).values()]
+    assert sorted(labels) == sorted(map(str, sweep.WEIGHT_BITS))
 
     assert cli.main(["quantize", str(copy), "--beside", str(trained)]) == 1
     assert "--beside compares sweeps: give --sweep too" in capsys.readouterr().err
