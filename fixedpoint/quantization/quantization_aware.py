@@ -51,6 +51,9 @@ VERSION = 1
 
 # A stage freezes half of the weights that are not frozen yet, the last one all.
 FREEZING_STAGES = 11
+# A model that learns its teacher's probabilities alone gets no better than the teacher; one that
+# learns the next tokens alone overfits. Measured in docs/fixedpoint/quantization_aware.md.
+HARD_TARGET_SHARE = 0.25
 # Steps of its grid that a weight which is not frozen may lie outside its range.
 MARGIN = 0.25
 
@@ -103,6 +106,8 @@ class QuantizationAware:
         settings: Widths.
         formats: Formats of the activations, as in `Calibration`.
         fractions: Fraction of each row (R,) of every matrix and table, by parameter name.
+        hard_target_share: Share of the next token itself in the training targets, 0 to 1; the
+            rest are the teacher's probabilities.
         teacher: Parameters (n,) of the float model that was quantized; worker processes find them
             in the training memory instead.
     """
@@ -111,9 +116,12 @@ class QuantizationAware:
     settings: QuantizationSettings
     formats: Mapping[str, QFormat]
     fractions: Mapping[str, IntegerArray]
+    hard_target_share: float = 0.0
     teacher: FloatVector = field(default_factory=lambda: np.empty(0, np.float32))
 
     def __post_init__(self) -> None:
+        if not 0 <= self.hard_target_share <= 1:
+            raise QuantizationError(f"the hard targets' share must be from 0 to 1, not {self.hard_target_share}")
         matrices = _matrices(self.model, self.settings)
         shapes = parameter_shapes(self.model)
         if self.fractions.keys() != matrices.keys():
@@ -132,13 +140,20 @@ class QuantizationAware:
     worker_module = "fixedpoint.quantization.quantization_aware_worker"
 
     @classmethod
-    def from_model(cls, model: Transformer, tokens: np.ndarray, settings: QuantizationSettings) -> QuantizationAware:
+    def from_model(
+        cls,
+        model: Transformer,
+        tokens: np.ndarray,
+        settings: QuantizationSettings,
+        hard_target_share: float = HARD_TARGET_SHARE,
+    ) -> QuantizationAware:
         """Choose all formats for a trained float model.
 
         Args:
             model: The model that training starts from; of a tied one, `model.untied()` is trained.
             tokens: Calibration windows (N, T).
             settings: Widths.
+            hard_target_share: Of the training targets; 0 where the text is the model's own.
 
         Raises:
             QuantizationError: The model cannot be quantized.
@@ -149,7 +164,7 @@ class QuantizationAware:
         fractions = {}
         for name, (scale, bits) in _matrices(model.config, settings).items():
             fractions[name] = least_squares_fractions(model.parameters[name].astype(np.float64) * scale, bits)
-        return cls(model.config, settings, formats, fractions, model.parameters.flat.copy())
+        return cls(model.config, settings, formats, fractions, hard_target_share, model.parameters.flat.copy())
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON holds it."""
@@ -158,6 +173,7 @@ class QuantizationAware:
             "settings": asdict(self.settings),
             "formats": {name: str(target) for name, target in self.formats.items()},
             "fractions": {name: fractions.tolist() for name, fractions in self.fractions.items()},
+            "hard_target_share": self.hard_target_share,
         }
 
     @classmethod
@@ -168,6 +184,7 @@ class QuantizationAware:
             QuantizationSettings(**content["settings"]),
             {name: QFormat.parse(text) for name, text in content["formats"].items()},
             {name: np.array(fractions, dtype=np.int64) for name, fractions in content["fractions"].items()},
+            content.get("hard_target_share", 0.0),  # the teacher's alone in older runs
         )
 
     def save(self, run: RunDirectory) -> None:

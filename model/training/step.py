@@ -228,7 +228,7 @@ class WorkerStep:
             part = _share(num_rows, piece, pieces)
             rows = slice(self.rows.start + part.start, self.rows.start + part.stop)
             weight = (rows.stop - rows.start) / config.batch_size
-            soft = None if self.teacher is None else self.teacher.probabilities(inputs[rows])
+            soft = self._soft_targets(inputs[rows], targets[rows])
             piece_loss, _ = model.loss_and_gradients(inputs[rows], targets[rows], generator, weight, transform, soft)
             loss += piece_loss * weight
             if pieces > 1:
@@ -238,6 +238,17 @@ class WorkerStep:
         elif pieces == 0:
             gradients[...] = 0
         return loss
+
+    def _soft_targets(self, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray | None:
+        """Return the probabilities (N, V) to learn from windows (B, T); None without a teacher."""
+        if self.teacher is None or self.straight_through is None:
+            return None
+        probabilities = self.teacher.probabilities(inputs)  # (N, V)
+        share = self.straight_through.hard_target_share
+        if share:
+            probabilities *= 1 - share
+            probabilities[np.arange(len(probabilities)), targets.ravel()] += share
+        return probabilities
 
 
 def _share(size: int, index: int, count: int) -> slice:

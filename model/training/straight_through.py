@@ -7,8 +7,8 @@ estimator (Bengio, Léonard and Courville 2013, arXiv:1308.3432). A latent param
 updates until its rounded copy changes. Others are frozen, more of them from stage to stage: they
 are rounded once and no longer change (Zhou et al. 2017, arXiv:1702.03044).
 
-The training targets are the probabilities of a teacher, the float model that training began with
-(Hinton, Vinyals and Dean 2015, arXiv:1503.02531).
+The training targets are the probabilities of a teacher, the float model that training began with,
+mixed with the next token itself (Hinton, Vinyals and Dean 2015, arXiv:1503.02531).
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ class StraightThrough(Protocol):
     @property
     def teacher(self) -> np.ndarray:
         """Parameters (n,) of the model whose probabilities are learned; not in `to_dict()`."""
+
+    @property
+    def hard_target_share(self) -> float:
+        """Share of the next token itself in the training targets, from 0 to 1."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return all that makes this object, as JSON holds it."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fixedpoint.quantization.calibration import QuantizationSettings
-from fixedpoint.quantization.quantization_aware import QuantizationAware
+from fixedpoint.quantization.quantization_aware import HARD_TARGET_SHARE, QuantizationAware
 from fixedpoint.row_scales import storage_bits
 from model import InputError, RunDirectory, TrainingConfig, TrainingResult
 from model.training.fine_tuning import fine_tune_model
@@ -96,8 +96,13 @@ def fine_tune(directory: RunDirectory, arguments: argparse.Namespace, chosen: di
         widths = {"weight_bits": arguments.quantize, "activation_bits": arguments.activation_bits}
         settings = QuantizationSettings(**{name: value for name, value in widths.items() if value is not None})
         text = source.load_training_tokens(model.config.vocab_size)
+        # A token that the model drew itself says less than the probabilities it was drawn from.
+        own_samples = "samples" in source.load_training_record().get("source", {})
         number_format = QuantizationAware.from_model(
-            model, calibration_windows(text, model.config.max_seq_len), settings
+            model,
+            calibration_windows(text, model.config.max_seq_len),
+            settings,
+            hard_target_share=0.0 if own_samples else HARD_TARGET_SHARE,
         )
     _, result = fine_tune_model(source.path, directory.path, training, straight_through=number_format)
     return result

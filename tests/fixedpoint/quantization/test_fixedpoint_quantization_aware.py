@@ -414,6 +414,11 @@ def test_saved_formats_are_checked(float_run, tmp_path):
     )
     refused("describes no number format", settings={"weight_bits": 9})
     refused("describes no number format", settings=None)
+    refused("describes no number format", hard_target_share="much")
+    refused("share must be from 0 to 1, not 2", hard_target_share=2)
+    older = {name: value for name, value in content.items() if name != "hard_target_share"}
+    run.number_format.write_text(json.dumps(older))
+    assert QuantizationAware.load(run).hard_target_share == 0
     run.number_format.write_text(json.dumps(content))
     run.teacher_weights.write_bytes(b"not a file of arrays")
     with pytest.raises(InputError, match="is damaged"):

@@ -1,9 +1,12 @@
 """Straight-through training without `fixedpoint`: multiples of 1/64, a teacher's probabilities."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from model.config import ModelConfig, TrainingConfig
+from model.data import random_batch
 from model.loss import cross_entropy
 from model.training.evaluation import evaluate_loss
 from model.training.workers import LocalExecutor
@@ -23,7 +26,8 @@ class Multiples:
 
     worker_module = "nothing"
 
-    def __init__(self):
+    def __init__(self, hard_target_share=0.0):
+        self.hard_target_share = hard_target_share
         self.teacher = Transformer(MODEL, seed=5).parameters.flat.copy()
         self.seen, self.begun = set(), []
 
@@ -75,6 +79,27 @@ def test_steps_are_taken_by_latent_parameters_at_the_gradient_of_the_rounded_one
     np.testing.assert_array_equal(memory.rounded, np.round(latent * 64) / 64)
     model.parameters.flat[:] = memory.rounded
     assert executor.evaluate() == pytest.approx(evaluate_loss(model, TOKENS))
+
+
+def test_targets_are_the_teacher_s_probabilities_mixed_with_the_next_token():
+    """The gradient is linear in the targets, so a mixture's is the mixture of the gradients."""
+    gradients = {}
+    for share in (0.0, 0.25, 1.0):
+        number_format = Multiples(share)
+        executor = LocalExecutor(
+            MODEL, replace(TRAINING, gradient_clip=1e9, weight_decay=0.0), 10, TOKENS, TOKENS, number_format
+        )
+        executor.memory.parameters[:] = Transformer(MODEL, seed=3).parameters.flat
+        executor.memory.teacher[:] = number_format.teacher
+        executor.run(0, 1)
+        gradients[share] = executor.memory.gradients[0].copy()
+    assert np.abs(gradients[0.0] - gradients[1.0]).max() > 0.01
+    np.testing.assert_allclose(gradients[0.25], 0.75 * gradients[0.0] + 0.25 * gradients[1.0], atol=1e-6)
+    model = Transformer(MODEL, seed=3)
+    model.parameters.flat[:] = np.round(model.parameters.flat * 64) / 64
+    inputs, targets = random_batch(TOKENS, TRAINING.batch_size, MODEL.max_seq_len, TRAINING.seed, 0)
+    _, expected = model.loss_and_gradients(inputs, targets, transform=number_format.round_tensor)
+    np.testing.assert_allclose(gradients[1.0], expected.flat, atol=1e-6)
 
 
 def test_without_a_number_format_there_is_one_set_of_parameters():

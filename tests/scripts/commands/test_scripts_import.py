@@ -112,7 +112,9 @@ def test_an_imported_model_is_distilled_into_integers_on_its_own_samples(tmp_pat
         out = RunDirectory(tmp_path / f"{steps} steps")
         rate = ("--steps", str(steps), "--learning-rate", "1e-2", "--out", str(out.path))
         assert cli.main([*options, *rate]) == 0
-        integers = QuantizationAware.load(out).quantize(out.load_model())
+        number_format = QuantizationAware.load(out)
+        assert number_format.hard_target_share == 0
+        integers = number_format.quantize(out.load_model())
         inputs, _ = windows(run.load_validation_tokens(), 8)
         student = log_softmax(integers.logits.output.dequantize(integers.forward(inputs)))
         teacher = log_softmax(sharp.forward(inputs).astype(np.float64))
