@@ -57,7 +57,9 @@ if ! is_supported .venv/bin/python || ! has_pip; then
 fi
 rm -f .venv/installed
 echo "Installing packages into .venv (about 250 MB to download, once)"
-if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[fpga,dev]"; then
+extras=fpga,dev
+! command -v chromium >/dev/null || extras=$extras,browser # for the test of the report's page
+if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$extras]"; then
     echo "error: pip could not install the packages (see above); run make again to go on." >&2
     exit 1
 fi

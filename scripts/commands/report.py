@@ -1,8 +1,8 @@
 """Put everything that a run holds on one HTML page.
 
-The page needs no network, no other file and no JavaScript: the loss curve, a sample, attention
-maps, the quantization table, the simulation's results and the synthesis table. Steps that were not
-run yet are named with their command.
+The page needs no network and no other file: the loss curve, a sample, the integer model, which
+writes in the page, attention maps, the quantization table, the simulation's results and the
+synthesis table. Steps that were not run yet are named with their command.
 
 Example:
   positron report runs/demo

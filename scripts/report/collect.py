@@ -16,7 +16,8 @@ from model.training.log import LogRow, read_log
 from model.training.pictures import attention_weights
 from scripts.report.charts import Series
 from scripts.report.data import COMMANDS, SHOWN_DIGITS, Gap, ReportData
-from scripts.runs import MADE_FROM, quantization_file, simulation_file
+from scripts.report.page_model import LARGEST_BYTES, page_model, stored_bytes
+from scripts.runs import MADE_FROM, load_quantized, quantization_file, simulation_file
 from scripts.text import path_text
 
 # Longer maps would have labels too small to read.
@@ -55,6 +56,7 @@ def collect(directory: RunDirectory) -> ReportData:
         quantization=quantization,
         simulation=simulation,
         synthesis=synthesis,
+        interactive=results.interactive(tokenizer),
         gaps=results.gaps,
         versions=versions(),
     )
@@ -111,6 +113,19 @@ class RunResults:
             return None
         self.manifest_sha256 = digest
         return record
+
+    def interactive(self, tokenizer: Tokenizer) -> dict[str, Any] | None:
+        """Return what the page's scripts read; `quantization` must have been called."""
+        if self.manifest_sha256 is None:
+            return None
+        quantized = load_quantized(self.directory)
+        if (size := stored_bytes(quantized)) > LARGEST_BYTES:
+            self.gaps["write"] = Gap(
+                f"The integers take {size:,} bytes; a page holds {LARGEST_BYTES:,}.",
+                (f"generate --quantized {quoted(self.directory)}",),
+            )
+            return None
+        return {"model": page_model(quantized, tokenizer)}
 
     def simulation(self) -> dict[str, Any] | None:
         """Return the benches' results."""

@@ -53,6 +53,7 @@ class ReportData:
         tokens: Tokens that the attention maps are about.
         attention: Attention weights (L, H, T, T).
         quantization, simulation, synthesis: The steps' JSON files.
+        interactive: What the page's scripts read: the integer model; None where there is none.
         gaps: Section → why it shows nothing although its step has been run.
     """
 
@@ -70,5 +71,6 @@ class ReportData:
     simulation: Mapping[str, Any] | None = None
     synthesis: Mapping[str, Any] | None = None
     manifest_sha256: str | None = None
+    interactive: Mapping[str, Any] | None = None
     gaps: Mapping[str, Gap] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The report's page: what a run holds, as one HTML file without scripts or external files.
+"""The report's page: what a run holds, as one HTML file that loads nothing from elsewhere.
 
 Every function returns HTML. What comes from a run (text, names, file contents) is escaped where it
 enters the page.
@@ -19,6 +19,7 @@ from scripts.output import format_duration
 from scripts.report.charts import bar, heat_map, line_chart
 from scripts.report.data import COMMANDS, SHOWN_DIGITS, Gap, ReportData
 from scripts.report.html import fact_list, table
+from scripts.report.interactive import policy, scripts, write_form
 from scripts.report.machine import placed, units_at_work
 
 TEMPLATE = Path(__file__).with_name("template.html")
@@ -34,12 +35,15 @@ def page(data: ReportData) -> str:
         figures=figures(data),
         training=training(data),
         sample=sample(data),
+        write=write(data),
         attention=attention(data),
         quantization=quantization(data),
         simulation=simulation(data),
         synthesis=synthesis(data),
         circuit_text=circuit_text(data),
         footer=footer(data),
+        policy=policy(),
+        scripts=scripts(data.interactive),
     )
 
 
@@ -152,6 +156,13 @@ def sample(data: ReportData) -> str:
     note = '<p class="note">The prompt is in colour; everything after it is the model’s.</p>' if head else ""
     name = integer_model_name(data) if data.sample_is_of_integers else model_name(data)
     return f"{belongs_to(name)}{note}{quotation(head, rest)}"
+
+
+def write(data: ReportData) -> str:
+    """Return the form with which the integer model writes, in the page."""
+    if data.interactive is None:
+        return gap("write" if "write" in data.gaps else "quantization", data)
+    return belongs_to(integer_model_name(data)) + write_form(data.prompt)
 
 
 def quotation(prompt: str, text: str) -> str:

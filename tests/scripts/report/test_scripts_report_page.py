@@ -214,6 +214,7 @@ def test_every_figure_names_its_model() -> None:
     assert named == {
         "training": [model],
         "sample": [model],
+        "write": [],
         "attention": [model],
         "quantization": [f"{integers} and {model}"],
         "simulation": [integers],
