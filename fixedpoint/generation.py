@@ -65,8 +65,12 @@ def stream_batch(
     seed: int,
     use_cache: bool = True,
     decoder: FastDecoder | None = None,
+    context_length: int | None = None,
 ) -> Iterator[None]:
-    """Lengthen token sequences in place; see `generate_batch`, and `stream` of the loop."""
+    """Lengthen token sequences in place; see `generate_batch`, and `stream` of the loop.
+
+    With `context_length` the context is full sooner than the model's.
+    """
     sampler = Sampler(quantized.logits.output, temperature)
     generators = XorShift32.from_seed(seed, len(sequences))
     if decoder is not None:
@@ -77,7 +81,7 @@ def stream_batch(
         return sampler.choose(logits.astype(np.int64, copy=False), generators.next(active)[rows]).tolist()
 
     used = (decoder or FastDecoder(quantized, len(sequences))) if use_cache else UncachedDecoder(quantized.forward)
-    return stream(used, choose, sequences, quantized.context_length)
+    return stream(used, choose, sequences, context_length or quantized.context_length)
 
 
 def generate_text(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from model.generation.loop import continue_text
 from model.run import RunDirectory
 from model.tokenizers.tokenizer import Tokenizer
 from scripts.runs import MADE_FROM
+from scripts.two_texts import pair_speed, write_texts
 
 if TYPE_CHECKING:
     import serial
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
     from hdl.board.decoder_host import DecoderHost
     from hdl.tools.synthesis_report import SynthesisReport
 
-PLAN = ("lanes", "norm_lanes", "context_lanes", "sampling")
+PLAN = ("lanes", "norm_lanes", "context_lanes", "sampling", "sequences", "context")
+# What bitstreams that do not say it were made with.
+EARLIER = {"sequences": 1, "context": None}
 
 
 def fingerprint(directory: RunDirectory, manifest_sha256: str) -> bytes:
@@ -51,7 +54,7 @@ def built_decoder(directory: RunDirectory) -> tuple[SynthesisReport, dict[str, A
     from hdl.tools.synthesis_report import read_report
 
     report, note = read_report(directory.synthesis), directory.synthesis / MADE_FROM
-    record = read_json(note) if note.is_file() else {}
+    record = EARLIER | read_json(note) if note.is_file() else {}
     if report is None or report.bitstream is None or not record.keys() >= {"fingerprint", *PLAN}:
         raise InputError(
             f"{directory.synthesis} holds no bitstream of a decoder; make one: "
@@ -92,47 +95,61 @@ def generate_with_board(
     board: DecoderHost,
     quantized: QuantizedTransformer,
     tokenizer: Tokenizer,
-    prompt: str,
+    prompts: Sequence[str],
     num_tokens: int,
-    on_text: Callable[[str], None],
+    on_text: Callable[[int, str], None],
     *,
     temperature: float = 0.0,
     seed: int = 0,
     megahertz: float | None = None,
-) -> str:
-    """Return the text that a decoder on a board writes, the integer model's with the same seed, and
-    print its speed to standard error.
+) -> list[str]:
+    """Return the texts that a decoder on a board writes, the integer model's with the same seed,
+    and print its speed to standard error.
 
     Args:
         board: Connected, with this model.
         quantized: The model.
         tokenizer: Its tokenizer.
-        prompt: Beginning of the text.
-        num_tokens: At most so many tokens.
-        on_text: Called with each new piece of text.
+        prompts: Beginning of the text, or of each of two that are interleaved.
+        num_tokens: At most so many tokens of each.
+        on_text: Called with a text's number and each new piece of it.
         temperature: 0, or one that the circuit can sample at.
-        seed: Of the samples.
+        seed: Of the samples; the second text's is larger by one.
         megahertz: The circuit's clock, if it is known.
 
     Raises:
-        CircuitError: The temperature does not suit the circuit.
+        CircuitError: The temperature does not suit the circuit, or one of two texts is not the
+            integer model's.
         InputError: As `continue_text`.
-        ToolError: The board does not answer, or cannot sample.
+        ToolError: The board does not answer, cannot sample, or holds a circuit of one sequence.
     """
     from sim.simulators.decoder_process import stream_tokens
 
-    def open_stream(sequences: list[list[int]]) -> Iterator[None]:
-        return stream_tokens(board, quantized, sequences[0], temperature, seed)
+    if len(prompts) > board.sequences:
+        raise ToolError("the circuit on the board writes one text: positron synthesize RUN --sequences 2")
+    start, context = time.perf_counter(), board.context_length
+    if len(prompts) > 1:
+        choice: dict[str, Any] = {"temperature": temperature, "seed": seed, "context_length": context}
+        texts = write_texts(board, quantized, tokenizer, prompts, num_tokens, on_text, **choice)
+    else:
 
-    start = time.perf_counter()
-    text = continue_text(tokenizer, prompt, num_tokens, quantized.vocab_size, open_stream, on_text=on_text)
+        def open_stream(sequences: list[list[int]]) -> Iterator[None]:
+            return stream_tokens(board, quantized, sequences[0], temperature, seed, context)
+
+        def show(text: str) -> None:
+            on_text(0, text)
+
+        texts = [continue_text(tokenizer, prompts[0], num_tokens, quantized.vocab_size, open_stream, on_text=show)]
     seconds, count = time.perf_counter() - start, len(board.cycles)
     if count:
         mean = sum(board.cycles) / count
         speed = "" if megahertz is None else f", {megahertz * 1e6 / mean:,.0f} tokens/s at {megahertz:g} MHz"
+        told = f"\n{count:,} tokens through the board, {mean:,.0f} cycles each{speed}"
+        if len(prompts) > 1:
+            told = pair_speed("board", len(prompts) * num_tokens, board.cycles, megahertz)
         print(
-            f"\n{count:,} tokens through the board, {mean:,.0f} cycles each{speed}; {count / seconds:,.0f} tokens/s "
-            f"with the serial line, {board.host.repeated:,} requests sent again",
+            f"{told}; {count / seconds:,.0f} {'steps' if len(prompts) > 1 else 'tokens'}/s with the serial line, "
+            f"{board.host.repeated:,} requests sent again",
             file=sys.stderr,
         )
-    return text
+    return texts

@@ -4,14 +4,14 @@ integer model's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fixedpoint.generation import stream_batch
 from hdl.board.decoder_estimate import Estimate
+from hdl.decoder.accelerator import Turn
 from hdl.decoder.machine import Machine
-from hdl.decoder.score_rows import Temperature
 from hdl.errors import CircuitError
 from model.generation.loop import continue_text
 from model.tokenizers.tokenizer import Tokenizer
@@ -39,20 +39,26 @@ class CircuitText:
 class CheckedDecoder(SimulatedDecoder):
     """A simulated decoder whose tokens must take the predicted cycles."""
 
-    _position = 0
+    def __init__(self, machine: Machine, build_directory: Path):
+        super().__init__(machine, build_directory)
+        self._places = [0] * machine.plan.sequences
 
-    def step(self, token: int, *, restart: bool, choice: tuple[int, Temperature] | None = None) -> int:
+    def step(self, turns: Sequence[Turn | None]) -> list[int]:
         """See `SimulatedDecoder.step`.
 
         Raises:
-            CircuitError: The token took other cycles than the machine's program says.
+            CircuitError: The tokens took other cycles than the machine's program says.
         """
-        given = super().step(token, restart=restart, choice=choice)
-        self._position = 0 if restart else self._position + 1
-        expected = self.machine.cycles(self._position)
+        given = super().step(turns)
+        for number, turn in enumerate(turns):
+            if turn is not None:
+                self._places[number] = 0 if turn.restart else self._places[number] + 1
+        places = [None if turn is None else self._places[number] for number, turn in enumerate(turns)]
+        expected = self.machine.cycles(places)
         if self.cycles[-1] != expected:
+            where = ", ".join(str(place) for place in places if place is not None)
             raise CircuitError(
-                f"decoder: the token at position {self._position} took {self.cycles[-1]:,} cycles, not {expected:,}"
+                f"decoder: the token at position {where} took {self.cycles[-1]:,} cycles, not {expected:,}"
             )
         return given
 

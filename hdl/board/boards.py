@@ -15,7 +15,7 @@ import fixedpoint
 
 from ..catalog.names import DEFAULT_BAUD, DEFAULT_FREQUENCY
 from ..cores.uart import UARTReceiver, UARTTransmitter, baud_divisor
-from ..decoder.accelerator import RESULTS, DecoderAccelerator
+from ..decoder.accelerator import DecoderAccelerator
 from ..decoder.attention import Attention
 from ..decoder.machine import Machine
 from ..errors import CircuitError
@@ -157,8 +157,8 @@ class SerialAccelerator(wiring.Component):
         divisor = baud_divisor(frequency, baud)
         self._receiver, self._transmitter = UARTReceiver(divisor), UARTTransmitter(divisor)
         element, result = payload_shape(accelerator.i)["data"].shape, payload_shape(accelerator.o)["data"].shape
-        decoder = isinstance(accelerator, DecoderAccelerator)
-        self._link = HostLink(identity, element, result, *((RESULTS, True) if decoder else ()))
+        more = (accelerator.results, True) if isinstance(accelerator, DecoderAccelerator) else ()
+        self._link = HostLink(identity, element, result, *more)
         super().__init__(
             {"rx": wiring.In(1, init=1), "tx": wiring.Out(1, init=1), "busy": wiring.Out(1), "fault": wiring.Out(1)}
         )

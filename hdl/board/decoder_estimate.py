@@ -40,7 +40,7 @@ class Estimate:
         needs: Block RAMs and multipliers.
         luts: Lookup tables, about.
         first, middle, last: Cycles of a token at the first position, in the middle of the context,
-            and at its end.
+            and at its end; of two sequences half of a pair's, both at that position.
         reason: Why these lanes and this layout, two sentences.
     """
 
@@ -137,8 +137,10 @@ def estimate(plan: Plan) -> Estimate:
     """
     machine = Machine(plan)
     last = plan.context_length - 1
-    cycles = machine.cycles(0), machine.cycles(last // 2), machine.cycles(last)
-    return Estimate(plan, requirements_of(machine), luts_of(plan), *cycles)
+    first, middle, end = (
+        -(-machine.cycles([place] * plan.sequences) // plan.sequences) for place in (0, last // 2, last)
+    )
+    return Estimate(plan, requirements_of(machine), luts_of(plan), first, middle, end)
 
 
 def best_estimate(

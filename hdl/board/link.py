@@ -15,6 +15,7 @@ Numbers are little-endian.
 """
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -286,7 +287,7 @@ class Host:
             ToolError: Nothing answers, something else does, or the bitstream was made from other
                 parameters than `expected`.
         """
-        identity = Identity.from_bytes(_content(Kind.IDENTIFY, self._requester.open(bytes([Kind.IDENTIFY]))))
+        identity = Identity.from_bytes(content(Kind.IDENTIFY, self._requester.open(bytes([Kind.IDENTIFY]))))
         if expected is not None and identity != expected:
             raise ToolError(
                 f"the board holds another model: {_describe(identity)}; wanted {_describe(expected)}; "
@@ -303,21 +304,29 @@ class Host:
             ToolError: The answer did not arrive, or the token continues a sequence that does not
                 exist; the next one must start a sequence.
         """
-        if self.identity is None:
-            raise ToolError("connect to the board before sending tokens")
-        identity, before = self.identity, self._sequence
+        identity, before = self._connected(), self._sequence
         message = identity.encode_token(vector, restart)
         if restart or len(before) == identity.context_length:  # a full context ends its sequence
             message, before = identity.encode_token(vector, True), []
         elif not before:
             raise ToolError("the first token must start a sequence")
         self._sequence = []  # unless all goes well
-        answer = self._recover(identity, before, message)
+        answer = self.exchange(message, before)
         self._sequence = [*before, (message, answer)]
-        return identity.decode_result(_content(message[0], answer), results)
+        return identity.decode_result(content(message[0], answer), results)
 
-    def _recover(self, identity: Identity, before: list[tuple[bytes, bytes]], message: bytes) -> bytes:
-        """Return a message's answer; where the board lost what came before, send that again."""
+    def exchange(self, message: bytes, before: Sequence[tuple[bytes, bytes]]) -> bytes:
+        """Return a message's answer; where the board lost its state, what came before is sent
+        again.
+
+        Args:
+            message: Of this session.
+            before: Messages that make the state, each with what its answer must begin with.
+
+        Raises:
+            ToolError: No answer arrived, or a message that was sent again had another one.
+        """
+        identity = self._connected()
         try:
             return self._requester.request(message)
         except SessionLost as lost:
@@ -326,7 +335,7 @@ class Host:
             try:
                 self.connect(identity)
                 for place, (earlier, answer) in enumerate(before):
-                    if self._requester.request(earlier) != answer:
+                    if not self._requester.request(earlier).startswith(answer):
                         raise ToolError(f"sent again, the sequence's token {place} had another result than before")
                 answer = self._requester.request(message)
             except SessionLost as lost:
@@ -336,8 +345,13 @@ class Host:
             return answer
         raise ToolError(f"{reason}, {RECOVERIES} times in a row")
 
+    def _connected(self) -> Identity:
+        if self.identity is None:
+            raise ToolError("connect to the board before sending tokens")
+        return self.identity
 
-def _content(kind: int, answer: bytes) -> bytes:
+
+def content(kind: int, answer: bytes) -> bytes:
     """Return what follows the kind in the answer to a message of kind `kind`."""
     if answer[0] != kind + ANSWER:
         raise ToolError(f"the board answered with a message of kind {answer[0]:#x}, not {kind + ANSWER:#x}")

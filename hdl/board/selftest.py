@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fixedpoint import QuantizedTransformer
 from fixedpoint.qformat import IntegerArray
 
+from ..decoder.accelerator import Turn
 from ..decoder.machine import Machine
 from ..decoder.plan import Plan
 from ..decoder.probe import Unit, checksum
@@ -133,36 +135,47 @@ def check_decoder(board: DecoderHost, machine: Machine) -> int:
     Raises:
         ToolError: Something differs; the message names the first stage that does.
     """
-    model, plan, sent = machine.plan.model, machine.plan, 0
+    plan, sent = machine.plan, 0
+    model, context = plan.model, plan.context_length
     for stage in weight_stages(plan):
-        _compare(board.ask(0, restart=True, unit=stage.unit, last=stage.last), stage, "the weights of")
+        _compare(board.ask([Turn(0, True)], stage.unit, stage.last), stage, "the weights of")
         sent += 1
-    length = min(TOKENS, model.context_length)
-    tokens = [(place * 7 + 1) % model.vocab_size for place in range(max(length, model.context_length))]
+    length = min(TOKENS, context)
+    tokens = [(place * 7 + 1) % model.vocab_size for place in range(max(length, context))]
     # Each row of the tokens' table once, at the first position; each of the positions' once.
     for place, sequence in [(0, [token]) for token in range(model.vocab_size)] + [
-        (place, tokens[: place + 1]) for place in range(model.context_length)
+        (place, tokens[: place + 1]) for place in range(context)
     ]:
         row = model.embedding.compute(np.array([sequence[-1:]]), place)[0, 0]
         words = _words(machine, Unit.RESIDUAL, row)
         stage = Stage(f"token {sequence[-1]} at position {place}", Unit.RESIDUAL, len(words) - 1, checksum(words))
-        _compare(
-            board.ask(sequence[-1], restart=place == 0, unit=stage.unit, last=stage.last), stage, "the embedding of"
-        )
+        answer = board.ask([Turn(sequence[-1], place == 0)], stage.unit, stage.last)
+        _compare(answer, stage, "the embedding of")
         sent += 1
-    for sequence in (tokens[:1], tokens[:length]):
-        where = f"at position {len(sequence) - 1},"
-        for stage in token_stages(machine, sequence):
-            for place, token in enumerate(sequence):
-                answer = board.ask(token, restart=place == 0, unit=stage.unit, last=stage.last)
-                sent += 1
-            _compare(answer, stage, where)
-        wanted = int(model.forward(np.array([sequence]))[0, -1].argmax())
-        if answer.token != wanted:
-            raise ToolError(
-                f"{where} the choice differs: the board says token {answer.token}, the specification {wanted}"
-            )
+    for number in range(plan.sequences):
+        of = f"of sequence {number} " if plan.sequences > 1 else ""
+        for sequence in (tokens[:1], tokens[:length]):
+            where = f"{of}at position {len(sequence) - 1},"
+            for stage in token_stages(machine, sequence):
+                for place, token in enumerate(sequence):
+                    answer = board.ask([*[None] * number, Turn(token, place == 0)], stage.unit, stage.last)
+                    sent += 1
+                _compare(answer, stage, where)
+            _compare_choice(answer.tokens[number], model, sequence, where)
+    if plan.sequences > 1:
+        for place, token in enumerate(tokens[:length]):
+            answer = board.ask([Turn(token, place == 0)] * plan.sequences)
+            sent += plan.sequences
+            for number, chosen in enumerate(answer.tokens):
+                where = f"of sequence {number} at position {place}, with the other one,"
+                _compare_choice(chosen, model, tokens[: place + 1], where)
     return sent
+
+
+def _compare_choice(token: int, model: QuantizedTransformer, sequence: Sequence[int], where: str) -> None:
+    wanted = int(model.forward(np.array([sequence]))[0, -1].argmax())
+    if token != wanted:
+        raise ToolError(f"{where} the choice differs: the board says token {token}, the specification {wanted}")
 
 
 def _compare(answer: Answer, stage: Stage, where: str) -> None:

@@ -18,10 +18,16 @@ from .decoder_logic import luts_of
 
 
 def estimate_of_two(
-    model: QuantizedTransformer, board: Board, lanes: int | None = None, *, sampling: bool = False
+    model: QuantizedTransformer,
+    board: Board,
+    lanes: int | None = None,
+    *,
+    sampling: bool = False,
+    smallest: bool = False,
 ) -> Estimate:
-    """Return the machine of two sequences of the fewest cycles among those with room for half of
-    the model's context, or else the one with room for most of it.
+    """Return the machine of two sequences of the fewest cycles, or with `smallest` of the least
+    logic, among those with room for half of the model's context, or else the one with room for most
+    of it.
 
     Keys and values of two sequences take twice the room, so that the context may have to be shorter
     than the model's. Cycles are those of a token: half of a pair's, both at the same position.
@@ -32,7 +38,7 @@ def estimate_of_two(
     """
     found: list[Plan] = []
     reasons: list[str] = []
-    for alone in plans(model, board.multipliers, sampling=sampling):
+    for alone in plans(model, board.multipliers, sampling=sampling, smallest=smallest):
         if lanes in (None, alone.lanes):
             try:
                 found.append(_with_context(replace(alone, sequences=2), board))
@@ -44,11 +50,20 @@ def estimate_of_two(
         ]
         raise CircuitError(f"two sequences do not fit {board.name}: {reasons[-1]}")
     enough = min(model.context_length // 2, max(one.context_length for one in found))
-    choice = [Machine(one) for one in found if one.context_length >= enough]
-    chosen = min(choice, key=lambda one: one.cycles([enough // 2] * 2))
-    last = chosen.plan.context_length - 1
-    first, middle, end = (-(-chosen.cycles([place] * 2) // 2) for place in (0, last // 2, last))
-    return replace(estimate(chosen.plan), first=first, middle=middle, last=end)
+    choice = [one for one in found if one.context_length >= enough]
+
+    def cost(plan: Plan) -> int:
+        return luts_of(plan) if smallest else Machine(plan).cycles([enough // 2] * 2)
+
+    chosen = estimate(min(choice, key=cost))
+    plan = chosen.plan
+    reason = (
+        f"two sequences of {plan.context_length} positions each, {plan.lanes} lanes: the "
+        f"{'least logic' if smallest else 'fewest cycles'} with what {board.name} has, {chosen.middle:,} cycles a token in "
+        f"the middle of the context, about {chosen.luts:,} LUTs; norms give {plan.norm_lanes} elements a cycle, the "
+        f"division {plan.context_lanes}."
+    )
+    return replace(chosen, reason=reason)
 
 
 def _with_context(plan: Plan, board: Board) -> Plan:

@@ -151,14 +151,10 @@ def continue_text(
         InputError: The prompt cannot be encoded, the tokenizer is another model's, an empty stop
             text, or a negative number of tokens.
     """
-    if tokenizer.vocab_size > vocab_size:
-        raise InputError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}; they do not belong together"
-        )
+    sequence = prompt_tokens(tokenizer, prompt, vocab_size)
     if any(not text for text in stop):
         raise InputError("a stop text must not be empty")
     _check_count(num_tokens)
-    sequence = _checked_prompt(tokenizer.encode(prompt) or [tokenizer.beginning()], vocab_size)
     positions = open_stream([sequence])
     held_back = max((len(text) - 1 for text in stop), default=0)  # may begin a stop text
     decoder = tokenizer.incremental_decoder(sequence[-1])
@@ -176,6 +172,19 @@ def continue_text(
     if on_text is not None and len(text) > shown:
         on_text(text[shown:])
     return text
+
+
+def prompt_tokens(tokenizer: Tokenizer, prompt: str, vocab_size: int) -> list[int]:
+    """Return a prompt's tokens; if it is empty, the tokenizer's `beginning`.
+
+    Raises:
+        InputError: It cannot be encoded, or the tokenizer is another model's.
+    """
+    if tokenizer.vocab_size > vocab_size:
+        raise InputError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}; they do not belong together"
+        )
+    return _checked_prompt(tokenizer.encode(prompt) or [tokenizer.beginning()], vocab_size)
 
 
 def _check_count(num_tokens: int) -> None:

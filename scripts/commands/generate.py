@@ -5,13 +5,15 @@ otherwise). A low temperature prefers likely tokens, a high one gives more varie
 gives the same text. With --quantized the run's integer model generates and samples, in integer
 arithmetic: the C program of `positron export` gives the same text. With --device simulated the
 whole decoder as a circuit writes the same text, compiled by Verilator; with --device PORT a
-board does, after it was asked whether it holds this run's model and tokenizer.
+board does, after it was asked whether it holds this run's model and tokenizer. With --sequences 2
+the circuit writes two texts at once, line by line; the second one's seed is larger by one.
 
 Example:
   positron generate runs/demo --prompt "One morning" --temperature 0.7
   positron generate runs/demo --quantized --seed 1
   positron generate runs/demo --device simulated --length 100
   positron generate runs/demo --device /dev/ttyUSB0 --temperature 0
+  positron generate runs/demo --device simulated --sequences 2 --prompt "One" --prompt "Two"
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from scripts.board import choose_baud, fingerprint, generate_with_board, open_po
 from scripts.cli import what_is_missing
 from scripts.runs import add_run_argument, load_named_quantized, open_run
 from scripts.text import prompt_text
+from scripts.two_texts import LabelledLines
 
 DEFAULT_PROMPT = "One day"
 TEMPERATURE = 0.8
@@ -44,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_argument(parser)
     parser.add_argument(
         "--prompt",
-        help=f"text to continue (default: {DEFAULT_PROMPT!r}, or a new line if the model lacks these letters)",
+        action="append",
+        help=f"text to continue (default: {DEFAULT_PROMPT!r}, or a new line if the model lacks these letters); "
+        "with --sequences 2 once for both texts, or once for each",
     )
     parser.add_argument("--length", type=int, default=500, metavar="N", help="tokens to write (default: %(default)s)")
     parser.add_argument(
@@ -66,6 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device",
         metavar="PORT",
         help=f"generate with the decoder circuit: {SIMULATED}, or on a board at this serial port",
+    )
+    parser.add_argument(
+        "--sequences", type=int, default=1, metavar="N", help="texts that --device writes at once, 1 or 2 (default: 1)"
     )
     parser.add_argument("--baud", type=int, help="bits per second of the port (default: those of the run's bitstream)")
     parser.add_argument(
@@ -90,10 +98,14 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError(f"--board belongs to --device {SIMULATED}")
     if arguments.baud is not None and arguments.device in (None, SIMULATED):
         raise InputError("--baud belongs to --device PORT")
-    chosen = None if arguments.prompt is None else prompt_text(arguments.prompt)
+    if not 1 <= arguments.sequences <= 2 or (arguments.sequences == 2 and arguments.device is None):
+        raise InputError(f"--sequences is 1, or 2 with --device, not {arguments.sequences}")
+    chosen = [prompt_text(prompt) for prompt in arguments.prompt or []]
+    if len(chosen) > arguments.sequences:
+        raise InputError(f"--prompt is given {len(chosen)} times for {arguments.sequences} text; see --sequences")
     directory = open_run(arguments.run)
     tokenizer = directory.load_tokenizer()
-    prompt = default_prompt(tokenizer) if chosen is None else chosen
+    prompt, *others = chosen or [default_prompt(tokenizer)]
     waiting = prompt  # printed with the first piece of text: when nothing was refused
 
     def show(text: str) -> None:
@@ -112,13 +124,20 @@ def run(arguments: argparse.Namespace) -> int:
             raise ToolError(reason)
         quantized, digest = load_named_quantized(directory)
         made_from = {"manifest_sha256": digest}
+        prompts = [prompt, *others] if others else [prompt] * arguments.sequences
+        lines = LabelledLines(prompts)
+        options["on_text"] = lines.add if len(prompts) > 1 else lambda _, text: show(text)
         if arguments.device == SIMULATED:
             from scripts.decoder import generate_with_circuit
 
             board = DEFAULT_BOARD if arguments.board is None else arguments.board
-            continuation = generate_with_circuit(quantized, tokenizer, prompt, board_name=board, **options)
+            texts = generate_with_circuit(quantized, tokenizer, prompts, board_name=board, **options)
         else:
-            continuation = generate_at_port(arguments, directory, quantized, digest, tokenizer, prompt, options)
+            texts = generate_at_port(arguments, directory, quantized, digest, tokenizer, prompts, options)
+        if len(prompts) > 1:
+            lines.finish()
+        first, *rest = (begun + text for begun, text in zip(prompts, texts, strict=True))
+        continuation = "\n\n".join([first[len(prompt) :], *rest])
     elif arguments.quantized:
         quantized, digest = load_named_quantized(directory)
         made_from = {"manifest_sha256": digest}
@@ -128,7 +147,8 @@ def run(arguments: argparse.Namespace) -> int:
         made_from = {"model_sha256": file_digest(directory.model_weights)}
         choice = {"top_k": arguments.top_k, "top_p": arguments.top_p}
         continuation = generate_text(directory.load_model(), tokenizer, prompt, **options, **choice)
-    print()
+    if arguments.sequences == 1:
+        print()
     directory.save_sample(f"{prompt}{continuation}\n", prompt, **made_from)
     # Not on standard output, which is the text alone.
     print(f"text: {directory.sample}", file=sys.stderr)
@@ -141,10 +161,10 @@ def generate_at_port(
     quantized: QuantizedTransformer,
     digest: str,
     tokenizer: Tokenizer,
-    prompt: str,
+    prompts: list[str],
     options: dict[str, Any],
-) -> str:
-    """Return the text that the board at a serial port writes."""
+) -> list[str]:
+    """Return the texts that the board at a serial port writes."""
     from hdl.board.decoder_host import DecoderHost
     from hdl.tools.synthesis_report import read_report
 
@@ -155,7 +175,7 @@ def generate_at_port(
         if arguments.temperature is None and not board.samples:
             options = {**options, "temperature": 0.0}
         megahertz = None if report is None else min(clock.required_mhz for clock in report.clocks)
-        return generate_with_board(board, quantized, tokenizer, prompt, megahertz=megahertz, **options)
+        return generate_with_board(board, quantized, tokenizer, prompts, megahertz=megahertz, **options)
 
 
 def default_prompt(tokenizer: Tokenizer) -> str:

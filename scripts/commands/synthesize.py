@@ -11,6 +11,7 @@ figures and no bitstream; its weights are a run's (--run) or an example's of a l
 Example:
   positron synthesize runs/demo
   positron synthesize runs/demo --estimate
+  positron synthesize runs/demo --sequences 2 --estimate
   positron synthesize runs/demo --board ulx3s-45f --frequency 40 --lanes 64
   positron synthesize runs/demo --only attention
   positron synthesize --core softmax
@@ -62,6 +63,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the decoder can sample at a temperature, not only take the likeliest token",
     )
     parser.add_argument(
+        "--sequences",
+        type=int,
+        default=1,
+        metavar="N",
+        help="texts that the decoder writes at once, 1 or 2 interleaved; of two the context may have to be shorter "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
         "--exchangeable",
         action="store_true",
         help="put the decoder's tables into block RAM, so that --reuse can exchange them",
@@ -106,12 +115,14 @@ def run(arguments: argparse.Namespace) -> int:
     decoder = arguments.core is None and arguments.only is None
     if arguments.seeds is not None and (arguments.seeds < 1 or not decoder):
         raise InputError("--seeds is a number of at least 1, for the whole decoder")
-    chosen = arguments.smallest or arguments.sampling or arguments.lanes is not None
+    if not 1 <= arguments.sequences <= 2:
+        raise InputError(f"--sequences is 1 or 2, not {arguments.sequences}")
+    chosen = arguments.smallest or arguments.sampling or arguments.sequences > 1 or arguments.lanes is not None
     exchange = arguments.exchangeable or arguments.reuse is not None
     if not decoder and (arguments.estimate or chosen or exchange):
         raise InputError(
-            "--estimate, --lanes, --smallest, --sampling, --exchangeable and --reuse belong to the whole decoder, "
-            "not to --core or --only"
+            "--estimate, --lanes, --smallest, --sampling, --sequences, --exchangeable and --reuse belong to the whole "
+            "decoder, not to --core or --only"
         )
     if exchange and arguments.seeds is not None:
         raise InputError("--seeds does not go with --exchangeable and --reuse")
@@ -176,17 +187,19 @@ def reused_decoder(arguments: argparse.Namespace, directory: RunDirectory) -> Ru
     """Return the run whose bitstream gets other contents, None where there is none."""
     if arguments.reuse is None:
         return None
-    if arguments.seeds or arguments.lanes or arguments.smallest or arguments.frequency or arguments.baud:
-        raise InputError("--reuse keeps board, lanes, clock, baud rate and seed of the bitstream")
+    kept = arguments.seeds or arguments.lanes or arguments.smallest or arguments.frequency or arguments.baud
+    if kept or arguments.sequences > 1:
+        raise InputError("--reuse keeps board, lanes, sequences, clock, baud rate and seed of the bitstream")
     return directory if arguments.reuse == OWN else open_run(arguments.reuse)
 
 
 def choose_machine(arguments: argparse.Namespace, quantized: QuantizedTransformer, board: Board) -> Estimate:
     """Return the machine that the options ask for."""
     from hdl.board.decoder_fit import fitting_machine
+    from hdl.board.two_sequences import estimate_of_two
 
-    options = {"sampling": arguments.sampling, "smallest": arguments.smallest}
-    return fitting_machine(quantized, board, arguments.lanes, **options)
+    find = fitting_machine if arguments.sequences == 1 else estimate_of_two
+    return find(quantized, board, arguments.lanes, sampling=arguments.sampling, smallest=arguments.smallest)
 
 
 def opened(arguments: argparse.Namespace) -> RunDirectory:
@@ -253,6 +266,7 @@ def show_estimates(arguments: argparse.Namespace) -> int:
             "lanes": one.plan.lanes,
             **vars(one.needs),
             "luts": one.luts,
+            "positions": one.plan.context_length,
             "cycles": [one.first, one.middle, one.last],
         }
     if rows:
@@ -262,6 +276,7 @@ def show_estimates(arguments: argparse.Namespace) -> int:
             "block RAMs",
             "multipliers",
             "LUTs, about",
+            *(["positions"] if arguments.sequences > 1 else []),
             "cycles: first",
             "middle",
             "last",

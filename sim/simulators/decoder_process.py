@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
 from fixedpoint import QuantizedTransformer
 from fixedpoint.operators.sampling import XorShift32
+from hdl.decoder.accelerator import Turn
 from hdl.decoder.machine import Machine
 from hdl.decoder.score_rows import Temperature
 from hdl.errors import ToolError
@@ -26,21 +26,6 @@ SOURCE = Path(__file__).with_name("native") / "decoder.cpp"
 WATCHDOG_CYCLES = 1_000_000
 # of a token, in a line's order
 FIELDS = ("active", "token", "restart", "sample", "random", "multiplier", "amount")
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What a sequence gives the machine.
-
-    Attributes:
-        token: Its next token.
-        restart: It begins a sequence.
-        choice: The random number and the temperature to sample with; None for the likeliest token.
-    """
-
-    token: int
-    restart: bool
-    choice: tuple[int, Temperature] | None = None
 
 
 def compile_decoder(machine: Machine, build_directory: Path, *, fast: bool = False) -> Path:
@@ -98,16 +83,16 @@ class SimulatedDecoder:
             [bench], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=tool_environment()
         )
 
-    def step(self, token: int, *, restart: bool, choice: tuple[int, Temperature] | None = None) -> int:
-        """Return the token after `token` in the first sequence, alone; see `Turn`."""
-        turns = [Turn(token, restart, choice), *[None] * (self.machine.plan.sequences - 1)]
-        return self.step_together(turns)[0]
+    def step(self, turns: Sequence[Turn | None]) -> list[int]:
+        """Return each sequence's next token; it means nothing where a sequence sits out.
 
-    def step_together(self, turns: Sequence[Turn | None]) -> list[int]:
-        """Return each sequence's next token; it means nothing where a sequence has no turn."""
+        Args:
+            turns: Each sequence's, None for one that sits out; fewer where the others sit out.
+        """
         assert self._process.stdin is not None and self._process.stdout is not None
         words: list[int] = []
-        for turn in turns:
+        sequences = self.machine.plan.sequences
+        for turn in [*turns, *[None] * (sequences - len(turns))]:
             one = turn or Turn(0, False)
             number, heat = one.choice or (1, Temperature(0, 0))
             words += [turn is not None, one.token, one.restart, one.choice is not None]
@@ -118,7 +103,7 @@ class SimulatedDecoder:
         except BrokenPipeError:
             pass  # the missing answer says so
         answer = self._process.stdout.readline().split()
-        if len(answer) != len(turns) + 1:
+        if len(answer) != sequences + 1:
             raise ToolError(f"the simulated decoder gave no token (exit status {self._process.wait()})")
         *tokens, cycles = map(int, answer)
         self.cycles.append(cycles)
@@ -142,58 +127,68 @@ class SimulatedDecoder:
 class Decoder(Protocol):
     """A decoder circuit, simulated or on a board."""
 
-    def step(self, token: int, *, restart: bool, choice: tuple[int, Temperature] | None = None) -> int:
-        """Return the token after `token`; see `SimulatedDecoder`."""
+    def step(self, turns: Sequence[Turn | None]) -> list[int]:
+        """Return each sequence's next token; see `SimulatedDecoder`."""
 
 
 def stream_tokens(
-    decoder: Decoder, model: QuantizedTransformer, sequence: list[int], temperature: float = 0.0, seed: int = 0
+    decoder: Decoder,
+    model: QuantizedTransformer,
+    sequence: list[int],
+    temperature: float = 0.0,
+    seed: int = 0,
+    context_length: int | None = None,
 ) -> Iterator[None]:
     """Lengthen a token sequence in place, for ever, as the integer model does with the same seed;
     see `stream` in `model.generation.loop`.
     """
-    turns = _turns(model, model.context_length, sequence, temperature, seed)
+    turns = _turns(model, context_length or model.context_length, sequence, temperature, seed)
     turn = next(turns)
     while True:
         length = len(sequence)
-        turn = turns.send(decoder.step(turn.token, restart=turn.restart, choice=turn.choice))
+        turn = turns.send(decoder.step([turn])[0])
         if len(sequence) > length:
             yield
 
 
 def write_together(
-    decoder: SimulatedDecoder,
+    decoder: Decoder,
+    model: QuantizedTransformer,
     prompts: Sequence[Sequence[int]],
     num_tokens: int,
     temperature: float = 0.0,
     seed: int = 0,
+    context_length: int | None = None,
+    on_token: Callable[[int, int], None] = lambda number, token: None,
 ) -> list[list[int]]:
-    """Return `num_tokens` tokens for each of two prompts, or fewer, interleaved on one machine.
+    """Return `num_tokens` tokens for each of one or two prompts, interleaved on one machine.
 
     Args:
         decoder: Of a machine for so many sequences.
+        model: What it computes.
         prompts: One of each sequence, of at least one token, of any length.
         num_tokens: How many to make for each.
         temperature: 0 for the likeliest token.
         seed: Of the first one's samples; the second one's is larger by one.
+        context_length: The machine's, if it is not the model's.
+        on_token: Called with a sequence's number and its new token.
     """
-    plan = decoder.machine.plan
     sequences = [list(prompt) for prompt in prompts]
     writers = [
-        _turns(plan.model, plan.context_length, sequence, temperature, seed + number)
+        _turns(model, context_length or model.context_length, sequence, temperature, seed + number)
         for number, sequence in enumerate(sequences)
     ]
-    next_turns = [next(writer) for writer in writers]
-
-    def finished(number: int) -> bool:
-        return len(sequences[number]) == len(prompts[number]) + num_tokens
-
-    while not all(map(finished, range(len(prompts)))):
-        turns = [None if finished(number) else turn for number, turn in enumerate(next_turns)]
-        tokens = decoder.step_together([*turns, *[None] * (plan.sequences - len(turns))])
-        for number, turn in enumerate(turns):
-            if turn is not None:
-                next_turns[number] = writers[number].send(tokens[number])
+    next_turns: list[Turn | None] = [next(writer) if num_tokens else None for writer in writers]
+    while any(next_turns):
+        tokens = decoder.step(next_turns)
+        for number, (writer, sequence) in enumerate(zip(writers, sequences, strict=True)):
+            if next_turns[number] is not None:
+                length = len(sequence)
+                next_turns[number] = writer.send(tokens[number])
+                if len(sequence) > length:
+                    on_token(number, sequence[-1])
+                if len(sequence) == len(prompts[number]) + num_tokens:
+                    next_turns[number] = None
     return [sequence[len(prompt) :] for sequence, prompt in zip(sequences, prompts, strict=True)]
 
 

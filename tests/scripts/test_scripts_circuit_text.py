@@ -23,14 +23,19 @@ def pretended(monkeypatch):
     faults = {"wrong": -1, "late": -1}
 
     def start(self, machine, directory):
-        self.machine, self.cycles, self.tokens = machine, [], []
+        self.machine, self.cycles = machine, []
+        self.tokens = [[] for _ in range(machine.plan.sequences)]
 
-    def step(self, token, *, restart, choice=None):
-        self.tokens = [token] if restart else [*self.tokens, token]
-        number = len(self.cycles)
-        self.cycles.append(self.machine.cycles(len(self.tokens) - 1) + (number == faults["late"]))
-        logits = self.machine.plan.model.forward(np.array([self.tokens]))[0, -1]
-        return int(logits.argsort()[-1 - (number == faults["wrong"])])
+    def step(self, turns):
+        number, given, places = len(self.cycles), [0, 0], [None, None]
+        for owner, turn in enumerate(turns):
+            if turn is not None:
+                tokens = self.tokens[owner] = [*([] if turn.restart else self.tokens[owner]), turn.token]
+                places[owner] = len(tokens) - 1
+                logits = self.machine.plan.model.forward(np.array([tokens]))[0, -1]
+                given[owner] = int(logits.argsort()[-1 - (number == faults["wrong"])])
+        self.cycles.append(self.machine.cycles(places[: len(self.tokens)]) + (number == faults["late"]))
+        return given
 
     for name, function in (("__init__", start), ("step", step), ("close", lambda self: None)):
         monkeypatch.setattr(SimulatedDecoder, name, function)
@@ -58,6 +63,31 @@ def test_another_token_or_another_time_is_refused(pretended, tiny_run: Path, fau
     pretended[fault] = 11
     with pytest.raises(CircuitError, match=message):
         write(tiny_run, 20)
+
+
+def test_two_texts_come_in_labelled_lines_and_stand_in_the_sample(pretended, tiny_run: Path, capsys) -> None:
+    words = ["generate", str(tiny_run), "--device", "simulated", "--sequences", "2", "--temperature", "0"]
+    prompts = ["--prompt", "The ", "--prompt", "a"]
+    assert cli.main([*words, *prompts, "--length", "30"]) == 0
+    quantized, tokenizer = load_export(tiny_run / "quantized"), load_tokenizer(tiny_run / "tokenizer.json")
+    texts = [
+        prompt + tokenizer.decode(generate_batch(quantized, [tokenizer.encode(prompt)], 30)[0])
+        for prompt in ("The ", "a")
+    ]
+    printed = capsys.readouterr()
+    assert (tiny_run / "sample.txt").read_text(encoding="utf-8") == "\n\n".join(texts) + "\n"
+    lines = printed.out.splitlines()
+    for number, text in enumerate(texts, 1):
+        shown = [line.removeprefix(f"{number}: ") for line in lines if line.startswith(f"{number}: ")]
+        assert "".join(shown) == text.replace("\n", "")
+    assert "two sequences of " in printed.err and "60 tokens written in " in printed.err
+    pretended["wrong"] = 9
+    assert cli.main([*words, *prompts]) == 1
+    assert "of text 1 is" in capsys.readouterr().err
+    for wrong, message in (("3", "--sequences is 1, or 2 with --device, not 3"), ("1", "--prompt is given 2 times")):
+        assert cli.main([*words[:-4], "--sequences", wrong, *prompts]) == 1
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
 
 
 def test_simulate_keeps_the_text_and_fails_where_it_differs(pretended, tiny_run: Path, capsys) -> None:

@@ -12,6 +12,7 @@ from model_kinds import make_model
 from hdl.board.decoder_host import DecoderHost
 from hdl.board.link import Identity
 from hdl.board.selftest import check_decoder
+from hdl.decoder.accelerator import Turn
 from hdl.decoder.machine import Machine
 from hdl.decoder.plan import Plan
 from hdl.decoder.probe import checksum
@@ -21,8 +22,8 @@ SIZES = {"channels": 12, "num_heads": 3, "context_length": 4, "hidden": 10, "voc
 DIGEST = bytes(range(8))
 
 
-def machine_of(model):
-    return Machine(Plan(model, 24))
+def machine_of(model, sequences=1):
+    return Machine(Plan(model, 24, sequences=sequences))
 
 
 def connect(machine, share=0.0):
@@ -59,6 +60,40 @@ def test_a_board_that_computes_as_specified_passes_on_a_bad_line():
     assert host.host.repeated > 10
 
 
+def test_two_sequences_survive_a_reset_of_the_board_between_any_tokens(monkeypatch):
+    machine = machine_of(make_model(1, **SIZES), sequences=2)
+    host, board = connect(machine, share=0.05)
+    generator = np.random.default_rng(3)
+    rows, asked = [[], []], []
+    for step in range(16):
+        if generator.random() < 0.5:
+            board.reset()
+        turns = [None, None]
+        for number in generator.permutation(2)[: generator.integers(1, 3)]:
+            row, restart = rows[number], not rows[number] or generator.random() < 0.1
+            if restart or len(row) == machine.plan.context_length:
+                row.clear()
+            row.append(int(generator.integers(9)))
+            turns[number] = Turn(row[-1], bool(restart))
+        logits = [machine.plan.model.forward(np.array([row]))[0, -1] if row else None for row in rows]
+        wanted = [0 if turn is None else int(one.argmax()) for turn, one in zip(turns, logits, strict=True)]
+        answer = host.ask(turns)
+        assert list(answer.tokens) == wanted, step
+        asked.append(sum(turn is not None for turn in turns))
+    assert host.host.recovered > 2 and {1, 2} == set(asked)
+    # The self-test compares each alone before both together.
+    monkeypatch.setattr("hdl.board.selftest.TOKENS", 1)
+    ask = host.ask
+
+    def wrong_together(turns, *words):
+        answer = ask(turns, *words)
+        return replace(answer, tokens=(answer.tokens[0], 8)) if None not in turns and len(turns) > 1 else answer
+
+    monkeypatch.setattr(host, "ask", wrong_together)
+    with pytest.raises(ToolError, match="of sequence 1 at position 0, with the other one, the choice differs"):
+        check_decoder(host, machine)
+
+
 def test_the_first_stage_that_differs_is_named():
     model = make_model(1, **SIZES)
     machine = machine_of(model)
@@ -72,7 +107,7 @@ def test_a_wrong_choice_is_found(monkeypatch):
     machine = machine_of(make_model(1, **SIZES))
     host, _ = connect(machine)
     ask = host.ask
-    monkeypatch.setattr(host, "ask", lambda *words, **more: replace(ask(*words, **more), token=8))
+    monkeypatch.setattr(host, "ask", lambda *words, **more: replace(ask(*words, **more), tokens=(8,)))
     with pytest.raises(ToolError, match="at position 0, the choice differs: the board says token 8, the specification"):
         check_decoder(host, machine)
 
@@ -86,7 +121,7 @@ def test_another_model_or_no_decoder_is_refused():
     ):
         host.connect(bytes(8), 4)
     with pytest.raises(ToolError, match="the circuit on the board takes the likeliest token"):
-        host.ask(1, restart=True, choice=(1, None))
+        host.ask([Turn(1, True, (1, None))])
     board.identity = Identity(64, 4, DIGEST)
     with pytest.raises(ToolError, match="holds an attention accelerator, no decoder"):
         host.identify()

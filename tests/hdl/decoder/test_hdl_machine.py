@@ -14,7 +14,7 @@ from hdl.board.decoder_estimate import best_estimate
 from hdl.board.decoder_fit import fits, fitting_machine, shrunk
 from hdl.board.selftest import token_stages, weight_stages
 from hdl.decoder import row_ports
-from hdl.decoder.accelerator import RESULTS, DecoderAccelerator
+from hdl.decoder.accelerator import DecoderAccelerator
 from hdl.decoder.machine import Machine
 from hdl.decoder.plan import Plan
 from hdl.decoder.probe import Unit, checksum
@@ -101,6 +101,7 @@ def test_what_does_not_suit_the_lanes_is_refused_with_all_reasons():
 def test_the_accelerator_takes_bytes_and_gives_token_cycles_and_checksum():
     model, machine = machine_of("pairs of 4-bit weights")
     accelerator = DecoderAccelerator(machine)
+    count = accelerator.results
     stages = {stage.name: stage for stage in [*weight_stages(machine.plan), *token_stages(machine, [5])]}
     tokens = [5, 2, 9]
     context = next(stage for stage in token_stages(machine, tokens[:2]) if stage.unit == Unit.CONTEXT)
@@ -126,15 +127,15 @@ def test_the_accelerator_takes_bytes_and_gives_token_cycles_and_checksum():
 
     async def sink(ctx):
         ctx.set(accelerator.o.ready, 1)
-        for number in range(RESULTS * len(tokens)):
-            if number == 2 * RESULTS:
+        for number in range(count * len(tokens)):
+            if number == 2 * count:
                 ctx.set(machine.internals.cache.internals.banks[0].data[value.address + 1], weights[value.address + 1])
             data, last = (
                 await ctx.tick()
                 .sample(accelerator.o.payload.data, accelerator.o.payload.last)
                 .until(accelerator.o.valid)
             )
-            assert last == (number % RESULTS == RESULTS - 1)
+            assert last == (number % count == count - 1)
             results.append(data & 0xFFFF)
 
     simulator = Simulator(accelerator)
@@ -142,7 +143,7 @@ def test_the_accelerator_takes_bytes_and_gives_token_cycles_and_checksum():
     simulator.add_testbench(source, background=True)
     simulator.add_testbench(sink)
     simulator.run()
-    rows = [results[start : start + RESULTS] for start in range(0, len(results), RESULTS)]
+    rows = [results[start : start + count] for start in range(0, len(results), count)]
     wanted = model.forward(np.array([tokens]))[0].argmax(axis=-1).tolist()
     assert [row[0] for row in rows[:2]] == wanted[:2]
     assert [row[1] for row in rows] == [machine.cycles(place) for place in range(3)]

@@ -4,12 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from amaranth.sim import Simulator
 from machine_simulation import run_payloads
 from model_kinds import make_model
 
 from fixedpoint import Sampler
 from hdl.board.boards import BOARDS
 from hdl.board.decoder_estimate import requirements_of
+from hdl.board.selftest import token_stages
 from hdl.board.two_sequences import estimate_of_two
 from hdl.decoder.accelerator import DecoderAccelerator
 from hdl.decoder.interleave import check_order
@@ -122,8 +124,59 @@ def test_what_two_sequences_cannot_share_is_refused():
         Plan(model, 32, context=6)
     plans = [Plan(model, 32, sequences=number, context=3) for number in (1, 2)]
     assert plans[1].cache_depth == 2 * plans[0].cache_depth == 2 * 2 * 2
-    with pytest.raises(CircuitError, match="the serial link serves machines of one sequence"):
-        DecoderAccelerator(Machine(plans[1]))
+
+
+def test_the_accelerator_takes_a_token_of_each_sequence_or_of_one():
+    """Sequence 0 begins, with 1, continues alone, sits out, begins anew; with nobody active it is
+    0's turn.
+    """
+    model = make_model(3, **SIZES | {"num_layers": 1, "weight_bits": 4, "context_length": 3})
+    machine = Machine(Plan(model, 16, 2, sequences=2))
+    accelerator = DecoderAccelerator(machine)
+    runs = [((4, 1), (7, 1)), ((2, 0), None), (None, (5, 0)), ((9, 1), (3, 0)), None]
+    rows, wanted, results = [[], []], [], []
+    probe = next(stage for stage in token_stages(machine, [4, 2]) if stage.name == "final_norm")
+    for run in runs:
+        tokens, places = [0, 0], [None, None]
+        for number, turn in enumerate(run or ((0, 0), None)):
+            if turn is not None:
+                row = rows[number]
+                if turn[1] or len(row) == 3:
+                    row.clear()
+                row.append(turn[0])
+                places[number] = len(row) - 1
+                tokens[number] = int(model.forward(np.array([row]))[0, -1].argmax())
+        wanted.append([*tokens, machine.cycles(places)])
+
+    async def source(ctx):
+        for run in runs:
+            turns = [dict(zip(("token", "restart"), turn, strict=True), active=1) if turn else {} for turn in run or ()]
+            fields = {"unit": int(probe.unit), "last": probe.last, "turns": turns or [{}, {}]}
+            for byte in accelerator.request.const(fields).as_bits().to_bytes(accelerator.request.size // 8, "little"):
+                ctx.set(accelerator.i.payload.data, byte)
+                ctx.set(accelerator.i.valid, 1)
+                await ctx.tick().until(accelerator.i.ready)
+        ctx.set(accelerator.i.valid, 0)
+
+    async def sink(ctx):
+        ctx.set(accelerator.o.ready, 1)
+        for number in range(len(runs) * accelerator.results):
+            data, last = (
+                await ctx.tick()
+                .sample(accelerator.o.payload.data, accelerator.o.payload.last)
+                .until(accelerator.o.valid)
+            )
+            assert last == ((number + 1) % accelerator.results == 0)
+            results.append(data & 0xFFFF)
+
+    simulator = Simulator(accelerator)
+    simulator.add_clock(1e-6)
+    simulator.add_testbench(source, background=True)
+    simulator.add_testbench(sink)
+    simulator.run()
+    answers = [results[start : start + accelerator.results] for start in range(0, len(results), accelerator.results)]
+    assert [answer[:3] for answer in answers] == wanted
+    assert answers[1][3] | answers[1][4] << 16 == probe.checksum
 
 
 def test_the_context_is_as_long_as_the_board_has_room_for():

@@ -40,6 +40,11 @@ def test_estimates_name_the_boards_and_what_does_not_fit(tiny_run: Path, capsys:
     assert "tokens a second" in printed
     assert "with all else as it is ulx3s-12f has room for a width of 16" in printed
     assert cli.main(["synthesize", str(tiny_run), "--only", "attention", "--lanes", "4"]) == 1
-    assert "--sampling, --exchangeable and --reuse belong to the whole decoder" in capsys.readouterr().err
+    assert "--sequences, --exchangeable and --reuse belong to the whole decoder" in capsys.readouterr().err
+    assert cli.main(["synthesize", str(tiny_run), "--sequences", "2", "--estimate", "--lanes", "64"]) == 0
+    printed = capsys.readouterr().out
+    assert "positions" in printed and "ulx3s-12f" in printed and "two sequences do not fit" in printed
+    assert cli.main(["synthesize", str(tiny_run), "--sequences", "3"]) == 1
+    assert capsys.readouterr().err == "error: --sequences is 1 or 2, not 3\n"
     assert cli.main(["synthesize", str(tiny_run), "--layer", "1"]) == 1
     assert "the decoder holds all layers" in capsys.readouterr().err

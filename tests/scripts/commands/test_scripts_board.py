@@ -52,6 +52,23 @@ def test_a_board_writes_the_integer_model_s_text(golden, tiny_run, capsys):
     assert "takes the likeliest token; ask for --temperature 0" in capsys.readouterr().err
 
 
+def test_a_board_of_two_sequences_writes_two_texts_of_the_integer_model(golden, tiny_run, capsys):
+    """Sampled, in a shorter context than the model's; then one text alone."""
+    plan = replace(golden.machine.plan, sequences=2, sampling=True, context=golden.machine.plan.context_length - 4)
+    board = GoldenDecoder(Machine(plan), golden.identity.digest)
+    words = ["generate", str(tiny_run), "--length", "24", "--prompt", "The ", "--seed", "6"]
+    pair = [*words, "--prompt", "a", "--sequences", "2"]
+    with terminal(board) as port:
+        assert cli.main([*pair, "--device", port]) == 0
+        printed = capsys.readouterr()
+        assert printed.out.startswith(("1: The ", "2: a")) and "48 tokens written in " in printed.err
+        assert cli.main([*words, "--device", port]) == 0
+        assert capsys.readouterr().out.rstrip("\n") == (tiny_run / "sample.txt").read_text("utf-8").rstrip("\n")
+    with terminal(golden) as port:
+        assert cli.main([*pair, "--device", port]) == 1
+    assert "error: the circuit on the board writes one text: positron synthesize RUN --seq" in capsys.readouterr().err
+
+
 def test_a_board_with_another_tokenizer_or_none_at_all_is_refused(golden, tiny_run, capsys, monkeypatch):
     tokenizer = tiny_run / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text(encoding="utf-8") + "\n", encoding="utf-8")

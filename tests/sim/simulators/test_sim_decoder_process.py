@@ -4,6 +4,7 @@ import pytest
 from model_kinds import make_model
 
 from fixedpoint.generation import generate_batch
+from hdl.decoder.accelerator import Turn
 from hdl.decoder.machine import Machine
 from hdl.decoder.plan import Plan
 from hdl.errors import ToolError
@@ -26,7 +27,7 @@ def test_the_compiled_decoder_writes_the_integer_models_tokens(simulation_builds
         assert decoder.cycles[:3] == [decoder.machine.cycles(position) for position in range(3)]
         decoder.close()
         with pytest.raises((ToolError, ValueError)):
-            decoder.step(1, restart=True)
+            decoder.step([Turn(1, True)])
 
 
 @pytest.mark.slow
@@ -36,8 +37,8 @@ def test_two_texts_of_a_compiled_decoder_are_those_of_the_integer_model(simulati
     )
     with SimulatedDecoder(Machine(Plan(model, 16, sampling=True, sequences=2)), simulation_builds) as decoder:
         prompts = [[3, 1, 2, 9], [7]]
-        given = write_together(decoder, prompts, 12, temperature=2.0, seed=4)
-        alone = write_together(decoder, [[5]], 3)
+        given = write_together(decoder, model, prompts, 12, temperature=2.0, seed=4)
+        alone = write_together(decoder, model, [[5]], 3)
         machine = decoder.machine
     assert given == [
         generate_batch(model, [prompt], 12, temperature=2.0, seed=4 + number)[0]
