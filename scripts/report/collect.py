@@ -14,8 +14,10 @@ from model.run import RunDirectory
 from model.tokenizers.tokenizer import Tokenizer
 from model.training.log import LogRow, read_log
 from model.training.pictures import attention_weights
+from model.transformer import Transformer
 from scripts.report.charts import Series
 from scripts.report.data import COMMANDS, SHOWN_DIGITS, Gap, ReportData
+from scripts.report.follow import followed
 from scripts.report.page_model import LARGEST_BYTES, page_model, stored_bytes
 from scripts.runs import MADE_FROM, load_quantized, quantization_file, simulation_file
 from scripts.text import path_text
@@ -56,7 +58,7 @@ def collect(directory: RunDirectory) -> ReportData:
         quantization=quantization,
         simulation=simulation,
         synthesis=synthesis,
-        interactive=results.interactive(tokenizer),
+        interactive=results.interactive(model, tokenizer, tokens, (simulation or {}).get("timeline")),
         gaps=results.gaps,
         versions=versions(),
     )
@@ -114,8 +116,17 @@ class RunResults:
         self.manifest_sha256 = digest
         return record
 
-    def interactive(self, tokenizer: Tokenizer) -> dict[str, Any] | None:
-        """Return what the page's scripts read; `quantization` must have been called."""
+    def interactive(
+        self, model: Transformer, tokenizer: Tokenizer, tokens: list[int], timeline: dict[str, Any] | None
+    ) -> dict[str, Any] | None:
+        """Return what the page's scripts read; `quantization` must have been called.
+
+        Args:
+            model: The float model.
+            tokenizer: Of both models.
+            tokens: A text that is followed through them.
+            timeline: When the circuit's units are at work.
+        """
         if self.manifest_sha256 is None:
             return None
         quantized = load_quantized(self.directory)
@@ -125,7 +136,8 @@ class RunResults:
                 (f"generate --quantized {quoted(self.directory)}",),
             )
             return None
-        return {"model": page_model(quantized, tokenizer)}
+        follow = followed(model, quantized, tokens, timeline)
+        return {"model": page_model(quantized, tokenizer), "follow": follow}
 
     def simulation(self) -> dict[str, Any] | None:
         """Return the benches' results."""

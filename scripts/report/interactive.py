@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-SCRIPTS = ("integer_model.js", "tokenizers.js", "write_panel.js", "start.js")
+SCRIPTS = ("integer_model.js", "tokenizers.js", "write_panel.js", "follow_panel.js", "start.js")
 
 
 def scripts(interactive: Mapping[str, Any] | None) -> str:
@@ -58,4 +58,33 @@ def write_form(prompt: str) -> str:
         '<span class="buttons"><button type="submit">Write</button><button type="button" data-stop>Stop</button></span>'
         '<blockquote class="wide" aria-label="what the integer model writes"><b data-prompt></b><span data-text></span>'
         '</blockquote><p class="note wide" role="status"></p></form>'
+    )
+
+
+def follow_form(follow: Mapping[str, Any], command: str) -> str:
+    """Return the panel that follows one token through all tensors.
+
+    Args:
+        follow: Of `follow.followed`.
+        command: What makes the circuit's cycles, in HTML.
+    """
+    views = "".join(
+        f'<label><input type="radio" name="view" value="{view}"{" checked" if view == "integer" else ""}>{view}</label>'
+        for view in ("integer", "float", "difference")
+    )
+    circuit = (
+        f"Units and cycles are those of the decoder circuit for the token at position {int(follow['position'])}, counted "
+        "from the token taken."
+        if follow["cycles"]
+        else f"The circuit’s units and cycles come with {command}."
+    )
+    return (
+        "<p>Every tensor that a token makes, in the order of the computation, a cell for each channel. The integers are "
+        "computed in this page, the floats are the trained model’s. A pointer, or the arrow keys in a tensor, choose a "
+        f"cell. {circuit}</p>"
+        '<form id="follow-form" hidden><fieldset class="tokens" data-tokens><legend>Token</legend></fieldset>'
+        f'<fieldset class="views"><legend>Shown</legend>{views}</fieldset>'
+        '<p class="scale" data-scale></p><p class="told" role="status" data-told>No cell is chosen.</p>'
+        "<h3>Attention of this token, by layer and head</h3><div data-attention></div>"
+        "<h3>Tensors of this token</h3><div data-tensors></div></form>"
     )

@@ -19,7 +19,7 @@ from scripts.output import format_duration
 from scripts.report.charts import bar, heat_map, line_chart
 from scripts.report.data import COMMANDS, SHOWN_DIGITS, Gap, ReportData
 from scripts.report.html import fact_list, table
-from scripts.report.interactive import policy, scripts, write_form
+from scripts.report.interactive import follow_form, policy, scripts, write_form
 from scripts.report.machine import placed, units_at_work
 
 TEMPLATE = Path(__file__).with_name("template.html")
@@ -37,6 +37,7 @@ def page(data: ReportData) -> str:
         sample=sample(data),
         write=write(data),
         attention=attention(data),
+        follow=follow(data),
         quantization=quantization(data),
         simulation=simulation(data),
         synthesis=synthesis(data),
@@ -181,9 +182,20 @@ def attention(data: ReportData) -> str:
     ]
     intro = (
         '<p class="note">Each row is a character, and its colours say how much it draws on the characters before it '
-        "(a stronger colour is a larger weight; the scale is the square root, so that small weights show).</p>"
+        "(the scale is the square root, so that small weights show).</p>"
+        '<p class="scale">0 <i class="heat"></i> 1</p>'
     )
     return f'{belongs_to(model_name(data))}{intro}<div class="heads">{"".join(f"<figure>{one}</figure>" for one in maps)}</div>'
+
+
+def follow(data: ReportData) -> str:
+    """Return the panel that follows one token."""
+    if data.interactive is None:
+        return gap("quantization", data)
+    if data.interactive["follow"] is None:
+        return gap("sample", data)
+    command = f"<code>positron simulate {escape(shlex.quote(data.name))}</code>"
+    return belongs_to(integer_model_name(data), model_name(data)) + follow_form(data.interactive["follow"], command)
 
 
 def quantization(data: ReportData) -> str:

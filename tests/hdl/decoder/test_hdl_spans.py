@@ -1,5 +1,8 @@
 """When units are at work, by the program, against a simulation of the machine."""
 
+import json
+from dataclasses import asdict
+
 import pytest
 from amaranth.sim import Simulator
 from model_kinds import make_model
@@ -7,6 +10,7 @@ from model_kinds import make_model
 from hdl.decoder.machine import Machine
 from hdl.decoder.plan import Plan
 from hdl.decoder.spans import spans_and_gaps
+from scripts.report import follow
 
 SIZES = {"channels": 16, "num_heads": 4, "context_length": 4, "hidden": 20, "vocab_size": 11, "num_layers": 1}
 
@@ -48,10 +52,23 @@ def seen_at(machine):
     return found
 
 
+def check_cycles_of_tensors(model, spans, total):
+    """What the report says: each tensor is there when, or after, what it is made of is."""
+    timeline = json.loads(json.dumps({"spans": spans}, default=asdict))
+    found = follow.cycles((operation.name for operation in model.operations), timeline)
+    for operation in model.operations:
+        unit, begin, end = found[operation.name]
+        assert 0 < begin <= end <= total, (operation.name, unit)
+        for name in operation.inputs:
+            assert name not in found or found[name][1] <= begin, (operation.name, name)
+
+
 @pytest.mark.parametrize("changes", [{"weight_bits": 4}, {"weight_bits": 4, "rotary": True, "gated": True}])
 def test_a_unit_gives_results_only_while_it_is_at_work(changes):
-    machine = Machine(Plan(make_model(1, **{**SIZES, **changes}), 32, 4))
+    model = make_model(1, **{**SIZES, **changes})
+    machine = Machine(Plan(model, 32, 4))
     spans, gaps, total = spans_and_gaps(machine, 0)
+    check_cycles_of_tensors(model, spans, total)
     found = seen_at(machine)
     assert found.pop("end") == total
     for unit, cycles in found.items():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fixedpoint.generation import generate_batch, generate_text
+from fixedpoint.quantization.analysis import tensor_formats
 from model.run import RunDirectory
 from scripts import cli
 from scripts.runs import load_quantized
@@ -79,6 +80,37 @@ def test_the_form_writes_the_text_of_the_specification(page, run):
     form.get_by_label("Prompt").fill("Zebra")
     form.get_by_role("button", name="Write").click()
     playwright.expect(form.get_by_role("status")).to_contain_text('The model knows no "Z"')
+
+
+def test_a_followed_token_has_the_tensors_of_both_models(page, run):
+    model, quantized, tokenizer = run.load_model(), load_quantized(run), run.load_tokenizer()
+    tokens = np.array([tokenizer.encode(run.sample.read_text())[: quantized.context_length]])
+    integers, floats = {}, {}
+    quantized.forward(tokens, integers.__setitem__)
+    model.forward(tokens, observe=floats.__setitem__)
+    got = page.evaluate("FOLLOW.integers.map((one) => Object.entries(one).map(([name, x]) => [name, Array.from(x)]))")
+    assert got == [[[name, x[0, at].tolist()] for name, x in integers.items()] for at in range(tokens.shape[1])]
+    form = page.locator("#follow-form")
+    form.locator("input[name=position]").nth(4).evaluate("it => it.click()")
+    canvas = form.get_by_role("img", name="layer 2, feed_forward.up")
+    canvas.focus()
+    for key in ("ArrowDown", "ArrowRight", "ArrowRight", "ArrowLeft"):
+        canvas.press(key)
+    told = form.get_by_role("status").inner_text()
+    name, channel = "blocks.1.feed_forward.up", 33
+    form_of_it = tensor_formats(quantized)[name]
+    integer, exact = int(integers[name][0, 4, channel]), float(floats[name][0, 4, channel])
+    assert f"channel {channel} " in told
+    assert f"integer {integer} = {integer * form_of_it.resolution:.5f}".rstrip("0") in told
+    assert f"float {round(exact, 5):g}"[:12] in told
+    assert f"format {form_of_it}" in told
+    before = canvas.evaluate("it => it.toDataURL()")
+    form.get_by_label("difference").check()
+    assert canvas.evaluate("it => it.toDataURL()") != before
+    weights = floats["blocks.1.attention.weights"][0, 3, 4]
+    heads = page.evaluate("Array.from({length: 5}, (_, at) => FOLLOW.attentionPair(1, 3, at))")
+    assert np.allclose([float_ for _, float_ in heads], weights[:5], atol=1e-6)
+    assert np.allclose([fixed for fixed, _ in heads], weights[:5], atol=0.05)
 
 
 def test_the_page_is_as_wide_as_the_window(page):

@@ -216,6 +216,7 @@ def test_every_figure_names_its_model() -> None:
         "sample": [model],
         "write": [],
         "attention": [model],
+        "follow": [],
         "quantization": [f"{integers} and {model}"],
         "simulation": [integers],
         "synthesis": [integers],
