@@ -15,7 +15,7 @@ DEMO_OPTIONS ?=
 CAMPAIGN_OPTIONS ?=
 PYTEST := OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: help demo test quick icarus campaign prove cores netlist lint format doctor setup clean distclean
+.PHONY: help demo test quick icarus campaign prove cores netlist docs lint format doctor setup clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */make \1\t/' | expand -t 16
@@ -44,6 +44,11 @@ netlist: $(ENVIRONMENT) ## every core again after synthesis, as cells of ECP5 an
 
 cores: $(ENVIRONMENT) ## place and route every core alone, write the table of docs/hardware/cores.md: half an hour the first time
 	@$(BIN)/python -m scripts.cli cores
+
+docs: $(ENVIRONMENT) ## the documentation as a site, build/docs/index.html; a broken link is an error
+	@$(BIN)/python -c "import mkdocstrings, material, latex2mathml" 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "build/docs/index.html"
 
 lint: $(ENVIRONMENT) ## style (ruff) and types (mypy)
 	$(BIN)/python -m ruff check

@@ -17,7 +17,11 @@ from scripts.cli import COMMANDS, build_parser, import_command
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted(
-    path.relative_to(ROOT) for path in [ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/**/*.md")]
+    path.relative_to(ROOT)
+    for path in [
+        *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
+        *ROOT.glob("docs/**/*.md"),
+    ]
 )
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[^\n]*)\n(?P<body>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<!\\)\]\((?P<target>[^)\s]+)(?: \"[^\"]*\")?\)")
@@ -84,6 +88,29 @@ def test_links_lead_to_files(document: Path) -> None:
     local = [target for target in targets if target and "://" not in target and not target.startswith("mailto:")]
     missing = [target for target in local if not (ROOT / document.parent / target).exists()]
     assert not missing, f"{document} links to what is not there: {missing}"
+
+
+def test_the_site_has_every_page_in_its_navigation_once() -> None:
+    _, navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("\nnav:\n")
+    pages = re.findall(r"^ +- (?:[^:\n]+: )?(\S+\.md)$", navigation, re.MULTILINE)
+    assert sorted(pages) == sorted(path.relative_to("docs").as_posix() for path in DOCUMENTS if path.parts[0] == "docs")
+
+
+def test_links_lead_to_headings() -> None:
+    # as GitHub and the site name a heading
+    def anchors(path: Path) -> set[str]:
+        text = FENCE.sub("", path.read_text(encoding="utf-8"))
+        titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+        return {re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in titles}
+
+    wrong = []
+    for document in DOCUMENTS:
+        for match in LINK.finditer(FENCE.sub("", (ROOT / document).read_text(encoding="utf-8"))):
+            page, _, anchor = match["target"].partition("#")
+            target = ROOT / document.parent / page if page else ROOT / document
+            if anchor and "://" not in page and target.suffix == ".md" and anchor not in anchors(target):
+                wrong.append(f"{document}: {match['target']}")
+    assert not wrong
 
 
 def shown_commands() -> list[tuple[Path, str]]:

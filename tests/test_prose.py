@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 100
 FOLDERS = ("model", "fixedpoint", "hdl", "sim", "scripts", "tests")
 PYTHON = [ROOT / "positron_start.py", *(file for folder in FOLDERS for file in sorted((ROOT / folder).rglob("*.py")))]
-MARKDOWN = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+MARKDOWN = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # Not broken: code, formulas, links.
 ATOM = re.compile(r"`[^`]+`|\$[^$]+\$|!?\[[^\]]*\]\([^)]*\)")
 DEFINITIONS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)

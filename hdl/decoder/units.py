@@ -32,9 +32,10 @@ class Units:
         parameters: The engine's sizes.
         memories: That of weights, keys and values, or one of weights and one of the rest.
         memory_latency: Cycles from a command to its word.
-        engine, requantize, rotate, hidden, score, choose, embedding, residual, norms, softmax,
-            divide: The units, `rotate` None without rotary positions, `score` without sampling,
-            `softmax` one a key head.
+        engine, requantize, hidden, choose, embedding, residual, norms, divide: One unit of each.
+        rotate: None without rotary positions.
+        score: None without sampling.
+        softmax: One a key head.
         latencies: What the prediction needs.
         after_norm: Cycles from a row's last word into the norms to the vector.
         numerators_wait: Cycles that numerators wait for their word of values.
