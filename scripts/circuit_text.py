@@ -39,8 +39,8 @@ class CircuitText:
 class CheckedDecoder(SimulatedDecoder):
     """A simulated decoder whose tokens must take the predicted cycles."""
 
-    def __init__(self, machine: Machine, build_directory: Path):
-        super().__init__(machine, build_directory)
+    def __init__(self, machine: Machine, build_directory: Path, probed: bool = False):
+        super().__init__(machine, build_directory, probed)
         self._places = [0] * machine.plan.sequences
 
     def step(self, turns: Sequence[Turn | None]) -> list[int]:
@@ -88,6 +88,7 @@ def write_text(
     *,
     temperature: float = 0.0,
     seed: int = 0,
+    examine: Callable[[SimulatedDecoder], None] | None = None,
 ) -> CircuitText:
     """Compile a model's machine and return the text that it writes.
 
@@ -100,6 +101,7 @@ def write_text(
         on_text: Called with each new piece of text.
         temperature: 0, or one that the circuit can sample at.
         seed: Of the samples.
+        examine: Called with the circuit, probed, before it writes.
 
     Raises:
         CircuitError: A token differs from the integer model's, or took other cycles than predicted.
@@ -107,7 +109,9 @@ def write_text(
         ToolError: Verilator, or what it needs, is missing or failed.
     """
     model = chosen.plan.model
-    with CheckedDecoder(Machine(chosen.plan), build_directory) as decoder:
+    with CheckedDecoder(Machine(chosen.plan), build_directory, examine is not None) as decoder:
+        if examine is not None:
+            examine(decoder)
 
         def open_stream(sequences: list[list[int]]) -> Iterator[None]:
             (sequence,) = sequences

@@ -6,10 +6,11 @@ from functools import reduce
 from operator import xor
 
 from amaranth.hdl import Cat, Module, Signal, Value, unsigned
-from amaranth.lib import wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..parts.dot_product import Delay
+from ..parts.payload import payload_shape
 from ..parts.registers import data_register
 from .machine import Machine
 from .program import Work
@@ -132,6 +133,44 @@ class Probe(wiring.Component):
             m.d.sync += self.count.eq(self.count + 1)
             with m.If(self.count <= self.last):
                 m.d.sync += self.checksum.eq(stepped ^ reduce(xor, folded))
+        return m
+
+
+class ProbedMachine(wiring.Component):
+    """A machine with its `Probe`, a token at a time.
+
+    Attributes:
+        machine: The decoder.
+        plan: Its plan.
+        i: In, stream of {choice, unit, last}: the machine's payload and the probe's inputs.
+        o: Out, stream of {given, checksum}: the machine's payload, and the sum of the words that
+            the unit gave up to the last one.
+    """
+
+    def __init__(self, machine: Machine):
+        self.machine, self.plan = machine, machine.plan
+        self._probe = Probe(machine)
+        choice, given = payload_shape(machine.i), payload_shape(machine.o)
+        taken = data.StructLayout({"choice": choice, "unit": Unit, "last": COUNT_BITS})
+        answer = data.StructLayout({"given": given, "checksum": CHECKSUM_BITS})
+        super().__init__({"i": In(stream.Signature(taken)), "o": Out(stream.Signature(answer))})
+
+    def elaborate(self, platform: object) -> Module:
+        """Build the circuit."""
+        m = Module()
+        m.submodules.machine, m.submodules.probe = machine, probe = self.machine, self._probe
+        m.d.comb += [
+            machine.i.valid.eq(self.i.valid),
+            self.i.ready.eq(machine.i.ready),
+            Value.cast(machine.i.payload).eq(Value.cast(self.i.payload.choice)),
+            probe.start.eq(self.i.valid & self.i.ready),
+            self.o.valid.eq(machine.o.valid),
+            machine.o.ready.eq(self.o.ready),
+            Value.cast(self.o.payload.given).eq(Value.cast(machine.o.payload)),
+            self.o.payload.checksum.eq(probe.checksum),
+        ]
+        with m.If(probe.start):
+            m.d.sync += [probe.unit.eq(self.i.payload.unit), probe.last.eq(self.i.payload.last)]
         return m
 
 

@@ -5,7 +5,8 @@
 Each circuit is simulated at full speed and with streams that stall at random. Every value that it
 returns must equal the integer model's; the number of values, and at full speed the number of
 cycles, must be what was predicted. At last the whole decoder, compiled by Verilator, writes text:
-every token must be the integer model's, in the predicted cycles.
+every token must be the integer model's, in the predicted cycles, and for one token every stage of
+every layer, by its checksum.
 
 Example:
   positron simulate runs/demo
@@ -38,7 +39,9 @@ if TYPE_CHECKING:
     from fixedpoint import QuantizedTransformer
     from model.run import RunDirectory
     from scripts.circuit_text import CircuitText
+    from scripts.layers import StageValues
     from sim.bench.bench import SimulationResult, StreamBench
+    from sim.simulators.decoder_process import SimulatedDecoder
 
 STALL_PROBABILITY = 0.3
 SINK_DELAY = 4000  # cycles without ready at first; longer than a token's work takes
@@ -112,13 +115,13 @@ def run(arguments: argparse.Namespace) -> int:
     unsupported = why_unsupported(quantized.blocks[0].attention)
     if unsupported and not arguments.only:
         print(f"attention is left out, there is no circuit of it: {unsupported}")
-    verdicts, written, timeline = [], None, None
+    verdicts, written, timeline, layers = [], None, None, None
     if arguments.only != [DECODER]:
         only = [name for name in arguments.only or () if name != DECODER]
         benches = run_benches(quantized, tokens, num_vectors=arguments.vectors, seed=arguments.seed, only=only)
         verdicts = simulate_all(benches, simulator, arguments.seed, directory.simulation / "build")
     if DECODER in (arguments.only or [DECODER]):
-        verdict, written, timeline = simulate_decoder(arguments, simulator, directory, quantized)
+        verdict, written, timeline, layers = simulate_decoder(arguments, simulator, directory, quantized)
         verdicts += [verdict] if verdict else []
     print(
         format_table(
@@ -145,6 +148,7 @@ def run(arguments: argparse.Namespace) -> int:
         "benches": verdicts,
         "written": written,
         "timeline": timeline,
+        "layers": layers,
     }
     for path in filter(None, (simulation_file(directory), arguments.json)):
         write_json(path, figures)
@@ -162,27 +166,34 @@ def run(arguments: argparse.Namespace) -> int:
 
 def simulate_decoder(
     arguments: argparse.Namespace, simulator: str, directory: RunDirectory, quantized: QuantizedTransformer
-) -> tuple[Verdict | None, CircuitText | None, dict[str, Any] | None]:
+) -> tuple[Verdict | None, CircuitText | None, dict[str, Any] | None, list[StageValues] | None]:
     """Let the decoder circuit write text; return the verdict, None where it is left out, the text,
-    and when its units are at work.
+    when its units are at work, and one token layer by layer.
     """
     from hdl.board.boards import find_board
     from hdl.board.decoder_fit import fitting_machine
     from hdl.decoder.machine import Machine
     from hdl.decoder.spans import spans_and_gaps
     from scripts.circuit_text import write_text
+    from scripts.layers import layer_by_layer
 
     if simulator != "verilator":
         print("the whole decoder is left out: only Verilator is fast enough for its text")
-        return None, None, None
+        return None, None, None, None
     began = time.monotonic()
     try:
         chosen = fitting_machine(quantized, find_board(arguments.board), arguments.lanes, smallest=arguments.smallest)
     except CircuitError as error:
         print(f"the whole decoder is left out: {error}")
-        return None, None, None
+        return None, None, None, None
     tokenizer = directory.load_tokenizer()
     prompt = default_prompt(tokenizer)
+    layers: list[StageValues] = []
+
+    def examine(decoder: SimulatedDecoder) -> None:
+        tokens = directory.load_validation_tokens().ravel()
+        layers.extend(layer_by_layer(directory.load_model(), quantized, decoder, tokens))
+
     print(f"the circuit of {chosen.plan.lanes} lanes is compiled, then it writes:\n{prompt}", end="", flush=True)
     try:
         written = write_text(
@@ -192,16 +203,17 @@ def simulate_decoder(
             TEXT_TOKENS,
             directory.simulation / "build",
             lambda text: print(text, end="", flush=True),
+            examine=examine,
         )
     except CircuitError as error:
-        return Verdict(DECODER, 0, 0, False, False, time.monotonic() - began, str(error)), None, None
+        return Verdict(DECODER, 0, 0, False, False, time.monotonic() - began, str(error)), None, None, None
     finally:
         print()
     cycles = round(written.tokens * written.cycles)
     position = chosen.plan.context_length // 2
     spans, gaps, total = spans_and_gaps(Machine(chosen.plan), position)
     timeline = {"position": position, "cycles": total, "spans": spans, "gaps": gaps}
-    return Verdict(DECODER, written.tokens, cycles, False, True, time.monotonic() - began), written, timeline
+    return Verdict(DECODER, written.tokens, cycles, False, True, time.monotonic() - began), written, timeline, layers
 
 
 def simulate_all(benches: Sequence[StreamBench], simulator: str, seed: int, build: Path) -> list[Verdict]:

@@ -5,12 +5,18 @@ Everything is inline SVG; text that comes from files is escaped here.
 
 from __future__ import annotations
 
+import base64
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from model.files import read_json
+from scripts.report.charts import alpha_png
 from scripts.report.html import table
 
 # The order of the rows: as a token goes through.
@@ -29,6 +35,9 @@ UNITS = (
 SMALLEST_GAP = 0.02  # of a token's cycles, from which a gap is written into the picture
 LISTED = 16  # cores that have a colour of their own and a line in the table
 WIDTH, LEFT, ROW = 760, 82, 20  # of the timeline, in the drawing's units
+LADDER = Path(__file__).parents[2] / "docs" / "hardware" / "decoder_ladder.json"
+STRIP, STAGE = 96, 12  # values across a tensor's strip, and its height, in the picture of a token
+LADDER_CLOCK = 100e6  # Hz, at which its tokens a second are stated
 
 
 def hue(number: int, count: int) -> str:
@@ -93,6 +102,82 @@ def units_at_work(timeline: Mapping[str, Any]) -> str:
         f'<p class="legend">{legend}</p>'
         f'<svg class="chart" viewBox="0 0 {WIDTH} {bottom + 40}" role="img" aria-label="units over {total} cycles">'
         f"{''.join(parts)}</svg>" + table(("the engine waits for", "cycles", "of the token"), rows, numeric=(1, 2))
+    )
+
+
+def layers(stages: Sequence[Mapping[str, Any]]) -> str:
+    """Return one token layer by layer: every stage's values in floats and in integers, and their
+    difference, as colours, with the circuit's checksum.
+    """
+    columns = ("floating point", "integers", "difference")
+    strips = [np.zeros((len(stages), STRIP)) for _ in columns]
+    rows, top = [], 18
+    for number, stage in enumerate(stages):
+        exact, given = (np.array(stage[kind], np.float64) for kind in ("exact", "integers"))
+        spread = np.arange(STRIP) * len(exact) // STRIP
+        for strip, values in zip(strips, (exact, given, given - exact), strict=True):
+            strip[number] = (values / (stage["size"] or 1.0))[spread]
+        ratio = "exact" if stage["decibels"] is None else f"{stage['decibels']:.1f} dB"
+        y = top + STAGE * number + STAGE - 2
+        rows.append(
+            f'<text class="token" x="0" y="{y}">{escape(str(stage["name"]))}</text>'
+            f'<text class="token" x="{WIDTH - 116}" y="{y}" text-anchor="end">{ratio}</text>'
+            f'<text class="token" x="{WIDTH - 60}" y="{y}">{escape(str(stage["checksum"]))}</text>'
+        )
+    left, width = 190, 130
+    pictures = []
+    for place, (title, strip) in enumerate(zip(columns, strips, strict=True)):
+        x = left + (width + 10) * place
+        pictures.append(f'<text class="axis" x="{x}" y="12">{title}</text>')
+        pictures.append(f'<rect class="frame" x="{x}" y="{top}" width="{width}" height="{STAGE * len(stages)}"/>')
+        for sign, colour in ((1, (214, 96, 28)), (-1, (28, 110, 214))):
+            opacity = (np.sqrt(np.clip(sign * strip, 0, 1)) * 255).astype(np.uint8)
+            picture = base64.b64encode(alpha_png(opacity, colour)).decode()
+            pictures.append(
+                f'<image class="heat" x="{x}" y="{top}" width="{width}" height="{STAGE * len(stages)}" '
+                f'preserveAspectRatio="none" href="data:image/png;base64,{picture}"/>'
+            )
+    pictures.append(f'<text class="axis" x="{WIDTH - 60}" y="12">circuit</text>')
+    worst = min(
+        (stage for stage in stages if stage["decibels"] is not None), key=lambda one: one["decibels"], default=None
+    )
+    least = f" The least is {worst['decibels']:.1f} dB, of {escape(str(worst['name']))}." if worst else ""
+    return (
+        f"<h3>One token layer by layer</h3><p>A line is a tensor, from the embedding to the logits, a colour one of its "
+        f"values: orange above zero, blue below, full at the tensor’s largest value, faint by the square root. Behind them "
+        f"stand the ratio of signal to noise and the checksum that the circuit made of its words at that stage; each "
+        f"equals the checksum of the integer model’s.{least}</p>"
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {top + STAGE * len(stages) + 4}" role="img" '
+        f'aria-label="{len(stages)} stages of one token">{"".join(pictures)}{"".join(rows)}</svg>'
+    )
+
+
+def ladder(file: Path | None = None) -> str:
+    """Return how each step of the machine's making changed its cycles, lookup tables and tokens a
+    second: a bar of cycles for each; nothing where the file of figures is not installed.
+    """
+    file = file or LADDER
+    if not file.exists():
+        return ""
+    figures = read_json(file)
+    steps = figures["steps"]
+    most = max(step["cycles"] for step in steps)
+    bars = WIDTH - 200
+    parts = []
+    for number, step in enumerate(steps):
+        y, width = 40 * number, bars * step["cycles"] / most
+        luts = "" if step["luts"] is None else f", {step['luts']:,} LUTs"
+        speed = f"{step['cycles']:,} cycles, {LADDER_CLOCK / step['cycles']:,.0f}/s{luts}"
+        parts.append(
+            f'<text class="axis" x="0" y="{y + 13}">{escape(step["step"])}</text>'
+            f'<rect x="0" y="{y + 18}" width="{width:.1f}" height="13" fill="var(--accent)"/>'
+            f'<text class="tick" x="{width + 6:.1f}" y="{y + 29}">{escape(speed)}</text>'
+        )
+    return (
+        f"<h3>How the machine got faster</h3><p>{escape(figures['model'])}, step by step: {escape(figures['what'])}; tokens a "
+        f"second at {LADDER_CLOCK / 1e6:g} MHz. Lookup tables are those that were counted.</p>"
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {40 * len(steps)}" role="img" '
+        f'aria-label="cycles a token of {len(steps)} steps">{"".join(parts)}</svg>'
     )
 
 

@@ -20,7 +20,7 @@ from scripts.report.charts import bar, heat_map, line_chart
 from scripts.report.data import COMMANDS, SHOWN_DIGITS, Gap, ReportData
 from scripts.report.html import fact_list, table
 from scripts.report.interactive import follow_form, policy, scripts, write_form
-from scripts.report.machine import placed, units_at_work
+from scripts.report.machine import ladder, layers, placed, units_at_work
 
 TEMPLATE = Path(__file__).with_name("template.html")
 # Signal-to-noise ratio that fills a bar: 8 bits of a uniform signal have 50 dB.
@@ -344,7 +344,10 @@ def circuit_text(data: ReportData) -> str:
     )
     timeline = data.simulation["timeline"] if data.simulation and data.simulation.get("timeline") else None
     drawn = units_at_work(timeline) if timeline else ""
-    return belongs_to(integer_model_name(data)) + drawn + note + quotation(written["prompt"], written["text"])
+    if stages := (data.simulation or {}).get("layers"):
+        drawn += layers(stages)
+    text = note + quotation(written["prompt"], written["text"])
+    return belongs_to(integer_model_name(data)) + drawn + ladder() + text
 
 
 def seeds(report: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from amaranth.hdl import Cat, Module, ResetInserter, Shape, ShapeLike, Signal, Value
+from amaranth.hdl import Cat, ClockDomain, Module, ResetInserter, Shape, ShapeLike, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -37,6 +37,13 @@ def stream_ports(component: wiring.Component) -> tuple[dict[str, ShapeLike], dic
 class Harness(wiring.Component):
     """A component with all of its streams in two words.
 
+    Args:
+        component: With streams, and constants as its other inputs.
+        constants: The value of each of these.
+        one_reset: Only `inputs` resets, and a cycle later: a register in between. Then no logic of
+            a register's reset depends on an input, which Verilator would evaluate at every change
+            of one, the clock's too. The clock is a port of the signature.
+
     Attributes:
         sources: Where each stream input lies, in the order of the component's signature.
         sinks: Where each stream output lies.
@@ -45,7 +52,9 @@ class Harness(wiring.Component):
         outputs: Out, from bit 0: each source's ready, each sink's valid, each sink's payload.
     """
 
-    def __init__(self, component: wiring.Component, constants: Mapping[str, int] | None = None):
+    def __init__(
+        self, component: wiring.Component, constants: Mapping[str, int] | None = None, *, one_reset: bool = False
+    ):
         constants = dict(constants or {})
         source_shapes, sink_shapes = stream_ports(component)
         plain = set(component.signature.members.keys()) - set(source_shapes) - set(sink_shapes)
@@ -65,19 +74,27 @@ class Harness(wiring.Component):
             width = Shape.cast(shape).width
             self.sinks.append(Port(name, width, flag_out=1 + place, flag_in=place, offset=offset))
             offset += width
-        super().__init__({"inputs": In(input_bits), "outputs": Out(offset)})
+        self.one_reset = one_reset
+        clock = {"clk": In(1)} if one_reset else {}
+        super().__init__({**clock, "inputs": In(input_bits), "outputs": Out(offset)})
 
     def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
-        reset = Signal()
+        asked, reset = Signal(), Signal(reset_less=True)
         m.submodules.component = ResetInserter({"sync": reset})(self.component)
+        if self.one_reset:
+            m.domains.sync = domain = ClockDomain(reset_less=True)
+            m.d.comb += domain.clk.eq(self.clk)
+            m.d.sync += reset.eq(asked)
+        else:
+            m.d.comb += reset.eq(asked)
         # A component without registers has no clock; a bench needs one.
         clocked = Signal()
         m.d.sync += clocked.eq(~clocked)
         sources = [getattr(self.component, port.name) for port in self.sources]
         sinks = [getattr(self.component, port.name) for port in self.sinks]
-        written = [reset, *(port.valid for port in sources), *(port.ready for port in sinks)]
+        written = [asked, *(port.valid for port in sources), *(port.ready for port in sinks)]
         written += [Value.cast(port.payload) for port in sources]
         read = [*(port.ready for port in sources), *(port.valid for port in sinks)]
         read += [Value.cast(port.payload) for port in sinks]

@@ -12,6 +12,7 @@ from fixedpoint import QuantizedTransformer
 from fixedpoint.operators.sampling import XorShift32
 from hdl.decoder.accelerator import Turn
 from hdl.decoder.machine import Machine
+from hdl.decoder.probe import ProbedMachine, Unit
 from hdl.decoder.score_rows import Temperature
 from hdl.errors import ToolError
 from hdl.parts.payload import payload_shape
@@ -28,7 +29,7 @@ WATCHDOG_CYCLES = 1_000_000
 FIELDS = ("active", "token", "restart", "sample", "random", "multiplier", "amount")
 
 
-def compile_decoder(machine: Machine, build_directory: Path, *, fast: bool = False) -> Path:
+def compile_decoder(machine: Machine | ProbedMachine, build_directory: Path, *, fast: bool = False) -> Path:
     """Return the program of a machine (`native/decoder.cpp`), compiled unless it has been before.
 
     Args:
@@ -39,7 +40,7 @@ def compile_decoder(machine: Machine, build_directory: Path, *, fast: bool = Fal
     Raises:
         ToolError: A tool is missing or failed.
     """
-    harness = Harness(machine)
+    harness = Harness(machine, one_reset=True)
     texts = {"machine.h": _header(harness)}
     return compile_bench("decoder", harness, texts, SOURCE, build_directory, fast=fast) / "bench"
 
@@ -65,6 +66,7 @@ class SimulatedDecoder:
     Args:
         machine: The circuit.
         build_directory: Where compiled simulations are kept.
+        probed: Whether `ask` can be used.
 
     Attributes:
         machine: The circuit.
@@ -75,10 +77,10 @@ class SimulatedDecoder:
         ToolError: A tool is missing or failed.
     """
 
-    def __init__(self, machine: Machine, build_directory: Path):
-        self.machine = machine
+    def __init__(self, machine: Machine, build_directory: Path, probed: bool = False):
+        self.machine, self._probed = machine, probed
         self.cycles: list[int] = []
-        bench = compile_decoder(machine, build_directory)
+        bench = compile_decoder(ProbedMachine(machine) if probed else machine, build_directory)
         self._process = subprocess.Popen(
             [bench], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=tool_environment()
         )
@@ -89,6 +91,19 @@ class SimulatedDecoder:
         Args:
             turns: Each sequence's, None for one that sits out; fewer where the others sit out.
         """
+        answer = self._exchange(turns, *([0, 0] if self._probed else []))
+        sequences = self.machine.plan.sequences
+        self.cycles.append(answer[sequences])
+        return answer[:sequences]
+
+    def ask(self, turns: Sequence[Turn | None], unit: Unit, last: int) -> int:
+        """Return the checksum of a unit's words while it takes turns, up to the one that is counted
+        `last` from 0; see `hdl.decoder.probe.checksum`.
+        """
+        return self._exchange(turns, int(unit), last)[-1]
+
+    def _exchange(self, turns: Sequence[Turn | None], *probe: int) -> list[int]:
+        """Return each sequence's next token, the cycles, and where it is probed the checksum."""
         assert self._process.stdin is not None and self._process.stdout is not None
         words: list[int] = []
         sequences = self.machine.plan.sequences
@@ -97,17 +112,16 @@ class SimulatedDecoder:
             number, heat = one.choice or (1, Temperature(0, 0))
             words += [turn is not None, one.token, one.restart, one.choice is not None]
             words += [number, heat.multiplier, heat.amount]
+        words += probe
         try:
             self._process.stdin.write(" ".join(str(int(word)) for word in words) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             pass  # the missing answer says so
         answer = self._process.stdout.readline().split()
-        if len(answer) != sequences + 1:
+        if len(answer) != sequences + 1 + self._probed:
             raise ToolError(f"the simulated decoder gave no token (exit status {self._process.wait()})")
-        *tokens, cycles = map(int, answer)
-        self.cycles.append(cycles)
-        return tokens
+        return list(map(int, answer))
 
     def close(self) -> None:
         """End the process."""
@@ -211,31 +225,39 @@ def _turns(
 
 def _header(harness: Harness) -> str:
     source, sink = harness.sources[0], harness.sinks[0]
-    places = payload_shape(harness.component.i)
-    plan = harness.component.plan
-    several = plan.sequences > 1
+    places, plan = payload_shape(harness.component.i), harness.component.plan
+    probed = isinstance(harness.component, ProbedMachine)
+    probe, checksum, token_bits = [], 0, sink.width
+    begin = source.offset
+    if probed:
+        probe = [(begin + places[name].offset, places[name].width) for name in ("unit", "last")]
+        given = payload_shape(harness.component.o)
+        checksum, token_bits = sink.offset + given["checksum"].offset, given["given"].width
+        places, begin = places["choice"].shape, begin + places["choice"].offset
     choices = (
         [(places[number].offset, places[number].shape) for number in range(plan.sequences)]
-        if several
+        if plan.sequences > 1
         else [(0, places)]
     )
     numbers = {
         "READY_BIT": source.flag_in,
         "VALID_BIT": sink.flag_in,
         "SEQUENCES": plan.sequences,
-        "TOKEN_BITS": sink.width // plan.sequences,
+        "TOKEN_BITS": token_bits // plan.sequences,
         "TOKEN_OUT": sink.offset,
         "I_VALID": source.flag_out,
         "O_READY": sink.flag_out,
+        "PROBED": int(probed),
+        "CHECKSUM_OUT": checksum,
         "WATCHDOG_CYCLES": WATCHDOG_CYCLES,
     }
     lines = [f"constexpr unsigned {name} = {value};" for name, value in numbers.items()]
     fields = [
-        f"{{{source.offset + begin + choice[name].offset}, {choice[name].width}}}"
-        if name in choice.members
-        else "{0, 0}"
-        for begin, choice in choices
+        f"{{{begin + place + choice[name].offset}, {choice[name].width}}}" if name in choice.members else "{0, 0}"
+        for place, choice in choices
         for name in FIELDS
     ]
     lines.append(f"constexpr Field FIELDS[] = {{{', '.join(fields)}}}; // {', '.join(FIELDS)}")
+    probes = ", ".join(f"{{{offset}, {width}}}" for offset, width in probe or [(0, 0)])
+    lines.append(f"constexpr Field PROBE[] = {{{probes}}}; // unit, last")
     return "\n".join(lines) + "\n"

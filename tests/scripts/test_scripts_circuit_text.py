@@ -1,6 +1,8 @@
 """Text of a circuit that is only pretended: equal to the integer model's, or refused."""
 
 import json
+import re
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from fixedpoint import load_export
 from fixedpoint.generation import generate_batch
 from hdl.board.boards import BOARDS
 from hdl.board.decoder_estimate import best_estimate
+from hdl.board.selftest import token_stages
 from hdl.errors import CircuitError
 from model.tokenizers.tokenizer import load_tokenizer
 from scripts import circuit_text, cli
@@ -20,9 +23,9 @@ from sim.simulators.decoder_process import SimulatedDecoder
 @pytest.fixture
 def pretended(monkeypatch):
     """A circuit computed by the integer model; `wrong` and `late` are the steps that go wrong."""
-    faults = {"wrong": -1, "late": -1}
+    faults = {"wrong": -1, "late": -1, "stage": ""}
 
-    def start(self, machine, directory):
+    def start(self, machine, directory, probed=False):
         self.machine, self.cycles = machine, []
         self.tokens = [[] for _ in range(machine.plan.sequences)]
 
@@ -37,7 +40,17 @@ def pretended(monkeypatch):
         self.cycles.append(self.machine.cycles(places[: len(self.tokens)]) + (number == faults["late"]))
         return given
 
-    for name, function in (("__init__", start), ("step", step), ("close", lambda self: None)):
+    @cache
+    def stages(machine, tokens):
+        return token_stages(machine, list(tokens))
+
+    def ask(self, turns, unit, last):
+        (turn,) = turns
+        self.tokens[0] = [*([] if turn.restart else self.tokens[0]), turn.token]
+        found = [one for one in stages(self.machine, tuple(self.tokens[0])) if (one.unit, one.last) == (unit, last)]
+        return found[0].checksum ^ (found[0].name == faults["stage"])
+
+    for name, function in (("__init__", start), ("step", step), ("ask", ask), ("close", lambda self: None)):
         monkeypatch.setattr(SimulatedDecoder, name, function)
     return faults
 
@@ -96,7 +109,16 @@ def test_simulate_keeps_the_text_and_fails_where_it_differs(pretended, tiny_run:
     results = json.loads((tiny_run / "simulation" / "results.json").read_text())
     assert results["written"]["text"] in capsys.readouterr().out
     assert [(one["name"], one["equal"]) for one in results["benches"]] == [("decoder", True)]
-    pretended["wrong"] = 5
+    layers = {one["name"]: one for one in results["layers"]}
+    assert [*layers][:: len(layers) - 1] == ["embedding", "logits"]
+    query = layers["blocks.1.attention.query"]
+    assert len(query["exact"]) == len(query["integers"]) == 32 and query["decibels"] > 20
+    assert query["error"] >= max(abs(a - b) for a, b in zip(query["exact"], query["integers"], strict=True)) * 0.99
+    assert re.fullmatch("[0-9a-f]{8}", query["checksum"])
+    pretended["stage"] = "blocks.1.attention.query"
+    assert cli.main(words) == 1
+    assert "error: decoder: blocks.1.attention.query of token 3 has the checksum" in capsys.readouterr().err
+    pretended["wrong"], pretended["stage"] = 5, ""
     assert cli.main(words) == 1
     assert "error: decoder: token" in capsys.readouterr().err
     assert json.loads((tiny_run / "simulation" / "results.json").read_text())["written"] is None

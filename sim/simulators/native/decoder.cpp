@@ -2,14 +2,16 @@
 //
 // Without an argument, tokens in on standard input, tokens out on standard output. A line of input is the fields of each
 // sequence's token, "ACTIVE TOKEN RESTART SAMPLE RANDOM MULTIPLIER AMOUNT"; a machine that cannot sample ignores the
-// last four, one of a single sequence the first. The answer is "TOKEN CYCLES", with a token for each sequence: the next
-// one, and the clock edges from the ones taken to the next ones offered.
+// last four, one of a single sequence the first. With a probe "UNIT LAST" follow. The answer is "TOKEN CYCLES", with a
+// token for each sequence: the next one, and the clock edges from the ones taken to the next ones offered. With a probe
+// its checksum follows.
 // Exit status: 0 at the end of the input, 1 if no token comes for WATCHDOG_CYCLES.
 //
 // With a file of records of 32-bit numbers, it runs them all and compares; see `Record`. It prints "done CYCLES", or
 // what is wrong: the kind, the number of the record, what came, what was expected.
 //
-// The circuit is `sim.bench.harness.Harness` around the machine; machine.h, written beside it, says where its ports lie.
+// The circuit is `sim.bench.harness.Harness` with one reset around the machine; machine.h, written beside it, says
+// where its ports lie.
 
 #include <cinttypes>
 #include <cstdint>
@@ -27,7 +29,9 @@ struct Field {
     unsigned offset, width;
 };
 
-#include "machine.h" // READY_BIT, VALID_BIT, SEQUENCES, TOKEN_BITS, TOKEN_OUT, I_VALID, O_READY, WATCHDOG_CYCLES, FIELDS
+// READY_BIT, VALID_BIT, SEQUENCES, TOKEN_BITS, TOKEN_OUT, I_VALID, O_READY, PROBED, PROBE, CHECKSUM_OUT, WATCHDOG_CYCLES,
+// FIELDS
+#include "machine.h"
 
 // Writes bits of a port, which is a number or, beyond 64 bits, an array of 32-bit words.
 template <typename Port> void put(Port &port, Field field, Bits value) {
@@ -69,13 +73,13 @@ class Bench {
         ++cycles;
     }
 
+    // Two edges: at the second one the circuit is reset.
     void reset() {
         const Field field{0, 1};
-        top->rst = 1;
         put(top->inputs, field, 1);
         edge();
-        top->rst = 0;
         put(top->inputs, field, 0);
+        edge();
     }
 
     void offer(bool valid) { put(top->inputs, {I_VALID, 1}, valid); }
@@ -123,6 +127,15 @@ int converse(Bench &bench) {
             }
             bench.field(number, value);
         }
+        if constexpr (PROBED != 0) {
+            for (const Field &field : PROBE) {
+                Bits value = 0;
+                if (std::scanf("%" SCNu64, &value) != 1) {
+                    return 0;
+                }
+                put(bench.top->inputs, field, value);
+            }
+        }
         const Bits taken = bench.give();
         if (taken == 0 || !bench.wait([&] { return bench.gives(); })) {
             return 1;
@@ -130,7 +143,11 @@ int converse(Bench &bench) {
         for (unsigned sequence = 0; sequence < SEQUENCES; ++sequence) {
             std::printf("%" PRIu64 " ", bench.token(sequence));
         }
-        std::printf("%" PRIu64 "\n", bench.cycles - taken);
+        std::printf("%" PRIu64, bench.cycles - taken);
+        if constexpr (PROBED != 0) {
+            std::printf(" %" PRIu64, Bits{bench.top->outputs} >> CHECKSUM_OUT & 0xFFFFFFFF);
+        }
+        std::printf("\n");
         std::fflush(stdout);
         bench.take(true);
         bench.edge();
@@ -170,10 +187,9 @@ int compare(Bench &bench, std::FILE *file) {
         invalid();
         bench.take(record.sink_pause == 0);
         if (record.reset_after != 0) {
-            for (std::uint32_t pause = 0; pause < record.reset_after; ++pause) {
+            for (std::uint32_t pause = 1; pause < record.reset_after; ++pause) {
                 bench.edge();
             }
-            bench.take(false);
             bench.reset();
             continue;
         }

@@ -1,19 +1,24 @@
 """The report's page: well formed, complete, and safe with whatever a run contains."""
 
+import base64
 import re
 import shlex
+import zlib
 from html import unescape
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
+from model.files import read_json
 from scripts.report.charts import Series
 from scripts.report.data import Gap, ReportData
 from scripts.report.html import fact_list, table
+from scripts.report.machine import LADDER, STRIP, ladder, layers
 from scripts.report.page import lead, page
 
 HOSTILE = "<script>alert('x')</script>\"&$title"
+SHOWN = ("block_rams", "multipliers", "luts")  # of a step of the ladder, beside its cycles
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 MODEL = {
     "num_layers": 2,
@@ -260,7 +265,12 @@ def test_the_machines_pictures_name_gaps_cores_and_the_slowest_path() -> None:
     ]
     written = {"prompt": "a", "text": "b", "tokens": 1, "cycles": 100.0, "lanes": 32}
     timeline = {"position": 7, "cycles": 100, "spans": spans, "gaps": gaps}
-    simulation = {**(data().simulation or {}), "written": written, "timeline": timeline}
+    stage = {"name": HOSTILE, "exact": [0.5, -1.0], "integers": [0.5, -0.75], "size": 1.0, "error": 0.25}
+    stages = [
+        {**stage, "decibels": 13.0, "checksum": "0badcafe"},
+        {**stage, "name": "logits", "decibels": None, "checksum": "00000001"},
+    ]
+    simulation = {**(data().simulation or {}), "written": written, "timeline": timeline, "layers": stages}
     step = {"net": "n", "x": 4, "y": 5, "wire": False}
     placement = {
         "cores": {
@@ -278,6 +288,23 @@ def test_the_machines_pictures_name_gaps_cores_and_the_slowest_path() -> None:
     text = " ".join(" ".join(parsed(shown).text).split())
     assert "waits 40 cycles for normalized" in text
     assert text.index("units over one token") < text.index("took 1 tokens and gave")
+    assert f"The least is 13.0 dB, of {HOSTILE}." in text
+    assert f"{HOSTILE} 13.0 dB 0badcafe logits exact 00000001" in text
+    pictures = [base64.b64decode(one) for one in re.findall('base64,([^"]+)"', layers(stages))]
+    raw = zlib.decompress(pictures[3][pictures[3].index(b"IDAT") + 4 : -16])  # integers below zero
+    opacity = np.frombuffer(raw, np.uint8).reshape(2, -1)[:, 4::4]
+    assert len(pictures) == 6 and opacity.shape == (2, STRIP)
+    assert set(opacity[0, : STRIP // 2]) == {0} and set(opacity[0, STRIP // 2 :]) == {int(255 * 0.75**0.5)}
+    steps = read_json(LADDER)["steps"]
+    for step in steps:
+        assert f"{step['step']} {step['cycles']:,} cycles, {1e8 / step['cycles']:,.0f}/s" in text
+    table_of_steps = (LADDER.parent / "decoder.md").read_text(encoding="utf-8")
+    for step in steps:
+        figures = [f"{step['cycles']:,}", *("" if step[key] is None else f"{step[key]:,}" for key in SHOWN)]
+        row = next(line for line in table_of_steps.splitlines() if line.startswith(f"| {step['step']} |"))
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert [cells[1], *cells[3:]] == figures
+    assert ladder(LADDER.with_name("missing.json")) == ""
     assert "hidden 30 30.0%" in text
     assert "The engine works in 30 of them at most" in text
     assert f"norms{HOSTILE} 1,234 5 3 15" in text
