@@ -88,6 +88,8 @@ def requirements_of(machine: Units) -> Requirements:
         words = max(1, plan.head_dim // plan.rows)
         rams += _rams(plan.context_length * words, FACTOR.bits * min(plan.rows, plan.head_dim))
     rams += plan.rows if plan.sampling else 0  # tables of noise
+    if isinstance(machine, Machine):
+        rams += _rams(len(machine.sequencer.entries()), machine.sequencer.fields.size)
     return Requirements(rams, multipliers_of(plan))
 
 

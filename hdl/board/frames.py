@@ -108,7 +108,7 @@ class FrameReceiver(wiring.Component):
     A packet is offered when its frame has arrived whole. The wire does not wait: a frame that
     begins before the packet in front of it was taken is dropped.
 
-    Latency: 1 cycle from the closing flag to the packet's first byte. Throughput: a byte a cycle,
+    Latency: 2 cycles from the closing flag to the packet's first byte. Throughput: a byte a cycle,
     in and out. Resources: a memory of largest + 4 bytes, a CRC of 32 flip-flops.
 
     Attributes:
@@ -135,39 +135,41 @@ class FrameReceiver(wiring.Component):
         escaped = Signal()
         broken = Signal(init=1)  # until the first flag too
         held = Signal()  # a packet waits to be taken
+        arrived, byte, flag, escape = Signal(), Signal(8), Signal(), Signal()
+        m.d.sync += [arrived.eq(self.i.valid), byte.eq(self.i.payload)]
+        m.d.sync += [flag.eq(self.i.payload == FLAG), escape.eq(self.i.payload == ESCAPE)]
         m.d.comb += [
             self.i.ready.eq(1),
-            check.data.eq(self.i.payload ^ Mux(escaped, FLIP, 0)),
+            check.data.eq(byte ^ Mux(escaped, FLIP, 0)),
             write.addr.eq(count - LENGTH.size),
             write.data.eq(check.data),
         ]
-        with m.If(self.i.valid):
-            with m.Switch(self.i.payload):
-                with m.Case(FLAG):
-                    whole = (
-                        check.match_detected
-                        & ~escaped
-                        & ~broken
-                        & (length != 0)
-                        & (count == length + (LENGTH.size + CHECK.size))
-                    )
-                    m.d.comb += check.start.eq(1)
-                    m.d.sync += [count.eq(0), escaped.eq(0), broken.eq(0)]
-                    with m.If(whole):
-                        m.d.sync += held.eq(1)
-                with m.Case(ESCAPE):
-                    m.d.sync += escaped.eq(1)
-                    with m.If(escaped):
-                        m.d.sync += broken.eq(1)
-                with m.Default():
-                    m.d.sync += escaped.eq(0)
-                    with m.If(held | (count == bound)):
-                        m.d.sync += broken.eq(1)
-                    with m.Else():
-                        m.d.comb += [check.valid.eq(1), write.en.eq(count >= LENGTH.size)]
-                        m.d.sync += count.eq(count + 1)
-                        with m.If(count < LENGTH.size):
-                            m.d.sync += length.eq((length >> 8) | (check.data << 8))
+        with m.If(arrived):
+            with m.If(flag):
+                whole = (
+                    check.match_detected
+                    & ~escaped
+                    & ~broken
+                    & (length != 0)
+                    & (count == length + (LENGTH.size + CHECK.size))
+                )
+                m.d.comb += check.start.eq(1)
+                m.d.sync += [count.eq(0), escaped.eq(0), broken.eq(0)]
+                with m.If(whole):
+                    m.d.sync += held.eq(1)
+            with m.Elif(escape):
+                m.d.sync += escaped.eq(1)
+                with m.If(escaped):
+                    m.d.sync += broken.eq(1)
+            with m.Else():
+                m.d.sync += escaped.eq(0)
+                with m.If(held | (count == bound)):
+                    m.d.sync += broken.eq(1)
+                with m.Else():
+                    m.d.comb += [check.valid.eq(1), write.en.eq(count >= LENGTH.size)]
+                    m.d.sync += count.eq(count + 1)
+                    with m.If(count < LENGTH.size):
+                        m.d.sync += length.eq((length >> 8) | (check.data << 8))
 
         index = Signal(range(self.largest))
         taken = held & self.o.ready

@@ -27,7 +27,8 @@ from amaranth.lib.wiring import In, Out
 from fixedpoint import Attention
 
 from ..errors import CircuitError, ToolError
-from ..parts.payload import connect, describe
+from ..parts.payload import connect, describe, payload_shape
+from ..parts.stream_parts import StreamRegister
 from .frames import LARGEST_PACKET, FrameReceiver, FrameTransmitter
 from .session import HEADER, Requester, Responder, SerialPort, SessionLost
 
@@ -177,11 +178,21 @@ class HostLink(wiring.Component):
         m.submodules.transmitter = transmitter = FrameTransmitter()
         m.submodules.responder = responder = Responder(1 + max(Identity.SIZE, result_bytes))
         connect(m, wiring.flipped(self.i_bytes), receiver.i)
-        connect(m, receiver.o, responder.i_packet)
-        connect(m, responder.o_packet, transmitter.i)
-        connect(m, transmitter.o, wiring.flipped(self.o_bytes))
+        registers = {}
+        for name, source in {
+            "packet": receiver.o,
+            "request": responder.o_request,
+            "answer": responder.o_packet,
+            "byte": transmitter.o,
+        }.items():
+            m.submodules[f"{name}_register"] = register = StreamRegister(payload_shape(source))
+            connect(m, source, register.i)
+            registers[name] = register.o
+        connect(m, registers["packet"], responder.i_packet)
+        connect(m, registers["answer"], transmitter.i)
+        connect(m, registers["byte"], wiring.flipped(self.o_bytes))
 
-        request, answer = responder.o_request, responder.i_answer
+        request, answer = registers["request"], responder.i_answer
         kind = Signal(8)  # of the answer
         left = Signal(16)
         identity = self._identity(m, Identity.SIZE - 1 - left, answer.ready)

@@ -186,6 +186,15 @@ class Responder(wiring.Component):
             self.o_packet.payload.remaining.eq(left),
         ]
         rotated = Cat(Cat(number, sequence)[8:], number[:8])
+        # Comparisons of 32 bits, in a register each; the state COMPARE waits for them.
+        ours, first, again, follows, expected = Signal(), Signal(), Signal(), Signal(), Signal(32)
+        m.d.sync += [
+            ours.eq(known & (number == own)),
+            first.eq(sequence == 0),
+            again.eq(sequence == last),
+            follows.eq(sequence == expected),
+            expected.eq(last + 1),
+        ]
         with m.FSM():
             with m.State("HEADER"):
                 m.d.comb += self.i_packet.ready.eq(1)
@@ -199,15 +208,16 @@ class Responder(wiring.Component):
                         m.d.sync += place.eq(0)
                     with m.Elif(place == HEADER.size - 1):
                         m.d.sync += place.eq(0)
-                        m.next = "DECIDE"
+                        m.next = "COMPARE"
+            with m.State("COMPARE"):
+                m.next = "DECIDE"
             with m.State("DECIDE"):
-                ours = known & (number == own)
                 m.d.sync += refused.eq(0)
                 m.next = "SKIP"
-                with m.If((ours & (sequence == last + 1)) | (~ours & (sequence == 0))):
+                with m.If(Mux(ours, follows, first)):
                     m.d.sync += [known.eq(1), own.eq(number), last.eq(sequence)]
                     m.next = "HAND ON"
-                with m.Elif(~ours | (sequence != last)):
+                with m.Elif(~ours | ~again):
                     m.d.sync += refused.eq(1)
             with m.State("SKIP"):
                 m.d.comb += self.i_packet.ready.eq(1)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import data
 
+from ..parts.registers import data_register
 from .program import Event, Work
 from .results import Events, next_chunk
 from .row_ports import each
@@ -32,13 +33,16 @@ def attend(
     """
     plan, engine = units.plan, units.engine
     result = issued[units.memory_latency + engine.latency]
-    slot = select([state.slot for state in states], result.sequence)
+    # The last word's scores are counted a cycle early: what compares them has no time for it.
+    before = issued[units.memory_latency + engine.latency - 1]
+    slot, count = select([state.slot for state in states], before.sequence), data_register(range(plan.slots + 1))
+    m.d.sync += count.eq(Mux(before.final, slot + 1, plan.slots))
     for head, unit in enumerate(units.softmax):
         m.d.comb += [
             unit.start.eq(begin_values),
             unit.i.valid.eq(result.valid & (result.work == Work.SCORES)),
             unit.i.last.eq(result.final),
-            unit.i.count.eq(Mux(result.final, slot + 1, plan.slots)),
+            unit.i.count.eq(count),
             unit.i.layer.eq(result.layer),
         ]
         m.d.comb += [

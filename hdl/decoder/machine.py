@@ -140,7 +140,7 @@ class Machine(Units, wiring.Component):
         of_weights = issued[memory].work == Work.WEIGHTS
         m.d.comb += [
             engine.word.eq(word),
-            engine.activations.eq(operands(m, self, issued, states)),
+            engine.activations.eq(operands(m, self, [sequencer.issued, *issued], states)),
             engine.i.dot.eq(issued[memory].valid & (issued[memory].work != Work.VALUES)),
             engine.i.accumulate.eq(issued[memory].valid & (issued[memory].work == Work.VALUES)),
             engine.i.tap.eq(Mux(of_weights, len(engine.parameters.columns) - 1, 0)),

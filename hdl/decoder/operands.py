@@ -2,16 +2,19 @@
 
 from collections.abc import Sequence
 
-from amaranth.hdl import Array, Module, Mux, Signal, Value, signed, unsigned
+from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed, unsigned
 from amaranth.lib import data
 
 from ..parts.banked_memory import BankedMemory
+from ..parts.copies import Copies
 from ..parts.dot_product import Delay
 from ..parts.registers import data_register
 from .program import Work
 from .row_ports import each
 from .states import State, select
 from .units import Units
+
+LANES_PER_COPY = 8  # of what says which register a lane's activation comes from
 
 
 def memory_word(m: Module, units: Units, command: data.View) -> tuple[data.View, BankedMemory]:
@@ -43,35 +46,44 @@ def memory_word(m: Module, units: Units, command: data.View) -> tuple[data.View,
     return chosen, memories[-1]
 
 
-def operands(m: Module, units: Units, issued: Sequence[data.View], states: Sequence[State]) -> data.View:
-    """Return the activations of a command, together with its word."""
+def operands(m: Module, units: Units, ahead: Sequence[data.View], states: Sequence[State]) -> data.View:
+    """Return the activations of a command, together with its word.
+
+    Args:
+        m: The machine's module.
+        units: Its units.
+        ahead: Commands by cycles since their issue: what all lanes look at is copied a cycle early.
+        states: The sequences'.
+    """
     plan, memory = units.plan, units.memory_latency
     layout = data.ArrayLayout(signed(units.parameters.activation_bits), plan.lanes)
     chosen, result = data_register(layout, name="chosen"), data_register(layout, name="operands")
-    early, late = issued[memory - 2], issued[memory - 1]
+    early, late = ahead[memory - 2], ahead[memory - 1]
     numerators = _numerators(m, units)
     width = plan.hidden_slices * plan.columns
-
-    def of(rows: list[list], place: Value) -> Value:
-        return Array(select([row[number] for row in rows], early.sequence) for number in range(len(rows[0])))[place]
-
+    # The queries of each pass, then the slices of the hidden row, then those of the vector.
+    slices = plan.passes + Mux(early.hidden, 0, plan.hidden_slices) + early.slice
+    number = Signal(range(plan.passes + plan.hidden_slices + len(states[0].vector[:: plan.columns])))
+    m.d.comb += number.eq(Mux(early.work == Work.WEIGHTS, slices, early.part))
+    count = -(-plan.lanes // LANES_PER_COPY)
+    choices = Copies(len(number) + len(early.sequence), count)
+    of_values = Copies(1, count)
+    m.submodules.operand_choices, m.submodules.operands_of_values = choices, of_values
+    m.d.comb += [choices.i.eq(Cat(number, early.sequence)), of_values.i.eq(late.work == Work.VALUES)]
     for lane in range(plan.lanes):
-        column, channel = lane % plan.columns, lane % plan.kv_channels
-        with m.If(early.work != Work.WEIGHTS):
-            m.d.sync += chosen[lane].eq(
-                of([state.hidden[channel : plan.channels : plan.kv_channels] for state in states], early.part)
-            )
-        with m.Elif(early.hidden):
-            m.d.sync += chosen[lane].eq(
-                of([state.hidden[column : width : plan.columns] for state in states], early.slice)
-            )
-        with m.Else():
-            m.d.sync += chosen[lane].eq(of([state.vector[column :: plan.columns] for state in states], early.slice))
+        column, channel, copy = lane % plan.columns, lane % plan.kv_channels, lane // LANES_PER_COPY
+        rows = [
+            [
+                *state.hidden[channel : plan.channels : plan.kv_channels],
+                *state.hidden[column : width : plan.columns],
+                *state.vector[column :: plan.columns],
+            ]
+            for state in states
+        ]
+        place, sequence = choices.o[copy][: len(number)], choices.o[copy][len(number) :]
+        m.d.sync += chosen[lane].eq(Array(select(list(places), sequence) for places in zip(*rows, strict=True))[place])
         slot, head = lane // plan.kv_channels, channel // plan.head_dim
-        with m.If(late.work == Work.VALUES):
-            m.d.sync += result[lane].eq(numerators[head][slot])
-        with m.Else():
-            m.d.sync += result[lane].eq(chosen[lane])
+        m.d.sync += result[lane].eq(Mux(of_values.o[copy], numerators[head][slot], chosen[lane]))
     return result
 
 

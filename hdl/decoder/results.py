@@ -130,21 +130,20 @@ def store_projections(m: Module, units: Units, results: Results, states: Sequenc
     assembly = [data_register(element, name=f"assembly_{number}") for number in range(plan.kv_channels)]
     stored = result.key | result.value
     _store(m, "assembly", [assembly], stored, result.final, values, Const(0, 0))
-    whole, is_value, layer = Signal(), Signal(), data_register(result.layer.shape())
-    sequence = data_register(result.sequence.shape())
-    m.d.sync += [whole.eq(stored & result.final), is_value.eq(result.value), layer.eq(result.layer)]
-    m.d.sync += sequence.eq(result.sequence)
+    whole, sequence = Signal(), data_register(result.sequence.shape())
     bases = [
         Array(
             plan.cache_address(number, values=values, sequence=one.number)
             for number in range(plan.layers)
             for values in (False, True)
-        )[Cat(is_value, layer)]
+        )[Cat(result.value, result.layer)]
         for one in states
     ]
+    base = data_register(cache.write_address)
+    m.d.sync += [whole.eq(stored & result.final), sequence.eq(result.sequence), base.eq(select(bases, result.sequence))]
     slot = select([one.slot for one in states], sequence)
     m.d.comb += [
-        cache.write_address.eq(select(bases, sequence) + select([one.row for one in states], sequence)),
+        cache.write_address.eq(base + select([one.row for one in states], sequence)),
         cache.write_data.eq(Cat(*assembly).replicate(plan.slots)),
         cache.write_enable.eq(Mux(whole, 1 << slot, 0)),
     ]

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
-from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value
-from amaranth.lib import data, wiring
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, unsigned
+from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..parts.internals import Internals
@@ -13,7 +13,7 @@ from .plan import Plan
 from .program import DIVISION_ROWS, Destination, Event, Program, Source, Step, Work
 from .states import select
 
-EVENT_COUNT_BITS = 2  # at most two of an event wait to be consumed
+WAITING = 2  # of an event wait to be consumed, at most
 
 
 class Sequencer(wiring.Component):
@@ -24,8 +24,11 @@ class Sequencer(wiring.Component):
 
     Latency: a command is given one cycle after its issue.
 
-    Internals: a step stands in a register, the one that follows in another, so that the table of
-    steps has a cycle for itself.
+    Internals: a step stands in a register, the one that follows in another, and the next one behind
+    the table of steps, which is block RAM where it is long. The step's address counts up and its
+    `last_word` down as words are issued. What is decided in a cycle needs no comparison: a register
+    says whether a word is the `first` or the `final` one, and of each event a bit says that it
+    waits, and another that it does twice.
 
     Attributes:
         programs: For each set of sequences that start, as a number less 1, the steps.
@@ -90,11 +93,13 @@ class Sequencer(wiring.Component):
             }
         )
 
-    def _entries(self) -> list[dict[str, int]]:
+    def entries(self) -> list[int]:
+        """Return the table of steps, as numbers of `fields.size` bits."""
+
         def mask(step: Step, events: tuple[Event, ...]) -> int:
             return sum(1 << self.keys.index(step.key(event)) for event in events)
 
-        return [
+        entries = [
             {
                 "work": step.work,
                 "layer": step.layer,
@@ -111,28 +116,30 @@ class Sequencer(wiring.Component):
             }
             for step in self._steps
         ]
+        return [self.fields.const(entry).as_bits() for entry in entries]
 
     def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
-        entries = [Const(self.fields.const(entry).as_bits(), self.fields.size) for entry in self._entries()]
+        entries = self.entries()
         number = Signal(range(len(entries) + 1), init=len(entries))  # of the step to be looked up
         ends = list(accumulate(len(program.steps) for program in self.programs))
         stop: Value | int = len(entries)
         if len(ends) > 1:
             stop = Signal.like(number, init=len(entries))
         now, following = data_register(self.fields), data_register(self.fields)
-        now_valid, following_valid = Signal(), Signal()
+        now_valid, following_valid, looked_up = Signal(), Signal(), Signal()
+        m.submodules.table = table = memory.Memory(shape=unsigned(self.fields.size), depth=len(entries), init=entries)
+        port = table.read_port()
         begun, pause = Signal(), Signal(range(max(self.values_delay, 1)))
-        index, part = data_register(now.last_word), data_register(now.last_slice)
+        first, final, part = data_register(), data_register(), data_register(now.last_slice)
         counts = [
-            Signal(EVENT_COUNT_BITS, init=DIVISION_ROWS * (event == Event.ROOM), name=f"{event.name.lower()}_{owner}")
+            Signal(WAITING, init=(1 << DIVISION_ROWS * (event == Event.ROOM)) - 1, name=f"{event.name.lower()}_{owner}")
             for owner, event in self.keys
         ]
-        present = Cat(count.any() for count in counts)
+        present = Cat(count[0] for count in counts)
 
         allowed = ~(now.wait & ~present).any()
-        final = index == now.last_word
         held = final & (now.wait_last & ~present).any()
         begins, issue, finished = Signal(), Signal(), Signal()
         delayed = (now.work == Work.VALUES) if self.values_delay else Const(0, 1)
@@ -144,28 +151,38 @@ class Sequencer(wiring.Component):
         m.d.sync += self.begin_values.eq(begins & (now.work == Work.VALUES))
         for bit, count in enumerate(counts):
             taken = (begins & now.wait[bit]) | (finished & now.wait_last[bit])
-            m.d.sync += count.eq(count + self.events[bit] - taken)
+            happens = self.events[bit]
+            m.d.sync += count.eq(Mux(happens == taken, count, Mux(happens, Cat(1, count[0]), count[1])))
         with m.If(begins):
             m.d.sync += [begun.eq(1), pause.eq(Mux(delayed, max(self.values_delay - 1, 0), 0))]
         with m.Elif(pause != 0):
             m.d.sync += pause.eq(pause - 1)
         with m.If(issue):
-            m.d.sync += [index.eq(index + 1), part.eq(Mux(part == now.last_slice, 0, part + 1))]
+            m.d.sync += [
+                now.address.eq(now.address + 1),
+                now.last_word.eq(now.last_word - 1),
+                first.eq(0),
+                final.eq(now.last_word == 1),
+                part.eq(Mux(part == now.last_slice, 0, part + 1)),
+            ]
         advance = Signal()
         m.d.comb += advance.eq(~now_valid | finished)
+        last_word = Mux(following.each_position, select(list(self.rows), following.sequence), following.last_word)
         with m.If(advance):
             m.d.sync += [
                 now.eq(following),
+                now.last_word.eq(last_word),
                 now_valid.eq(following_valid),
                 begun.eq(0),
-                index.eq(0),
+                first.eq(1),
+                final.eq(last_word == 0),
                 part.eq(0),
-                following_valid.eq(0),
             ]
-            with m.If(following.each_position):
-                m.d.sync += now.last_word.eq(select(list(self.rows), following.sequence))
-        with m.If((advance | ~following_valid) & (number != stop)):
-            m.d.sync += [following.as_value().eq(Array(entries)[number]), following_valid.eq(1), number.eq(number + 1)]
+        with m.If(advance | ~following_valid):
+            m.d.sync += [following.as_value().eq(port.data), following_valid.eq(looked_up), looked_up.eq(0)]
+        m.d.comb += [port.addr.eq(number), port.en.eq((advance | ~following_valid | ~looked_up) & (number != stop))]
+        with m.If(port.en):
+            m.d.sync += [looked_up.eq(1), number.eq(number + 1)]
         for started, (begin, end) in enumerate(pairwise([0, *ends]), start=1):
             with m.If(self.start == started):
                 m.d.sync += number.eq(begin)
@@ -179,8 +196,8 @@ class Sequencer(wiring.Component):
             issued.valid.eq(issue),
             issued.work.eq(now.work),
             issued.layer.eq(now.layer),
-            issued.address.eq(now.address + index),
-            issued.first.eq(Mux(whole, single | (index == 0), part == 0)),
+            issued.address.eq(now.address),
+            issued.first.eq(Mux(whole, single | first, part == 0)),
             issued.last.eq(Mux(whole, single | final, part == now.last_slice)),
             issued.slice.eq(part),
             issued.hidden.eq(now.hidden),
@@ -193,6 +210,7 @@ class Sequencer(wiring.Component):
         m.d.sync += self.command.valid.eq(issue)
         self.internals = Internals(
             number=number, now=now, now_valid=now_valid, following=following, following_valid=following_valid,
-            begun=begun, pause=pause, index=index, part=part, counts=counts,
+            looked_up=looked_up, entry=port.data,
+            begun=begun, pause=pause, first=first, final=final, part=part, counts=counts,
         )  # fmt: skip
         return m

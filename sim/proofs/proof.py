@@ -178,6 +178,7 @@ read_rtlil top.il
 chformal -assert -remove {"top.core*.reciprocal top.core*.root" if proof.internal else "top.core*"}
 {"delete top.core*/t:$meminit*" if proof.free_memories else ""}
 prep -flatten -top top
+memory_map -rom-only
 opt_clean -purge
 
 [files]

@@ -27,8 +27,8 @@ NAME = "decoder-sequencer"
 VALUES_DELAY = 2
 PENDING_BITS = 3
 PATIENCE = 2  # cycles without an issue until pending events happen one after the other
-# then an event is counted, a step begins, values wait; and two steps are looked up
-BOUND = PATIENCE + 1 + VALUES_DELAY + 2
+# then an event is counted, a step begins, values wait; and three steps are looked up
+BOUND = PATIENCE + 1 + VALUES_DELAY + 3
 
 
 @cache
@@ -178,18 +178,21 @@ class Follows(Environment):
     ) -> list[Assert]:
         """Return what holds of the sequencer's registers."""
         core, inside, steps = self.core, self.elaborated.internals, self.program.steps
-        valid, following = inside.now_valid, inside.following_valid
-        entries = [core.fields.const(entry).as_bits() for entry in core._entries()]
-        table = Array([Const(entry, core.fields.size) for entry in [*entries, 0, 0]])
+        valid, following, looked_up = inside.now_valid, inside.following_valid, inside.looked_up
+        table = Array([Const(entry, core.fields.size) for entry in [*core.entries(), 0, 0, 0]])
         now, then = (core.fields(table[place + offset]) for offset in (0, valid))
         last = Mux(now.each_position, row, now.last_word)
         claims = [
             Assert((place <= len(steps)) & (inside.number <= len(steps)), "no step behind the program"),
-            Assert(inside.number == place + valid + following, "the steps looked up are the next ones"),
+            Assert(inside.number == place + valid + following + looked_up, "the steps looked up are the next ones"),
             Assert(~following | (inside.following.as_value() == then.as_value()), "the step that follows"),
-            Assert(~valid | (inside.now.last_word == last), "the step's words"),
+            Assert(~looked_up | (inside.entry == table[place + valid + following]), "the step behind the table"),
+            Assert(following | ~valid | ~looked_up, "a step is there before the one behind the table"),
+            Assert(~valid | (inside.now.last_word + word == last), "the step's words that are left"),
+            Assert(~valid | (inside.now.address == now.address + word), "the step's address"),
             Assert(~inside.begun | valid, "a step that has begun is there"),
-            Assert(~valid | (inside.index == word), "the word is the next one"),
+            Assert(~valid | (inside.first == (word == 0)), "the first word is"),
+            Assert(~valid | (inside.final == (word == last)), "and so is the last one"),
             Assert(~valid | (inside.part == slice_), "the slice is the next one"),
             Assert(valid | (word == 0), "a step that has not come has no words"),
             Assert((word == 0) | inside.begun, "words come after the beginning"),
@@ -202,7 +205,7 @@ class Follows(Environment):
         claims += [
             Assert(~valid | (inside.now[name] == now[name]), f"the step's {name}")
             for name in core.fields.members
-            if name != "last_word"
+            if name not in ("address", "last_word")
         ]
         for bit, (_, event) in enumerate(core.keys):
             balance = [DIVISION_ROWS * (event == Event.ROOM) + (event == Event.NORMALIZED)]
@@ -212,10 +215,11 @@ class Follows(Environment):
             taken = inside.begun & now.wait[bit]
             claims.append(
                 Assert(
-                    pending[bit] + inside.counts[bit] + taken == Array(balance)[place],
+                    pending[bit] + inside.counts[bit][0] + inside.counts[bit][1] + taken == Array(balance)[place],
                     f"{event.name.lower()}: pending and counted are what the steps so far left",
                 )
             )
+            claims.append(Assert(inside.counts[bit] != 0b10, f"{event.name.lower()}: no second one without a first"))
         return claims
 
 

@@ -41,7 +41,7 @@ BUGS = {
     ),
     "softmax: all rows in one half of the memory": ("softmax_rows", "half.eq(half ^ self.i.last)", "half.eq(half)"),
     "softmax: positions that are not there count": (
-        "contexts", "Mux(result.final, slot + 1, plan.slots)", "plan.slots"
+        "contexts", "Mux(before.final, slot + 1, plan.slots)", "plan.slots"
     ),
     "rotation: keys with the queries' shift": ("results", "rotate.key.eq(projected.i.key)", "rotate.key.eq(0)"),
     "rotation: of the position before": ("results", "rotate.position.eq(position)", "rotate.position.eq(position - 1)"),
