@@ -143,10 +143,10 @@ def layers(stages: Sequence[Mapping[str, Any]]) -> str:
     )
     least = f" The least is {worst['decibels']:.1f} dB, of {escape(str(worst['name']))}." if worst else ""
     return (
-        f"<h3>One token layer by layer</h3><p>A line is a tensor, from the embedding to the logits, a colour one of its "
-        f"values: orange above zero, blue below, full at the tensor’s largest value, faint by the square root. Behind them "
-        f"stand the ratio of signal to noise and the checksum that the circuit made of its words at that stage; each "
-        f"equals the checksum of the integer model’s.{least}</p>"
+        f"<h3>One token layer by layer</h3><p>A line is a tensor, from the embedding to the logits. A colour is a value: "
+        f"orange above zero, blue below, its strength the square root of the value over the tensor’s largest. Behind them "
+        f"stand the ratio of signal to noise, and the checksum that the circuit made of its words at that stage: each is "
+        f"the integer model’s.{least}</p>"
         f'<svg class="chart" viewBox="0 0 {WIDTH} {top + STAGE * len(stages) + 4}" role="img" '
         f'aria-label="{len(stages)} stages of one token">{"".join(pictures)}{"".join(rows)}</svg>'
     )

@@ -304,6 +304,7 @@ def test_the_machines_pictures_name_gaps_cores_and_the_slowest_path() -> None:
         row = next(line for line in table_of_steps.splitlines() if line.startswith(f"| {step['step']} |"))
         cells = [cell.strip() for cell in row.strip("|").split("|")]
         assert [cells[1], *cells[3:]] == figures
+    assert table_of_steps.partition("| step | cycles |")[2].partition("\n\n")[0].count("\n") == len(steps) + 1
     assert ladder(LADDER.with_name("missing.json")) == ""
     assert "hidden 30 30.0%" in text
     assert "The engine works in 30 of them at most" in text
