@@ -147,6 +147,19 @@ def test_the_compiled_circuit_writes_text_passes_and_fails_where_it_has_a_fault(
             assert f"error: {named} on the board: checksum " in capsys.readouterr().err
 
 
+@pytest.mark.campaign
+def test_the_compiled_circuit_of_two_sequences_writes_two_texts_and_passes(golden, built, capsys, simulation_builds):
+    note = built / "synthesis" / MADE_FROM
+    record = {**json.loads(note.read_text("utf-8")), "sampling": True, "sequences": 2}
+    note.write_text(json.dumps(record), encoding="utf-8")
+    machine = Machine(Plan(golden.machine.plan.model, 32, sampling=True, sequences=2))
+    words = ["generate", str(built), "--length", "40", "--seed", "3", "--sequences", "2", "--prompt", "The "]
+    with compiled(machine, golden.identity.digest, simulation_builds) as board, terminal(board) as port:
+        assert cli.main([*words, "--prompt", "a", "--device", port]) == 0, "else a text is not the integer model's"
+        assert "80 tokens written in " in capsys.readouterr().err
+        assert cli.main(["selftest", port, str(built)]) == 0
+
+
 def test_a_bitstream_is_loaded_by_the_first_program_that_is_there(built, capsys, monkeypatch, tmp_path):
     bitstream = built / "synthesis" / "attention.bit"
     monkeypatch.setattr(load, "search_path", lambda: [tmp_path])
