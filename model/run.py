@@ -90,6 +90,11 @@ class RunDirectory:
         return self.path / "loss.png"
 
     @property
+    def samples(self) -> Path:
+        """What the model wrote in the course of its training: step and text, a JSON line each."""
+        return self.path / "samples.jsonl"
+
+    @property
     def sample(self) -> Path:
         """Generated text."""
         return self.path / "sample.txt"

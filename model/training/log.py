@@ -87,6 +87,24 @@ def read_log(path: str | Path) -> list[LogRow]:
     return rows
 
 
+def add_sample(path: Path, step: int, text: str) -> None:
+    """Append what the model wrote after a step."""
+    with path.open("a", encoding="utf-8", newline="") as file:
+        file.write(json.dumps({"step": step, "text": text}) + "\n")
+
+
+def read_samples(path: Path) -> list[tuple[int, str]]:
+    """Return the steps and texts of `add_sample`, the last of a step; a missing file has none."""
+    found: dict[int, str] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+            found[int(row["step"])] = str(row["text"])
+        except (ValueError, TypeError, KeyError):
+            continue  # cut off
+    return sorted(found.items())
+
+
 def _csv_line(row: LogRow) -> str:
     values = dataclasses.astuple(row)
     return ",".join("" if value is None else repr(value) for value in values) + "\n"

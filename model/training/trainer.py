@@ -24,7 +24,7 @@ from ..transformer import Transformer
 from .divergence import explain_divergence
 from .evaluation import evaluation_windows
 from .interrupts import first_interrupt
-from .log import LogRow, TrainingLog
+from .log import LogRow, TrainingLog, add_sample
 from .schedules import learning_rate
 from .state import Progress, TrainingState
 from .step import StepResult
@@ -143,6 +143,7 @@ class Trainer:
         """Write what a run that is killed from now on needs to be resumed."""
         if self.straight_through is not None:
             self.straight_through.save(run)
+        run.samples.unlink(missing_ok=True)
         self._take_parameters(executor)
         self._save_state(executor)
         self._save_best()  # the last: a directory with a model can be resumed
@@ -207,7 +208,10 @@ class Trainer:
             self._log(last, validation_loss)
         if self._due(self.config.sample_every):
             self._take_parameters(executor)
-            self._print(generate_text(self.model, self.tokenizer, "", 100, seed=step))
+            text = generate_text(self.model, self.tokenizer, "", 100, seed=step)
+            self._print(text)
+            if self.run is not None:
+                add_sample(self.run.samples, step, text)
         if evaluate:
             self._save_state(executor)
         return stop

@@ -150,6 +150,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"of weights and batches (default: {training.seed}, or the one after RUN's)",
     )
+    learning.add_argument(
+        "--sample-every", type=int, metavar="N", help="write 100 tokens every N steps, for the report (default: never)"
+    )
     add_quantization_arguments(parser)
 
 
@@ -290,6 +293,7 @@ def chosen_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "seq_len": arguments.seq_len,
         "num_steps": steps if arguments.steps is None else arguments.steps,
         "seed": arguments.seed,
+        "sample_every": arguments.sample_every,
         "time_limit": None if arguments.minutes is None else 60 * arguments.minutes,
         "num_workers": arguments.workers,
     }

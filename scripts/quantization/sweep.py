@@ -64,14 +64,7 @@ def sweep(
         loss = prepared(quantized).loss(inputs, targets)
         figures["points"].append({"settings": asdict(one), "loss": loss, "bytes": storage_bytes(quantized)})
         write_json(path, figures)
-    by_key = {key(point["settings"]): point for point in figures["points"]}
-    series = {
-        name: [
-            (label, by_key[key(asdict(one))]["loss"] - figures["float_loss"], by_key[key(asdict(one))]["bytes"])
-            for label, one in points_of.items()
-        ]
-        for name, points_of in plan.items()
-    }
+    series = measured_series(figures, settings)
     front = pareto_front(series)
     draw_sweep(series, front, picture)
     rows = [(name, label, f"{loss:+z.4f}", size) for name, line in series.items() for label, loss, size in line]
@@ -81,6 +74,19 @@ def sweep(
     print(f"figures: {path}")
     print(f"picture: {picture}")
     return figures | {"series": series, "front": front}
+
+
+def measured_series(
+    figures: Mapping[str, Any], settings: QuantizationSettings
+) -> dict[str, list[tuple[str, float, int]]]:
+    """Return the points (bits, loss above float in nats, bytes) that were measured, by series."""
+    by_key = {key(point["settings"]): point for point in figures["points"]}
+    series: dict[str, list[tuple[str, float, int]]] = {}
+    for name, varied in SERIES.items():
+        for label, one in points(varied, settings).items():
+            if point := by_key.get(key(asdict(one))):
+                series.setdefault(name, []).append((label, point["loss"] - figures["float_loss"], point["bytes"]))
+    return series
 
 
 def pareto_front(series: Mapping[str, Sequence[tuple[str, float, int]]]) -> list[tuple[str, str, float, int]]:

@@ -31,25 +31,35 @@ class Series:
     style: str
 
 
-def line_chart(series: Sequence[Series], x_label: str, y_label: str) -> str:
+def line_chart(series: Sequence[Series], x_label: str, y_label: str, log_x: bool = False) -> str:
     """Return a line chart of series over shared axes, with each line's last value beside it.
+
+    Args:
+        series: The lines.
+        x_label: What x is.
+        y_label: What y is.
+        log_x: Whether the axis of x is logarithmic; points at or below 0 are then left out.
 
     Raises:
         ValueError: No series has a finite point.
     """
-    finite = [(one, [(x, y) for x, y in one.points if math.isfinite(x) and math.isfinite(y)]) for one in series]
+    finite = [
+        (one, [(x, y) for x, y in one.points if math.isfinite(x) and math.isfinite(y) and (x > 0 or not log_x)])
+        for one in series
+    ]
     drawn = [(one, points) for one, points in finite if points]
     if not drawn:
         raise ValueError("a line chart needs at least one finite point")
     width, height, left, right, top, bottom = 760, 320, 56, 92, 14, 46
     xs = [x for _, points in drawn for x, _ in points]
     ys = [y for _, points in drawn for _, y in points]
-    x_ticks, y_ticks = nice_ticks(min(0.0, *xs), max(xs)), nice_ticks(min(ys), max(ys))
-    x_low, x_high = min(0.0, *xs), max(xs) or 1.0
+    x_low, x_high = min(xs) if log_x else min(0.0, *xs), max(xs) or 1.0
+    x_ticks, y_ticks = decades(x_low, x_high) if log_x else nice_ticks(x_low, max(xs)), nice_ticks(min(ys), max(ys))
     y_low, y_high = y_ticks[0], y_ticks[-1]
+    scale = math.log if log_x else float
 
     def place(x: float, y: float) -> tuple[float, float]:
-        across = (x - x_low) / ((x_high - x_low) or 1.0)
+        across = (scale(x) - scale(x_low)) / ((scale(x_high) - scale(x_low)) or 1.0)
         up = (y - y_low) / ((y_high - y_low) or 1.0)
         return left + across * (width - left - right), height - bottom - up * (height - top - bottom)
 
@@ -111,6 +121,12 @@ def nice_ticks(low: float, high: float) -> list[float]:
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     digits = max(0, -math.floor(math.log10(step)) + 1)
     return [round(index * step, digits) for index in range(first, last + 1)]
+
+
+def decades(low: float, high: float) -> list[float]:
+    """Return 1, 2 and 5 times the powers of ten in [low, high], for a logarithmic axis."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return [tick for power in powers for factor in (1, 2, 5) if low <= (tick := factor * 10.0**power) <= high]
 
 
 def heat_map(weights: np.ndarray, labels: Sequence[str], title: str) -> str:

