@@ -1,1 +1,1 @@
-"""Circuits that follow a schedule of steps over several cores."""
+"""Circuits that follow a program of steps: a whole decoder, or attention alone."""

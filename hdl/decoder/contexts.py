@@ -10,12 +10,12 @@ from .program import Event, Work
 from .results import Events, next_chunk
 from .row_ports import each
 from .states import State, belongs, select
-from .units import Units
+from .units import AttentionUnits
 
 
 def attend(
     m: Module,
-    units: Units,
+    units: AttentionUnits,
     issued: Sequence[data.View],
     begin_values: Signal,
     states: Sequence[State],

@@ -15,7 +15,7 @@ looked up by layer. Nothing stalls, so the program alone decides when what happe
 
 from collections.abc import Sequence
 
-from amaranth.hdl import Cat, Module, Mux, ShapeLike, Signal, Value, unsigned
+from amaranth.hdl import Cat, Module, ShapeLike, Signal, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
@@ -26,12 +26,11 @@ from ..errors import CircuitError
 from ..parts.dot_product import Delay
 from ..parts.internals import Internals
 from ..parts.multiplier import Multiplier
-from .contexts import attend
+from .execute import execute
 from .interleave import check_order, interleave
-from .operands import memory_word, operands
 from .plan import Plan
-from .program import EVENT_OF, Destination, Event, Work, make_program
-from .results import Events, Results, activate, add_to_stream, requantized, store_projections
+from .program import Destination, Work, make_program
+from .results import Results, activate, add_to_stream
 from .row_ports import each
 from .score_rows import RANDOM_BITS
 from .sequencer import Sequencer
@@ -99,8 +98,7 @@ class Machine(Units, wiring.Component):
     def elaborate(self, platform: object) -> Module:
         """Build the circuit."""
         m = Module()
-        plan, sequencer, engine, requantize = self.plan, self.sequencer, self.engine, self.requantize
-        m.submodules.sequencer, m.submodules.engine, m.submodules.requantize = sequencer, engine, requantize
+        plan, sequencer = self.plan, self.sequencer
 
         # A token of each sequence at a time.
         several = plan.sequences > 1
@@ -115,57 +113,16 @@ class Machine(Units, wiring.Component):
         m.d.comb += [self.i.ready.eq(~busy), sequencer.start.eq(start)]
         m.d.sync += start.eq(taken)
         for state, choice in zip(states, choices, strict=True):
-            m.d.comb += sequencer.rows[state.number].eq(state.row)
             take_token(m, plan, state, taken[state.number], choice, start[state.number])
         with m.If(taken.any()):
             m.d.sync += [busy.eq(1), waiting.eq(taken)]
         with m.If(self.o.valid & self.o.ready):
             m.d.sync += busy.eq(0)
 
-        # Commands, and what is known of them as they go through.
-        memory = self.memory_latency
-        command = sequencer.command
-        stages = memory + engine.latency
-        m.submodules.tags = tags = Delay(command.shape(), stages)
-        m.d.comb += [tags.en.eq(1), tags.i.eq(command)]
-        issued = tags.taps
-        weights = [tag.valid & (tag.work == Work.WEIGHTS) & tag.last for tag in issued]
-
-        events = {key: Signal(name=f"{key[1].name.lower()}_{key[0]}") for key in sequencer.keys}
-        m.d.comb += sequencer.events.eq(Cat(events.values()))
-        self._count_down(m, sequencer.issued, events)
-
-        word, cache = memory_word(m, self, command)
+        issued, results, events, cache = execute(m, self, sequencer, states)
         self.internals = Internals(cache=cache)
-        of_weights = issued[memory].work == Work.WEIGHTS
-        m.d.comb += [
-            engine.word.eq(word),
-            engine.activations.eq(operands(m, self, [sequencer.issued, *issued], states)),
-            engine.i.dot.eq(issued[memory].valid & (issued[memory].work != Work.VALUES)),
-            engine.i.accumulate.eq(issued[memory].valid & (issued[memory].work == Work.VALUES)),
-            engine.i.tap.eq(Mux(of_weights, len(engine.parameters.columns) - 1, 0)),
-            engine.i.first.eq(issued[memory].first),
-            engine.i.last.eq(issued[memory].last),
-            engine.i.pairs.eq(of_weights if plan.pairs else 0),
-            *([engine.pairs_next.eq(issued[memory - 1].work == Work.WEIGHTS)] if plan.pairs else []),
-        ]
-
-        # Results: requantized, then to where they go.
-        groups = plan.lanes // plan.columns
-        for number in range(plan.rows):
-            sums = engine.o.lower if number < groups else engine.o.upper
-            m.d.comb += requantize.i.values[number].eq(sums[number % groups])
-        soon = stages - requantize.table_stages
-        m.d.comb += [
-            requantize.soon.eq(weights[soon]),
-            requantize.sequence.eq(issued[soon].sequence),
-            requantize.i.valid.eq(weights[stages]),
-        ]
-        results = requantized(m, self, issued[stages], weights[stages])
-        store_projections(m, self, results, states, cache)
         activate(m, self, results, states)
         add_to_stream(m, self, results, states, start, events)
-        attend(m, self, issued, sequencer.begin_values, states, events)
         self._choose(m, issued, results, states, waiting)
         return m
 
@@ -230,20 +187,3 @@ class Machine(Units, wiring.Component):
             choose.i.valid.eq(score.o.valid),
             choose.last.eq(score.o_last),
         ]
-
-    def _count_down(self, m: Module, issued: data.View, events: Events) -> None:
-        """Let events happen a known time after the last issue that they follow from."""
-        latencies = self.latencies
-        final = issued.valid & issued.final
-
-        def later(key: tuple[int, Event], condition: Value, cycles: int) -> None:
-            # what happens in a cycle can be waited for in the next
-            m.submodules[f"{events[key].name}_timer"] = timer = Delay(unsigned(1), cycles - 1)
-            m.d.comb += [timer.en.eq(1), events[key].eq(timer.o)]
-            m.d.comb += timer.i.eq(final & condition & belongs(issued.sequence, key[0]))
-
-        for sequence in range(self.plan.sequences):
-            for destination in (Destination.QUERY, Destination.KEY, Destination.VALUE, Destination.HIDDEN):
-                ended = (issued.work == Work.WEIGHTS) & (issued.destination == destination)
-                later((sequence, EVENT_OF[destination]), ended, latencies.events[destination])
-            later((sequence, Event.SCORES), issued.work == Work.SCORES, latencies.scores)

@@ -12,12 +12,12 @@ from ..parts.registers import data_register
 from .program import Work
 from .row_ports import each
 from .states import State, select
-from .units import Units
+from .units import AttentionUnits
 
 LANES_PER_COPY = 8  # of what says which register a lane's activation comes from
 
 
-def memory_word(m: Module, units: Units, command: data.View) -> tuple[data.View, BankedMemory]:
+def memory_word(m: Module, units: AttentionUnits, command: data.View) -> tuple[data.View, BankedMemory]:
     """Return the word of a command, of the weights or of the cache, and the memory of the cache."""
     plan, memory = units.plan, units.memory_latency
     # Made here, with their contents: who asks for cycles alone does not wait for them.
@@ -31,7 +31,7 @@ def memory_word(m: Module, units: Units, command: data.View) -> tuple[data.View,
         m.submodules[f"{name}_wait"] = wait = Delay(unsigned(len(unit.word)), stages)
         m.d.comb += [wait.en.eq(1), wait.i.eq(unit.word)]
         elements.append(data.View(data.ArrayLayout(signed(bits), plan.lanes), wait.o))
-    layout = data.ArrayLayout(unsigned(units.parameters.element_bits), plan.lanes)
+    layout = data.ArrayLayout(unsigned(units.engine.parameters.element_bits), plan.lanes)
     if plan.one_memory:
         word = Signal(layout)
         m.d.comb += each(word, elements[0])
@@ -46,7 +46,7 @@ def memory_word(m: Module, units: Units, command: data.View) -> tuple[data.View,
     return chosen, memories[-1]
 
 
-def operands(m: Module, units: Units, ahead: Sequence[data.View], states: Sequence[State]) -> data.View:
+def operands(m: Module, units: AttentionUnits, ahead: Sequence[data.View], states: Sequence[State]) -> data.View:
     """Return the activations of a command, together with its word.
 
     Args:
@@ -56,7 +56,7 @@ def operands(m: Module, units: Units, ahead: Sequence[data.View], states: Sequen
         states: The sequences'.
     """
     plan, memory = units.plan, units.memory_latency
-    layout = data.ArrayLayout(signed(units.parameters.activation_bits), plan.lanes)
+    layout = data.ArrayLayout(signed(units.engine.parameters.activation_bits), plan.lanes)
     chosen, result = data_register(layout, name="chosen"), data_register(layout, name="operands")
     early, late = ahead[memory - 2], ahead[memory - 1]
     numerators = _numerators(m, units)
@@ -87,7 +87,7 @@ def operands(m: Module, units: Units, ahead: Sequence[data.View], states: Sequen
     return result
 
 
-def _numerators(m: Module, units: Units) -> list[data.View]:
+def _numerators(m: Module, units: AttentionUnits) -> list[data.View]:
     """Return each head's numerators, of all slots, in time for the last operand register."""
     late = []
     for head, unit in enumerate(units.softmax):

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 
-from .plan import Plan
+from .layout import Layout
 
 DIVISION_ROWS = 2  # that the division has room for
 
@@ -39,7 +39,7 @@ class Destination(IntEnum):
 class Event(IntEnum):
     """What a step may wait for; each is counted up once and consumed once."""
 
-    NORMALIZED = 0  # the norm's row stands in the vector
+    NORMALIZED = 0  # the norm's row, or attention's input, stands in the vector
     QUERY = 1  # the query stands in its vector
     KEY = 2  # the token's key can be read
     VALUE = 3  # the token's value can be read
@@ -99,7 +99,7 @@ class Latencies:
 
     Attributes:
         events: By destination, from a matrix's last issue to the event that it causes; `NORMALIZED`
-            for the residual stream.
+            for the residual stream. Attention alone ends with the latter and has none.
         scores: From the last word of scores to `SCORES`.
         values_delay: From the cycle in which values' step begins to its first issue.
         context: From the last word of values to the first contexts, where sums come last and the
@@ -200,7 +200,7 @@ class Execution:
             self._passes_done = (self._passes_done + 1) % self.passes
             if self._passes_done == 0:
                 self._happens(step.key(Event.CONTEXT), entered + latencies.divide)
-        elif step.destination in EVENT_OF:
+        elif step.destination in latencies.events:
             event = EVENT_OF[step.destination]
             self._happens(step.key(event), end + latencies.events[step.destination])
         self.now = end + 1
@@ -245,8 +245,8 @@ class Program:
         return self.timeline(positions, latencies)[1]
 
 
-def make_program(plan: Plan, sequence: int = 0) -> Program:
-    """Return the program of one sequence's token.
+def make_program(plan: Layout, sequence: int = 0) -> Program:
+    """Return the program of one sequence's token; of attention alone, it ends with its output.
 
     In a layer: query, key and value, so that the latter two hide the query's latency; scores, of
     which only the last word waits for the key; a pass's scores hide the softmax of the pass before;
@@ -300,7 +300,9 @@ def make_program(plan: Plan, sequence: int = 0) -> Program:
             values(layer, part - 1)
         values(layer, plan.passes - 1)
         weights(layer, Destination.RESIDUAL, Source.VECTOR, [Event.CONTEXT])
-        weights(layer, Destination.HIDDEN, Source.VECTOR, [Event.NORMALIZED])
-        weights(layer, Destination.RESIDUAL, Source.HIDDEN, [Event.HIDDEN])
-    weights(plan.layers - 1, Destination.LOGITS, Source.VECTOR, [Event.NORMALIZED])
+        if plan.hidden_slices:
+            weights(layer, Destination.HIDDEN, Source.VECTOR, [Event.NORMALIZED])
+            weights(layer, Destination.RESIDUAL, Source.HIDDEN, [Event.HIDDEN])
+    if plan.hidden_slices:
+        weights(plan.layers - 1, Destination.LOGITS, Source.VECTOR, [Event.NORMALIZED])
     return Program(tuple(steps), plan.slots, plan.passes)

@@ -9,7 +9,7 @@ from amaranth.lib.wiring import In, Out
 from ..parts.dot_product import Delay
 from ..parts.registers import data_register
 from ..parts.requantize import ShiftRoundSaturate
-from .plan import Plan
+from .layout import Layout
 from .row_ports import rows_of, table_stages, table_word
 from .states import belongs, select
 
@@ -36,17 +36,10 @@ class RequantizeRows(wiring.Component):
 
     latency = 1 + ShiftRoundSaturate.latency
 
-    def __init__(self, plan: Plan, sum_bits: int):
+    def __init__(self, plan: Layout, sum_bits: int):
         self.rows = rows = plan.rows
         self.sum_bits = max(sum_bits, *(linear.accumulator_bits for linear in plan.linears))
-        operators = {one.name: one.operator for one in plan.model.operations}
-        widths: list[list[int]] = []  # of each matrix's rows
-        for matrix in plan.matrices:
-            own = operators[matrix.name].output.bits
-            gate = operators.get(matrix.name.removesuffix("up") + "gate")
-            pattern = [own] if gate is None else [gate.output.bits, own]
-            widths.append(pattern * (len(matrix.weight) // len(pattern)))
-        self.widths = sorted({width for own_widths in widths for width in own_widths})
+        self.widths = sorted({int(width) for matrix in plan.matrices for width in matrix.widths})
         shifts = [int(shift) for matrix in plan.matrices for shift in matrix.shift]
         biases = [int(bias) for matrix in plan.matrices for bias in matrix.bias]
         self._lowest = min(shifts)
@@ -57,12 +50,12 @@ class RequantizeRows(wiring.Component):
         )
         self.entry = data.ArrayLayout(entry, rows)
         self.entries = []
-        for matrix, bits in zip(plan.matrices, widths, strict=True):
+        for matrix in plan.matrices:
             padded = matrix.sets * rows
             columns = (
                 list(map(int, matrix.bias)),
                 [int(shift) - self._lowest for shift in matrix.shift],
-                [self.widths.index(width) for width in bits],
+                [self.widths.index(width) for width in matrix.widths],
             )
             bias, amount, width = (column + [0] * (padded - len(column)) for column in columns)
             for first in range(0, padded, rows):

@@ -14,7 +14,7 @@ from .program import Destination, Event
 from .residual import ResidualRows
 from .row_ports import each
 from .states import State, belongs, select
-from .units import Units
+from .units import AttentionUnits, Units
 
 Events = Mapping[tuple[int, Event], Signal]
 
@@ -40,7 +40,7 @@ class Results:
         return place.valid & (place.destination == destination)
 
 
-def requantized(m: Module, units: Units, result: data.View, valid: Value) -> Results:
+def requantized(m: Module, units: AttentionUnits, result: data.View, valid: Value) -> Results:
     """Return what comes out, of rows with their command's tag that go into the requantizers."""
     names = ("destination", "layer", "final", "sequence")
     shapes: dict[str, ShapeLike] = {name: result.shape()[name].shape for name in names}
@@ -81,7 +81,9 @@ def _store(
                     m.d.sync += [place.eq(value) for place, value in zip(places, values, strict=False)]
 
 
-def store_projections(m: Module, units: Units, results: Results, states: Sequence[State], cache: BankedMemory) -> None:
+def store_projections(
+    m: Module, units: AttentionUnits, results: Results, states: Sequence[State], cache: BankedMemory
+) -> None:
     """Store queries, keys and values, the former two rotated where positions are.
 
     Values then wait as long as the rotation takes, so that they never overtake a key.

@@ -13,7 +13,7 @@ from ..parts.dot_product import Delay
 from ..parts.multiplier import Multiplier
 from ..parts.registers import data_register
 from ..parts.requantize import ShiftRoundSaturate
-from .plan import Plan
+from .layout import Layout
 from .row_ports import rows_of, table_stages, table_word
 
 
@@ -36,9 +36,9 @@ class RotateRows(wiring.Component):
 
     latency = Multiplier.latency + 1 + ShiftRoundSaturate.latency
 
-    def __init__(self, plan: Plan):
+    def __init__(self, plan: Layout):
         self.rows, self.plan = plan.rows, plan
-        rotations = [block.attention.rotations for block in plan.model.blocks]
+        rotations = [attention.rotations for attention in plan.attentions]
         self._pairs: list[tuple[Rotation, Rotation]] = [pair for pair in rotations if pair is not None]
         bits = max(rotation.input.bits for pair in self._pairs for rotation in pair)
         self._bits = max(rotation.output.bits for pair in self._pairs for rotation in pair)

@@ -9,7 +9,7 @@ from amaranth.lib.wiring import In, Out
 
 from ..parts.internals import Internals
 from ..parts.registers import data_register
-from .plan import Plan
+from .layout import Layout
 from .program import DIVISION_ROWS, Destination, Event, Program, Source, Step, Work
 from .states import select
 
@@ -42,7 +42,7 @@ class Sequencer(wiring.Component):
         issued: Out: as `command`, a cycle earlier, for what counts cycles from an issue.
     """
 
-    def __init__(self, programs: Sequence[Program], plan: Plan, values_delay: int):
+    def __init__(self, programs: Sequence[Program], plan: Layout, values_delay: int):
         self.programs, self.values_delay = list(programs), values_delay
         self.sequences, cache_words = plan.sequences, plan.cache_words
         self._steps = steps = [step for program in programs for step in program.steps]

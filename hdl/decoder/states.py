@@ -8,7 +8,7 @@ from amaranth.hdl import Array, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data
 
 from ..parts.registers import data_register
-from .plan import Plan
+from .layout import Layout
 
 
 @dataclass
@@ -33,7 +33,7 @@ class State:
     hidden: list[Any] = field(default_factory=list)
 
 
-def make_states(plan: Plan, choice: data.StructLayout) -> list[State]:
+def make_states(plan: Layout, choice: data.StructLayout) -> list[State]:
     """Make each sequence's registers."""
     element = signed(plan.activation_bits)
     size = max(plan.channels, plan.hidden_slices * plan.columns)
@@ -53,7 +53,7 @@ def make_states(plan: Plan, choice: data.StructLayout) -> list[State]:
     return states
 
 
-def take_token(m: Module, plan: Plan, state: State, taken: Value, choice: data.View, start: Value) -> None:
+def take_token(m: Module, plan: Layout, state: State, taken: Value, choice: data.View, start: Value) -> None:
     """Keep a token that is taken, and find its position; `start` comes a cycle later."""
     place = {"position": state.position, "slot": state.slot, "row": state.row}
     following = {name: Signal.like(one, name=f"next_{one.name}") for name, one in place.items()}

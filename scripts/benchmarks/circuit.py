@@ -1,8 +1,8 @@
 # amaranth: UnusedElaboratable=no
-# (the circuit is built only to ask for its schedule)
+# (the circuit is built only to ask for its cycles)
 """Compare the attention circuit's speed with this machine's on the same layer.
 
-The circuit's cycles a token follow from its schedule (test benches verify them cycle for cycle);
+The circuit's cycles a token follow from its program (test benches verify them cycle for cycle);
 its clock is the synthesized one, or --frequency. The table compares it with NumPy on this machine:
 the same layer in floating point, and its integer model.
 
@@ -72,7 +72,7 @@ def measure(parameters: Any, megahertz: float) -> dict[str, float]:
     from hdl.decoder.attention import Attention
 
     length = parameters.context_length
-    cycles = sum(Attention(parameters).schedule.cycles(tokens) for tokens in range(1, length + 1)) / length
+    cycles = sum(map(Attention(parameters).token_cycles, range(length))) / length
     generator = np.random.default_rng(0)
     integers = generator.integers(-128, 128, (1, length, parameters.embed_dim))
     layer = float_layer(parameters)

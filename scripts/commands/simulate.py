@@ -100,7 +100,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Simulate every circuit both ways and keep the results in the run directory."""
-    from hdl.decoder.attention import why_unsupported
     from sim.bench.core_benches import run_benches
 
     if arguments.vectors < 1:
@@ -112,9 +111,6 @@ def run(arguments: argparse.Namespace) -> int:
         print(reason)
     tokens = directory.load_validation_tokens().ravel()
     quantized, manifest_sha256 = load_named_quantized(directory)
-    unsupported = why_unsupported(quantized.blocks[0].attention)
-    if unsupported and not arguments.only:
-        print(f"attention is left out, there is no circuit of it: {unsupported}")
     verdicts, written, timeline, layers = [], None, None, None
     if arguments.only != [DECODER]:
         only = [name for name in arguments.only or () if name != DECODER]

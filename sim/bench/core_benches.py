@@ -15,7 +15,6 @@ from hdl.catalog.activations import Activations
 from hdl.catalog.names import RUN_CORES
 from hdl.catalog.registry import CORES, CoreEntry, run_core
 from hdl.catalog.vectors import Columns, Vectors
-from hdl.decoder.attention import why_unsupported
 from hdl.parts.payload import connect
 
 from .bench import StreamBench
@@ -121,12 +120,6 @@ def core_bench(entry: CoreEntry, core: wiring.Component, count: int, seed: int) 
     return words_bench(entry, core, core_words(entry, core, count, seed))
 
 
-def cores_of_run(model: QuantizedTransformer) -> list[str]:
-    """Return the names of `hdl.catalog.names.RUN_CORES` that there is a circuit for."""
-    unsupported = why_unsupported(model.blocks[0].attention)
-    return [name for name in RUN_CORES if name != "attention" or not unsupported]
-
-
 def run_benches(
     model: QuantizedTransformer, tokens: np.ndarray, *, num_vectors: int, seed: int, only: Collection[str] = ()
 ) -> list[StreamBench]:
@@ -137,12 +130,12 @@ def run_benches(
         tokens: Text (n,) that the vectors are made from, at least one context long.
         num_vectors: Input vectors of each core (rows of scores for softmax).
         seed: Of the windows drawn from the text, and of the rows of scores.
-        only: Names of `hdl.catalog.names.RUN_CORES`; empty for `cores_of_run`.
+        only: Names of `hdl.catalog.names.RUN_CORES`; empty for all.
 
     Raises:
         CircuitError: The text is too short, there is no such core, or one cannot be built.
     """
-    wanted = {run_core(name, model).name for name in only or cores_of_run(model)}
+    wanted = {run_core(name, model).name for name in only or RUN_CORES}
     seen = Activations(model, tokens, num_vectors, np.random.default_rng(seed), 0)
     benches = []
     for entry in CORES.values():

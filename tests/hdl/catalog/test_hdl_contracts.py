@@ -37,7 +37,6 @@ from hdl.cores.uart import UART, UARTReceiver, UARTTransmitter
 from hdl.decoder.attention import Attention
 from hdl.parts.banked_memory import BankedMemory
 from hdl.parts.copies import Copies
-from hdl.parts.division import SoftmaxDivision
 from hdl.parts.dot_product import AdderTree, Delay, LaneProducts
 from hdl.parts.exponential import Exponential
 from hdl.parts.multiplier import Multiplier
@@ -97,7 +96,6 @@ ARGUMENTS = {
     LayerNorm: {"parameters": NORM, "lanes": 2},
     MatrixVector: {"parameters": BLOCK.up, "lanes": 4},
     Multiplier: {"a_bits": 8, "b_bits": 8, "input_registers": True},
-    SoftmaxDivision: {"parameters": BLOCK.attention},
     RMSNorm: {"parameters": RMS_NORM, "lanes": 2},
     Reciprocal: {"parameters": BLOCK.attention.reciprocal, "width": 12},
     ReciprocalSquareRoot: {"parameters": NORM.reciprocal_square_root, "width": 12},

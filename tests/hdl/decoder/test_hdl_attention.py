@@ -21,7 +21,6 @@ import hdl.parts.requantize
 from fixedpoint import Linear, QFormat
 from hdl import CircuitError
 from hdl.decoder.attention import Attention
-from hdl.decoder.schedule import Operand, Result, Schedule, Source, Step
 from sim.bench.bench import BenchFailure
 from sim.bench.payload import pack_all
 
@@ -47,19 +46,6 @@ def attention(channels=8, heads=2, context_length=4, seed=0, weight_bits=8, **fo
         num_heads=heads,
         context_length=context_length,
     )
-
-
-def test_weights_of_several_widths_are_refused():
-    parameters = attention()
-    narrow = attention(weight_bits=4)
-    with pytest.raises(CircuitError, match="one width of attention weights; value has 4 bits, query 8"):
-        Attention(dataclasses.replace(parameters, value=narrow.value))
-
-
-def test_rotary_positions_and_shared_keys_are_refused():
-    for kind, reason in (("rotary", "it has rotary positions"), ("grouped queries", "6 query heads share 2 key")):
-        with pytest.raises(CircuitError, match=f"there is no circuit of this attention: {reason}"):
-            Attention(KINDS[kind](0).blocks[0].attention)
 
 
 def tokens(parameters, count, seed=1):
@@ -130,6 +116,21 @@ def test_narrow_weights(tmp_path):
     run(attention_bench(parameters, *tokens(parameters, 12)), tmp_path)
 
 
+def test_weights_of_several_widths(tmp_path):
+    parameters = attention()
+    narrow = dataclasses.replace(parameters, value=attention(weight_bits=4).value)
+    run(attention_bench(narrow, *tokens(narrow, 6)), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["rotary", "grouped queries"])
+def test_rotary_positions_and_shared_keys(kind, tmp_path):
+    parameters = KINDS[kind](0).blocks[0].attention
+    vectors, restart = tokens(parameters, 8)
+    core = Attention(parameters)
+    cycles = core.cycles(positions(restart, parameters.context_length))
+    run_with_stalls(attention_bench(parameters, vectors, restart, core, expected_cycles=cycles), tmp_path)
+
+
 def test_equal_and_extreme_tokens(tmp_path):
     parameters = attention(8, 2, 8)
     vectors = np.repeat([[0] * 8, [-128] * 8, [127] * 8], 8, axis=0)
@@ -192,14 +193,3 @@ def test_a_context_format_finer_than_the_normalizer_is_refused():
 def test_parameters_of_another_type_are_refused():
     with pytest.raises(TypeError, match=r"fixedpoint\.Attention"):
         Attention({"embed_dim": 8})
-
-
-def test_the_schedule_adds_up():
-    schedule = Schedule(
-        (
-            Step("a", Operand.VECTOR, Source.WEIGHTS, Result.KEY, 5, wait=1, drain=2),
-            Step("b", Operand.QUERY, Source.KEYS, Result.SCORES, None),
-        )
-    )
-    assert schedule.cycles(tokens=3) == 11
-    assert [(step.name, start, end) for step, start, end in schedule.timeline(3)] == [("a", 1, 6), ("b", 8, 11)]

@@ -90,7 +90,7 @@ def test_what_does_not_suit_the_lanes_is_refused_with_all_reasons():
     with pytest.raises(CircuitError, match=r"24 lanes .* lanes and 16 channels must divide one another"):
         Plan(model, 24)
     with pytest.raises(
-        CircuitError, match="norm_lanes of 3 must divide 16 channels; context_lanes of 5 must divide the 16"
+        CircuitError, match="context_lanes of 5 must divide the 16 channels of keys; norm_lanes of 3 must divide 16"
     ):
         Plan(model, 32, 3, 5)
     rotary = make_model(1, **{**SIZES, "weight_bits": 8, "rotary": True})

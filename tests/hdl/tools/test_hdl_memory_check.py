@@ -45,8 +45,9 @@ def test_memories_are_found_by_path_with_what_they_were_meant_to_be():
     written = memories(convert(Table(style=None, depth=300, writable=True)))
     assert written == {"core.inner.table": MemoryIntent(None, 4800, True)}
     found = memories(rtlil.convert(CORES["attention"].example(SMALL), name="core", emit_src=False))
-    assert found["core.weights"].style == "block"
-    assert found["core.cache"].written
+    assert found["core.divide.lookup.table.words"].style == "block"
+    assert found["core.words.bank_0"].style == "block"
+    assert found["core.words.bank_0"].written
 
 
 @pytest.mark.parametrize(
