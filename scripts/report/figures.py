@@ -61,6 +61,16 @@ def label(axes: Axes, x: str, y: str = "", title: str = "") -> None:
     axes.set_title(title, color=INK, fontsize=9)
 
 
+def log_axis(axes: Axes) -> None:
+    """Make x logarithmic, with 1, 2, 3 and 5 times the powers of ten written out."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
 def legend(axes: Axes, **settings: Any) -> None:
     """Name the lines."""
     if axes.get_legend_handles_labels()[0]:
@@ -130,11 +140,8 @@ def loss_over_bytes(series: Mapping[str, Sequence[Point]], front: Sequence[tuple
     for _, bits, loss, size in front:
         place = size / 1024, loss
         axes.annotate(bits, place, textcoords="offset points", xytext=(0, 7), fontsize=8, color=INK, ha="center")
-    axes.set_xscale("log")
+    log_axis(axes)
     axes.margins(x=0.08, y=0.15)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}")
-    axes.tick_params(axis="x", which="minor", colors=QUIET, labelsize=8)
     label(axes, "KiB", y)
     legend(axes)
     return to_svg(figure, f"{y} over bytes; least for their bytes: " + ", ".join(f"{a} {b}" for a, b, *_ in front))
@@ -145,7 +152,7 @@ def curves(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str) 
     figure, (axes,) = new_axes(3.8)
     for number, (name, points) in enumerate(series.items()):
         axes.plot(*zip(*points, strict=True), label=name, color=COLOURS[number % len(COLOURS)], linewidth=1.8)
-    axes.set_xscale("log")
+    log_axis(axes)
     label(axes, x, y)
     legend(axes)
     return to_svg(figure, f"{y} over {x}: " + ", ".join(f"{name} ends at {p[-1][1]:.3f}" for name, p in series.items()))

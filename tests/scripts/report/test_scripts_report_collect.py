@@ -1,6 +1,7 @@
 """The report shows only what belongs to the present model; gaps have a reason and a command."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -57,6 +58,20 @@ def test_all_of_one_model_is_shown_with_its_digest(run: RunDirectory) -> None:
     assert f"model {file_digest(run.model_weights)[:12]}" in html
     assert f"integer model {file_digest(run.quantized_manifest)[:12]}" in html
     assert "the decoder was built" in html
+
+
+def test_two_runs_are_compared_in_one_page(run: RunDirectory, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run.path, tmp_path / "copy"))
+    (copy / "sample.txt").unlink()
+    assert cli.main(["report", str(run.path), str(copy)]) == 0
+    html = (run.path / "comparison.html").read_text(encoding="utf-8")
+    assert "2 runs side by side" in html
+    assert "Loss over bytes" in html
+    assert html.count("61.0 MHz") == 2
+    assert html.count("<blockquote>") == 1
+    (copy / "validation_tokens.npy").unlink()
+    assert cli.main(["report", str(run.path), str(copy)]) == 0
+    assert "do not compare" in (run.path / "comparison.html").read_text(encoding="utf-8")
 
 
 def test_after_another_training(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:

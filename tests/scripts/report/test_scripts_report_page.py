@@ -12,6 +12,7 @@ import pytest
 
 from model.files import read_json
 from scripts.report.charts import Series
+from scripts.report.comparison import comparison
 from scripts.report.data import Gap, ReportData
 from scripts.report.html import fact_list, table
 from scripts.report.machine import LADDER, STRIP, ladder, layers
@@ -349,3 +350,31 @@ def test_table_escapes_unless_told() -> None:
 def test_facts_without_a_value_are_left_out() -> None:
     assert "absent" not in fact_list({"absent": None, "count": 1234})
     assert "1,234" in fact_list({"absent": None, "count": 1234})
+
+
+def test_runs_are_compared_side_by_side_with_one_front() -> None:
+    def run(name: str, loss: float, size: int) -> ReportData:
+        complete = data()
+        assert complete.quantization is not None
+        comparison = {**complete.quantization["comparison"], "fixed_loss": loss}
+        quantization = {**complete.quantization, "comparison": comparison, "storage_bytes": size}
+        return data(name=name, quantization=quantization)
+
+    runs = [run("first", 1.25, 1000), run(HOSTILE, 1.125, 3000), run("worse", 1.5, 2000)]
+    runs.append(data(name="bare", quantization=None, synthesis=None, simulation=None, loss_curves=[], training={}))
+    html = comparison(runs, ["same text"] * 4)
+    parser = Balance()
+    parser.feed(html)
+    parser.close()
+    assert parser.open == []
+    assert "script" not in parser.elements
+    rows = re.findall(r"<tr><td>(.*?)</tr>", html)
+    cells = {row[0]: row[1:] for row in (re.sub("<.*?>", "|", one).replace("||", "|").split("|") for one in rows)}
+    assert cells["loss in integers, nats"][:4] == ["1.2500", "1.1250", "1.5000", ""]
+    assert cells["clock reached"][:3] == ["12.0 MHz"] * 3
+    front = html[html.index("Least loss") : html.index("What they write")]
+    assert ("first" in front, "worse" in front, "alert" in front) == (True, False, True)
+    assert html.count("<svg") == 2
+    different = comparison(runs, ["a", "b", "a", "a"])
+    assert "do not compare" in different
+    assert "Least loss" not in different
