@@ -23,6 +23,7 @@ from amaranth.lib.wiring import In, Out
 
 from ..errors import CircuitError
 from ..parts.parameter_checks import check_whole
+from ..parts.stream_parts import StreamRegister
 
 FLAG, ESCAPE, FLIP = 0x7E, 0x7D, 0x20
 LENGTH, CHECK = struct.Struct("<H"), struct.Struct("<I")
@@ -190,8 +191,8 @@ class FrameReceiver(wiring.Component):
 class FrameTransmitter(wiring.Component):
     """Packets to bytes.
 
-    Latency: none; the flag leaves while the packet's first byte waits. Throughput: a byte a cycle.
-    Resources: a CRC of 32 flip-flops.
+    Latency: 1 cycle; the flag leaves while the packet's first byte waits. Throughput: a byte a
+    cycle. Resources: a CRC of 32 flip-flops, two bytes.
 
     Attributes:
         i: In, stream of `PACKET`.
@@ -209,23 +210,31 @@ class FrameTransmitter(wiring.Component):
         place = Signal(range(CHECK.size))
         escaped = Signal()
 
-        # What lies between the flags passes here.
-        content, offered, sent = Signal(8), Signal(), Signal()
-        special = (content == FLAG) | (content == ESCAPE)
-        m.d.comb += [sent.eq(offered & self.o.ready & (escaped | ~special)), check.data.eq(content)]
-        with m.If(offered):
-            m.d.comb += [
-                self.o.valid.eq(1),
-                self.o.payload.eq(Mux(escaped, content ^ FLIP, Mux(special, ESCAPE, content))),
-            ]
-            with m.If(self.o.ready):
-                m.d.sync += escaped.eq(special & ~escaped)
+        # Bytes and flags before they are escaped; a register, so that neither waits for the other.
+        m.submodules.plain = plain = StreamRegister(data.StructLayout({"data": 8, "flag": 1}))
+        content, offered, sent, flag = Signal(8), Signal(), Signal(), Signal()
+        m.d.comb += [
+            plain.i.valid.eq(offered),
+            plain.i.payload.data.eq(Mux(flag, FLAG, content)),
+            plain.i.payload.flag.eq(flag),
+            sent.eq(offered & plain.i.ready),
+            check.data.eq(content),
+        ]
+        byte = plain.o.payload.data
+        special = ~plain.o.payload.flag & ((byte == FLAG) | (byte == ESCAPE))
+        m.d.comb += [
+            self.o.valid.eq(plain.o.valid),
+            self.o.payload.eq(Mux(escaped, byte ^ FLIP, Mux(special, ESCAPE, byte))),
+            plain.o.ready.eq(self.o.ready & (escaped | ~special)),
+        ]
+        with m.If(self.o.valid & self.o.ready):
+            m.d.sync += escaped.eq(special & ~escaped)
 
         with m.FSM():
             with m.State("OPEN"):
-                m.d.comb += [self.o.valid.eq(self.i.valid), self.o.payload.eq(FLAG), check.start.eq(1)]
+                m.d.comb += [offered.eq(self.i.valid), flag.eq(1), check.start.eq(1)]
                 m.d.sync += [length.eq(self.i.payload.remaining + 1), place.eq(0)]
-                with m.If(self.i.valid & self.o.ready):
+                with m.If(sent):
                     m.next = "LENGTH"
             with m.State("LENGTH"):
                 m.d.comb += [offered.eq(1), content.eq(length.word_select(place[0], 8)), check.valid.eq(sent)]
@@ -246,7 +255,7 @@ class FrameTransmitter(wiring.Component):
                     with m.If(place == CHECK.size - 1):
                         m.next = "CLOSE"
             with m.State("CLOSE"):
-                m.d.comb += [self.o.valid.eq(1), self.o.payload.eq(FLAG)]
-                with m.If(self.o.ready):
+                m.d.comb += [offered.eq(1), flag.eq(1)]
+                with m.If(sent):
                     m.next = "OPEN"
         return m

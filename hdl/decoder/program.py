@@ -15,6 +15,10 @@ from enum import Enum, IntEnum
 from .layout import Layout
 
 DIVISION_ROWS = 2  # that the division has room for
+# Cycles from a step that leaves the sequencer's table to the next one that can, and from there to
+# the register of the step that is executed.
+LOOK_UP = 3
+SHOWN = 2
 
 
 class Work(IntEnum):
@@ -164,6 +168,8 @@ class Execution:
     def __init__(self, slots: int, passes: int, positions: Sequence[int | None], latencies: Latencies):
         self.slots, self.passes, self.positions, self.latencies = slots, passes, positions, latencies
         self.now = self._division_free = self._reciprocals_free = self._passes_done = 0
+        # When the last step came to be executed, and the next one can leave the table.
+        self._shown, self._looked_up = 0, LOOK_UP
         self._times: dict[tuple[int, Event], deque[int]] = {(0, Event.ROOM): deque([0] * DIVISION_ROWS)}
         embedded = latencies.embedding
         for sequence, position in enumerate(positions):
@@ -176,9 +182,15 @@ class Execution:
 
     def begin_of(self, step: Step) -> int:
         """Return when a step would begin."""
-        # Steps follow each other without a gap; events are looked at from the first cycle on.
-        begin = max([self.now, *(self._times[step.key(event)][0] for event in step.wait)])
+        # Steps follow each other without a gap, but for several of one word that wait for nothing;
+        # events are looked at from the first cycle on.
+        shown = max(self.now, self._leaves() + SHOWN)
+        begin = max([shown, *(self._times[step.key(event)][0] for event in step.wait)])
         return begin + (self.latencies.values_delay if step.work == Work.VALUES else 0)
+
+    def _leaves(self) -> int:
+        """Return when the next step leaves the table, once the last one has made room for it."""
+        return max(self._looked_up, self._shown - 1)
 
     def issue(self, step: Step) -> Issue:
         """Execute a step."""
@@ -203,6 +215,8 @@ class Execution:
         elif step.destination in latencies.events:
             event = EVENT_OF[step.destination]
             self._happens(step.key(event), end + latencies.events[step.destination])
+        leaves = self._leaves()
+        self._looked_up, self._shown = leaves + LOOK_UP, max(self.now, leaves + SHOWN)
         self.now = end + 1
         return Issue(step, begin, end)
 

@@ -25,10 +25,10 @@ class Sequencer(wiring.Component):
     Latency: a command is given one cycle after its issue.
 
     Internals: a step stands in a register, the one that follows in another, and the next one behind
-    the table of steps, which is block RAM where it is long. The step's address counts up and its
-    `last_word` down as words are issued. What is decided in a cycle needs no comparison: a register
-    says whether a word is the `first` or the `final` one, and of each event a bit says that it
-    waits, and another that it does twice.
+    the table of steps, where a new one is every `LOOK_UP` cycles. The step's address counts up and
+    its `last_word` down as words are issued. What is decided in a cycle needs no comparison: a
+    register says whether a word is the `first` or the `final` one, and of each event a bit says
+    that it waits, and another that it does twice.
 
     Attributes:
         programs: For each set of sequences that start, as a number less 1, the steps.
@@ -128,9 +128,13 @@ class Sequencer(wiring.Component):
         if len(ends) > 1:
             stop = Signal.like(number, init=len(entries))
         now, following = data_register(self.fields), data_register(self.fields)
-        now_valid, following_valid, looked_up = Signal(), Signal(), Signal()
+        now_valid, following_valid = Signal(), Signal()
+        # Of the table's entry: it was taken; its address counts; it is there.
+        taken, counted, looked_up = Signal(), Signal(), Signal()
         m.submodules.table = table = memory.Memory(shape=unsigned(self.fields.size), depth=len(entries), init=entries)
-        port = table.read_port()
+        port = table.read_port(domain="comb")
+        entry = data_register(port.data)
+        m.d.comb += port.addr.eq(number)
         begun, pause = Signal(), Signal(range(max(self.values_delay, 1)))
         first, final, part = data_register(), data_register(), data_register(now.last_slice)
         counts = [
@@ -150,9 +154,8 @@ class Sequencer(wiring.Component):
         ]
         m.d.sync += self.begin_values.eq(begins & (now.work == Work.VALUES))
         for bit, count in enumerate(counts):
-            taken = (begins & now.wait[bit]) | (finished & now.wait_last[bit])
-            happens = self.events[bit]
-            m.d.sync += count.eq(Mux(happens == taken, count, Mux(happens, Cat(1, count[0]), count[1])))
+            consumed, happens = (begins & now.wait[bit]) | (finished & now.wait_last[bit]), self.events[bit]
+            m.d.sync += count.eq(Mux(happens == consumed, count, Mux(happens, Cat(1, count[0]), count[1])))
         with m.If(begins):
             m.d.sync += [begun.eq(1), pause.eq(Mux(delayed, max(self.values_delay - 1, 0), 0))]
         with m.Elif(pause != 0):
@@ -178,11 +181,17 @@ class Sequencer(wiring.Component):
                 final.eq(last_word == 0),
                 part.eq(0),
             ]
-        with m.If(advance | ~following_valid):
-            m.d.sync += [following.as_value().eq(port.data), following_valid.eq(looked_up), looked_up.eq(0)]
-        m.d.comb += [port.addr.eq(number), port.en.eq((advance | ~following_valid | ~looked_up) & (number != stop))]
-        with m.If(port.en):
-            m.d.sync += [looked_up.eq(1), number.eq(number + 1)]
+        room = advance | ~following_valid
+        m.d.sync += [
+            entry.eq(port.data),
+            taken.eq(looked_up & room),
+            counted.eq(taken | self.start.any()),
+            looked_up.eq((counted & (number != stop)) | (looked_up & ~room)),
+        ]
+        with m.If(room):
+            m.d.sync += [following.as_value().eq(entry), following_valid.eq(looked_up)]
+        with m.If(taken):
+            m.d.sync += number.eq(number + 1)
         for started, (begin, end) in enumerate(pairwise([0, *ends]), start=1):
             with m.If(self.start == started):
                 m.d.sync += number.eq(begin)
@@ -210,7 +219,7 @@ class Sequencer(wiring.Component):
         m.d.sync += self.command.valid.eq(issue)
         self.internals = Internals(
             number=number, now=now, now_valid=now_valid, following=following, following_valid=following_valid,
-            looked_up=looked_up, entry=port.data,
+            taken=taken, counted=counted, looked_up=looked_up, entry=entry,
             begun=begun, pause=pause, first=first, final=final, part=part, counts=counts,
         )  # fmt: skip
         return m

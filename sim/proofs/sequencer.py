@@ -14,7 +14,7 @@ from amaranth.lib import wiring
 import hdl.decoder.sequencer
 from fixedpoint.quantization.calibration import QuantizationSettings
 from hdl.decoder.plan import Plan
-from hdl.decoder.program import DIVISION_ROWS, EVENT_OF, Event, Program, Step, Work, make_program
+from hdl.decoder.program import DIVISION_ROWS, EVENT_OF, LOOK_UP, SHOWN, Event, Program, Step, Work, make_program
 from hdl.decoder.sequencer import Sequencer
 from model.config import ModelConfig
 
@@ -27,8 +27,8 @@ NAME = "decoder-sequencer"
 VALUES_DELAY = 2
 PENDING_BITS = 3
 PATIENCE = 2  # cycles without an issue until pending events happen one after the other
-# then an event is counted, a step begins, values wait; and three steps are looked up
-BOUND = PATIENCE + 1 + VALUES_DELAY + 3
+# then an event is counted, a step begins, values wait; and a step is looked up and handed on
+BOUND = PATIENCE + 1 + VALUES_DELAY + LOOK_UP + SHOWN
 
 
 @cache
@@ -178,16 +178,19 @@ class Follows(Environment):
     ) -> list[Assert]:
         """Return what holds of the sequencer's registers."""
         core, inside, steps = self.core, self.elaborated.internals, self.program.steps
-        valid, following, looked_up = inside.now_valid, inside.following_valid, inside.looked_up
+        valid, following, taken = inside.now_valid, inside.following_valid, inside.taken
+        counted, looked_up = inside.counted, inside.looked_up
         table = Array([Const(entry, core.fields.size) for entry in [*core.entries(), 0, 0, 0]])
         now, then = (core.fields(table[place + offset]) for offset in (0, valid))
         last = Mux(now.each_position, row, now.last_word)
         claims = [
             Assert((place <= len(steps)) & (inside.number <= len(steps)), "no step behind the program"),
-            Assert(inside.number == place + valid + following + looked_up, "the steps looked up are the next ones"),
+            Assert(inside.number + taken == place + valid + following, "the steps looked up are the next ones"),
             Assert(~following | (inside.following.as_value() == then.as_value()), "the step that follows"),
-            Assert(~looked_up | (inside.entry == table[place + valid + following]), "the step behind the table"),
-            Assert(following | ~valid | ~looked_up, "a step is there before the one behind the table"),
+            Assert(~looked_up | (inside.entry == table[inside.number]), "the step behind the table"),
+            Assert(taken + counted + looked_up <= 1, "one thing is done with the table's entry"),
+            Assert(taken | counted | looked_up | (inside.number == len(steps)), "a step that is left is on its way"),
+            Assert(~looked_up | (inside.number != len(steps)), "no step behind the last one"),
             Assert(~valid | (inside.now.last_word + word == last), "the step's words that are left"),
             Assert(~valid | (inside.now.address == now.address + word), "the step's address"),
             Assert(~inside.begun | valid, "a step that has begun is there"),
@@ -212,10 +215,10 @@ class Follows(Environment):
             for number, step in enumerate(steps):
                 used = (event in step.wait) + (event in step.wait_last)
                 balance.append(balance[-1] - used + self._causes(number)[bit])
-            taken = inside.begun & now.wait[bit]
+            consumed = inside.begun & now.wait[bit]
             claims.append(
                 Assert(
-                    pending[bit] + inside.counts[bit][0] + inside.counts[bit][1] + taken == Array(balance)[place],
+                    pending[bit] + inside.counts[bit][0] + inside.counts[bit][1] + consumed == Array(balance)[place],
                     f"{event.name.lower()}: pending and counted are what the steps so far left",
                 )
             )
