@@ -219,6 +219,11 @@ def _reason(chosen: Estimate, found: list[Estimate], board: Board, smallest: boo
     return (
         f"{plan.lanes} lanes: the {best} with what {board.name} has, {chosen.middle:,} cycles in the middle of the "
         f"context, about {chosen.luts:,} LUTs{beside}. A word has tiles of {plan.rows} x {plan.columns} weights or keys of "
-        f"{plan.slots} positions, in {memories} of weights, keys and values; norms give {plan.norm_lanes} elements a "
-        f"cycle, the division {plan.context_lanes}{rest}."
+        f"{plan.slots} positions, in {memories} of weights, keys and values; {row_lanes(plan)}{rest}."
     )
+
+
+def row_lanes(plan: Plan) -> str:
+    """Say how fast norms and division are."""
+    elements = "element" if plan.norm_lanes == 1 else "elements"
+    return f"norms give {plan.norm_lanes} {elements} a cycle, the division {plan.context_lanes}"

@@ -13,7 +13,7 @@ from ..decoder.plan import Plan
 from ..decoder.units import Units
 from ..errors import CircuitError
 from .boards import Board
-from .decoder_estimate import LUT_SHARE, Estimate, estimate, plans, requirements_of
+from .decoder_estimate import LUT_SHARE, Estimate, estimate, plans, requirements_of, row_lanes
 from .decoder_logic import luts_of
 
 
@@ -60,8 +60,7 @@ def estimate_of_two(
     reason = (
         f"two sequences of {plan.context_length} positions each, {plan.lanes} lanes: the "
         f"{'least logic' if smallest else 'fewest cycles'} with what {board.name} has, {chosen.middle:,} cycles a token in "
-        f"the middle of the context, about {chosen.luts:,} LUTs; norms give {plan.norm_lanes} elements a cycle, the "
-        f"division {plan.context_lanes}."
+        f"the middle of the context, about {chosen.luts:,} LUTs; {row_lanes(plan)}."
     )
     return replace(chosen, reason=reason)
 

@@ -105,8 +105,7 @@ class Probe(wiring.Component):
         m = Module()
         machine = self._machine
         command = machine.sequencer.command
-        read = max(one.latency for one in machine.memories) + len(machine.memories) - 1
-        m.submodules.weights = weights = Delay(unsigned(1), read)
+        m.submodules.weights = weights = Delay(unsigned(1), machine.memory_latency)
         m.d.comb += [weights.en.eq(1), weights.i.eq(command.valid & (command.work == Work.WEIGHTS))]
         folded, valids = [], []
         for unit, (valid, word) in self._taps().items():

@@ -220,6 +220,15 @@ def sums() -> list[Proof]:
         ),
         Proof(
             "engine",
+            "adder trees of 2 to 9 numbers of 4 bits never overflow, two adders from register to register",
+            lambda: TreesNeverOverflow(range(2, 10), 4, levels=2),
+            "bmc",
+            4,
+            "sums have a bit too few",
+            lambda: TreesNeverOverflow(range(2, 10), 4, 1, levels=2),
+        ),
+        Proof(
+            "engine",
             "sums of products equal sums of more bits, in every operation, for all activations of 3 bits and weights of 2",
             lambda: SumsAreExact(engine(TERMS), TERMS),
             "bmc",

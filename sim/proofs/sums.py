@@ -43,11 +43,12 @@ class PairsOfProducts(Elaboratable):
 
 class TreesNeverOverflow(Elaboratable):
     """The sums of adder trees equal sums of more bits, those of up to `MOST_OWING` summands also
-    where summands lack ones; a bug cuts off `lost` bits.
+    where summands lack ones; a bug cuts off `lost` bits. From register to register there are
+    `levels` adders.
     """
 
-    def __init__(self, counts: range, bits: int, lost: int = 0):
-        self.counts, self.bits, self.lost = counts, bits, lost
+    def __init__(self, counts: range, bits: int, lost: int = 0, levels: int = 1):
+        self.counts, self.bits, self.lost, self.levels = counts, bits, lost, levels
 
     def elaborate(self, platform: object) -> Module:
         """Build trees of all the counts."""
@@ -61,7 +62,7 @@ class TreesNeverOverflow(Elaboratable):
         trees = [(count, False) for count in self.counts]
         trees += [(count, True) for count in self.counts if count <= MOST_OWING]
         for count, owing in trees:
-            m.submodules[f"tree_{count}_{owing}"] = tree = AdderTree(count, self.bits, owing=owing)
+            m.submodules[f"tree_{count}_{owing}"] = tree = AdderTree(count, self.bits, owing=owing, levels=self.levels)
             m.d.comb += [tree.en.eq(1), *(tree.i[place].eq(summands[place]) for place in range(count))]
             exact = sum((summands[place] for place in range(1, count)), start=summands[0])
             result = tree.o[: len(tree.o) - self.lost].as_signed()
