@@ -183,19 +183,20 @@ class FollowPanel {
 
   draw() {
     const choose = { integer: ([i]) => i, float: ([, f]) => f, difference: ([i, f]) => i - f }[this.view];
-    let largest = 1;
+    let largest = 1e-6; // difference, as a part of its format's range
     const drawn = this.rows.map(({ name, format, cells }) => {
       const values = Array.from({ length: cells.count }, (_, index) => choose(this.pair(name, index)));
-      if (this.view === "difference") for (const value of values) largest = Math.max(largest, Math.abs(value));
+      if (this.view === "difference") for (const value of values) largest = Math.max(largest, Math.abs(value) / format.limit);
       return { cells, values, limit: format.limit };
     });
     const difference = this.view === "difference";
     for (const { cells, values, limit } of drawn)
-      cells.draw(values.map((value) => value / (difference ? largest : limit)));
+      cells.draw(values.map((value) => value / limit / (difference ? largest : 1)));
     for (const { layer, head, cells } of this.heads)
       cells.draw(this.labels.map((_, index) => choose(this.attentionPair(layer, head, index)) * (difference ? 10 : 1)));
+    const part = `${(100 * largest).toFixed(1)} %`;
     const [low, high] = difference
-      ? [`−${shown(Number(largest.toFixed(1)))} units of a tensor’s format; attention −0.1`, `+${shown(Number(largest.toFixed(1)))}; attention +0.1`]
+      ? [`−${part} of a tensor’s largest value; attention −0.1`, `+${part}; attention +0.1`]
       : ["smallest value of a tensor’s format", "largest; attention 1"];
     this.scale.replaceChildren(low, element("i", {}), high);
     if (Cells.last) Cells.last.tell(Cells.last.chosen);
