@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import importlib
 import importlib.metadata
 import os
@@ -20,7 +21,9 @@ from pathlib import Path
 from textwrap import fill
 from types import ModuleType
 
-from scripts import process
+from model.errors import InputError
+from scripts import config, process
+from scripts.next_steps import next_command, run_of
 from scripts.process import EXIT_INTERRUPTED
 
 COMMANDS = (
@@ -45,6 +48,7 @@ COMMANDS = (
     "host",
     "doctor",
 )
+COMPLETION = "_ARGCOMPLETE"  # set by the shell's completion
 DISTRIBUTION = "positron-transformer"
 HELP_WIDTH = 79  # of lines that argparse does not fold
 # Exceptions for user errors and missing tools; any other is a bug and shows its traceback.
@@ -75,15 +79,34 @@ or all of them on the bundled sample text: positron demo
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line `words` (default: the process's) and return its exit status."""
     words = list(sys.argv[1:] if words is None else words)
+    if COMPLETION in os.environ:
+        words = os.environ.get("COMP_LINE", "").split()[1:]
     name = next((word for word in words if not word.startswith("-")), None)
     command = import_command(name) if name in COMMANDS else None
-    arguments = parse(build_parser(name, command), words)
+    parser = build_parser(name, command)
+    if COMPLETION in os.environ:
+        complete(parser)
+    if config.OPTION in " ".join(words):
+        try:
+            config.take_config(parser, words)
+        except (InputError, OSError) as error:
+            return fail(describe(error) if isinstance(error, OSError) else str(error))
+    arguments = parse(parser, words)
     # `positron` alone: argparse lets a missing subcommand pass so that help can be shown
     if command is None:
         build_parser(None, None).print_help()
         return 2
     lacking = what_is_missing(" ".join(filter(None, (name, getattr(arguments, "benchmark", None)))))
     return fail(lacking) if lacking else execute(command, arguments)
+
+
+def complete(parser: argparse.ArgumentParser) -> None:
+    """Answer the shell, which asks what can follow, and end; without argcomplete answer nothing."""
+    with contextlib.suppress(ImportError):
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+    sys.exit(EXIT_FAILURE)
 
 
 def what_is_missing(name: str) -> str:
@@ -152,6 +175,7 @@ def add_command(subparsers: argparse._SubParsersAction, name: str, description: 
         name, description=description, formatter_class=HelpFormatter, allow_abbrev=False
     )
     parser.set_defaults(parser=parser)
+    config.add_config_argument(parser)
     return parser
 
 
@@ -191,6 +215,8 @@ def execute(command: ModuleType, arguments: argparse.Namespace) -> int:
         process.during_command()
         status = command.run(arguments)
         sys.stdout.flush()
+        if status == 0:
+            conclude(command, arguments)
         return status
     except BrokenPipeError:
         # The reader (`| head`) has closed the pipe. Python flushes stdout at exit and would raise.
@@ -207,6 +233,17 @@ def execute(command: ModuleType, arguments: argparse.Namespace) -> int:
         return fail(str(error))
     finally:
         process.after_command()
+
+
+def conclude(command: ModuleType, arguments: argparse.Namespace) -> None:
+    """After a command that succeeded: keep the options of `--config`, and say what comes next."""
+    if "command" not in arguments:
+        return
+    if (run := run_of(command, arguments)) is not None and arguments.config is not None:
+        config.keep_config(arguments, run)
+    if (line := next_command(arguments, run)) is not None:
+        # not on standard output, which may be a text or a table that is piped
+        print(f"Next: {line}", file=sys.stderr)
 
 
 def describe(error: OSError) -> str:

@@ -7,9 +7,13 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from model.files import atomic_write
 from scripts.text import path_text
@@ -87,3 +91,40 @@ def format_duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+@contextmanager
+def compiling(what: str, build_directory: Path) -> Iterator[Callable[[], None]]:
+    """Show on a terminal for how long a circuit is being compiled, and how far that is; the
+    function that is given takes the line away again.
+
+    Args:
+        what: Begins the line.
+        build_directory: Where builds are made, each in a scratch directory `building-…`.
+    """
+    with tqdm(bar_format="{desc}, {elapsed}", desc=what, leave=False, disable=None) as bar:
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(1):
+                sources, objects = (
+                    sum(1 for _ in build_directory.glob(f"building-*/**/*.{suffix}")) for suffix in ("cpp", "o")
+                )
+                stage = f"compiling, {min(objects, sources)} of {sources} files" if sources else "running"
+                bar.set_description_str(f"{what}: {stage}")
+
+        thread = threading.Thread(target=watch, daemon=True)
+        if not bar.disable:
+            thread.start()
+
+        def end() -> None:
+            if not ended.is_set():
+                ended.set()
+                if not bar.disable:
+                    thread.join()
+                bar.close()
+
+        try:
+            yield end
+        finally:
+            end()

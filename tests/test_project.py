@@ -91,6 +91,12 @@ def test_wheel_holds_the_packages_and_their_data(tmp_path: Path) -> None:
         "sim/simulators/native/harness.cpp",
     } <= names
     assert not {name for name in names if name.startswith(("tests/", "runs/", "build/"))}
+    (metadata,) = (name for name in names if name.endswith("/METADATA"))
+    described = zipfile.ZipFile(wheel).read(metadata).decode()
+    # an index has none of the project's files: no link may lead to one
+    assert re.findall(r"\]\((?!https?://)[^)]*\)", described) == []
+    assert "Description-Content-Type: text/markdown" in described
+    assert "First steps, following a weight and a token" in described, "a link's text stays"
 
 
 @pytest.mark.parametrize("shell_script", ["scripts/set_up.sh"])

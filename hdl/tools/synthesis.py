@@ -207,7 +207,8 @@ def build(
                 exchange.reuse(work, reused, name)
                 continue
             try:
-                with _progress(STAGES[tool], progress) as tick:
+                before = None if report is None else report.seconds.get(STAGES[tool])
+                with _progress(STAGES[tool], progress, before) as tick:
                     if tool == "yosys" and netlist is not None and netlist.is_dir():
                         for kept in netlist.iterdir():
                             shutil.copyfile(kept, work / kept.name)
@@ -256,9 +257,12 @@ def build(
 
 
 @contextmanager
-def _progress(stage: str, shown: bool) -> Iterator:
-    """Show a stage's name and seconds while it runs, on a terminal; the line stays."""
-    with tqdm(bar_format="{desc:<16} {elapsed}", desc=stage, disable=None if shown else True) as bar:
+def _progress(stage: str, shown: bool, before: float | None = None) -> Iterator:
+    """Show a stage's name and time while it runs, on a terminal, beside what it took before; the
+    line stays.
+    """
+    expected = "" if before is None else f", {tqdm.format_interval(before)} last time"
+    with tqdm(bar_format=f"{{desc:<16}} {{elapsed}}{expected}", desc=stage, disable=None if shown else True) as bar:
         yield bar.refresh
 
 

@@ -13,7 +13,7 @@ Example:
   positron generate runs/demo --quantized --seed 1
   positron generate runs/demo --device simulated --length 100
   positron generate runs/demo --device /dev/ttyUSB0 --temperature 0
-  positron generate runs/demo --device simulated --sequences 2 --prompt "One" --prompt "Two"
+  positron generate runs/demo --device simulated --sequences 2 --prompt "One"
 """
 
 from __future__ import annotations

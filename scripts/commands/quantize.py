@@ -99,6 +99,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="with --sweep: draw loss over bytes of these runs of the same text too, swept or trained for a number format",
     )
+    parser.add_argument(
+        "--verbose", action="store_true", help="also print the tables of all weights and of all accumulators"
+    )
     add_text_arguments(parser)
     add_json_argument(parser)
 
@@ -137,7 +140,15 @@ def work(directory: RunDirectory, arguments: argparse.Namespace) -> int:
             figures["runs"] = compare_sizes(directory, arguments.beside)
     else:
         figures = quantize(
-            directory, model, model_sha256, tokens, settings, overrides, arguments.analyze, number_format
+            directory,
+            model,
+            model_sha256,
+            tokens,
+            settings,
+            overrides,
+            arguments.analyze,
+            arguments.verbose,
+            number_format,
         )
     if arguments.json:
         write_json(arguments.json, figures)
@@ -160,6 +171,7 @@ def quantize(
     settings: QuantizationSettings,
     overrides: Overrides,
     analyzed: bool,
+    verbose: bool,
     number_format: QuantizationAware | None = None,
 ) -> dict[str, object]:
     """Write the integer model and its figures, print them, and return them."""
@@ -195,23 +207,26 @@ def quantize(
         "model_sha256": model_sha256,
         "manifest_sha256": export_digest(directory),
     }
-    print(format_table(("weights", "shape", "format", "SNR dB", "clipped"), [tensor_row(row) for row in weights]))
-    print()
-    print(
-        format_table(
-            ("accumulator", "lowest", "highest", "bits", "of", "exact in float32"), accumulator_rows(accumulators)
-        )
-    )
-    print()
-    if analyzed:
-        figures["analysis"] = analyze(directory, model, quantized, calibration, held_out)
-    write_json(quantization_file(directory), figures)
     print(format_table(("held-out text", "loss, nats", "perplexity"), comparison.rows()))
     print(
         f"difference {comparison.difference:+.4f} nats over {comparison.tokens:,} tokens; "
         f"the likeliest token is the same at {comparison.same_choice:.1%}"
     )
     print(f"quantized model, {storage_bytes(quantized):,} bytes: {directory.quantized}")
+    if verbose or analyzed:
+        print()
+    if verbose:
+        print(format_table(("weights", "shape", "format", "SNR dB", "clipped"), [tensor_row(row) for row in weights]))
+        print()
+        print(
+            format_table(
+                ("accumulator", "lowest", "highest", "bits", "of", "exact in float32"), accumulator_rows(accumulators)
+            )
+        )
+        print()
+    if analyzed:
+        figures["analysis"] = analyze(directory, model, quantized, calibration, held_out)
+    write_json(quantization_file(directory), figures)
     return figures
 
 

@@ -11,6 +11,7 @@ every layer, by its checksum.
 Example:
   positron simulate runs/demo
   positron simulate runs/demo --only decoder --smallest
+  positron simulate runs/demo --only softmax --vectors 4 --vcd build/waves
   positron simulate runs/demo --simulator icarus --vectors 100 --only softmax
 """
 
@@ -24,14 +25,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from hdl.catalog.names import RUN_CORES
 from hdl.errors import CircuitError
 from model.errors import InputError
 from scripts.commands.generate import default_prompt
 from scripts.machine_options import add_machine_arguments
-from scripts.output import add_json_argument, format_duration, format_table, write_json
+from scripts.output import add_json_argument, compiling, format_duration, format_table, write_json
 from scripts.runs import add_run_argument, load_named_quantized, open_run, simulation_file
 from sim.simulators.tools import SIMULATORS, default_simulator
 
@@ -94,6 +93,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CIRCUIT",
         help=f"only this circuit, of {', '.join((*RUN_CORES, DECODER))}; may be given more than once",
     )
+    parser.add_argument(
+        "--vcd",
+        type=Path,
+        metavar="DIRECTORY",
+        help="write every signal of every run as a waveform, with Amaranth's simulator; best with --only and few --vectors",
+    )
     add_machine_arguments(parser)
     add_json_argument(parser)
 
@@ -106,7 +111,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError(f"--vectors must be at least 1, not {arguments.vectors}")
     began = time.monotonic()
     directory = open_run(arguments.run)
-    simulator, reason = (arguments.simulator, "") if arguments.simulator else default_simulator()
+    if arguments.vcd is not None and arguments.simulator not in (None, "amaranth"):
+        raise InputError(f"--vcd is for --simulator amaranth, not {arguments.simulator}")
+    chosen = "amaranth" if arguments.vcd is not None else arguments.simulator
+    simulator, reason = (chosen, "") if chosen else default_simulator()
     if reason:
         print(reason)
     tokens = directory.load_validation_tokens().ravel()
@@ -115,7 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.only != [DECODER]:
         only = [name for name in arguments.only or () if name != DECODER]
         benches = run_benches(quantized, tokens, num_vectors=arguments.vectors, seed=arguments.seed, only=only)
-        verdicts = simulate_all(benches, simulator, arguments.seed, directory.simulation / "build")
+        verdicts = simulate_all(benches, simulator, arguments.seed, directory.simulation / "build", arguments.vcd)
     if DECODER in (arguments.only or [DECODER]):
         verdict, written, timeline, layers = simulate_decoder(arguments, simulator, directory, quantized)
         verdicts += [verdict] if verdict else []
@@ -190,17 +198,18 @@ def simulate_decoder(
         tokens = directory.load_validation_tokens().ravel()
         layers.extend(layer_by_layer(directory.load_model(), quantized, decoder, tokens))
 
-    print(f"the circuit of {chosen.plan.lanes} lanes is compiled, then it writes:\n{prompt}", end="", flush=True)
+    print(f"the circuit of {chosen.plan.lanes} lanes is compiled, then it writes:", flush=True)
+    build, begun = directory.simulation / "build", False
     try:
-        written = write_text(
-            chosen,
-            tokenizer,
-            prompt,
-            TEXT_TOKENS,
-            directory.simulation / "build",
-            lambda text: print(text, end="", flush=True),
-            examine=examine,
-        )
+        with compiling(DECODER, build) as compiled:
+
+            def show(text: str) -> None:
+                nonlocal begun
+                compiled()
+                print(text if begun else prompt + text, end="", flush=True)
+                begun = True
+
+            written = write_text(chosen, tokenizer, prompt, TEXT_TOKENS, build, show, examine=examine)
     except CircuitError as error:
         return Verdict(DECODER, 0, 0, False, False, time.monotonic() - began, str(error)), None, None, None
     finally:
@@ -212,16 +221,21 @@ def simulate_decoder(
     return Verdict(DECODER, written.tokens, cycles, False, True, time.monotonic() - began), written, timeline, layers
 
 
-def simulate_all(benches: Sequence[StreamBench], simulator: str, seed: int, build: Path) -> list[Verdict]:
+def simulate_all(
+    benches: Sequence[StreamBench], simulator: str, seed: int, build: Path, waveforms: Path | None = None
+) -> list[Verdict]:
     """Run each bench at full speed and with stalls; a failure does not stop the others."""
     from sim.bench.bench import BenchFailure
     from sim.simulators.runner import simulate
 
     work = [(bench, stall) for bench in benches for stall in (0.0, STALL_PROBABILITY)]
     verdicts = []
-    with tqdm(work, unit="run", leave=False, disable=None) as progress:
-        for bench, stall in progress:
-            progress.set_description(f"{bench.name}, {'stalling' if stall else 'full speed'}")
+    if waveforms is not None:
+        waveforms.mkdir(parents=True, exist_ok=True)
+    for number, (bench, stall) in enumerate(work, start=1):
+        stage = f"[{number}/{len(work)}] {bench.name}, {'stalling' if stall else 'full speed'}"
+        with compiling(stage, build):
+            waveform = waveforms and waveforms / f"{bench.name}-{'stalling' if stall else 'full-speed'}.vcd"
             began = time.monotonic()
             try:
                 result = simulate(
@@ -232,10 +246,13 @@ def simulate_all(benches: Sequence[StreamBench], simulator: str, seed: int, buil
                     source_stall=stall,
                     sink_stall=stall,
                     sink_delay=SINK_DELAY if stall else 0,
+                    waveform=waveform,
                 )
                 verdicts.append(passed(result, time.monotonic() - began))
             except BenchFailure as failure:
                 verdicts.append(Verdict(bench.name, 0, 0, stall > 0, False, time.monotonic() - began, str(failure)))
+        if waveform is not None:
+            print(f"waveform: {waveform}")
     return verdicts
 
 

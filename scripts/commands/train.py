@@ -61,6 +61,7 @@ DEFAULT_TOKENIZER, DEFAULT_VOCAB_SIZE = "character", 1000
 DEFAULT_STEPS = 8000
 STORY_BYTES = 1_000_000
 STORY_SEED = 0
+SAMPLE_LINES = 8  # printed at the end
 TOKENIZERS = ("character", "word", "bpe")
 
 
@@ -186,6 +187,9 @@ def train(arguments: argparse.Namespace) -> int:
         f"{kind} {result.validation_loss:z.4f} nats a token after {result.step:,} steps in "
         f"{format_duration(result.seconds)}\nrun: {directory.path}"
     )
+    if directory.sample.is_file():
+        lines = directory.sample.read_text(encoding="utf-8").strip().splitlines()
+        print("\nwhat it writes:\n" + "\n".join(lines[:SAMPLE_LINES]))
     return 0
 
 

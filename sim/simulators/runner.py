@@ -1,5 +1,6 @@
 """Running benches: Verilog, builds that are kept, and the three simulators."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -61,6 +62,7 @@ def simulate(
     sink_stall: float = 0.0,
     reset_after: int = 0,
     sink_delay: int = 0,
+    waveform: str | Path | None = None,
 ) -> SimulationResult:
     """Run a bench.
 
@@ -75,6 +77,7 @@ def simulate(
         reset_after: Cycles after which the circuit is reset and all begins again, as
             `sim.bench.stalls.Stalls` says; 0: no reset.
         sink_delay: Cycles after a reset in which no sink takes a word, likewise.
+        waveform: Where Amaranth's simulator writes all signals as VCD, also of a run that fails.
 
     Raises:
         BenchFailure: The circuit did not do what the bench expects.
@@ -82,11 +85,16 @@ def simulate(
         CircuitError: The settings or the circuit are impossible.
     """
     stalls = Stalls(int(seed), float(source_stall), float(sink_stall), int(reset_after), int(sink_delay))
-    return simulate_each(bench, [stalls], simulator, build_directory=build_directory)[0]
+    return simulate_each(bench, [stalls], simulator, build_directory=build_directory, waveform=waveform)[0]
 
 
 def simulate_each(
-    bench: StreamBench, stalls: Sequence[Stalls], simulator: str | None = None, *, build_directory: str | Path
+    bench: StreamBench,
+    stalls: Sequence[Stalls],
+    simulator: str | None = None,
+    *,
+    build_directory: str | Path,
+    waveform: str | Path | None = None,
 ) -> list[SimulationResult]:
     """Run a bench several times, one run after the other on the same circuit, which is built and
     started only once.
@@ -99,6 +107,7 @@ def simulate_each(
         stalls: Stalls and resets of each run.
         simulator: As for `simulate`.
         build_directory: As for `simulate`.
+        waveform: As for `simulate`; of all runs.
 
     Raises:
         BenchFailure, ToolError, CircuitError: As for `simulate`.
@@ -108,6 +117,8 @@ def simulate_each(
     missing = missing_for(simulator)
     if missing:
         raise ToolError(f"the simulator {simulator} lacks {', '.join(missing)}; --simulator amaranth needs nothing")
+    if waveform is not None and simulator != "amaranth":
+        raise CircuitError(f"a waveform is written by the simulator amaranth, not by {simulator}")
     build_directory = Path(build_directory).resolve()
     if simulator == "verilator":
         refuse_spaces(build_directory)
@@ -117,7 +128,7 @@ def simulate_each(
     harness = bench.harness()
     settings = plan(bench, harness)
     if simulator == "amaranth":
-        records = _run_amaranth(harness, settings, stalls)
+        records = _run_amaranth(harness, settings, stalls, waveform)
     else:
         records = _run_cocotb(bench.name, harness, settings, stalls, simulator, build_directory)
     for record, one in zip(records, stalls, strict=False):  # a run that is not done is the last one
@@ -142,7 +153,9 @@ def simulate_each(
     ]
 
 
-def _run_amaranth(harness: Harness, settings: dict, stalls: Sequence[Stalls]) -> list[Record]:
+def _run_amaranth(
+    harness: Harness, settings: dict, stalls: Sequence[Stalls], waveform: str | Path | None
+) -> list[Record]:
     """Run a plan in Amaranth's own simulator, until a run is not done."""
     records: list[Record] = []
     exchange, started = Exchange(settings, asdict(stalls[0])), 0.0
@@ -168,7 +181,8 @@ def _run_amaranth(harness: Harness, settings: dict, stalls: Sequence[Stalls]) ->
     simulation.add_clock(CLOCK_PERIOD)
     simulation.add_testbench(run)
     try:
-        simulation.run()
+        with contextlib.nullcontext() if waveform is None else simulation.write_vcd(str(waveform)):
+            simulation.run()
     except AssertionError as failure:
         record = exchange.record(time.perf_counter() - started)
         record.stopped, record.detail = "assertion", [str(failure)]

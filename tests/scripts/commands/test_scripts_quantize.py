@@ -98,11 +98,15 @@ def test_comparison_sees_a_wrong_integer_model(tiny_run: Path) -> None:
 
 def test_accumulators_are_listed_and_none_overflows(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["quantize", str(tiny_run)]) == 0
+    result = capsys.readouterr().out
+    assert cli.main(["quantize", str(tiny_run), "--verbose"]) == 0
     rows = json.loads((tiny_run / "quantization.json").read_text())["accumulators"]
     assert all(row["headroom"] >= 0 and row["bits"] + row["headroom"] == row["declared"] for row in rows)
     output = capsys.readouterr().out
+    assert output.startswith(result), "the result comes first"
     for name in ("blocks.*.attention.scores", "blocks.*.feed_forward.down", "logits"):
-        assert name in output
+        assert name in output.removeprefix(result)
+        assert name not in result
     assert {"blocks.0.attention.scores", "blocks.1.attention.scores"} <= {row["name"] for row in rows}
 
 

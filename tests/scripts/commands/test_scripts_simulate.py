@@ -26,8 +26,14 @@ def test_results_are_kept_and_all_equal(tiny_run: Path, tmp_path: Path, capsys: 
     assert f"{total:,} values, every one equal to the golden model's" in capsys.readouterr().out
 
 
-def test_one_circuit_alone(tiny_run: Path) -> None:
-    assert cli.main(["simulate", str(tiny_run), *OPTIONS, "--only", "softmax"]) == 0
+def test_one_circuit_alone_and_its_waveforms(tiny_run: Path, tmp_path: Path) -> None:
+    waves = tmp_path / "waves"
+    assert cli.main(["simulate", str(tiny_run), *OPTIONS, "--only", "softmax", "--vcd", str(waves)]) == 0
+    # four rows at least: `last` of the input rises and falls in both files
+    for name in ("softmax-full-speed.vcd", "softmax-stalling.vcd"):
+        text = (waves / name).read_text()
+        assert "$enddefinitions" in text and "$var wire 1" in text
+        assert text.count("\n#") > 40, "cycles"
     figures = json.loads((tiny_run / "simulation" / "results.json").read_text())
     assert {bench["name"] for bench in figures["benches"]} == {"softmax"}
 
