@@ -8,6 +8,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from ..parts.dot_product import Delay
+from ..parts.internals import Internals
 from ..parts.registers import data_register
 from .plan import Plan
 from .row_ports import rows_of
@@ -86,4 +87,5 @@ class ChooseRows(wiring.Component):
             m.d.sync += [best.eq(level[0].value), token.eq(tags.o.number * self.rows + level[0].row)]
         m.d.sync += self.o.valid.eq(tags.o.valid & tags.o.last)
         m.d.comb += self.o.token.eq(token)
+        self.internals = Internals(tags=tags)
         return m

@@ -120,7 +120,7 @@ class Machine(Units, wiring.Component):
             m.d.sync += busy.eq(0)
 
         issued, results, events, cache = execute(m, self, sequencer, states)
-        self.internals = Internals(cache=cache)
+        self.internals = Internals(cache=cache, busy=busy, start=start, issued=issued, places=results.places)
         activate(m, self, results, states)
         add_to_stream(m, self, results, states, start, events)
         self._choose(m, issued, results, states, waiting)

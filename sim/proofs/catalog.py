@@ -31,6 +31,7 @@ from .cores import FEW_MAXIMA, TINY_CORES, TinyCore, tiny_attention, tiny_engine
 from .invariants import engine as engine_invariants
 from .invariants import uart as uart_invariants
 from .liveness import Finishes, FinishesAfterReset, Loopback, ReachesEndOfRow
+from .machine import machine_proofs
 from .proof import Proof
 from .seeded_bugs import Blocking, Build, Losing, Silent, Waiting, Withdrawing, build_patched, slow_receiver
 from .sequencer import sequencer_proofs
@@ -60,6 +61,7 @@ def all_proofs() -> tuple[Proof, ...]:
         *reachability(),
         *serial_port(),
         *sequencer_proofs(),
+        *machine_proofs(),
         *arithmetic_proofs(),
     )
 
