@@ -212,14 +212,14 @@ class FrameTransmitter(wiring.Component):
 
         # Bytes and flags before they are escaped; a register, so that neither waits for the other.
         m.submodules.plain = plain = StreamRegister(data.StructLayout({"data": 8, "flag": 1}))
-        content, offered, sent, flag = Signal(8), Signal(), Signal(), Signal()
+        content, offered, sent, flag, checked = Signal(8), Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
             plain.i.valid.eq(offered),
             plain.i.payload.data.eq(Mux(flag, FLAG, content)),
             plain.i.payload.flag.eq(flag),
             sent.eq(offered & plain.i.ready),
-            check.data.eq(content),
         ]
+        m.d.sync += [check.data.eq(content), check.valid.eq(sent & checked)]
         byte = plain.o.payload.data
         special = ~plain.o.payload.flag & ((byte == FLAG) | (byte == ESCAPE))
         m.d.comb += [
@@ -237,17 +237,19 @@ class FrameTransmitter(wiring.Component):
                 with m.If(sent):
                     m.next = "LENGTH"
             with m.State("LENGTH"):
-                m.d.comb += [offered.eq(1), content.eq(length.word_select(place[0], 8)), check.valid.eq(sent)]
+                m.d.comb += [offered.eq(1), content.eq(length.word_select(place[0], 8)), checked.eq(1)]
                 with m.If(sent):
                     m.d.sync += place.eq(place + 1)
                     with m.If(place == LENGTH.size - 1):
                         m.next = "PACKET"
             with m.State("PACKET"):
                 m.d.comb += [offered.eq(self.i.valid), content.eq(self.i.payload.data), self.i.ready.eq(sent)]
-                m.d.comb += check.valid.eq(sent)
+                m.d.comb += checked.eq(1)
                 m.d.sync += place.eq(0)
                 with m.If(sent & (self.i.payload.remaining == 0)):
-                    m.next = "CHECK"
+                    m.next = "SUM"
+            with m.State("SUM"):  # the last byte's
+                m.next = "CHECK"
             with m.State("CHECK"):
                 m.d.comb += [offered.eq(1), content.eq(check.crc.word_select(place, 8))]
                 with m.If(sent):

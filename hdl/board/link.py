@@ -192,7 +192,9 @@ class HostLink(wiring.Component):
         connect(m, registers["answer"], transmitter.i)
         connect(m, registers["byte"], wiring.flipped(self.o_bytes))
 
-        request, answer = registers["request"], responder.i_answer
+        m.submodules.result_register = result = StreamRegister(payload_shape(responder.i_answer))
+        connect(m, result.o, responder.i_answer)
+        request, answer = registers["request"], result.i
         kind = Signal(8)  # of the answer
         left = Signal(16)
         identity = self._identity(m, Identity.SIZE - 1 - left, answer.ready)

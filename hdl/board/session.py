@@ -229,10 +229,10 @@ class Responder(wiring.Component):
                     m.next = "KEEP"
             with m.State("KEEP"):
                 m.d.comb += [self.i_answer.ready.eq(1), write.en.eq(self.i_answer.valid)]
+                with m.If(index == 0):  # until the first byte has come
+                    m.d.sync += following.eq(self.i_answer.payload.remaining)
                 with m.If(self.i_answer.valid):
                     m.d.sync += index.eq(index + 1)
-                    with m.If(index == 0):
-                        m.d.sync += following.eq(self.i_answer.payload.remaining)
                     with m.If(self.i_answer.payload.remaining == 0):
                         m.next = "PREPARE"
             with m.State("PREPARE"):

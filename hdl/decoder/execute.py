@@ -45,7 +45,7 @@ def execute(
 
     events = {key: Signal(name=f"{key[1].name.lower()}_{key[0]}") for key in sequencer.keys}
     m.d.comb += sequencer.events.eq(Cat(events.values()))
-    _count_down(m, units, sequencer.issued, events)
+    _count_down(m, units, command, events)
 
     word, cache = memory_word(m, units, command)
     of_weights = issued[memory].work == Work.WEIGHTS
@@ -78,20 +78,20 @@ def execute(
     return issued, results, events, cache
 
 
-def _count_down(m: Module, units: AttentionUnits, issued: data.View, events: Events) -> None:
+def _count_down(m: Module, units: AttentionUnits, command: data.View, events: Events) -> None:
     """Let events happen a known time after the last issue that they follow from."""
     latencies = units.latencies
-    final = issued.valid & issued.final
+    final = command.valid & command.final  # a cycle after the issue
 
     def later(key: tuple[int, Event], condition: Value, cycles: int) -> None:
         # what happens in a cycle can be waited for in the next
-        m.submodules[f"{events[key].name}_timer"] = timer = Delay(unsigned(1), cycles - 1)
+        m.submodules[f"{events[key].name}_timer"] = timer = Delay(unsigned(1), cycles - 2)
         m.d.comb += [timer.en.eq(1), events[key].eq(timer.o)]
-        m.d.comb += timer.i.eq(final & condition & belongs(issued.sequence, key[0]))
+        m.d.comb += timer.i.eq(final & condition & belongs(command.sequence, key[0]))
 
     for sequence in range(units.plan.sequences):
         for destination, cycles in latencies.events.items():
             if destination != Destination.RESIDUAL:  # the norms tell when theirs happens
-                ended = (issued.work == Work.WEIGHTS) & (issued.destination == destination)
+                ended = (command.work == Work.WEIGHTS) & (command.destination == destination)
                 later((sequence, EVENT_OF[destination]), ended, cycles)
-        later((sequence, Event.SCORES), issued.work == Work.SCORES, latencies.scores)
+        later((sequence, Event.SCORES), command.work == Work.SCORES, latencies.scores)

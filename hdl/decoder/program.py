@@ -190,7 +190,7 @@ class Execution:
 
     def _leaves(self) -> int:
         """Return when the next step leaves the table, once the last one has made room for it."""
-        return max(self._looked_up, self._shown - 1)
+        return max(self._looked_up, self._shown)
 
     def issue(self, step: Step) -> Issue:
         """Execute a step."""

@@ -180,15 +180,15 @@ class Sequencer(wiring.Component):
                 first.eq(1),
                 final.eq(last_word == 0),
                 part.eq(0),
+                following_valid.eq(0),
             ]
-        room = advance | ~following_valid
         m.d.sync += [
             entry.eq(port.data),
-            taken.eq(looked_up & room),
+            taken.eq(looked_up & ~following_valid),
             counted.eq(taken | self.start.any()),
-            looked_up.eq((counted & (number != stop)) | (looked_up & ~room)),
+            looked_up.eq((counted & (number != stop)) | (looked_up & following_valid)),
         ]
-        with m.If(room):
+        with m.If(~following_valid):
             m.d.sync += [following.as_value().eq(entry), following_valid.eq(looked_up)]
         with m.If(taken):
             m.d.sync += number.eq(number + 1)

@@ -24,7 +24,7 @@ BUGS = {
     "sequencer: the last word does not wait": (
         "sequencer", "held = final & (now.wait_last & ~present).any()", "held = Const(0, 1)"
     ),
-    "events: happen a cycle early": ("machine", "Delay(unsigned(1), cycles - 1)", "Delay(unsigned(1), cycles - 2)"),
+    "events: happen a cycle early": ("execute", "Delay(unsigned(1), cycles - 2)", "Delay(unsigned(1), cycles - 3)"),
     "cache: keys and values of all positions at the first word": (
         "results", " + select([one.row for one in states], sequence)", ""
     ),
