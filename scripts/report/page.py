@@ -218,7 +218,7 @@ def attention(data: ReportData) -> str:
 def follow(data: ReportData) -> str:
     """Return the panel that follows one token."""
     if data.interactive is None:
-        return gap("quantization", data)
+        return gap("write" if "write" in data.gaps else "quantization", data)
     if data.interactive["follow"] is None:
         return gap("sample", data)
     command = f"<code>positron simulate {escape(shlex.quote(data.name))}</code>"

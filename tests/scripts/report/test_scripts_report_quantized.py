@@ -40,7 +40,7 @@ def test_every_tensor_has_its_histogram():
         assert {"blocks.1.feed_forward.down.weight", "final_norm.scale", "logits.weight"} < set(names)
 
 
-def test_a_page_shows_the_sweep_the_samples_and_other_results(tiny_run):
+def test_a_page_shows_the_sweep_the_samples_and_other_results(tiny_run, monkeypatch):
     run = RunDirectory(tiny_run)
     base = QuantizationSettings(weight_bits=4)
     wanted = {name: points(varied, base) for name, varied in SERIES.items()}
@@ -85,4 +85,10 @@ def test_a_page_shows_the_sweep_the_samples_and_other_results(tiny_run):
     assert set(data.usage) == {"Activations", "Tables, weights and scales"}
     figures["model_sha256"] = "other"
     (run.path / "quantization_sweep.json").write_text(json.dumps(figures))
-    assert "--sweep</code>" in page(collect(run))
+    monkeypatch.setattr("scripts.report.collect.LARGEST_BYTES", 1000)
+    data = collect(run)
+    html = page(data)
+    assert "--sweep</code>" in html
+    assert html.count("a page holds 1,000.") == 2
+    assert "<script" not in html
+    assert set(data.usage) == {"Tables, weights and scales"}
