@@ -1,13 +1,14 @@
 import argparse
 import json
 import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from scripts.output import add_json_argument, format_duration, format_table, to_json, write_json
+from scripts.output import add_json_argument, compiling, format_duration, format_table, to_json, write_json
 
 
 @dataclass(frozen=True)
@@ -83,3 +84,34 @@ def test_json_argument_is_a_path() -> None:
     add_json_argument(parser)
     assert parser.parse_args(["--json", "a.json"]).json == Path("a.json")
     assert parser.parse_args([]).json is None
+
+
+def test_compiling_shows_the_files_that_are_done(tmp_path, monkeypatch):
+    shown = []
+
+    class Bar:
+        disable = False
+
+        def __init__(self, **options):
+            self.close = lambda: shown.append("closed")
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self.close()
+
+        def set_description_str(self, text):
+            shown.append(text)
+
+    monkeypatch.setattr("scripts.output.tqdm", Bar)
+    build = tmp_path / "building-1" / "verilated"
+    build.mkdir(parents=True)
+    for name in ("a.cpp", "b.cpp", "c.cpp", "a.o"):
+        (build / name).touch()
+    with compiling("decoder", tmp_path) as end:
+        deadline = time.monotonic() + 10
+        while not shown and time.monotonic() < deadline:
+            time.sleep(0.05)
+        end()
+        assert shown == ["decoder: compiling, 1 of 3 files", "closed"]
