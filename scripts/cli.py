@@ -21,7 +21,6 @@ from pathlib import Path
 from textwrap import fill
 from types import ModuleType
 
-from model.errors import InputError
 from scripts import config, process
 from scripts.next_steps import next_command, run_of
 from scripts.process import EXIT_INTERRUPTED
@@ -87,6 +86,9 @@ def main(words: Sequence[str] | None = None) -> int:
     if COMPLETION in os.environ:
         complete(parser)
     if config.OPTION in " ".join(words):
+        # not above: `scripts`, which takes Ctrl-C over, has to be imported before NumPy
+        from model.errors import InputError
+
         try:
             config.take_config(parser, words)
         except (InputError, OSError) as error:

@@ -156,7 +156,7 @@ class DivideRows(wiring.Component):
             last_word.eq(last_part & (group == self._groups - 1)),
             next_loaded.eq(~free | summed),
             next_half.eq(half ^ final),
-            next_active.eq(next_loaded & now_divided.bit_select(next_half, 1)),
+            next_active.eq(next_loaded & Mux(next_half, now_divided[1], now_divided[0])),
             next_part.eq(Mux(active, Mux(last_part, 0, part + 1), part)),
             next_group.eq(Mux(active & last_part, Mux(last_word, 0, group + 1), group)),
             next_last.eq((next_part == self._head_words - 1) & (next_group == self._groups - 1)),

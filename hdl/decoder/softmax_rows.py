@@ -152,7 +152,7 @@ class SoftmaxRows(wiring.Component):
             consumed.eq(waiting.valid & (self.start | running)),
             refill.eq(~waiting.valid | consumed),
             advance.eq(~latched.valid | refill),
-            issued.valid.eq(complete.bit_select(next_half, 1)),
+            issued.valid.eq(Mux(next_half, complete[1], complete[0])),
             issued.last.eq(address == final),
             issued.half.eq(next_half),
             read.eq(Mux(advance & issued.valid & issued.last, 1 << next_half, 0)),
@@ -185,7 +185,9 @@ class SoftmaxRows(wiring.Component):
         ]
         maximum = Mux(waiting.half, maxima[1], maxima[0])
         for lane in range(scores):
-            self._numerator(m, lane, maximum - word[lane], belongs.shift, waiting.last & (belongs.count <= lane))
+            # Not `<= lane`: a 0 there has no bits, and Yosys writes that operand as an open wire.
+            missing = belongs.count < lane + 1
+            self._numerator(m, lane, maximum - word[lane], belongs.shift, waiting.last & missing)
         self._denominator(m, sums)
         self.internals = Internals(place=place, complete=complete, held=held, running=running, waiting=waiting)
         return m
@@ -208,7 +210,7 @@ class SoftmaxRows(wiring.Component):
         # A distance has as many bits as a score, but may be raised by half a step.
         bits = max(self._score_bits, max(self._shifts) + 1) + 1
         # The first scores are the valid ones: where one is, so is every one before it.
-        level = [(self.i.scores[lane], self.i.count > lane) for lane in range(self.scores)]
+        level = [(self.i.scores[lane], self.i.count >= lane + 1) for lane in range(self.scores)]
         for number in range(self._levels):
             add = addend if number == self._levels - 1 else Const(0, 1)
             larger = []

@@ -38,7 +38,7 @@ class Copies(wiring.Component):
         """Build the cells where they exist, else a behavioural model."""
         m = Module()
         if getattr(platform, "family", None) != "ecp5":
-            copies = data_register(self.o.shape())
+            copies = data_register(self.o.shape(), name="copied")  # no instance is named so
             m.d.sync += [copy.eq(self.i) for copy in copies]
             m.d.comb += self.o.eq(copies)
             return m

@@ -99,7 +99,7 @@ def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.fullmatch(r"positron \d+\.\d+\.\d+, Python 3\.\d+\.\d+\n", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("words", ["train --stepz 5", "benchmark train --stepz 5", "report runs/x extra", "--stepz"])
+@pytest.mark.parametrize("words", ["train --stepz 5", "benchmark train --stepz 5", "quantize runs/x extra", "--stepz"])
 def test_what_no_command_knows_is_refused_with_that_commands_usage(
     words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -186,7 +186,7 @@ def test_stages_name_sources_that_exist() -> None:
         ("scripts/report/charts.py", {"report"}),
         ("scripts/quantization/options.py", {"train", "quantize"}),
         ("scripts/training/fine_tuning.py", {"train"}),
-        ("scripts/quantization/pictures.py", {"quantize"}),
+        ("scripts/quantization/pictures.py", {"quantize", "report"}),
         ("hdl/tools/cells/mult18x18d.v", {"synthesize"}),
         ("scripts/commands/doctor.py", set()),
     ],
