@@ -59,7 +59,8 @@ class Probe(wiring.Component):
 
     Equation: `checksum(words[: last + 1])`.
 
-    Latency: `latency` cycles after a word; a token is given later than that after its last logit.
+    Latency: `latency` cycles after a word. Where few logits come a cycle, a token is offered before
+    its last logits are in the checksum.
     Resources: a third of a lookup table for each bit of all units' words, and some 100: 580 with
     128 lanes, and 800 flip-flops.
 
