@@ -59,8 +59,9 @@ class Probe(wiring.Component):
 
     Equation: `checksum(words[: last + 1])`.
 
-    Latency: `latency` cycles after a word. Where few logits come a cycle, a token is offered before
-    its last logits are in the checksum.
+    Latency: `latency` cycles after a word. Where few logits come a cycle, a token is offered one
+    cycle before its last logits are in the checksum; an accelerator's answer has two numbers
+    before it.
     Resources: a third of a lookup table for each bit of all units' words, and some 100: 580 with
     128 lanes, and 800 flip-flops.
 

@@ -109,7 +109,7 @@ def test_the_accelerator_takes_bytes_and_gives_token_cycles_and_checksum():
     weights = machine.plan.weight_words()
     weights[value.address + 1] ^= 1 << 9  # before the third token
     probes = [
-        (stages["blocks.0.attention.key"], stages["blocks.0.attention.key"].checksum),
+        (stages["logits"], stages["logits"].checksum),
         (context, context.checksum),
         (weight_stages(machine.plan)[2], checksum(weights[: value.address + value.words])),
     ]
